@@ -1,0 +1,89 @@
+"""``rayasd data``: check recordings, make synthetic ones, index one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """Check recordings, make synthetic ones, index your own."""
+
+
+@data.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option("--ground-truth", type=click.Path(path_type=Path),
+              help="Folder of ground_truth_*.csv; default ROOT/ground_truth_data where there is one.")  # fmt: skip
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="data.resample=true, data.channel=0 …")
+def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> None:
+    """Count and read every clip below ROOT and name everything odd; exit code 1 when something is unusable.
+
+    \b
+        rayasd data check data/synthetic
+        rayasd data check recordings.csv --set data.resample=true --set data.channel=mean
+    """
+    from rayasd.cli.datasets import check_data
+
+    raise SystemExit(check_data(root, ground_truth, overrides))
+
+
+@data.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--machines", default="all", show_default=True, help="all, or some of the seven 2021 machine types.")
+@click.option("--sections", "num_sections", type=click.IntRange(min=1, max=99), default=6, show_default=True,
+              help="Sections a machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
+@click.option("--train", "num_source_train", type=click.IntRange(min=1), default=1000, show_default=True,
+              help="Source-domain training clips a section.")  # fmt: skip
+@click.option("--target-train", "num_target_train", type=click.IntRange(min=0), default=3, show_default=True,
+              help="Target-domain training clips a section.")  # fmt: skip
+@click.option("--test", "num_test", type=click.IntRange(min=1), default=100, show_default=True,
+              help="Normal, and as many anomalous, test clips a section and domain.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Length of a clip.")
+@click.option("--difficulty", type=click.FloatRange(min=0, max=1), default=0.5, show_default=True,
+              help="0: loud anomalies; 1: faint ones.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def synth(out: Path, machines: str, **plan: Any) -> None:
+    """Write synthetic machine recordings to OUT, laid out and named as DCASE 2021 Task 2.
+
+    \b
+        rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
+    """
+    from rayasd.cli.datasets import synthesize_data
+
+    synthesize_data(out, machines, plan)
+
+
+@data.command()
+@click.argument("root", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--pattern", default="{machine}/id_{section}/{label}/*.wav", show_default=True,
+              help="Where machine, section, domain, split and label stand in a path; * is anything in one level.")  # fmt: skip
+@click.option("--test-fraction", type=click.FloatRange(min=0, max=0.5), default=None,
+              help="Share of normal clips held out for the test; default: as many as there are anomalies.")  # fmt: skip
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which normal clips are held out.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Manifest to write; default ROOT/clips.csv.",
+)
+def index(root: Path, pattern: str, test_fraction: float | None, seed: int, out: Path | None) -> None:
+    """Make a manifest of your own recordings below ROOT, for --data.
+
+    The default pattern is the original MIMII tree (fan/id_00/normal/00000000.wav, 8 channels):
+
+    \b
+        rayasd data index MIMII --out MIMII/clips.csv
+        rayasd sweep --data MIMII/clips.csv --set data.channel=0
+
+    A manifest is a CSV or Parquet table of path (relative to it), machine, section, domain, split and label, which you
+    may as well write yourself.
+    """
+    from rayasd.cli.datasets import index_data
+
+    index_data(root, pattern, test_fraction, seed, out)

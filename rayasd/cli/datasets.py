@@ -1,0 +1,142 @@
+"""What the ``rayasd data`` commands do, once their imports are paid for."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayasd import config as configuration
+from rayasd.cli.display import clip_progress
+from rayasd.cli.options import choose
+from rayasd.config import DataConfig
+from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
+from rayasd.data.catalog import Catalog, Oddity, scan, with_ground_truth
+from rayasd.data.manifest import index_tree, write_manifest
+from rayasd.errors import UserError
+
+_SHOWN_ODDITIES = 50
+
+
+def check_data(source: Path, ground_truth: Path | None, overrides: Sequence[str]) -> int:
+    """Print a data set's table and oddities; returns the exit code."""
+    console = Console()
+    config = configuration.load("eusipco2022", overrides).data
+    catalog = scan(source)
+    folder = ground_truth or catalog.root / "ground_truth_data"
+    if ground_truth or folder.is_dir():
+        catalog = with_ground_truth(catalog, folder)
+    facts, oddities = _read_all(console, catalog, config)
+    oddities = [*catalog.oddities, *oddities, *_of_the_whole(catalog)]
+    console.print(_counts(catalog, facts))
+    if catalog.synthetic:
+        console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
+    unusable = sum(odd.unusable for odd in oddities)
+    for odd in sorted(oddities, key=lambda odd: not odd.unusable)[:_SHOWN_ODDITIES]:
+        word, style = ("unusable", "red") if odd.unusable else ("note", "yellow")
+        console.print(Text(f"{word}  {odd.path} {odd.problem}", style=style))
+    if len(oddities) > _SHOWN_ODDITIES:
+        console.print(f"… and {len(oddities) - _SHOWN_ODDITIES} more")
+    console.print(f"{catalog.table.num_rows} clips, {len(oddities) - unusable} notes, {unusable} unusable")
+    return 1 if unusable else 0
+
+
+def synthesize_data(out: Path, machines: str, plan: Mapping[str, Any]) -> None:
+    """Write synthetic recordings."""
+    from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
+
+    console = Console()
+    chosen = choose("machine", machines, list(MACHINE_TYPES))
+    with clip_progress(console, "writing") as on_progress:
+        count = synthesize(out, SynthesisPlan(machines=chosen, **plan), on_progress=on_progress)
+    console.print(f"{count} synthetic clips in {out}" if count else f"{out} is there already, made by the same plan")
+
+
+def index_data(root: Path, pattern: str, test_fraction: float | None, seed: int, out: Path | None) -> None:
+    """Write a manifest of one's own recordings."""
+    out = out or root / "clips.csv"
+    rows = index_tree(root, pattern, test_fraction=test_fraction, seed=seed)
+    try:
+        base = out.parent.resolve()
+        for row in rows:
+            row["path"] = (root.resolve() / row["path"]).relative_to(base).as_posix()
+    except ValueError:
+        raise UserError(
+            f"--out {out}: a manifest lies in a folder above its clips, for example {root / 'clips.csv'}"
+        ) from None
+    write_manifest(out, rows)
+    counts = Counter((row["machine"], row["split"]) for row in rows)
+    Console().print(f"{out}: {len(rows)} clips (" + ", ".join(f"{m} {s} {n}" for (m, s), n in sorted(counts.items())) + ")",
+                    highlight=False)  # fmt: skip
+
+
+def _read_all(console: Console, catalog: Catalog, config: DataConfig) -> tuple[dict[str, AudioFacts], list[Oddity]]:
+    clips: list[str] = catalog.table["clip"].to_pylist()
+
+    def read(clip: str) -> tuple[AudioFacts | None, str | None, bool]:
+        try:
+            facts = read_facts(catalog.root / clip)
+        except BadClipError as error:
+            return None, str(error), True
+        try:
+            samples = read_samples(catalog.root / clip, facts, config)
+        except BadClipError as error:
+            return facts, str(error), True
+        return facts, "is silent or constant" if samples.min() == samples.max() else None, False
+
+    facts, oddities = {}, []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, clip_progress(console, "reading") as on_progress:
+        for done, (clip, (fact, problem, unusable)) in enumerate(zip(clips, pool.map(read, clips), strict=True), 1):
+            if fact is not None:
+                facts[clip] = fact
+            if problem is not None:
+                oddities.append(Oddity(clip, problem, unusable))
+            if done % 50 == 0 or done == len(clips):
+                on_progress(done, len(clips))
+    return facts, oddities
+
+
+def _of_the_whole(catalog: Catalog) -> list[Oddity]:
+    """Oddities of machines and sections, not of single clips."""
+    rows = catalog.table.select(["machine", "section", "split"]).to_pylist()
+    sections: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        sections.setdefault(row["machine"], {}).setdefault(row["split"], set()).add(row["section"])
+    oddities = []
+    if len(sections) == 1:
+        oddities.append(Oddity(str(catalog.root), "has one machine type: outlier exposure needs a second", True))
+    for machine, splits in sections.items():
+        train, test = splits.get("train", set()), splits.get("test", set())
+        if len(train) == 1:
+            oddities.append(Oddity(machine, "has one section: the product loss has nothing to tell apart", False))
+        if missing := sorted(test - train):
+            oddities.append(
+                Oddity(machine, f"has test clips but no training clips in section {', '.join(missing)}", False)
+            )
+        if not train:
+            oddities.append(Oddity(machine, "has no training clips", False))
+    return oddities
+
+
+def _counts(catalog: Catalog, facts: Mapping[str, AudioFacts]) -> Table:
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for row in catalog.table.to_pylist():
+        groups.setdefault((row["machine"], row["section"], row["domain"], row["split"]), []).append(row)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("machine", "section", "domain", "split"):
+        table.add_column(name)
+    for name in ("normal", "anomalous", "unlabelled", "seconds", "Hz"):
+        table.add_column(name, justify="right")
+    for key, rows in sorted(groups.items()):
+        labels = Counter(row["label"] for row in rows)
+        known = [facts[row["clip"]] for row in rows if row["clip"] in facts]
+        lengths = sorted({round(fact.seconds, 2) for fact in known})
+        span = "–" if not lengths else f"{lengths[0]:g}" if len(lengths) == 1 else f"{lengths[0]:g}–{lengths[-1]:g}"
+        rates = ", ".join(str(rate) for rate in sorted({fact.sample_rate for fact in known}))
+        table.add_row(*(Text(part) for part in key), *(str(labels[label]) for label in (0, 1, None)), span, rates)
+    return table

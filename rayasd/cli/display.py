@@ -1,0 +1,194 @@
+"""What a person sees while a sweep runs: a live table in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rayasd.config import Config
+from rayasd.data.catalog import Catalog
+from rayasd.files import read_json
+from rayasd.sweep.driver import State, Sweep
+from rayasd.sweep.plan import Plan
+from rayasd.unit import STAGES, RunDirectory, Stage, Unit
+
+_REDRAW_SECONDS = 0.5
+_PLAIN_SECONDS = 15.0
+
+
+class Display:
+    """Draws a sweep from the units' states and their progress files; only the driver draws."""
+
+    def __init__(self, console: Console, paths: RunDirectory, began: float) -> None:
+        self.console, self.paths, self.began = console, paths, began
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._drawn = 0.0
+        self._seen: dict[Unit, State] = {}
+        self._notes: set[str] = set()
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, sweep: Sweep) -> None:
+        """Say what changed, and redraw when it is time."""
+        if not self._seen:
+            self._seen = dict(sweep.states)
+        for unit, state in sweep.states.items():
+            if state is not self._seen[unit]:
+                self._seen[unit] = state
+                self._announce(sweep, unit, state)
+        if time.monotonic() - self._drawn < (_REDRAW_SECONDS if self._live else _PLAIN_SECONDS):
+            return
+        self._drawn = time.monotonic()
+        progress = {unit: read_json(self.paths.progress(unit)) or {} for unit in sweep.units(State.RUNNING)}
+        for state in progress.values():
+            for note in state.get("notes", ()):
+                self._say_once(note)
+        if self._live:
+            self._live.update(self._picture(sweep, progress), refresh=True)
+        else:
+            self.console.print(self._summary(sweep), highlight=False)
+
+    def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
+        if state is State.DONE:
+            marker = read_json(self.paths.marker(unit, "DONE")) or {}
+            for note in marker.get("notes", ()):
+                self._say_once(note)
+            if not self._live:
+                self.console.print(f"done     {unit}, {marker.get('seconds', 0):.1f} s", highlight=False)
+        elif state is State.FAILED:
+            self.console.print(Text(f"failed   {unit}: {sweep.reasons[unit]}", style="red"))
+
+    def _say_once(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.add(note)
+            self.console.print(Text(f"device   {note}", style="dim"))
+
+    def _summary(self, sweep: Sweep) -> str:
+        counts = ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
+        return f"{elapsed(time.monotonic() - self.began)}  {counts}"
+
+    def _picture(self, sweep: Sweep, progress: Mapping[Unit, Mapping[str, Any]]) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name, justify in (("stage", "left"), ("machine", "left"), ("variant", "left"), ("seed", "right"),
+                              ("", "left"), ("done", "right"), ("loss", "right"), ("clips/s", "right"),
+                              ("left", "right")):  # fmt: skip
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for unit, state in progress.items():
+            done, total = state.get("done", 0), state.get("total", 0)
+            loss, rate = state.get("loss"), state.get("clips_per_second", 0.0)
+            left = elapsed(state["seconds"] / done * (total - done)) if done else ""
+            table.add_row(
+                unit.stage, Text(unit.machine), Text(unit.variant), str(unit.seed),
+                ProgressBar(total=max(total, 1), completed=done, width=20), f"{done}/{total}" if total else "starting",
+                "" if loss is None else f"{loss:.4f}", f"{rate:.0f}" if rate else "", left,
+            )  # fmt: skip
+        return Group(table, Text(self._summary(sweep), style="bold"))
+
+
+@contextmanager
+def decoding_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show how many clips are decoded; nothing when none need to be."""
+    with clip_progress(console, "decoding") as on_progress:
+        yield on_progress
+
+
+@contextmanager
+def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar of clips done, once there is something to show."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("clips"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def print_failures(console: Console, sweep: Sweep, stages: Sequence[Stage]) -> None:
+    """List what failed and what could not be done because of it."""
+    failed = [u for u in sweep.units(State.FAILED) if u.stage in stages]
+    blocked = [u for u in sweep.units(State.BLOCKED) if u.stage in stages]
+    if not failed and not blocked:
+        return
+    table = Table(title=f"{len(failed)} units failed, {len(blocked)} not done because of others",
+                  title_justify="left", box=None, pad_edge=False)  # fmt: skip
+    for name in ("unit", "reason"):
+        table.add_column(name, no_wrap=name == "unit")
+    for unit in failed or blocked:
+        table.add_row(Text(str(unit)), Text(sweep.reasons[unit], style="red"))
+    console.print(table)
+    if failed:
+        console.print("Tracebacks stand in each unit's FAILED file; --retry-failed tries again.", highlight=False)
+
+
+def print_plan(console: Console, plan: Plan, config: Config, catalog: Catalog, execution: Mapping[str, Any]) -> None:
+    """Print what a sweep would do, and about how much disk it would take."""
+    units = plan.units(config)
+    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
+    for name in ("stage", "units", "each asks for", "disk, about"):
+        table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
+    clips = dict(
+        zip(
+            *catalog.table.group_by("machine").aggregate([("clip", "count")]).to_pydict().values(),
+            strict=True,
+        )
+    )
+    cache_bytes = sum(catalog.table["size"].to_pylist())
+    gpus = execution["gpus_per_unit"]
+    for stage in STAGES:
+        chosen = [unit for unit in units if unit.stage == stage]
+        request = f"{execution['cpus_per_unit']:g} CPU"
+        if stage != "detect":
+            request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
+        disk = sum(_disk(unit, config, clips.get(unit.machine) or clips.get("clip", 0)) for unit in chosen)
+        table.add_row(stage, str(len(chosen)), request, _bytes(disk))
+    table.add_row("decode", str(len(catalog.machines)), "this host", _bytes(cache_bytes))
+    console.print(table)
+    console.print(Text(f"{len(plan.machines)} machines ({', '.join(plan.machines)}) x {len(plan.variants)} variants "
+                       f"({', '.join(plan.variants)}) x {len(plan.seeds)} seeds = {len(units)} units; "
+                       f"{catalog.table.num_rows} clips in {catalog.root}"))  # fmt: skip
+    for unit in units:
+        console.print(Text(f"  {unit}"))
+
+
+def _disk(unit: Unit, config: Config, num_clips: int) -> int:
+    """Bytes a unit writes, to one significant figure: models by a typical CNN, tables by their row width."""
+    resolved = config.variant(unit.variant)
+    windows = num_clips * resolved.embedding.num_windows
+    if unit.stage == "train":
+        return 60_000_000  # weights, and the optimizer's two moments while it trains
+    if unit.stage == "embed":
+        return windows * (4 * resolved.network.embedding_dim + 16)
+    systems = len(resolved.inlier.detectors) * len(resolved.inlier.grid) * len(resolved.inlier.poolings)
+    return num_clips * systems * 10
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def elapsed(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

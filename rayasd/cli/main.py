@@ -1,0 +1,55 @@
+"""The ``rayasd`` command group, and how errors and interruptions become exit codes."""
+
+import sys
+import traceback
+
+import click
+
+from rayasd import __version__
+from rayasd.cli.data import data
+from rayasd.cli.sweep import detect, embed, report, sweep, train
+from rayasd.errors import UserError
+
+EXIT_UNITS_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", prog_name="rayasd")
+@click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+def cli(debug: bool) -> None:
+    """Anomalous sound detection when only normal sounds exist for training.
+
+    One command turns a folder of machine recordings into a ranked table:
+
+    \b
+        rayasd data synth data/synthetic        # or your own recordings: rayasd data index --help
+        rayasd sweep --data data/synthetic --preset demo
+    """
+
+
+for command in (data, sweep, train, embed, detect, report):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 some units failed, 2 usage or configuration, 75 interrupted."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = EXIT_INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"error: {error}", err=True)
+        code = EXIT_USAGE
+    except KeyboardInterrupt:
+        click.echo("interrupted: the same command goes on from here", err=True)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away (head, less): nothing to say and nobody to say it to
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

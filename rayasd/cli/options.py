@@ -1,0 +1,100 @@
+"""Options and their values that several commands share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayasd.errors import UserError, unknown
+
+DEFAULT_DATA = Path("data")
+
+
+def data_source(option: Path | None) -> Path:
+    """Where the clips are: the option, else $RAYASD_DATA, else data/.
+
+    Raises:
+        UserError: none of them is there; says how to get some.
+
+    """
+    if option is not None:
+        return option
+    if place := os.environ.get("RAYASD_DATA"):
+        return Path(place)
+    if DEFAULT_DATA.is_dir():
+        return DEFAULT_DATA
+    raise UserError(
+        "no data: give --data ROOT or set RAYASD_DATA; to make some, 'rayasd data synth data' (synthetic machines) or "
+        "'rayasd data index FOLDER' (your own recordings)"
+    )
+
+
+def cache_folder(option: Path | None) -> Path:
+    """Where decoded waveforms go: the option, else $RAYASD_CACHE, else the user's cache folder."""
+    if option is not None:
+        return option.absolute()
+    if place := os.environ.get("RAYASD_CACHE"):
+        return Path(place).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rayasd"
+
+
+def choose(kind: str, text: str, available: list[str]) -> tuple[str, ...]:
+    """Resolve 'all' or a comma-separated choice among what is available.
+
+    Raises:
+        UserError: an unknown name, or none.
+
+    """
+    if text == "all":
+        return tuple(available)
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names:
+        if name not in available:
+            raise unknown(kind, name, available)
+    if not names:
+        raise UserError(f"no {kind} chosen: all, or some of {', '.join(available)}")
+    return tuple(names)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds such as '0,1,2' or '0-4'.
+
+    Raises:
+        UserError: not whole numbers from 0.
+
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"--seeds {text}: give whole numbers from 0, for example 0,1,2 or 0-4")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise UserError(f"--seeds {text}: an empty range")
+    return tuple(dict.fromkeys(seeds))
+
+
+def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where and how units run."""
+    options = [
+        click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
+                     help="Ray cluster (a standing one by --address, else one of this host's own), or plain processes."),
+        click.option("--address", metavar="HOST:PORT", help="Standing Ray cluster; default $RAY_ADDRESS."),
+        click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
+                     help="CPU cores of one unit, and its threads."),
+        click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
+                     help="GPUs of a training or embedding unit, fractions too; default 1 where there are GPUs, else 0."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,
+                     help="How often a unit is tried whose worker dies or whose code raises."),
+        click.option("--retry-failed", is_flag=True, help="Try units again that failed for good earlier."),
+        click.option("--fail-fast", is_flag=True, help="Start nothing more after the first failed unit."),
+        click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
+                     help="Folder of decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,75 @@
+"""``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect, report."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayasd.cli.options import execution_options
+
+RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+
+
+@click.command()
+@click.option("--data", "source", type=click.Path(path_type=Path),
+              help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
+@click.option("--ground-truth", type=click.Path(path_type=Path),
+              help="Folder of ground_truth_*.csv; default ROOT/ground_truth_data where there is one.")  # fmt: skip
+@click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
+@click.option("--preset", default="eusipco2022", show_default=True,
+              help="eusipco2022, serial-oe, demo, or a TOML file.")  # fmt: skip
+@click.option("--variants", default="both", show_default=True,
+              help="Systems to compare, as the preset names them: both,untrained,statistics")  # fmt: skip
+@click.option("--seeds", default="0", show_default=True, help="0,1,2 or 0-4")
+@click.option(
+    "--detectors",
+    help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)' …; default from the preset.",
+)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting: exposure.epochs=50")
+@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
+              show_default=True, help="Where results go; a run that is there goes on.")  # fmt: skip
+@click.option("--accept-changes", is_flag=True, help="Go on in a run of another configuration; redo what that changes.")
+@click.option("--dry-run", is_flag=True, help="Print units, resources and disk, and start nothing.")
+@execution_options
+def sweep(**options: Any) -> None:
+    """Train, embed, detect and rank: from recordings to a leaderboard.
+
+    Running the same command again goes on where it stopped.
+
+    \b
+        rayasd sweep --machines all --data ROOT --preset demo
+        rayasd sweep --preset serial-oe --seeds 0-3 --variants both,no-mixup --run-dir runs/ablation
+        rayasd sweep --machines fan,pump --set exposure.epochs=50 --dry-run
+    """
+    from rayasd.cli.run import run_sweep
+
+    raise SystemExit(run_sweep(**options))
+
+
+def _stage_command(stage: str, text: str) -> click.Command:
+    @click.command(stage, help=text)
+    @RUN
+    @execution_options
+    def command(run: Path, **options: Any) -> None:
+        from rayasd.cli.run import run_stages
+
+        raise SystemExit(run_stages(run, (stage,), **options))  # type: ignore[arg-type]
+
+    return command
+
+
+train = _stage_command("train", "Train what is missing of RUN's extractors.")
+embed = _stage_command("embed", "Embed what is missing of RUN, where the extractors stand.")
+detect = _stage_command("detect", "Fit and apply what is missing of RUN's inlier models, where the embeddings stand.")
+
+
+@click.command()
+@RUN
+@click.option(
+    "--ground-truth", type=click.Path(path_type=Path), help="Folder of ground_truth_*.csv with labels to add."
+)
+def report(run: Path, ground_truth: Path | None) -> None:
+    """Compute RUN's leaderboard afresh from all scores that stand, and print it."""
+    from rayasd.cli.run import report_run
+
+    report_run(run, ground_truth)

@@ -1,0 +1,349 @@
+"""The configuration: one frozen dataclass a stage, read from a TOML preset, changed by ``a.b=value`` overrides."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from rayasd.errors import UserError, unknown
+
+PRESETS = resources.files("rayasd") / "presets"
+
+
+def bounded(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """Declare a numeric field with its default and its valid range, both ends included."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How clips on disk become arrays."""
+
+    sample_rate: int = bounded(16000, minimum=1000)
+    """Samples per second of every waveform that is trained on or scored."""
+    resample: bool = False
+    """Convert clips of another rate (polyphase filter); false: refuse them by name."""
+    channel: str = "only"
+    """'only': mono files, others are refused by name; 'mean' of all channels; or a channel's number from 0."""
+    on_bad_clip: Literal["fail", "skip"] = "fail"
+    """A clip that cannot be read stops the sweep, or is left out and counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndConfig:
+    """Mel spectrogram of one window, made on the training device."""
+
+    window_seconds: float = bounded(2.0, minimum=0.05)
+    """Length of the waveform that the network sees at once."""
+    n_fft: int = bounded(2048, minimum=16)
+    """Samples of one short-time Fourier transform."""
+    hop_length: int = bounded(256, minimum=1)
+    """Samples between two transforms."""
+    n_mels: int = bounded(224, minimum=1)
+    """Mel bands."""
+    f_min: float = bounded(50.0, minimum=0.0)
+    """Lowest frequency, Hz."""
+    f_max: float = bounded(7800.0, minimum=1.0)
+    """Highest frequency, Hz; at most half the sample rate."""
+    power: float = bounded(1.0, minimum=0.1)
+    """Exponent of the magnitude: 1 is amplitude, 2 is power."""
+    normalized: bool = True
+    """Divide the transform by the window's energy (torchaudio's ``normalized``)."""
+    log: bool = False
+    """Take log(mel + 1e-6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The feature extractor."""
+
+    extractor: Literal["network", "statistics"] = "network"
+    """'statistics' is the control: mean and deviation of each log-mel band, nothing learned."""
+    backbone: str = "tf_efficientnet_b0.ns_jft_in1k"
+    """Any timm model name."""
+    pretrained: str = ""
+    """Local file of backbone weights (safetensors or torch); empty: random weights."""
+    embedding_dim: int = bounded(128, minimum=2)
+    """D, the length of an embedding."""
+    dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
+    """Dropout between backbone and neck."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the forward pass; auto: bfloat16 where the device has instructions for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposureConfig:
+    """Outlier exposure: how the extractor is trained."""
+
+    epochs: int = bounded(300, minimum=0)
+    """Passes over the target machine's training clips; 0 leaves the network untrained."""
+    batch_size: int = bounded(128, minimum=2)
+    """Clips a step, half of them normal clips of the target machine, half pseudo-anomalous."""
+    target_domain_per_batch: int = bounded(0, minimum=0)
+    """Target-domain clips in each batch's normal half; 0: they take part like any other clip."""
+    learning_rate: float = bounded(1e-3, minimum=0.0)
+    """Peak learning rate of the one-cycle schedule."""
+    weight_decay: float = bounded(0.0, minimum=0.0)
+    """AdamW's decoupled weight decay."""
+    lambda_machine: float = bounded(1.0, minimum=0.0)
+    """Weight of the machine loss (is it the target machine at all?)."""
+    lambda_product: float = bounded(10.0, minimum=0.0)
+    """Weight of the product loss (which section of the target machine?)."""
+    waveform_scaling: Literal["own", "target"] = "own"
+    """Z-score a clip with its own machine's training mean and deviation, or with the target machine's."""
+    mixup_schedule: Literal["cosine-down", "cosine-up", "always", "never"] = "cosine-down"
+    """Probability of a mixup step over training: 1 to 0, 0 to 1 by half-way, 1, or 0."""
+    mixup_alpha: float = bounded(0.2, minimum=1e-3)
+    """Mixup weights are drawn from Beta(alpha, alpha), one a clip."""
+    mixup_product_loss: Literal["target", "all"] = "target"
+    """Who enters the product loss in a mixup step: clips with a mixed machine target > 0, or all."""
+    validation_fraction: float = bounded(1 / 6, minimum=0.0, maximum=0.9)
+    """Share of each section's source-domain training clips held out of training."""
+    checkpoint_every: int = bounded(10, minimum=1)
+    """Epochs between two resumable checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Windows of a clip to embeddings."""
+
+    num_windows: int = bounded(10, minimum=1)
+    """Evenly spaced windows a clip, the last flush with its end."""
+    batch_size: int = bounded(256, minimum=1)
+    """Windows a forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InlierConfig:
+    """Inlier models: one per section and detector."""
+
+    detectors: tuple[str, ...] = ("lof", "gmm", "knn")
+    """Families (over the grid), grid points such as 'knn-4', or calls such as 'sklearn.ensemble.IsolationForest(n_estimators=50)'."""
+    grid: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """h: neighbours, components, inverse of 2 nu, bandwidth, by family."""
+    gmm_covariance: Literal["full", "tied", "diag", "spherical"] = "full"
+    """Shape of the mixture's covariances."""
+    fit_on: Literal["validation", "train", "source"] = "validation"
+    """Fit on the held-out training clips, on all training clips, or on all source-domain training clips."""
+    features: Literal["embedding", "logits", "both"] = "embedding"
+    """What the detectors see: the embedding, the product logits, or both side by side."""
+    poolings: tuple[str, ...] = ("min", "mean", "median", "lower-half-mean")
+    """Window scores to a clip's score; on normality, these are max, mean, median and mean of the upper half."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Which sections choose and which report."""
+
+    development_sections: tuple[str, ...] = ("00", "01", "02")
+    """Sections on which detector and pooling are chosen; all others are evaluation sections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run's numbers."""
+
+    data: DataConfig = DataConfig()
+    front_end: FrontEndConfig = FrontEndConfig()
+    network: NetworkConfig = NetworkConfig()
+    exposure: ExposureConfig = ExposureConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    inlier: InlierConfig = InlierConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Named sets of overrides; each is trained and ranked as a system of its own."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, ready for JSON or TOML."""
+        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: dict(v) if k == "variants" else dataclasses.asdict(v) for k, v in tables.items()}
+
+    def variant(self, name: str) -> "Config":
+        """Return this configuration with one variant's overrides applied.
+
+        Raises:
+            UserError: there is no such variant.
+
+        """
+        if name not in self.variants:
+            raise unknown("variant", name, self.variants)
+        return from_dict(_merge(self.as_dict(), _nest(self.variants[name])))
+
+
+def load(preset: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a preset by name, or a TOML file by path, and apply overrides of the form ``a.b=value``.
+
+    Raises:
+        UserError: an unknown preset, key or value, with the nearest valid one.
+
+    """
+    values = _read_preset(preset)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise UserError(f"--set {override}: write it as key=value, for example exposure.epochs=50")
+        values = _merge(values, _nest({key.strip(): _toml_value(text.strip())}))
+    return from_dict(values)
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build a checked configuration from nested tables.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or out of range, or values that do not fit together.
+
+    """
+    config: Config = _build(Config, values, "")
+    if config.front_end.f_min >= config.front_end.f_max:
+        raise UserError("front_end.f_min must be below front_end.f_max")
+    if config.front_end.f_max > config.data.sample_rate / 2:
+        raise UserError(
+            f"front_end.f_max = {config.front_end.f_max:g} Hz is above half of data.sample_rate = {config.data.sample_rate}"
+        )
+    if config.exposure.target_domain_per_batch >= config.exposure.batch_size // 2:
+        raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
+    if not (config.data.channel in ("only", "mean") or config.data.channel.isdecimal()):
+        raise UserError(f"data.channel = {config.data.channel!r}: choose only, mean or a channel's number from 0")
+    return config
+
+
+def preset_names() -> list[str]:
+    """List the presets that come with rayasd."""
+    return sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir() if entry.name.endswith(".toml"))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested tables into one dictionary with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Write nested tables of plain values as TOML (the standard library only reads it)."""
+    lines = [f"{_toml_key(k)} = {_toml_text(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{_toml_key(key)}"
+            lines += [f"\n[{name}]", to_toml(value, f"{name}.").rstrip("\n")]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    path = Path(preset)
+    if preset in preset_names():
+        text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
+    elif path.suffix == ".toml" and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif path.suffix == ".toml":
+        raise UserError(f"no such preset file: {preset}")
+    else:
+        raise unknown("preset", preset, preset_names())
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{preset}: not valid TOML: {error}") from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if base == preset:
+        raise UserError(f"preset {preset} extends itself")
+    return _merge(_read_preset(str(base)), values)
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{path.rstrip('.')} is a table of settings, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    built = {}
+    for key, value in values.items():
+        if key not in known:
+            raise unknown("setting", f"{path}{key}", [f"{path}{name}" for name in known])
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = _build(hints[key], value, f"{path}{key}.")  # type: ignore[arg-type]
+        elif key == "variants":
+            built[key] = {name: flatten(overrides) for name, overrides in value.items()}
+        else:
+            built[key] = _checked(f"{path}{key}", value, hints[key], known[key].metadata)
+    return cls(**built)
+
+
+def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{name} = {value!r}: choose one of {', '.join(typing.get_args(hint))}")
+        return value
+    if origin is tuple:
+        element = typing.get_args(hint)[0]
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name} = {value!r}: a list is needed")
+        return tuple(_checked(name, item, element, bounds) for item in value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if hint is str and type(value) in (int, float):
+        value = str(value)
+    if type(value) is not hint:
+        raise UserError(f"{name} = {value!r}: a value of type {_type_name(hint)} is needed")
+    low, high = bounds.get("minimum"), bounds.get("maximum")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+        raise UserError(f"{name} = {value}: must be {span}")
+    return value
+
+
+def _type_name(hint: type | types.GenericAlias) -> str:
+    return {bool: "true/false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))  # type: ignore[arg-type]
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in flat.items():
+        *tables, leaf = dotted.split(".")
+        table = nested
+        for name in tables:
+            table = table.setdefault(name, {})
+        table[leaf] = value
+    return nested
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # bare words need no quotes on the command line
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() else _toml_text(key)
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_text(item) for item in value) + "]"
+    return repr(value)

@@ -1,0 +1,1 @@
+"""Clips on disk become arrays: naming, catalog, manifest, waveform cache, synthetic machines."""

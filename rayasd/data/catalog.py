@@ -1,0 +1,180 @@
+"""The catalog: one Arrow table row a clip, from a folder tree in a DCASE layout or from a manifest."""
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayasd.data.manifest import is_manifest, read_manifest
+from rayasd.data.naming import SPLIT_FOLDERS, parse_clip_name
+from rayasd.errors import UserError
+
+AUDIO_SUFFIXES = (".wav", ".flac")
+
+SCHEMA = pa.schema(
+    [
+        ("clip", pa.string()),  # path below the root, with forward slashes: the clip's identity
+        ("machine", pa.string()),
+        ("section", pa.string()),
+        ("domain", pa.string()),  # source, target, unknown
+        ("split", pa.string()),  # train, test
+        ("label", pa.int8()),  # 0 normal, 1 anomalous, null unknown
+        ("attributes", pa.string()),
+        ("size", pa.int64()),  # bytes
+        ("mtime_ns", pa.int64()),
+    ]
+)
+
+_GROUND_TRUTH = re.compile(
+    r"ground_truth_(?P<machine>.+)_section_(?P<section>\d+)(?:_(?P<domain>source|target))?_test\.csv"
+)
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """Something in a data folder that a person should know about."""
+
+    path: str
+    problem: str
+    unusable: bool
+    """True: a clip that cannot take part; false: merely ignored or remarkable."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every clip below one root."""
+
+    root: Path
+    table: pa.Table
+    """Columns of ``SCHEMA``; the waveform cache adds frames, digest and sums."""
+    oddities: tuple[Oddity, ...] = ()
+
+    @property
+    def machines(self) -> list[str]:
+        """Machine types that the root holds, sorted."""
+        return sorted(pc.unique(self.table["machine"]).to_pylist())
+
+    @property
+    def is_train(self) -> pc.Expression:
+        """Filter expression of the training clips."""
+        return pc.field("split") == "train"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the clips were made by ``rayasd data synth``."""
+        return (self.root / "SYNTHETIC.json").exists()
+
+
+def scan(source: Path) -> Catalog:
+    """Catalog a DCASE tree, or the clips of a manifest (CSV or Parquet). Audio is not opened.
+
+    Raises:
+        UserError: there is no such place, or it holds no clips.
+
+    """
+    if not source.exists():
+        raise UserError(f"no such data folder or manifest: {source}")
+    if is_manifest(source):
+        rows, root = read_manifest(source), source.parent
+        oddities: list[Oddity] = []
+        for row in rows:
+            status = (root / row["clip"]).stat() if (root / row["clip"]).is_file() else None
+            if status is None:
+                oddities.append(Oddity(row["clip"], f"listed in {source.name} but not there", True))
+            row.update(size=status.st_size if status else -1, mtime_ns=status.st_mtime_ns if status else 0)
+        rows = [row for row in rows if row["size"] >= 0]
+    elif source.is_dir():
+        root, rows, oddities = source, [], []
+        for entry in _split_folder_entries(source, oddities):
+            _catalog_entry(entry, source, rows, oddities)
+    else:
+        raise UserError(f"{source} is neither a folder nor a manifest (.csv or .parquet)")
+    if not rows:
+        raise UserError(
+            f"no clips in {source}: expected <machine>/train/*.wav and <machine>/source_test/*.wav, as DCASE lays them "
+            "out; other layouts come in by a manifest (rayasd data index --help)"
+        )
+    rows.sort(key=lambda row: (row["machine"], row["clip"]))
+    return Catalog(root.resolve(), pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
+
+
+def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
+    """Fill the unknown labels of test clips from ``ground_truth_<machine>_section_SS_<domain>_test.csv`` files.
+
+    Raises:
+        UserError: no such folder or no such files, a row that is not ``clip,0|1``, or a label that contradicts a name.
+
+    """
+    files = sorted(folder.glob("ground_truth_*.csv"))
+    if not files:
+        raise UserError(f"no ground_truth_<machine>_section_SS_<domain>_test.csv in {folder}")
+    truth: dict[tuple[str, str], int] = {}
+    for file in files:
+        match = _GROUND_TRUTH.fullmatch(file.name)
+        if match is None:
+            raise UserError(f"{file}: expected a name like ground_truth_fan_section_03_source_test.csv")
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            for number, row in enumerate(csv.reader(lines), 1):
+                if len(row) < 2 or row[1].strip() not in ("0", "1"):
+                    raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
+                truth[match["machine"], row[0].strip()] = int(row[1])
+    labels = []
+    columns = (catalog.table[name].to_pylist() for name in ("machine", "clip", "split", "label"))
+    for machine, clip, split, label in zip(*columns, strict=True):
+        true = truth.get((machine, clip.rpartition("/")[2])) if split == "test" else None
+        if true is not None and label is not None and label != true:
+            raise UserError(f"{clip}: its name says label {label}, the ground truth in {folder} says {true}")
+        labels.append(label if true is None else true)
+    position = catalog.table.schema.get_field_index("label")
+    table = catalog.table.set_column(position, SCHEMA.field("label"), pa.array(labels, pa.int8()))
+    return Catalog(catalog.root, table, catalog.oddities)
+
+
+def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.DirEntry[str]]:
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if os.path.basename(folder) in SPLIT_FOLDERS and Path(folder) != root:  # noqa: PTH119 - hot loop
+            with os.scandir(folder) as entries:
+                yield from entries
+        else:
+            audio = [name for name in files if name.lower().endswith(AUDIO_SUFFIXES)]
+            if audio:
+                place = Path(folder).relative_to(root).as_posix()
+                problem = f"{len(audio)} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
+                oddities.append(Oddity(place, problem, False))
+
+
+def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, object]], oddities: list[Oddity]) -> None:
+    path = Path(entry.path)
+    clip = path.relative_to(root).as_posix()
+    if not entry.name.lower().endswith(AUDIO_SUFFIXES):
+        if not entry.name.startswith("."):
+            oddities.append(Oddity(clip, "not an audio file: ignored", False))
+        return
+    try:
+        name = parse_clip_name(path.stem, path.parent.name)
+        status = entry.stat()
+    except (ValueError, OSError) as error:
+        oddities.append(Oddity(clip, str(error), True))
+        return
+    if name.split == "train" and name.label == 1:
+        oddities.append(Oddity(clip, "an anomalous clip among the training clips", True))
+        return
+    rows.append(
+        {
+            "clip": clip,
+            "machine": path.parent.parent.name,
+            "section": name.section,
+            "domain": name.domain,
+            "split": name.split,
+            "label": name.label,
+            "attributes": name.attributes,
+            "size": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+        }
+    )

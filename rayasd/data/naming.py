@@ -1,0 +1,61 @@
+"""DCASE Task 2 file names: what each says about its clip.
+
+Years 2021–2025 name a clip ``section_SS_{source|target}_{train|test}_{normal|anomaly}_NNNN[_attributes]``; evaluation
+test clips leave the label out (2021: ``section_SS_source_test_NNNN``), later years the domain too (``section_SS_NNNN``).
+2020 has ``{normal|anomaly}_id_NN_NNNNNNNN`` and, in its evaluation test sets, ``id_NN_NNNNNNNN``.
+"""
+
+import re
+from dataclasses import dataclass
+
+SPLIT_FOLDERS = {"train": "train", "test": "test", "source_test": "test", "target_test": "test"}
+"""Folder of a machine type -> split of the clips in it."""
+
+LABELS = {"normal": 0, "anomaly": 1}
+
+_SINCE_2021 = re.compile(
+    r"section_(?P<section>\d{2,4})"
+    r"(?:_(?P<domain>source|target)_(?P<split>train|test)(?:_(?P<label>normal|anomaly))?)?"
+    r"_(?P<number>\d+)(?:_(?P<attributes>.+))?"
+)
+_2020 = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d{2,4})_(?P<number>\d+)")
+
+
+@dataclass(frozen=True)
+class ClipName:
+    """What a clip's name and folder say about it."""
+
+    section: str
+    """Product or machine ID, two digits or more."""
+    domain: str
+    """source, target, or unknown where the name does not tell. 2020 has no domains: its clips count as source."""
+    split: str
+    """train or test."""
+    label: int | None
+    """0 normal, 1 anomalous, None unknown. Training clips are normal unless named otherwise."""
+    attributes: str
+    """The rest of the name, as it is."""
+
+
+def parse_clip_name(stem: str, folder: str) -> ClipName:
+    """Read a clip's name (without its extension) in one of the ``SPLIT_FOLDERS``.
+
+    Raises:
+        ValueError: the name follows no known scheme, or contradicts its folder; the message says which.
+
+    """
+    split = SPLIT_FOLDERS[folder]
+    if match := _SINCE_2021.fullmatch(stem):
+        named_split, domain = match["split"], match["domain"] or "unknown"
+        attributes = match["attributes"] or ""
+    elif match := _2020.fullmatch(stem):
+        named_split, domain, attributes = None, "source", ""
+    else:
+        raise ValueError("its name follows no DCASE scheme")
+    if named_split not in (None, split):
+        raise ValueError(f"named as a {named_split} clip but lies in {folder}/")
+    folder_domain = folder.removesuffix("_test") if folder.endswith("_test") else None
+    if folder_domain is not None and domain not in (folder_domain, "unknown"):
+        raise ValueError(f"named as a {domain}-domain clip but lies in {folder}/")
+    label = LABELS[match["label"]] if match["label"] else (0 if split == "train" else None)
+    return ClipName(match["section"], folder_domain or domain, split, label, attributes)

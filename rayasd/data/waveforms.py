@@ -1,0 +1,229 @@
+"""The waveform cache: each machine's clips decoded once into an int16 memory map that every unit on a host shares.
+
+A cache file's name carries the sha256 of its clips' paths, sizes and modification times and of the decoding rules, so
+that a changed clip or rule makes another file and an old one is never read by mistake.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayasd.config import DataConfig
+from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
+from rayasd.data.catalog import Catalog, Oddity
+from rayasd.errors import UserError
+from rayasd.files import digest, replacing
+
+DECODED_COLUMNS = pa.schema(
+    [
+        ("offset", pa.int64()),  # first sample in the machine's memory map
+        ("frames", pa.int64()),
+        (
+            "sum",
+            pa.int64(),
+        ),  # of the int16 samples, and of their squares: exact statistics of any set of clips
+        ("sum_squares", pa.int64()),
+        ("digest", pa.string()),  # blake2b of the decoded samples
+        ("cache", pa.string()),  # name of the machine's cache files, without suffix
+    ]
+)
+
+OnProgress = Callable[[int, int], None]
+_FREE_SPACE_MARGIN = 64 << 20
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Waveforms:
+    """Decoded samples of one machine's clips.
+
+    Attributes:
+        samples: int16 memory map, all clips one after the other.
+        offsets: first sample of each clip, shape (clips,).
+        frames: samples of each clip, shape (clips,).
+
+    """
+
+    samples: NDArray[np.int16]
+    offsets: NDArray[np.int64]
+    frames: NDArray[np.int64]
+
+    def window(self, clip: int, start: int, length: int, out: NDArray[np.int16]) -> None:
+        """Copy ``length`` samples of a clip from ``start`` into ``out``; a clip that ends before repeats itself."""
+        offset, frames = self.offsets[clip], self.frames[clip]
+        if start + length <= frames:
+            out[:] = self.samples[offset + start : offset + start + length]
+        else:
+            out[:] = self.samples[offset + (start + np.arange(length)) % frames]
+
+
+def decode(
+    catalog: Catalog,
+    config: DataConfig,
+    cache: Path,
+    *,
+    num_threads: int | None = None,
+    on_progress: OnProgress = _no_progress,
+) -> Catalog:
+    """Make sure that every machine's memory map stands, and add what decoding tells to the catalog.
+
+    Returns:
+        The catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its oddities.
+
+    Raises:
+        UserError: a clip that cannot be used (under ``on_bad_clip = "fail"``), or too little space for the cache.
+
+    """
+    unnamed = [odd for odd in catalog.oddities if odd.unusable]
+    _fail_unless_skipping(unnamed, config, catalog.root)
+    tables, oddities, done = [], list(catalog.oddities), 0
+    for machine in catalog.machines:
+        table = catalog.table.filter(pc.field("machine") == machine)
+        index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
+        if not index.exists():
+            _decode_machine(catalog.root, table, config, index, num_threads or os.cpu_count() or 1,
+                            lambda n, before=done: on_progress(before + n, catalog.table.num_rows))  # fmt: skip
+        decoded = pq.read_table(index)
+        bad = [Oddity(*pair, True) for pair in json.loads(decoded.schema.metadata[b"bad_clips"])]
+        _fail_unless_skipping(bad, config, catalog.root)
+        oddities += bad
+        kept = table.filter(pc.is_in(table["clip"], decoded["clip"]))
+        for column in DECODED_COLUMNS.names:
+            kept = kept.append_column(column, decoded[column])
+        tables.append(kept)
+        done += table.num_rows
+    merged = pa.concat_tables(tables).combine_chunks()
+    if merged.num_rows == 0:
+        raise UserError(f"no clip in {catalog.root} can be used: rayasd data check {catalog.root} says why")
+    return replace(catalog, table=merged.replace_schema_metadata(), oddities=tuple(oddities))
+
+
+def open_waveforms(catalog: Catalog, machine: str, config: DataConfig, cache: Path) -> Waveforms:
+    """Map a machine's decoded samples, in the order of its rows in the (decoded) catalog.
+
+    On a host whose cache lacks them, they are decoded there first.
+    """
+    table = catalog.table.filter(pc.field("machine") == machine)
+    index = cache / f"{table['cache'][0].as_py()}.parquet"
+    if not index.exists():
+        _decode_machine(catalog.root, table, config, index, os.cpu_count() or 1, lambda n: None)
+    decoded = pq.read_table(index, columns=["offset", "frames"])  # this host's offsets
+    samples = np.memmap(index.with_suffix(".i16"), dtype="<i2", mode="r")
+    return Waveforms(samples, decoded["offset"].to_numpy(), decoded["frames"].to_numpy())
+
+
+def scaling(table: pa.Table) -> tuple[float, float]:
+    """Mean and standard deviation of a table's samples on the scale where int16 full scale is 1."""
+    count = pc.sum(table["frames"]).as_py()
+    mean = pc.sum(table["sum"]).as_py() / count
+    variance = pc.sum(table["sum_squares"]).as_py() / count - mean**2
+    return mean / 32768.0, max(variance, 1e-12) ** 0.5 / 32768.0
+
+
+def data_fingerprint(catalog: Catalog) -> dict[str, str]:
+    """Sha256 per machine of what the clips are and hold, wherever they lie. Test labels are left out: they come later."""
+    prints = {}
+    for machine in catalog.machines:
+        table = catalog.table.filter(pc.field("machine") == machine)
+        columns = ("clip", "section", "domain", "split", "digest")
+        prints[machine] = digest([table[name].to_pylist() for name in columns])
+    return prints
+
+
+def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
+    rules = {k: v for k, v in asdict(config).items() if k != "on_bad_clip"}
+    files = [table[name].to_pylist() for name in ("clip", "size", "mtime_ns")]
+    return digest([str(root), rules, files])[:24]
+
+
+def _decode_machine(
+    root: Path,
+    table: pa.Table,
+    config: DataConfig,
+    index: Path,
+    num_threads: int,
+    on_progress: Callable[[int], None],
+) -> None:
+    clips: list[str] = table["clip"].to_pylist()
+    with ThreadPoolExecutor(num_threads) as pool:  # libsndfile runs without the interpreter's lock
+        lengths = list(pool.map(lambda clip: _length_or_reason(root / clip, config), clips))
+        planned = [(clip, n) for clip, n in zip(clips, lengths, strict=True) if isinstance(n, int)]
+        offsets = np.concatenate([[0], np.cumsum([n for _, n in planned], dtype=np.int64)])
+        bad = {clip: n for clip, n in zip(clips, lengths, strict=True) if isinstance(n, str)}
+        rows = {}
+        _need_space(index.parent, int(offsets[-1]) * 2)
+        with replacing(index.with_suffix(".i16")) as path:
+            samples = _allocate(path, int(offsets[-1]))
+
+            def decode_into(clip: str, offset: int) -> tuple[int, int, str] | str:
+                try:
+                    audio = read_samples(root / clip, read_facts(root / clip), config)
+                except BadClipError as error:
+                    return str(error)
+                samples[offset : offset + len(audio)] = audio
+                wide = audio.astype(np.int64)
+                checksum = hashlib.blake2b(audio.tobytes(), digest_size=16).hexdigest()
+                return int(wide.sum()), int(wide @ wide), checksum
+
+            results = pool.map(decode_into, [clip for clip, _ in planned], offsets[:-1].tolist())
+            for done, ((clip, frames), offset, result) in enumerate(zip(planned, offsets, results, strict=False), 1):
+                if isinstance(result, str):
+                    bad[clip] = result
+                else:
+                    rows[clip] = (int(offset), frames, *result, index.stem)
+                if done % 50 == 0 or done == len(planned):
+                    on_progress(done)
+            if isinstance(samples, np.memmap):
+                samples.flush()
+    columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
+    decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
+    for field, values in zip(DECODED_COLUMNS, columns, strict=True):
+        decoded = decoded.append_column(field, pa.array(values, field.type))
+    with replacing(index) as path:  # written last: a map without its index is not there
+        pq.write_table(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), path)
+
+
+def _length_or_reason(path: Path, config: DataConfig) -> int | str:
+    try:
+        return num_frames(read_facts(path), config)
+    except BadClipError as error:
+        return str(error)
+
+
+def _allocate(path: Path, num_samples: int) -> NDArray[np.int16]:
+    if num_samples == 0:
+        return np.zeros(0, np.int16)
+    with path.open("r+b") as file:
+        # reserve the blocks now: writing a map on a full disk would end the process with a bus error
+        os.posix_fallocate(file.fileno(), 0, num_samples * 2)
+    return np.memmap(path, dtype="<i2", mode="r+", shape=(num_samples,))
+
+
+def _need_space(folder: Path, num_bytes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if num_bytes + _FREE_SPACE_MARGIN > free:
+        raise UserError(
+            f"the waveform cache needs {num_bytes / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
+            "choose another place with --cache DIR"
+        )
+
+
+def _fail_unless_skipping(bad: Sequence[Oddity], config: DataConfig, root: Path) -> None:
+    if bad and config.on_bad_clip == "fail":
+        more = f" (and {len(bad) - 1} more: rayasd data check {root})" if len(bad) > 1 else ""
+        raise UserError(f"{bad[0].path} {bad[0].problem}{more}; --set data.on_bad_clip=skip leaves such clips out")

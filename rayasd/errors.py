@@ -1,0 +1,16 @@
+"""What goes wrong because of what a person asked for or gave, said in one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Usage, configuration or data that cannot work: one line that a person can act on (exit code 2)."""
+
+
+def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
+    """Build the error for a name that is not among the valid ones: it names the nearest, or all of them."""
+    choices = sorted(valid)
+    nearest = get_close_matches(name, choices, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}there are: {', '.join(choices) or 'none'}")

@@ -1,0 +1,1 @@
+"""From scores to a ranked table: metrics, cells, selection, leaderboard."""

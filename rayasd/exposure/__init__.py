@@ -1,0 +1,1 @@
+"""Outlier exposure: a network that tells a machine's products apart and the machine from all others."""

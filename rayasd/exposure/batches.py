@@ -1,0 +1,138 @@
+"""Balanced batches: every normal clip of the target machine once an epoch, as many pseudo-anomalous clips beside them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rayasd.config import Config
+from rayasd.exposure.clips import Indices, MachineClips, gather, standardise
+from rayasd.exposure.mixup import Targets
+from rayasd.randomness import generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's clips: ``members[m]`` are indices into machine m's clips, the target machine first."""
+
+    step: int
+    members: tuple[Indices, ...]
+
+    @property
+    def num_clips(self) -> int:
+        """Size of the batch."""
+        return sum(map(len, self.members))
+
+
+def steps_per_epoch(target: MachineClips, config: Config) -> int:
+    """Batches of an epoch."""
+    per_batch = config.exposure.batch_size // 2 - config.exposure.target_domain_per_batch
+    return max(1, -(-len(_once_an_epoch(target, config)) // per_batch))
+
+
+def epoch_batches(
+    target: MachineClips, others: Sequence[MachineClips], config: Config, seed: int, epoch: int
+) -> Iterator[Batch]:
+    """Compose an epoch's batches.
+
+    The target machine's training clips are shuffled and dealt into batches whose sizes differ by at most one, so that
+    no batch is too small for batch normalisation. Each batch holds as many pseudo-anomalous clips, dealt in turn from
+    all other machines; a machine's clips come back only when all of them have been used.
+    """
+    rng = generator(seed, "batches", target.name, epoch)
+    once = rng.permutation(_once_an_epoch(target, config))
+    num_steps = steps_per_epoch(target, config)
+    extra = config.exposure.target_domain_per_batch
+    target_domain = target.training[target.in_target_domain(target.training)] if extra else once[:0]
+    dealer = _deal(target_domain, rng) if len(target_domain) else None
+    pseudo = [_deal(other.training, rng) for other in others]
+    turn = 0
+    for step, normal in enumerate(np.array_split(once, num_steps)):
+        if dealer is not None:
+            normal = np.concatenate([normal, [next(dealer) for _ in range(extra)]])
+        members: list[list[int]] = [[] for _ in others]
+        for _ in normal:
+            which = turn % len(others)
+            members[which].append(next(pseudo[which]))
+            turn += 1
+        yield Batch(step, (normal, *(np.array(m, np.int64) for m in members)))
+
+
+class BatchLoader:
+    """Turns batches into standardised waveforms and targets on the training device."""
+
+    def __init__(
+        self, target: MachineClips, others: Sequence[MachineClips], config: Config, device: torch.device
+    ) -> None:
+        self.machines = (target, *others)
+        self.device = device
+        self.length = round(config.front_end.window_seconds * config.data.sample_rate)
+        self.products = torch.from_numpy(target.products())
+        self.num_products = len(target.sections)
+        scales = [(m.mean, m.deviation) for m in self.machines]
+        if config.exposure.waveform_scaling == "target":
+            scales = [(target.mean, target.deviation)] * len(self.machines)
+        self.scales = torch.tensor(scales, dtype=torch.float32)
+
+    def load(self, batch: Batch, start: Callable[[Indices], Indices]) -> tuple[Tensor, Targets]:
+        """Cut one window a clip; ``start`` maps the largest possible first sample of each clip to the chosen one.
+
+        Returns:
+            Waveforms (N, samples) and targets of the batch's clips, the target machine's first.
+
+        """
+        sizes = [len(chosen) for chosen in batch.members]
+        slack = np.concatenate(
+            [m.waveforms.frames[c] - self.length for m, c in zip(self.machines, batch.members, strict=True)]
+        )
+        starts = start(np.maximum(slack, 0))
+        samples = np.empty((batch.num_clips, self.length), np.int16)
+        ends = np.cumsum(sizes)
+        for machine, chosen, end in zip(self.machines, batch.members, ends, strict=True):
+            rows = slice(end - len(chosen), end)
+            gather(machine, chosen, starts[rows], self.length, samples[rows])
+        which = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        mean, deviation = self.scales[which].split(1, dim=1)
+        product = torch.zeros(batch.num_clips, self.num_products)
+        product[torch.arange(sizes[0]), self.products[torch.from_numpy(batch.members[0])]] = 1.0
+        targets = Targets((which == 0).float().to(self.device), product.to(self.device))
+        return standardise(samples, mean, deviation, self.device), targets
+
+
+def random_starts(rng: np.random.Generator) -> Callable[[Indices], Indices]:
+    """Choose every start evenly between 0 and the largest possible one."""
+    return lambda slack: rng.integers(0, slack + 1)
+
+
+def central_starts(slack: Indices) -> Indices:
+    """Choose the window in the middle of each clip."""
+    return slack // 2
+
+
+def validation_batches(target: MachineClips, others: Sequence[MachineClips], batch_size: int) -> Iterator[Batch]:
+    """Held-out normal clips of the target machine, each with one held-out clip of another machine, evenly from all."""
+    negatives: list[tuple[int, int]] = []
+    for turn in range(len(target.validation)):
+        which, place = turn % len(others), turn // len(others)
+        pool = others[which].validation
+        if len(pool):
+            negatives.append((which, int(pool[place % len(pool)])))
+    half = max(1, batch_size // 2)
+    for step, begin in enumerate(range(0, len(target.validation), half)):
+        span = negatives[begin : begin + half]
+        members = [np.array([c for w, c in span if w == which], np.int64) for which in range(len(others))]
+        yield Batch(step, (target.validation[begin : begin + half], *members))
+
+
+def _once_an_epoch(target: MachineClips, config: Config) -> Indices:
+    if config.exposure.target_domain_per_batch == 0:
+        return target.training
+    return target.training[~target.in_target_domain(target.training)]
+
+
+def _deal(clips: NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from rng.permutation(clips).tolist()

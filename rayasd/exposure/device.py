@@ -1,0 +1,53 @@
+"""Device and precision, each chosen with a reason that is said."""
+
+from dataclasses import dataclass
+
+import torch
+
+from rayasd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which arithmetic a unit computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    def autocast(self) -> torch.autocast:
+        """Context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+
+
+def choose_compute(device: str, precision: str) -> Compute:
+    """Resolve ``auto`` for device and precision.
+
+    Raises:
+        UserError: CUDA is asked for where there is none, or an unknown device.
+
+    """
+    if device == "auto":
+        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        why = "a CUDA device is visible" if chosen.type == "cuda" else "no CUDA device is visible"
+    else:
+        try:
+            chosen, why = torch.device(device), "as asked"
+        except RuntimeError:
+            raise UserError(f"device {device!r}: choose auto, cpu, cuda or cuda:N") from None
+        if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"device {device!r} asked for, but {torch.cuda.device_count()} CUDA devices are visible")
+    if precision != "auto":
+        dtype, what = getattr(torch, precision), f"{precision} as asked"
+    elif _has_bfloat16(chosen):
+        dtype, what = torch.bfloat16, "bfloat16: the device computes in it"
+    else:
+        dtype, what = torch.float32, "float32: the device has no bfloat16 instructions"
+    return Compute(chosen, dtype, f"{chosen} ({why}), {what}")
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # AVX-512 alone emulates bfloat16 through float32 and is slower than float32 itself
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

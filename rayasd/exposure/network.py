@@ -1,0 +1,150 @@
+"""The feature extractor: mel spectrogram, backbone, neck, machine head and product head; and its untrained control."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torchaudio
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rayasd.config import Config, FrontEndConfig
+from rayasd.errors import UserError
+from rayasd.files import replacing, write_json
+
+
+class Output(NamedTuple):
+    """What an extractor says about N windows."""
+
+    embedding: Tensor
+    """(N, D)"""
+    machine_logit: Tensor
+    """(N,): large for the target machine's normal sounds."""
+    product_logits: Tensor
+    """(N, K), one a section of the target machine."""
+
+
+class MelSpectrogram(nn.Module):
+    """Waveforms (N, samples) to mel spectrograms (N, 1, mels, frames), in float32 whatever the autocast."""
+
+    def __init__(self, config: FrontEndConfig, sample_rate: int, *, n_mels: int | None = None) -> None:
+        super().__init__()
+        self.log = config.log
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            sample_rate=sample_rate,
+            n_fft=config.n_fft,
+            hop_length=config.hop_length,
+            f_min=config.f_min,
+            f_max=config.f_max,
+            n_mels=n_mels or config.n_mels,
+            power=config.power,
+            normalized=config.normalized,
+            center=True,
+            pad_mode="reflect",
+        )
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Compute the spectrograms."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            mel = self.mel(waveforms.float()).unsqueeze(1)
+            return (mel + 1e-6).log() if self.log else mel
+
+
+class Extractor(nn.Module):
+    """The outlier-exposure network of one machine type with K sections."""
+
+    def __init__(self, config: Config, num_products: int, *, load_pretrained: bool = True) -> None:
+        super().__init__()
+        network = config.network
+        self.front_end = MelSpectrogram(config.front_end, config.data.sample_rate)
+        self.backbone = _backbone(network.backbone, network.pretrained if load_pretrained else "")
+        self.neck = nn.Sequential(
+            nn.Dropout(network.dropout),
+            nn.Linear(_num_features(self.backbone), network.embedding_dim),
+            nn.BatchNorm1d(network.embedding_dim),
+            nn.PReLU(),
+            nn.Linear(network.embedding_dim, network.embedding_dim),
+        )
+        self.machine_head = nn.Linear(1, 1)  # of the embedding's mean square: a hypersphere criterion
+        self.product_head = nn.Linear(network.embedding_dim, num_products, bias=False)
+
+    def forward(self, waveforms: Tensor) -> Output:
+        """Embed standardised waveforms (N, samples)."""
+        spectrograms = self.front_end(waveforms).contiguous(memory_format=torch.channels_last)
+        embedding = self.neck(self.backbone(spectrograms))
+        with torch.autocast(waveforms.device.type, enabled=False):  # the norm and the losses want float32
+            embedding = embedding.float()
+            machine_logit = self.machine_head(embedding.square().mean(dim=1, keepdim=True)).squeeze(1)
+            return Output(embedding, machine_logit, self.product_head(embedding))
+
+
+class Statistics(nn.Module):
+    """Control without learning: mean and standard deviation over time of D/2 log-mel bands."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.mel = MelSpectrogram(config.front_end, config.data.sample_rate, n_mels=config.network.embedding_dim // 2)
+        self.mel.log = True
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Describe waveforms (N, samples) by (N, D) statistics."""
+        bands = self.mel(waveforms).squeeze(1)
+        return torch.cat([bands.mean(dim=2), bands.std(dim=2)], dim=1)
+
+
+def save_extractor(folder: Path, extractor: Extractor, config: Config, sections: list[str]) -> None:
+    """Write ``model.safetensors`` and the ``config.json`` that rebuilds it."""
+    state = {name: value.contiguous().cpu() for name, value in extractor.state_dict().items()}
+    with replacing(folder / "model.safetensors") as path:
+        save_file(state, path)
+    tables = {name: asdict(getattr(config, name)) for name in ("data", "front_end", "network")}
+    write_json(folder / "config.json", {"sections": sections, **tables})
+
+
+def load_extractor(folder: Path, config: Config) -> tuple[Extractor, list[str]]:
+    """Read a trained extractor (on the CPU, in evaluation mode) and the sections of its product head."""
+    sections = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sections"]
+    extractor = Extractor(config, len(sections), load_pretrained=False)
+    extractor.load_state_dict(load_file(folder / "model.safetensors"))
+    return extractor.eval(), sections
+
+
+def _backbone(name: str, pretrained: str) -> nn.Module:
+    if pretrained and not Path(pretrained).is_file():
+        raise UserError(f"network.pretrained: no such file: {pretrained}")
+    check_backbone(name)
+    overlay = {"file": pretrained, "hf_hub_id": None, "url": ""}  # never a download
+    backbone: nn.Module = timm.create_model(
+        name,
+        pretrained=bool(pretrained),
+        pretrained_cfg_overlay=overlay if pretrained else None,
+        in_chans=1,
+        num_classes=0,
+        global_pool="avg",
+    )
+    return backbone
+
+
+def check_backbone(name: str) -> None:
+    """Make sure that timm knows a backbone.
+
+    Raises:
+        UserError: it does not; names the nearest.
+
+    """
+    if not timm.is_model(name.partition(".")[0]):
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, timm.list_models(), n=3)
+        raise UserError(f"network.backbone: timm has no model {name!r}" + (f": {', '.join(near)}?" if near else ""))
+
+
+def _num_features(backbone: nn.Module) -> int:
+    with torch.no_grad():
+        training = backbone.training
+        width = backbone.eval()(torch.zeros(1, 1, 64, 64)).shape[1]
+        backbone.train(training)
+    return int(width)

@@ -1,0 +1,220 @@
+"""Train one machine's extractor by outlier exposure, from where the last checkpoint left off."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from rayasd.config import Config
+from rayasd.data.catalog import Catalog
+from rayasd.data.store import read_catalog
+from rayasd.errors import UserError
+from rayasd.exposure.batches import (
+    Batch,
+    BatchLoader,
+    central_starts,
+    epoch_batches,
+    random_starts,
+    steps_per_epoch,
+    validation_batches,
+)
+from rayasd.exposure.clips import MachineClips, load_machine
+from rayasd.exposure.device import Compute, choose_compute
+from rayasd.exposure.losses import machine_loss, product_loss, product_members
+from rayasd.exposure.mixup import mixup, mixup_probability
+from rayasd.exposure.network import Extractor, save_extractor
+from rayasd.files import replacing, write_text
+from rayasd.randomness import generator, torch_seed
+from rayasd.unit import Progress, Report, UnitSpec, silent
+
+STATE = "state.pt"
+HISTORY = "history.jsonl"
+
+
+def train(spec: UnitSpec, report: Report = silent) -> None:
+    """Train the extractor of ``spec.unit`` and write it to ``spec.output``.
+
+    Writes model.safetensors, config.json, history.jsonl and, every ``exposure.checkpoint_every`` epochs, state.pt from
+    which an interrupted training goes on to bit-identical weights (same device and thread count).
+
+    Raises:
+        UserError: no second machine to learn from, or a loss that is no longer finite.
+
+    """
+    config, machine, seed = spec.config, spec.unit.machine, spec.unit.seed
+    compute = choose_compute(spec.device, config.network.precision)
+    catalog = read_catalog(spec.run.catalog, spec.data_root)
+    target, others = load_target_and_others(catalog, spec)
+    total_epochs, num_steps = config.exposure.epochs, steps_per_epoch(target, config)
+
+    torch.manual_seed(torch_seed(seed, "weights", machine))
+    extractor = Extractor(config, len(target.sections)).to(compute.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        extractor.parameters(), lr=config.exposure.learning_rate, weight_decay=config.exposure.weight_decay
+    )
+    schedule = (
+        torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=config.exposure.learning_rate, total_steps=total_epochs * num_steps
+        )
+        if total_epochs
+        else None
+    )
+    loader = BatchLoader(target, others, config, compute.device)
+    weights = config.network.pretrained or "random: network.pretrained names no file"
+    report(Progress(0, total_epochs, note=f"{compute.reason}; backbone weights {weights}"))
+    history = _resume(spec.output, extractor, optimizer, schedule, compute)
+
+    for epoch in range(len(history), total_epochs):
+        extractor.train()
+        sums = torch.zeros(3, device=compute.device)
+        clips = 0
+        for batch in epoch_batches(target, others, config, seed, epoch):
+            progress = (epoch * num_steps + batch.step) / (total_epochs * num_steps)
+            learning_rate = optimizer.param_groups[0]["lr"]
+            sums += _step(extractor, optimizer, loader, batch, config, compute, (seed, machine, epoch), progress)
+            assert schedule is not None
+            if schedule.last_epoch + 1 < schedule.total_steps:  # the last step has the last rate
+                schedule.step()
+            clips += batch.num_clips
+        total, of_machine, of_product = (sums / num_steps).tolist()
+        if not math.isfinite(total):
+            raise UserError(
+                f"{spec.unit}: the loss is {total} in epoch {epoch + 1}: lower exposure.learning_rate "
+                f"(now {config.exposure.learning_rate:g})"
+            )
+        row = {
+            "epoch": epoch + 1,
+            "learning_rate": learning_rate,
+            "mixup_probability": mixup_probability(config.exposure.mixup_schedule, (epoch + 1) / total_epochs),
+            "loss": total,
+            "machine_loss": of_machine,
+            "product_loss": of_product,
+            **_validate(extractor, loader, target, others, config, compute),
+        }
+        history.append(row)
+        report(Progress(epoch + 1, total_epochs, clips, total))
+        if (epoch + 1) % config.exposure.checkpoint_every == 0 and epoch + 1 < total_epochs:
+            _checkpoint(spec.output, extractor, optimizer, schedule, history)
+
+    _write_history(spec.output, history)
+    save_extractor(spec.output, extractor, config, target.sections)
+    (spec.output / STATE).unlink(missing_ok=True)
+
+
+def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineClips, list[MachineClips]]:
+    """Load the unit's machine and all others that are present, whose normal clips are its pseudo-anomalous ones.
+
+    Raises:
+        UserError: there is no other machine with training clips.
+
+    """
+    target = load_machine(catalog, spec.unit.machine, spec)
+    trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
+    others = [load_machine(catalog, name, spec) for name in catalog.machines if name in trained - {target.name}]
+    if not others:
+        raise UserError(
+            f"outlier exposure needs a second machine type: {catalog.root} has training clips of {target.name} alone"
+        )
+    return target, others
+
+
+def _step(
+    extractor: Extractor,
+    optimizer: torch.optim.Optimizer,
+    loader: BatchLoader,
+    batch: Batch,
+    config: Config,
+    compute: Compute,
+    key: tuple[int, str, int],
+    progress: float,
+) -> Tensor:
+    """Do one optimiser step; returns total, machine and product loss, (3,), on the device."""
+    exposure = config.exposure
+    rng = generator(*key, batch.step, "step")
+    waveforms, targets = loader.load(batch, random_starts(rng))
+    mixed = bool(rng.random() < mixup_probability(exposure.mixup_schedule, progress))
+    if mixed:
+        waveforms, targets = mixup(waveforms, targets, exposure.mixup_alpha, rng)
+    torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
+    with compute.autocast():
+        output = extractor(waveforms)
+    of_machine = machine_loss(output.machine_logit, targets)
+    members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
+    of_product = product_loss(output.product_logits, targets, members)
+    loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return torch.stack([loss, of_machine, of_product]).detach()
+
+
+@torch.inference_mode()
+def _validate(
+    extractor: Extractor,
+    loader: BatchLoader,
+    target: MachineClips,
+    others: list[MachineClips],
+    config: Config,
+    compute: Compute,
+) -> dict[str, float | None]:
+    """Losses and hit rates on held-out clips, one central window each; nothing where none are held out."""
+    extractor.eval()
+    machine_logits, machine_targets, product_sum, hits = [], [], 0.0, 0
+    for batch in validation_batches(target, others, config.exposure.batch_size):
+        waveforms, targets = loader.load(batch, central_starts)
+        with compute.autocast():
+            output = extractor(waveforms)
+        members = product_members(targets, mixed=False, rule=config.exposure.mixup_product_loss)
+        product_sum += product_loss(output.product_logits, targets, members).item() * int(members.sum())
+        guess = output.product_logits[members].argmax(dim=1)
+        hits += int((guess == targets.product[members].argmax(dim=1)).sum())
+        machine_logits.append(output.machine_logit)
+        machine_targets.append(targets.machine)
+    if not machine_logits:
+        return {}
+    logits, truth = torch.cat(machine_logits), torch.cat(machine_targets)
+    of_machine = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth).item()
+    num_target = int(truth.sum())
+    of_product = product_sum / num_target
+    exposure = config.exposure
+    both_classes = 0 < num_target < len(truth)
+    return {
+        "validation_loss": exposure.lambda_machine * of_machine + exposure.lambda_product * of_product,
+        "validation_machine_loss": of_machine,
+        "validation_product_loss": of_product,
+        "validation_machine_auc": (float(roc_auc_score(truth.cpu(), logits.cpu())) if both_classes else None),
+        "validation_product_accuracy": hits / num_target,
+    }
+
+
+def _checkpoint(folder: Path, extractor: Any, optimizer: Any, schedule: Any, history: list[Any]) -> None:
+    _write_history(folder, history)
+    state = {
+        "model": extractor.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "history": json.dumps(history),
+    }
+    with replacing(folder / STATE) as path:
+        torch.save(state, path)
+
+
+def _resume(folder: Path, extractor: Any, optimizer: Any, schedule: Any, compute: Compute) -> list[dict[str, Any]]:
+    """Load the last checkpoint, if there is one; returns the history up to it."""
+    path = folder / STATE
+    if not path.exists() or schedule is None:
+        return []
+    state = torch.load(path, map_location=compute.device, weights_only=True)
+    extractor.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    history: list[dict[str, Any]] = json.loads(state["history"])
+    return history
+
+
+def _write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))

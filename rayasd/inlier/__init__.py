@@ -1,0 +1,1 @@
+"""Inlier modelling: detectors fitted to a section's normal embeddings, and window scores pooled to clips."""

@@ -1,0 +1,71 @@
+"""The leaderboard as rows of text and numbers: one place decides columns, order and rounding."""
+
+from collections.abc import Sequence
+
+from rayasd.evaluation.leaderboard import Leaderboard, Standing
+
+
+def heading(machines: Sequence[str]) -> list[str]:
+    """Column titles of ``row``."""
+    return ["#", "variant", "detector", "pooling", "official eval", "official dev", "AUC", "pAUC", "source", "target",
+            *machines, "seeds", "cells"]  # fmt: skip
+
+
+def row(standing: Standing) -> list[str]:
+    """One system as text, scores in percent; a dash where there is nothing to average."""
+    return [
+        "" if standing.rank is None else str(standing.rank),
+        standing.variant,
+        standing.detector,
+        standing.pooling,
+        percent(standing.evaluation, standing.evaluation_std),
+        percent(standing.development, standing.development_std),
+        percent(standing.auc),
+        percent(standing.pauc),
+        percent(standing.source_auc),
+        percent(standing.target_auc),
+        *(percent(value) for value in standing.machines.values()),
+        str(standing.num_seeds),
+        coverage(standing),
+    ]
+
+
+def percent(value: float | None, deviation: float | None = None) -> str:
+    """Write a fraction in percent, with its deviation over seeds."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
+
+
+def coverage(standing: Standing) -> str:
+    """Cells that stand behind a system's scores, of those that have labels."""
+    return f"{standing.cells_ok}/{standing.cells_expected}"
+
+
+def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
+    """Say what the table is, sentence by sentence."""
+    notes = []
+    if synthetic:
+        notes.append(
+            "Synthetic data: made by rayasd data synth, not recorded; these figures say nothing about real machines."
+        )
+    if leaderboard.ranked_on == "evaluation":
+        notes.append("Detector and pooling chosen on the development sections, ranked on the evaluation sections.")
+    else:
+        notes.append(
+            "No labelled evaluation sections: ranked by the development score, on which detector and pooling were "
+            "chosen too, so these figures flatter."
+        )
+    notes.append(
+        "Official: DCASE 2021 score, the harmonic mean of AUC and pAUC (max. FPR 0.1) over all machine, section and domain "
+        "cells. AUC, pAUC: arithmetic means over all cells. Source, target and machines: harmonic means of AUC. In percent."
+    )
+    unlabelled = max((s.cells_unlabelled for s in leaderboard.standings), default=0)
+    if unlabelled:
+        notes.append(
+            f"{unlabelled} cells have no labels (or one class only) and take no part; --ground-truth DIR adds labels."
+        )
+    incomplete = [f"{s.variant} {s.detector} {s.pooling} ({coverage(s)})" for s in leaderboard.ranked if not s.complete]
+    if incomplete:
+        notes.append("Incomplete, ranked below the complete: " + "; ".join(incomplete) + ".")
+    return notes

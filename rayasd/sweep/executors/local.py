@@ -1,0 +1,127 @@
+"""Units in worker processes on this host: no cluster, no Ray."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from rayasd.sweep.executors import Resources
+from rayasd.sweep.worker import Outcome, do_unit
+from rayasd.unit import Unit, UnitSpec
+
+_spawn = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in an unknown state
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    gpu: int | None
+    """First GPU that the worker sees; fixed for its life, as CUDA reads it once."""
+    unit: Unit | None = None
+    share: float = 0.0
+    """GPUs that the running unit holds."""
+
+
+class LocalExecutor:
+    """A pool of worker processes, each doing one unit at a time; a worker that dies takes only its unit with it."""
+
+    def __init__(self, num_cpus: int | None = None, gpus: list[str] | None = None) -> None:
+        self.gpus = _visible_gpus() if gpus is None else gpus
+        self.capacity = Resources(num_cpus or len(os.sched_getaffinity(0)), len(self.gpus))
+        self.largest_node = self.capacity
+        self._workers: list[_Worker] = []
+
+    def describe(self) -> str:
+        """Say where units run."""
+        return f"this host, {self.capacity}"
+
+    def submit(self, spec: UnitSpec, resources: Resources) -> None:
+        """Give the unit to an idle worker, or to a new one."""
+        gpu = self._free_gpu(resources.gpus) if resources.gpus else None
+        idle = [w for w in self._workers if w.unit is None and w.gpu == gpu]
+        worker = idle[0] if idle else self._start(gpu)
+        worker.unit, worker.share = spec.unit, resources.gpus
+        worker.pipe.send(spec)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Collect what finished; a closed pipe is a worker that died."""
+        busy = {w.pipe: w for w in self._workers if w.unit is not None}
+        if not busy:
+            time.sleep(timeout)
+            return []
+        outcomes = []
+        for pipe in wait(list(busy), timeout):
+            worker = busy[pipe]  # type: ignore[index]
+            assert worker.unit is not None
+            try:
+                outcomes.append(worker.pipe.recv())
+            except (EOFError, OSError):
+                worker.process.join()
+                code = worker.process.exitcode
+                cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                outcomes.append(Outcome(worker.unit, f"its worker process died ({cause})"))
+                self._workers.remove(worker)
+            worker.unit, worker.share = None, 0.0
+        return outcomes
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+    def _free_gpu(self, share: float) -> int:
+        used = [sum(w.share for w in self._workers if w.unit and w.gpu == g) for g in range(len(self.gpus))]
+        return min(range(len(self.gpus)), key=lambda g: used[g] + share)
+
+    def _start(self, gpu: int | None) -> _Worker:
+        ours, theirs = _spawn.Pipe()
+        visible = "" if gpu is None else self.gpus[gpu]
+        process = _spawn.Process(target=_serve, args=(theirs, os.getpid(), visible), daemon=True)
+        process.start()
+        theirs.close()
+        worker = _Worker(process, ours, gpu)
+        self._workers.append(worker)
+        return worker
+
+
+def _serve(pipe: Connection, parent: int, visible_gpus: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    while True:
+        try:
+            spec = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(do_unit(spec))
+
+
+def _die_with(parent: int) -> None:
+    """End this process when the driver is gone, even if it was killed without a word."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _visible_gpus() -> list[str]:
+    """Identifiers of the GPUs on this host that we may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"]
+    try:
+        names = os.listdir("/proc/driver/nvidia/gpus")
+    except OSError:
+        return []
+    return [str(number) for number in range(len(names))]

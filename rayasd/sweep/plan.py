@@ -1,0 +1,51 @@
+"""The plan: every unit of a sweep and what each builds on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayasd.config import Config
+from rayasd.unit import STAGES, Stage, Unit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Dimensions of a sweep; each (variant, machine, seed) is trained, embedded and detected."""
+
+    machines: tuple[str, ...]
+    variants: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def merged(self, other: "Plan") -> "Plan":
+        """Join two plans of one run directory, which may grow by machines, variants and seeds."""
+
+        def join(a: Sequence[object], b: Sequence[object]) -> tuple[object, ...]:
+            return tuple(dict.fromkeys([*a, *b]))
+
+        return Plan(
+            tuple(sorted(set(self.machines) | set(other.machines))),
+            join(self.variants, other.variants),  # type: ignore[arg-type]
+            tuple(sorted(set(self.seeds) | set(other.seeds))),
+        )
+
+    def units(self, config: Config, stages: Sequence[Stage] = STAGES) -> list[Unit]:
+        """List the units, machine by machine within a seed and variant. The statistics control has nothing to train."""
+        return [
+            Unit(stage, variant, machine, seed)
+            for seed in self.seeds
+            for variant in self.variants
+            for machine in self.machines
+            for stage in stages
+            if stage in stages_of(config.variant(variant))
+        ]
+
+
+def stages_of(config: Config) -> tuple[Stage, ...]:
+    """Stages that a variant goes through."""
+    return STAGES if config.network.extractor == "network" else STAGES[1:]
+
+
+def prerequisite(unit: Unit, config: Config) -> Unit | None:
+    """Name the unit whose output this one reads, if any."""
+    stages = stages_of(config)
+    place = stages.index(unit.stage)
+    return Unit(stages[place - 1], unit.variant, unit.machine, unit.seed) if place else None

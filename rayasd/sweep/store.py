@@ -1,0 +1,208 @@
+"""The run directory as a whole: whose configuration and data it holds, which units are done, what happened."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rayasd import __version__
+from rayasd.config import Config, flatten, from_dict, to_toml
+from rayasd.errors import UserError
+from rayasd.files import file_digest, read_json, write_json, write_text
+from rayasd.sweep.plan import Plan
+from rayasd.unit import RunDirectory, UnitSpec
+
+PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyarrow", "soundfile")
+
+
+class RunStore:
+    """Reads and writes the files of a run that belong to no single unit."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = RunDirectory(root.absolute())
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has been set up here."""
+        return self.paths.manifest.exists()
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest.
+
+        Raises:
+            UserError: this is not a run directory.
+
+        """
+        manifest = read_json(self.paths.manifest)
+        if manifest is None:
+            raise UserError(f"{self.paths.root} is not a run directory: it has no manifest.json")
+        return dict(manifest)
+
+    def config(self) -> Config:
+        """Read the run's resolved configuration."""
+        return from_dict(tomllib.loads(self.paths.config.read_text(encoding="utf-8")))
+
+    def plan(self) -> Plan:
+        """Read all that has been asked of this run so far."""
+        plan = self.manifest()["plan"]
+        return Plan(tuple(plan["machines"]), tuple(plan["variants"]), tuple(plan["seeds"]))
+
+    def set_up(
+        self,
+        config: Config,
+        data: Mapping[str, Any],
+        plan: Plan,
+        command: Sequence[str],
+        *,
+        accept_changes: bool,
+    ) -> Plan:
+        """Create the run directory, or check that it holds a run of this configuration and data.
+
+        Returns:
+            The whole plan: what was asked before and what is asked now.
+
+        Raises:
+            UserError: another configuration or other data (with the differences), or the folder cannot be written.
+
+        """
+        fresh = {"created": now(), "invocations": []}
+        manifest = self.manifest() if self.exists else fresh
+        if self.exists:
+            changes = differences(self.config().as_dict(), config.as_dict())
+            changes += differences({"data": manifest["data"]["fingerprint"]}, {"data": data["fingerprint"]})
+            if changes and not accept_changes:
+                raise UserError(
+                    f"{self.paths.root} holds a run of another configuration or other data:\n  "
+                    + "\n  ".join(changes)
+                    + "\nChoose another --run-dir, or --accept-changes to redo only what these change."
+                )
+            plan = self.plan().merged(plan)
+        invocation = {
+            "time": now(),
+            "command": list(command),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        manifest |= {
+            "rayasd": __version__,
+            "revision": git_revision(),
+            "python": platform.python_version(),
+            "packages": {name: _package_version(name) for name in PACKAGES},
+            "data": dict(data),
+            "plan": asdict(plan),
+            "invocations": [*manifest["invocations"], invocation],
+        }
+        try:
+            self.paths.root.mkdir(parents=True, exist_ok=True)
+            write_text(self.paths.config, to_toml(config.as_dict()))
+            write_json(self.paths.manifest, manifest)
+        except OSError as error:
+            raise UserError(f"cannot write the run directory {self.paths.root}: {error.strerror}") from None
+        return plan
+
+    def record(self, event: str, **details: Any) -> None:
+        """Append one event."""
+        line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
+        with self.paths.events.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def is_done(self, spec: UnitSpec) -> bool:
+        """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
+        marker = read_json(self.paths.marker(spec.unit, "DONE"))
+        return (
+            marker is not None
+            and marker["identity"] == spec.identity
+            and all(_size(spec.output / name) == file["bytes"] for name, file in marker["files"].items())
+        )
+
+    def failure(self, spec: UnitSpec) -> str | None:
+        """Reason why the unit failed for good in an earlier sweep of the same configuration, if it did."""
+        marker = read_json(self.paths.marker(spec.unit, "FAILED"))
+        return marker["reason"] if marker is not None and marker["identity"] == spec.identity else None
+
+    def mark_failed(self, spec: UnitSpec, reason: str, details: str, tries: int) -> None:
+        """Write the failure marker, with the traceback for those who ask."""
+        marker = {
+            "identity": spec.identity,
+            "reason": reason,
+            "tries": tries,
+            "time": now(),
+            "traceback": details,
+        }
+        write_json(self.paths.marker(spec.unit, "FAILED"), marker)
+
+
+def mark_done(spec: UnitSpec, **details: Any) -> None:
+    """Write a unit's marker, last of all its files; names them with sizes and checksums."""
+    paths = spec.run
+    markers = {paths.marker(spec.unit, "DONE"), paths.marker(spec.unit, "FAILED"), paths.progress(spec.unit)}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(spec.output.iterdir())
+        if path not in markers and not path.name.startswith(".")
+    }
+    marker = {
+        "identity": spec.identity,
+        "files": files,
+        "host": socket.gethostname(),
+        "time": now(),
+        **details,
+    }
+    write_json(paths.marker(spec.unit, "DONE"), marker)
+    paths.marker(spec.unit, "FAILED").unlink(missing_ok=True)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Lines that say which settings differ, old value first. A variant that only one side defines is no difference."""
+    old, new = flatten(before), flatten(after)
+    one_sided = set(before.get("variants", {})) ^ set(after.get("variants", {}))
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if key.startswith("variants.") and key.split(".")[1] in one_sided:
+            continue
+        a, b = old.get(key, "absent"), new.get(key, "absent")
+        if json.dumps(a) != json.dumps(b):  # lists and tuples alike
+            lines.append(f"{key}: {_short(a)} -> {_short(b)}")
+    return lines
+
+
+def git_revision() -> str | None:
+    """Revision of the source tree that rayasd runs from, with + where it has uncommitted changes."""
+    folder = Path(__file__).parent
+    try:
+        output = subprocess.run(
+            ["git", "-C", folder, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.stdout.strip()
+
+
+def now() -> str:
+    """Return this moment in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:12] + "…" if len(text) == 64 else text  # a sha256

@@ -1,0 +1,98 @@
+"""Do one unit, in whatever process an executor chose: run the stage, report progress through a file, mark it done."""
+
+import importlib
+import json
+import os
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from rayasd.errors import UserError
+from rayasd.sweep.store import mark_done
+from rayasd.unit import Progress, RunDirectory, Unit, UnitSpec
+
+_STAGE_FUNCTIONS = {
+    "train": ("rayasd.exposure.training", "train"),
+    "embed": ("rayasd.exposure.embedding", "embed"),
+    "detect": ("rayasd.inlier.scoring", "detect"),  # imported late: detectors need no torch
+}
+_REPORT_INTERVAL = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a unit ended."""
+
+    unit: Unit
+    error: str | None = None
+    """One line; None when it is done."""
+    details: str = ""
+    """Traceback."""
+    hopeless: bool = False
+    """Trying again would give the same: bad configuration or data."""
+
+
+def do_unit(spec: UnitSpec) -> Outcome:
+    """Do a unit and mark it done; never raises because of the unit's own failure."""
+    reporter = FileReporter(spec.run, spec.unit)
+    try:
+        spec.output.mkdir(parents=True, exist_ok=True)
+        spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
+        module, name = _STAGE_FUNCTIONS[spec.unit.stage]
+        if spec.unit.stage != "detect":
+            import torch
+
+            torch.set_num_threads(spec.num_threads)
+        getattr(importlib.import_module(module), name)(spec, reporter)
+        spec.run.progress(spec.unit).unlink(missing_ok=True)
+        mark_done(spec, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes)
+    except Exception as error:
+        hopeless = isinstance(error, UserError)
+        reason = str(error) if hopeless else f"{type(error).__name__}: {error}"
+        return Outcome(spec.unit, " ".join(reason.split())[:500], traceback.format_exc(), hopeless)
+    return Outcome(spec.unit)
+
+
+@dataclass
+class FileReporter:
+    """Writes a unit's progress file, at most twice a second; the driver and ``rayasd`` on any host read it."""
+
+    run: RunDirectory
+    unit: Unit
+    started: float = field(default_factory=time.monotonic)
+    written: float = 0.0
+    clips: int = 0
+    loss: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Since the unit began."""
+        return time.monotonic() - self.started
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a stage's report."""
+        self.clips += progress.clips
+        self.loss = self.loss if progress.loss is None else progress.loss
+        if progress.note:
+            self.notes.append(progress.note)
+        moment = time.monotonic()
+        if moment - self.written < _REPORT_INTERVAL and not progress.note:
+            return
+        self.written = moment
+        path = self.run.progress(self.unit)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
+        os.replace(temporary, path)  # not flushed: losing it loses nothing
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        rate = self.clips / self.seconds if self.seconds > 0 else 0.0
+        return {
+            "done": progress.done,
+            "total": progress.total,
+            "loss": self.loss,
+            "clips_per_second": rate,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }

@@ -1,0 +1,142 @@
+"""Units of work and the run directory: the one place that knows every path of a run and what a unit's identity is."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rayasd.config import Config
+from rayasd.files import digest
+
+Stage = Literal["train", "embed", "detect"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+_SECTIONS_OF_STAGE = {
+    "train": ("data", "front_end", "network", "exposure"),
+    "embed": ("embedding",),
+    "detect": ("inlier",),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One stage of one machine's system: the smallest thing that is scheduled, retried and marked done."""
+
+    stage: Stage
+    variant: str
+    machine: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.stage} {self.machine} {self.variant} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run. Units of one machine, variant and seed meet only through these files."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved configuration (TOML)."""
+        return self.root / "config.toml"
+
+    @property
+    def manifest(self) -> Path:
+        """Command, revision, versions, data and plan (JSON)."""
+        return self.root / "manifest.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened, one JSON line an event."""
+        return self.root / "events.jsonl"
+
+    @property
+    def catalog(self) -> Path:
+        """The decoded catalog (Parquet)."""
+        return self.root / "catalog.parquet"
+
+    @property
+    def cells(self) -> Path:
+        """AUC and pAUC of every cell (Parquet)."""
+        return self.root / "cells.parquet"
+
+    def leaderboard(self, suffix: str) -> Path:
+        """One row a system, as parquet, csv or md."""
+        return self.root / f"leaderboard.{suffix}"
+
+    def output(self, unit: Unit) -> Path:
+        """Folder that a unit writes, and no other unit does."""
+        if unit.stage == "train":
+            return self.root / "models" / unit.variant / unit.machine / f"seed={unit.seed}"
+        tree = {"embed": "embeddings", "detect": "scores"}[unit.stage]
+        hive = (f"variant={unit.variant}", f"machine={unit.machine}", f"seed={unit.seed}")
+        return self.root.joinpath(tree, *hive)
+
+    def table(self, unit: Unit) -> Path:
+        """Parquet file of an embed or detect unit."""
+        return self.output(unit) / "part-0.parquet"
+
+    def marker(self, unit: Unit, kind: Literal["DONE", "FAILED"]) -> Path:
+        """Marker of a finished or failed unit. In Parquet trees its name starts with _, which readers pass over."""
+        return self.output(unit) / (kind if unit.stage == "train" else f"_{kind}")
+
+    def progress(self, unit: Unit) -> Path:
+        """How far a running unit is (JSON, replaced as it goes on)."""
+        return self.output(unit) / ("progress.json" if unit.stage == "train" else "_progress.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitSpec:
+    """All that a stage needs to know to do a unit: plain values and paths, the same on every host."""
+
+    unit: Unit
+    config: Config
+    """The variant's resolved configuration."""
+    run: RunDirectory
+    cache: Path
+    """Waveform cache on the host that does the unit."""
+    data_root: Path
+    data: str
+    """Fingerprint of the data."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    num_threads: int = 1
+
+    @property
+    def output(self) -> Path:
+        """Folder that this unit writes."""
+        return self.run.output(self.unit)
+
+    def upstream(self, stage: Stage) -> Unit:
+        """Name the unit of an earlier stage that this one builds on."""
+        return Unit(stage, self.unit.variant, self.unit.machine, self.unit.seed)
+
+    @property
+    def identity(self) -> str:
+        """Sha256 of all that decides the unit's result: the configuration of its stage and of those before, and the data."""
+        stages = STAGES[: STAGES.index(self.unit.stage) + 1]
+        sections = {name: asdict(getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]}
+        return digest([sections, self.unit.machine, self.unit.seed, self.data])
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a unit is, as its stage reports it."""
+
+    done: int
+    """Epochs, clips or sections done."""
+    total: int
+    clips: int = 0
+    """Clips seen since the last report."""
+    loss: float | None = None
+    note: str = ""
+    """What a person should know: the device and why, where the weights come from."""
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """Report to nobody."""
