@@ -270,7 +270,7 @@ def _build(cls: type, values: Any, path: str) -> Any:
         if key not in known:
             raise unknown("setting", f"{path}{key}", [f"{path}{name}" for name in known])
         if dataclasses.is_dataclass(hints[key]):
-            built[key] = _build(hints[key], value, f"{path}{key}.")  # type: ignore[arg-type]
+            built[key] = _build(hints[key], value, f"{path}{key}.")
         elif key == "variants":
             built[key] = {name: flatten(overrides) for name, overrides in value.items()}
         else:

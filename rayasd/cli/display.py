@@ -54,13 +54,13 @@ class Display:
             return
         self._drawn = time.monotonic()
         progress = {unit: read_json(self.paths.progress(unit)) or {} for unit in sweep.units(State.RUNNING)}
-        for state in progress.values():
-            for note in state.get("notes", ()):
+        for reported in progress.values():
+            for note in reported.get("notes", ()):
                 self._say_once(note)
         if self._live:
             self._live.update(self._picture(sweep, progress), refresh=True)
         else:
-            self.console.print(self._summary(sweep), highlight=False)
+            self._line(self._summary(sweep))
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
         if state is State.DONE:
@@ -68,14 +68,17 @@ class Display:
             for note in marker.get("notes", ()):
                 self._say_once(note)
             if not self._live:
-                self.console.print(f"done     {unit}, {marker.get('seconds', 0):.1f} s", highlight=False)
+                self._line(f"done     {unit}, {marker.get('seconds', 0):.1f} s")
         elif state is State.FAILED:
-            self.console.print(Text(f"failed   {unit}: {sweep.reasons[unit]}", style="red"))
+            self._line(f"failed   {unit}: {sweep.reasons[unit]}", "red")
 
     def _say_once(self, note: str) -> None:
         if note not in self._notes:
             self._notes.add(note)
-            self.console.print(Text(f"device   {note}", style="dim"))
+            self._line(f"device   {note}", "dim")
+
+    def _line(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style), soft_wrap=True)  # one line in a log, however long
 
     def _summary(self, sweep: Sweep) -> str:
         counts = ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))

@@ -36,8 +36,6 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        code = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -46,7 +44,7 @@ def main() -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         code = EXIT_USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the first into the second
         click.echo("interrupted: the same command goes on from here", err=True)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -14,7 +14,7 @@ from rayasd import config as configuration
 from rayasd.cli.display import Display, decoding_progress, print_failures, print_plan
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
 from rayasd.config import Config
-from rayasd.data.catalog import Catalog, scan, with_ground_truth
+from rayasd.data.catalog import Catalog, check_outlier_exposure, scan, with_ground_truth
 from rayasd.data.store import read_catalog, write_catalog
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.evaluation.leaderboard import Leaderboard
@@ -25,7 +25,7 @@ from rayasd.report.terminal import print_leaderboard
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Request
-from rayasd.sweep.plan import Plan
+from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGES, RunDirectory, Stage, Unit, UnitSpec
 
@@ -57,6 +57,8 @@ def run_sweep(
         check_poolings(inlier.poolings)
     scanned = _scan(data_source(source), ground_truth)
     plan = Plan(choose("machine", machines, scanned.machines), chosen, parse_seeds(seeds))
+    if any("train" in stages_of(config.variant(variant)) for variant in chosen):
+        check_outlier_exposure(scanned, plan.machines)
     if dry_run:
         print_plan(console, plan, config, scanned, execution)
         return 0
@@ -93,7 +95,7 @@ def run_stages(
 ) -> int:
     """Run what is missing of these stages of a run, and report; returns the exit code."""
     console, store, began = console or Console(), RunStore(run_dir), time.monotonic()
-    config, manifest = store.config(), store.manifest()
+    manifest, config = store.manifest(), store.config()
     specs = unit_specs(store, device=device, cache=cache_folder(cache), num_threads=max(1, round(cpus_per_unit)))
     sweep = survey(store, specs, stages, retry_failed=retry_failed)
     waiting = sweep.count(State.WAITING)
@@ -106,7 +108,7 @@ def run_stages(
                 gpus = gpus_per_unit if gpus_per_unit is not None else min(1.0, running.largest_node.gpus)
                 request = Request(cpus_per_unit, gpus)
                 check_request(request, running)
-                console.print(running.describe(), highlight=False)
+                console.print(running.describe(), highlight=False, soft_wrap=True)
                 store.record("sweep started", waiting=waiting, executor=running.describe())
                 with Display(console, store.paths, began) as display:
                     drive(sweep, store, running, request, max_tries=max_tries, fail_fast=fail_fast,
@@ -208,7 +210,8 @@ def _report(console: Console, store: RunStore, sweep: Sweep, catalog: Catalog) -
     machines = sorted(leaderboard.standings[0].machines)
     print_leaderboard(console, leaderboard, machines, title=f"{store.paths.root.name}: {len(machines)} machine types",
                       synthetic=bool(provenance["synthetic"]))  # fmt: skip
-    console.print(f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}", highlight=False)
+    written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
+    console.print(written, highlight=False, soft_wrap=True)
     return leaderboard
 
 

@@ -91,7 +91,7 @@ def read_samples(path: Path, facts: AudioFacts, config: DataConfig) -> NDArray[n
     if len(audio) != facts.frames:
         raise BadClipError(f"holds {len(audio)} frames where its header promises {facts.frames}")
     if plain:
-        return audio  # type: ignore[no-any-return]
+        return audio
     if not np.isfinite(audio).all():
         raise BadClipError("holds NaN or infinite samples")
     mono = audio[:, int(config.channel)] if config.channel.isdecimal() else audio.mean(axis=1)

@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +133,22 @@ def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
     position = catalog.table.schema.get_field_index("label")
     table = catalog.table.set_column(position, SCHEMA.field("label"), pa.array(labels, pa.int8()))
     return Catalog(catalog.root, table, catalog.oddities)
+
+
+def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
+    """Make sure that outlier exposure has something to learn from: every machine's own training clips and another's.
+
+    Raises:
+        UserError: a machine has none, or is the only one.
+    """
+    trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
+    for machine in machines:
+        if machine not in trained:
+            raise UserError(f"{machine} has no training clips in {catalog.root}")
+        if trained == {machine}:
+            raise UserError(
+                f"outlier exposure needs a second machine type: {catalog.root} has training clips of {machine} alone"
+            )
 
 
 def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.DirEntry[str]]:

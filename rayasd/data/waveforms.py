@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,10 @@ _FREE_SPACE_MARGIN = 64 << 20
 
 def _no_progress(done: int, total: int) -> None:
     pass
+
+
+def _report_after(on_progress: OnProgress, before: int, total: int, done: int) -> None:
+    on_progress(before + done, total)
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,10 @@ def decode(
         table = catalog.table.filter(pc.field("machine") == machine)
         index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
         if not index.exists():
-            _decode_machine(catalog.root, table, config, index, num_threads or os.cpu_count() or 1,
-                            lambda n, before=done: on_progress(before + n, catalog.table.num_rows))  # fmt: skip
+            report = partial(_report_after, on_progress, done, catalog.table.num_rows)
+            _decode_machine(catalog.root, table, config, index, num_threads or os.cpu_count() or 1, report)
         decoded = pq.read_table(index)
-        bad = [Oddity(*pair, True) for pair in json.loads(decoded.schema.metadata[b"bad_clips"])]
+        bad = [Oddity(clip, why, True) for clip, why in json.loads(decoded.schema.metadata[b"bad_clips"])]
         _fail_unless_skipping(bad, config, catalog.root)
         oddities += bad
         kept = table.filter(pc.is_in(table["clip"], decoded["clip"]))

@@ -49,8 +49,8 @@ def _unit_cells(unit: Scored, labels: dict[str, int | None], development: set[st
     for section, domain in zip(groups["section"].to_pylist(), groups["domain"].to_pylist(), strict=True):
         cell = table.filter((pc.field("section") == section) & (pc.field("domain") == domain))
         systems, clips, scores, reasons = _matrix(cell)
-        known = np.array([labels.get(clip) for clip in clips], dtype=object)
-        anomalous, normal = known == 1, known == 0
+        known = [labels.get(clip) for clip in clips]
+        anomalous, normal = (np.array([label == wanted for label in known]) for wanted in (1, 0))
         failed = ~np.isfinite(scores).all(axis=1)
         good = np.flatnonzero(~failed)
         values = np.full((2, len(systems)), np.nan)

@@ -48,9 +48,9 @@ def partial_auc(labels: ArrayLike, scores: ArrayLike, max_fpr: float = MAX_FPR) 
     slope = np.divide(high - low, right - left, out=np.zeros_like(width), where=right > left)
     area = (width * (low + slope * width / 2)).sum(axis=1)
     if max_fpr == 1.0:
-        return area  # type: ignore[no-any-return]
+        return area
     smallest, largest = max_fpr**2 / 2, max_fpr
-    return 0.5 * (1 + (area - smallest) / (largest - smallest))  # type: ignore[no-any-return]
+    return 0.5 * (1 + (area - smallest) / (largest - smallest))
 
 
 def harmonic_mean(values: ArrayLike) -> float:

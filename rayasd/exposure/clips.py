@@ -51,7 +51,6 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips
 
     The split holds out ``validation_fraction`` of each section's source-domain training clips (at least one, and never
     all of them). It depends on seed and machine alone, so that every unit of a seed sees the same.
-
     Raises:
         UserError: the machine has no training clips.
 
@@ -59,7 +58,7 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips
     table = catalog.table.filter(pc.field("machine") == machine)
     train = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
     if len(train) == 0:
-        raise UserError(f"{machine} has no training clips")
+        raise UserError(f"{machine} has no training clips in {catalog.root}")
     section = np.array(table["section"].to_pylist())
     source = np.array(table["domain"].to_pylist()) != "target"
     held_out: list[int] = []

@@ -1,10 +1,13 @@
 """Device and precision, each chosen with a reason that is said."""
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from rayasd.errors import UserError
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,11 @@ class Compute:
     def autocast(self) -> torch.autocast:
         """Context of a forward pass."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+
+    def place(self, module: Module) -> Module:
+        """Move a network to the device, its convolutions in channels-last layout."""
+        module.to(self.device)
+        return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def choose_compute(device: str, precision: str) -> Compute:

@@ -47,7 +47,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     statistics = Statistics(config).to(compute.device) if config.network.extractor == "statistics" else None
     if statistics is None:
         extractor, _ = load_extractor(spec.run.output(spec.upstream("train")), config)
-        extractor.to(compute.device, memory_format=torch.channels_last)
+        compute.place(extractor)
     num_windows = config.embedding.num_windows
     starts = np.stack([window_starts(int(n), length, num_windows) for n in clips.waveforms.frames])
     split = np.array(clips.table["split"].to_pylist(), dtype=object)

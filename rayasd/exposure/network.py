@@ -1,6 +1,7 @@
 """The feature extractor: mel spectrogram, backbone, neck, machine head and product head; and its untrained control."""
 
 import json
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import timm
 import torch
 import torchaudio
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -117,15 +119,34 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
         raise UserError(f"network.pretrained: no such file: {pretrained}")
     check_backbone(name)
     overlay = {"file": pretrained, "hf_hub_id": None, "url": ""}  # never a download
-    backbone: nn.Module = timm.create_model(
-        name,
-        pretrained=bool(pretrained),
-        pretrained_cfg_overlay=overlay if pretrained else None,
-        in_chans=1,
-        num_classes=0,
-        global_pool="avg",
-    )
+    try:
+        backbone: nn.Module = timm.create_model(
+            name,
+            pretrained=bool(pretrained),
+            pretrained_cfg_overlay=overlay if pretrained else None,
+            in_chans=1,
+            num_classes=0,
+            global_pool="avg",
+        )
+    except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        if not pretrained:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"network.pretrained: cannot load {pretrained} into {name}: {reason}") from None
+    if pretrained:
+        _check_all_loaded(backbone, name, pretrained)
     return backbone
+
+
+def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str) -> None:
+    """Refuse a file that lacks weights of the backbone: timm would leave those random without a word."""
+    wanted, there = dict(backbone.named_parameters()), timm.models.load_state_dict(pretrained)
+    missing = [key for key in wanted if key not in there]
+    if missing:
+        raise UserError(
+            f"network.pretrained: cannot load {pretrained} into {name}: it lacks {len(missing)} of {len(wanted)} weights, "
+            f"{missing[0]} first"
+        )
 
 
 def check_backbone(name: str) -> None:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from rayasd.config import Config
-from rayasd.data.catalog import Catalog
+from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.data.store import read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure.batches import (
@@ -52,7 +52,7 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     total_epochs, num_steps = config.exposure.epochs, steps_per_epoch(target, config)
 
     torch.manual_seed(torch_seed(seed, "weights", machine))
-    extractor = Extractor(config, len(target.sections)).to(compute.device, memory_format=torch.channels_last)
+    extractor = compute.place(Extractor(config, len(target.sections)))
     optimizer = torch.optim.AdamW(
         extractor.parameters(), lr=config.exposure.learning_rate, weight_decay=config.exposure.weight_decay
     )
@@ -112,13 +112,10 @@ def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineCli
         UserError: there is no other machine with training clips.
 
     """
-    target = load_machine(catalog, spec.unit.machine, spec)
+    check_outlier_exposure(catalog, [spec.unit.machine])
     trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
-    others = [load_machine(catalog, name, spec) for name in catalog.machines if name in trained - {target.name}]
-    if not others:
-        raise UserError(
-            f"outlier exposure needs a second machine type: {catalog.root} has training clips of {target.name} alone"
-        )
+    target = load_machine(catalog, spec.unit.machine, spec)
+    others = [load_machine(catalog, name, spec) for name in sorted(trained - {target.name})]
     return target, others
 
 

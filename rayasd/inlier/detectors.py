@@ -54,7 +54,7 @@ class NearestNeighbours:
     def score_samples(self, X: Features) -> NDArray[np.float64]:
         """Score windows (m, D) as (m,)."""
         distances, _ = self.index_.kneighbors(X)
-        return -distances.mean(axis=1)  # type: ignore[no-any-return]
+        return -distances.mean(axis=1)
 
 
 class Mahalanobis:
@@ -70,7 +70,7 @@ class Mahalanobis:
 
     def score_samples(self, X: Features) -> NDArray[np.float64]:
         """Score windows (m, D) as (m,)."""
-        return -self.covariance_.mahalanobis(X)  # type: ignore[no-any-return]
+        return -self.covariance_.mahalanobis(X)
 
 
 def _lof(n_neighbors: int = 20, **parameters: Any) -> Detector:
@@ -79,38 +79,39 @@ def _lof(n_neighbors: int = 20, **parameters: Any) -> Detector:
     class CheckedLocalOutlierFactor(LocalOutlierFactor):  # type: ignore[misc]
         def fit(self, X: Features) -> Self:
             _need_samples(X, n_neighbors + 1, "windows")  # scikit-learn would silently take fewer neighbours
-            return super().fit(X)  # type: ignore[no-any-return]
+            return super().fit(X)
 
-    return CheckedLocalOutlierFactor(n_neighbors=n_neighbors, novelty=True, **parameters)  # type: ignore[no-any-return]
+    return CheckedLocalOutlierFactor(n_neighbors=n_neighbors, novelty=True, **parameters)
 
 
 def _gmm(n_components: int = 1, covariance_type: str = "full", **parameters: Any) -> Detector:
     from sklearn.mixture import GaussianMixture
 
-    return GaussianMixture(n_components, covariance_type=covariance_type, **{"random_state": 0, **parameters})  # type: ignore[no-any-return]
+    return GaussianMixture(n_components, covariance_type=covariance_type, **{"random_state": 0, **parameters})
 
 
 def _ocsvm(nu: float = 0.5, **parameters: Any) -> Detector:
     from sklearn.svm import OneClassSVM
 
-    return OneClassSVM(nu=nu, **{"kernel": "rbf", "gamma": "scale", **parameters})  # type: ignore[no-any-return]
+    return OneClassSVM(nu=nu, **{"kernel": "rbf", "gamma": "scale", **parameters})
 
 
 def _kde(bandwidth: float = 1.0, **parameters: Any) -> Detector:
     from sklearn.neighbors import KernelDensity
 
-    return KernelDensity(bandwidth=bandwidth, **{"kernel": "gaussian", **parameters})  # type: ignore[no-any-return]
+    return KernelDensity(bandwidth=bandwidth, **{"kernel": "gaussian", **parameters})
 
 
 def _at_grid_point(family: str, h: int, config: InlierConfig) -> dict[str, Any]:
     """Parameters that the grid value h sets, as in the reference."""
-    return {
+    parameters: dict[str, dict[str, Any]] = {
         "knn": {"n_neighbors": h},
         "lof": {"n_neighbors": h},
         "gmm": {"n_components": h, "covariance_type": config.gmm_covariance},
         "ocsvm": {"nu": 1 / (2 * h)},
         "kde": {"bandwidth": float(h)},
-    }[family]
+    }
+    return parameters[family]
 
 
 FAMILIES: dict[str, Callable[..., Detector]] = {
@@ -209,7 +210,7 @@ def _imported(path: str) -> Callable[..., Detector]:
         raise UserError(f"detector {path}: {error}") from None
     if not hasattr(found, "fit") or not (hasattr(found, "score_samples") or hasattr(found, "decision_function")):
         raise UserError(f"detector {path}: needs fit, and score_samples or decision_function")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _need_samples(X: Features, wanted: int, what: str) -> None:

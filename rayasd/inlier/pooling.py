@@ -12,7 +12,7 @@ Scores = NDArray[np.float64]
 
 def _lower_half_mean(windows: Scores) -> Scores:
     half = (windows.shape[1] + 1) // 2
-    return np.sort(windows, axis=1)[:, :half].mean(axis=1)  # type: ignore[no-any-return]
+    return np.sort(windows, axis=1)[:, :half].mean(axis=1)
 
 
 def _upper_half_mean(windows: Scores) -> Scores:

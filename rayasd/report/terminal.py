@@ -10,25 +10,31 @@ from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.tables import footnotes, heading, row
 
 _WORDS = {"variant", "detector", "pooling"}
+_LEAST = ("#", "variant", "detector", "pooling", "official eval", "official dev", "AUC")
+_MORE = ("pAUC", "source", "target", "seeds", "cells")
 
 
 def print_leaderboard(
     console: Console, leaderboard: Leaderboard, machines: Sequence[str], *, title: str, synthetic: bool
 ) -> None:
-    """Print the ranked systems, then what the table means. Machine columns go where the terminal is too narrow."""
-    shown = list(machines) if console.width >= 112 + 8 * len(machines) else []
+    """Print the ranked systems, then what the table means; a narrow terminal gets fewer columns."""
+    titles = heading(machines)
+    rows = [row(standing) for standing in leaderboard.ranked]
+    width = {name: max(len(name), *(len(r[i]) for r in rows)) + 2 for i, name in enumerate(titles)}
+    shown = list(_LEAST)
+    for more in (_MORE, machines):
+        if sum(width[name] for name in [*shown, *more]) <= console.width:
+            shown += more
     table = Table(title=Text(title), title_justify="left", header_style="bold", pad_edge=False, box=None)
-    for name in heading(shown):
-        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name not in _WORDS)
-    first_machine = heading(machines).index("target") + 1
-    for standing in leaderboard.ranked:
-        cells = row(standing)
-        if not shown:
-            del cells[first_machine : first_machine + len(machines)]
-        table.add_row(*(Text(cell) for cell in cells), style="bold" if standing.rank == 1 else "")
+    columns = [i for i, name in enumerate(titles) if name in shown]
+    for i in columns:
+        table.add_column(
+            titles[i], justify="left" if titles[i] in _WORDS else "right", no_wrap=True, overflow="ellipsis"
+        )
+    for place, cells in enumerate(rows):
+        table.add_row(*(Text(cells[i]) for i in columns), style="bold" if place == 0 else "")
     console.print(table)
     for note in footnotes(leaderboard, synthetic=synthetic):
         console.print(
-            Text(note),
-            style="yellow" if note.startswith(("Synthetic", "No labelled", "Incomplete")) else "dim",
+            Text(note, style="yellow" if note.startswith(("Synthetic", "No labelled", "Incomplete")) else "dim")
         )

@@ -73,7 +73,7 @@ class RunStore:
             UserError: another configuration or other data (with the differences), or the folder cannot be written.
 
         """
-        fresh = {"created": now(), "invocations": []}
+        fresh: dict[str, Any] = {"created": now(), "invocations": []}
         manifest = self.manifest() if self.exists else fresh
         if self.exists:
             changes = differences(self.config().as_dict(), config.as_dict())

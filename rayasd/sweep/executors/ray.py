@@ -24,7 +24,7 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = address or os.environ.get("RAY_ADDRESS")
         own = not address or address == "local"
-        token = _authenticate(token_file) if own else None
+        self._token = _authenticate(token_file) if own else None
         if own:
             os.environ.update(_NO_GPU_NO_SIGHT)  # workers of our own cluster inherit it
         import ray
@@ -48,8 +48,8 @@ class RayExecutor:
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         dashboard = context.dashboard_url
         self._dashboard = f", dashboard http://{dashboard}" if dashboard else ""
-        if dashboard and token:
-            self._dashboard += f" (token in {token})"
+        if dashboard and self._token:
+            self._dashboard += f" (token in {self._token})"
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         sizes = [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
         self.largest_node = max(sizes, key=lambda size: (size.gpus, size.cpus))
@@ -103,6 +103,8 @@ class RayExecutor:
                 self._ray.cancel(reference, force=True)
         self._running.clear()
         self._ray.shutdown()
+        if self._token is not None:
+            self._token.unlink(missing_ok=True)
 
 
 class InlierModels:

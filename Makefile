@@ -1,0 +1,41 @@
+# make demo: environment, synthetic data, sweep, leaderboard.   make test: environment, all tests.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: venv demo test test-fast lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo | test | test-fast | lint | format | venv | clean"
+
+# Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+venv: $(VENV)/.installed
+
+demo: venv
+	$(BIN)/rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
+	$(BIN)/rayasd sweep --data data/synthetic --preset demo --variants both,untrained,statistics --run-dir runs/demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-fast: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) data/synthetic runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

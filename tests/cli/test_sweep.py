@@ -1,0 +1,304 @@
+"""The whole chain on one machine, through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from rayasd.unit import RunDirectory
+from tests.conftest import Rayasd, command_line, environment, small_sweep, write_clip, write_tree
+
+
+def models(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("model.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of a complete sweep by the local executor."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    command = command_line(*small_sweep(tree, run, "--variants", "both,statistics"))
+    done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "weights random: network.pretrained names no file" in done.stdout
+    return run
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_the_contracts_files(finished: Path):
+    run = RunDirectory(finished)
+    cells = pq.read_table(run.cells)
+    assert cells.num_rows == 2 * 3 * 2 * 2 * 2 * 2  # variants, machines, sections, domains, detectors, poolings
+    assert set(cells["status"].to_pylist()) == {"ok"}
+    assert set(cells["part"].to_pylist()) == {"development", "evaluation"}
+    embeddings = ds.dataset(finished / "embeddings", partitioning="hive").to_table()
+    assert embeddings.num_rows == 2 * 3 * 42 * 3
+    scores = ds.dataset(finished / "scores", partitioning="hive").to_table()
+    assert scores.num_rows == 2 * 3 * 24 * 2 * 2
+    board = pq.read_table(run.leaderboard("parquet")).to_pylist()
+    assert sorted(s["rank"] for s in board if s["rank"]) == [1, 2]
+    manifest = json.loads(run.manifest.read_text())
+    assert manifest["plan"]["machines"] == ["fan", "pump", "valve"]
+    assert manifest["packages"]["torch"]
+    marker = json.loads((finished / "models/both/fan/seed=0/DONE").read_text())
+    assert set(marker["files"]) == {"model.safetensors", "config.json", "history.jsonl"}
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_says_so_at_once(finished: Path, tree: Path, rayasd: Rayasd):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
+    began = time.monotonic()
+    again = rayasd(*small_sweep(tree, finished, "--variants", "both,statistics"))
+    assert time.monotonic() - began < 5
+    assert again.returncode == 0
+    assert "nothing to do: 15 units" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+def test_changed_configuration_or_data_in_the_same_run_stop_with_a_diff(
+    finished: Path, tree: Path, tmp_path: Path, rayasd: Rayasd
+):
+    changed = rayasd(*small_sweep(tree, finished, "--set", "exposure.epochs=4"))
+    assert changed.returncode == 2
+    assert "exposure.epochs: 3 -> 4" in changed.stderr
+    other = rayasd(*small_sweep(write_tree(tmp_path / "other", ("fan", "pump")), finished))
+    assert other.returncode == 2
+    assert "data.valve" in other.stderr
+
+
+@pytest.mark.slow
+def test_report_is_computed_afresh_from_scores(finished: Path, rayasd: Rayasd):
+    board = RunDirectory(finished).leaderboard("csv")
+    before = board.read_text()
+    board.unlink()
+    shown = rayasd("report", finished)
+    assert shown.returncode == 0
+    assert board.read_text() == before
+    assert "statistics" in shown.stdout
+
+
+@pytest.mark.slow
+def test_stages_one_by_one_give_the_same_as_a_sweep(finished: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
+    run = tmp_path / "run"
+    empty = rayasd(*small_sweep(tree, run, "--machines", "fan", "--set", "network.backbone=no_such_net"))
+    assert empty.returncode == 2
+    assert "timm has no model 'no_such_net'" in empty.stderr
+    swept = rayasd(*small_sweep(tree, run, "--machines", "fan", "--accept-changes"))
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    fan = {name: data for name, data in models(finished).items() if "/fan/" in name}
+    assert models(run) == fan  # the other machines of the plan change nothing
+    (run / "embeddings/variant=both/machine=fan/seed=0/part-0.parquet").unlink()
+    blocked = rayasd("detect", run, "--executor", "local")
+    assert blocked.returncode == 1
+    assert "embed fan both seed 0 has not been done" in blocked.stdout
+    assert rayasd("embed", run, "--executor", "local").returncode == 0
+    assert rayasd("detect", run, "--executor", "local").returncode == 0
+
+
+@pytest.mark.slow
+def test_killed_driver_and_workers_lose_nothing(finished: Path, tree: Path, cache: Path, tmp_path: Path):
+    """The driver is ended without a word while it trains; the same command then gives the same bits."""
+    run = tmp_path / "run"
+    command = command_line(*small_sweep(tree, run, "--variants", "both,statistics"))
+    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
+        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver)
+        children = children_of(driver.pid)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.communicate()
+    assert children
+    wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in children))
+    again = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=240)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert models(run) == models(finished)
+    for name in ("development", "evaluation", "auc"):
+        a, b = (pq.read_table(RunDirectory(r).leaderboard("parquet"))[name].to_pylist() for r in (run, finished))
+        assert a == b
+    assert not list(run.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_one_try(finished: Path, tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    command = command_line(*small_sweep(tree, run, "--machines", "fan"))
+    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, text=True) as driver:
+        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver)
+        for pid in children_of(driver.pid):
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    assert "its worker process died (SIGKILL)" in (run / "events.jsonl").read_text()
+    assert models(run).items() <= models(finished).items()
+
+
+@pytest.mark.slow
+def test_interrupted_by_signal_is_exit_75_and_leaves_no_process(tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    command = command_line(*small_sweep(tree, run))
+    with subprocess.Popen(command, env=environment(cache), stderr=subprocess.PIPE, text=True,
+                          stdout=subprocess.DEVNULL) as driver:  # fmt: skip
+        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver)
+        children = children_of(driver.pid)
+        driver.send_signal(signal.SIGTERM)
+        _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert "interrupted: the same command goes on from here" in errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+@pytest.mark.slow
+def test_a_failing_unit_leaves_the_others_and_exit_code_1(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('extends = "demo"\n[variants.broken]\nexposure.learning_rate = 1e30\n')
+    run = tmp_path / "run"
+    arguments = small_sweep(tree, run, "--machines", "fan", "--variants", "statistics,broken")
+    arguments[arguments.index("demo")] = preset
+    done = rayasd(*arguments)
+    assert done.returncode == 1
+    assert "1 units failed, 2 not done because of others" in done.stdout
+    assert "lower exposure.learning_rate" in done.stdout
+    board = pq.read_table(RunDirectory(run).leaderboard("parquet"))
+    assert set(board["variant"].to_pylist()) == {"statistics"}
+    assert "Traceback" in json.loads((run / "models/broken/fan/seed=0/FAILED").read_text())["traceback"]
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    run = tmp_path / "run"
+    planned = rayasd(*small_sweep(tree, run, "--variants", "both,untrained", "--seeds", "0-2", "--dry-run"))
+    assert planned.returncode == 0
+    assert "3 machines (fan, pump, valve) x 2 variants (both, untrained) x 3 seeds = 54 units" in planned.stdout
+    assert "train fan both seed 0" in planned.stdout
+    assert not run.exists()
+
+
+def test_data_has_a_default_or_one_line_with_two_commands(tree: Path, rayasd: Rayasd):
+    nothing = rayasd("sweep", "--dry-run")
+    assert nothing.returncode == 2
+    assert "rayasd data synth data" in nothing.stderr
+    assert "rayasd data index FOLDER" in nothing.stderr
+    assert len(nothing.stderr.splitlines()) == 1
+    assert rayasd("sweep", "--dry-run", RAYASD_DATA=str(tree)).returncode == 0
+
+
+def refused(result: subprocess.CompletedProcess[str], said: str) -> None:
+    """Check for one line on stderr, exit code 2 and no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) <= 1
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--machines", "fann"], "unknown machine 'fann': did you mean 'fan'?"),
+            (["--preset", "eusipco"], "did you mean 'eusipco2022'?"),
+            (["--set", "exposure.epoch=3"], "did you mean 'exposure.epochs'?"),
+            (["--set", "exposure.epochs=-3"], "must be at least 0"),
+            (["--detectors", "svm"], "unknown detector 'svm'"),
+            (["--variants", "bothh"], "did you mean 'both'?"),
+            (["--seeds", "x"], "give whole numbers from 0"),
+            (["--set", "inlier.poolings=avg"], "unknown pooling 'avg'"),
+            (["--executor", "slurm"], "Invalid value for '--executor'"),
+            (["--cpus-per-unit", "0"], "Invalid value for '--cpus-per-unit'"),
+        ],
+    )
+    def test_options(self, tree: Path, rayasd: Rayasd, arguments: list[str], said: str):
+        refused(rayasd("sweep", "--data", tree, "--preset", "demo", "--dry-run", *arguments), said)
+
+    def test_no_such_folder(self, rayasd: Rayasd):
+        refused(rayasd("sweep", "--data", "nowhere"), "no such data folder or manifest: nowhere")
+
+    def test_an_empty_folder(self, tmp_path: Path, rayasd: Rayasd):
+        (tmp_path / "empty").mkdir()
+        refused(rayasd("sweep", "--data", tmp_path / "empty"), "no clips in")
+
+    def test_one_machine_only(self, tmp_path: Path, rayasd: Rayasd):
+        root = write_tree(tmp_path / "one", ("fan",))
+        refused(rayasd(*small_sweep(root, tmp_path / "run")), "outlier exposure needs a second machine type")
+
+    @pytest.mark.slow
+    def test_one_section_only_works_and_is_said(self, tmp_path: Path, rayasd: Rayasd):
+        root = write_tree(tmp_path / "tree", ("fan", "pump"))
+        for path in root.rglob("section_03_*"):
+            path.unlink()
+        done = rayasd(*small_sweep(root, tmp_path / "run"))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "No labelled evaluation sections" in done.stdout
+        checked = rayasd("data", "check", root)
+        assert "fan has one section" in checked.stdout
+
+    @pytest.mark.parametrize(
+        ("kind", "said"),
+        [
+            ("cut", "is cut off"),
+            ("text", "cannot be read as audio"),
+            ("slow", "8000 Hz among 16000 Hz: --set data.resample=true"),
+            ("stereo", "has 2 channels: --set data.channel=0"),
+        ],
+    )
+    def test_a_bad_clip(self, tmp_path: Path, rayasd: Rayasd, kind: str, said: str):
+        root = write_tree(tmp_path / "tree", ("fan", "pump"))
+        clip = root / "fan/train/section_00_source_train_normal_0100.wav"
+        write_clip(clip, 300, rate=8000 if kind == "slow" else 16000, channels=2 if kind == "stereo" else 1)
+        if kind == "cut":
+            clip.write_bytes(clip.read_bytes()[:5000])
+        if kind == "text":
+            clip.write_text("hello")
+        result = rayasd(*small_sweep(root, tmp_path / "run"))
+        refused(result, said)
+        assert "fan/train/section_00_source_train_normal_0100.wav" in result.stderr
+        checked = rayasd("data", "check", root)
+        assert checked.returncode == 1
+        assert said in checked.stdout
+
+    def test_an_unwritable_run_directory(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
+        (tmp_path / "file").write_text("")
+        refused(rayasd(*small_sweep(tree, tmp_path / "file" / "run")), "cannot write the run directory")
+
+    def test_more_gpus_than_there_are(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
+        began = time.monotonic()
+        result = rayasd(*small_sweep(tree, tmp_path / "run", "--gpus-per-unit", "99"))
+        refused(result, "99 GPUs, but the largest node has")
+        assert time.monotonic() - began < 15
+
+    def test_not_a_run(self, tmp_path: Path, rayasd: Rayasd):
+        for command in ("train", "embed", "detect", "report"):
+            refused(rayasd(command, tmp_path), "is not a run directory")
+
+
+def test_help_is_quick_and_shows_every_command(rayasd: Rayasd):
+    began = time.monotonic()
+    shown = rayasd("--help")
+    assert time.monotonic() - began < 2  # 0.1 s; the bound only catches an import of torch or ray
+    for command in ("sweep", "train", "embed", "detect", "report", "data"):
+        assert command in shown.stdout
+
+
+def test_help_imports_no_torch_and_no_ray(cache: Path):
+    code = "import sys, rayasd.cli.main; print([m for m in ('torch', 'ray', 'sklearn', 'pyarrow') if m in sys.modules])"
+    command = [command_line()[0], "-c", code]
+    shown = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def wait_until(condition, process: subprocess.Popen | None = None, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        assert process is None or process.poll() is None, "the process ended before"
+        time.sleep(0.02)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+

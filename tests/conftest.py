@@ -1,0 +1,156 @@
+"""A tiny machine-sound tree and ways to run rayasd on it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from rayasd import config as configuration
+from rayasd.config import Config
+from rayasd.data.catalog import Catalog, scan
+from rayasd.data.store import write_catalog
+from rayasd.data.waveforms import data_fingerprint, decode
+from rayasd.files import digest
+from rayasd.unit import RunDirectory, Stage, Unit, UnitSpec
+
+RATE = 16000
+SMALL = (
+    "front_end.window_seconds=0.5",
+    "front_end.n_fft=512",
+    "front_end.hop_length=256",
+    "front_end.n_mels=32",
+    "network.backbone=test_efficientnet",
+    "exposure.epochs=3",
+    "exposure.batch_size=16",
+    "exposure.checkpoint_every=1",
+    "embedding.num_windows=3",
+    'inlier.detectors=["knn-1", "gmm-1"]',
+)
+"""Overrides of the demo preset for tests: seconds on one core."""
+
+Rayasd = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_clip(path: Path, frequency: float, *, seconds: float = 1.0, seed: int = 0, **options: object) -> None:
+    """Write a tone in noise; options go to soundfile (subtype) or say rate and channels."""
+    rate, channels = int(options.pop("rate", RATE)), int(options.pop("channels", 1))  # type: ignore[call-overload]
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate)) / rate
+    tone = 0.2 * np.sin(2 * np.pi * frequency * time)[:, None] + 0.02 * rng.standard_normal((len(time), channels))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone if channels > 1 else tone[:, 0], rate, **options)
+
+
+def write_tree(root: Path, machines: tuple[str, ...] = ("fan", "pump", "valve")) -> Path:
+    """Write a DCASE 2021 tree: sections 00 and 03, 8 + 1 training clips, 3 + 3 test clips a domain, 1 s each."""
+    for m, machine in enumerate(machines):
+        for s, section in enumerate(("00", "03")):
+            base = 300.0 + 400 * m + 150 * s
+            for domain, count in (("source", 8), ("target", 1)):
+                for n in range(count):
+                    name = f"section_{section}_{domain}_train_normal_{n:04}_x.wav"
+                    write_clip(root / machine / "train" / name, base + n, seed=n)
+                for label, shift in (("normal", 0.0), ("anomaly", 60.0)):
+                    for n in range(3):
+                        name = f"section_{section}_{domain}_test_{label}_{n:04}.wav"
+                        write_clip(root / machine / f"{domain}_test" / name, base + shift + n, seed=50 + n)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three machines, two sections each; read only."""
+    return write_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Waveform cache that the whole test session shares."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Config:
+    """A configuration that trains in a second."""
+    return configuration.load("demo", SMALL)
+
+
+@pytest.fixture(scope="session")
+def catalog(tree: Path, cache: Path, small_config: Config) -> Catalog:
+    """Decoded catalog of the tree."""
+    return decode(scan(tree), small_config.data, cache)
+
+
+SpecOf = Callable[..., UnitSpec]
+
+
+@pytest.fixture
+def spec_of(tmp_path: Path, catalog: Catalog, cache: Path, small_config: Config) -> SpecOf:
+    """Make unit specs in a run directory of this test's own."""
+    run = RunDirectory(tmp_path / "run")
+    write_catalog(run.catalog, catalog)
+
+    def make(
+        stage: Stage = "train", machine: str = "fan", seed: int = 0, config: Config | None = None, **fields: object
+    ) -> UnitSpec:
+        spec = UnitSpec(
+            unit=Unit(stage, "both", machine, seed),
+            config=config or small_config,
+            run=run,
+            cache=cache,
+            data_root=catalog.root,
+            data=digest(data_fingerprint(catalog)),
+            device="cpu",
+        )
+        spec = replace(spec, **fields)  # type: ignore[arg-type]
+        spec.output.mkdir(parents=True, exist_ok=True)
+        return spec
+
+    return make
+
+
+@pytest.fixture
+def rayasd(tmp_path: Path, cache: Path) -> Rayasd:
+    """Run the command line in a process of its own, in an empty folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+
+    def run(*arguments: object, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command_line(*arguments), cwd=folder, env=environment(cache, **variables), timeout=timeout,
+            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return run
+
+
+def command_line(*arguments: object) -> list[str]:
+    """Words of a rayasd command."""
+    return [sys.executable, "-m", "rayasd", *map(str, arguments)]
+
+
+def environment(cache: Path, **variables: str) -> dict[str, str]:
+    """Environment of a rayasd process in a test: no settings of the person who runs it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAYASD_", "RAY_"))}
+    return kept | {"RAYASD_CACHE": str(cache), "COLUMNS": "200", **variables}
+
+
+def small_sweep(tree: Path, run_dir: Path, *more: object) -> list[object]:
+    """Arguments of a sweep that takes seconds."""
+    sets = [word for override in SMALL for word in ("--set", override)]
+    return ["sweep", "--data", tree, "--preset", "demo", "--run-dir", run_dir, "--executor", "local", *sets, *more]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real recordings and official labels beside the project; tests that need it skip without."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not (folder / "data/mimii-mini").is_dir():
+        pytest.skip(f"no real recordings at {folder}")
+    return folder

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from rayasd.data.catalog import scan, with_ground_truth
+from rayasd.errors import UserError
+from tests.conftest import write_clip, write_tree
+
+
+def test_a_dcase_tree_is_cataloged_whole(tree: Path):
+    catalog = scan(tree)
+    assert catalog.machines == ["fan", "pump", "valve"]
+    assert catalog.table.num_rows == 3 * 2 * (9 + 12)
+    assert not catalog.oddities
+    target = catalog.table.filter((pc.field("domain") == "target") & (pc.field("split") == "test"))
+    assert target.num_rows == 3 * 2 * 6
+    assert set(target["label"].to_pylist()) == {0, 1}
+
+
+def test_dev_and_eval_levels_join_to_one_machine(tmp_path: Path):
+    write_clip(tmp_path / "dev_data/fan/train/section_00_source_train_normal_0000.wav", 300)
+    write_clip(tmp_path / "eval_data/fan/train/section_03_source_train_normal_0000.wav", 300)
+    write_clip(tmp_path / "eval_data/fan/source_test/section_03_source_test_0000.wav", 300)
+    catalog = scan(tmp_path)
+    assert catalog.machines == ["fan"]
+    assert catalog.table["label"].to_pylist() == [0, None, 0]
+
+
+def test_everything_odd_is_named(tmp_path: Path):
+    root = write_tree(tmp_path, ("fan", "pump"))
+    write_clip(root / "fan/train/my recording.wav", 300)
+    write_clip(root / "fan/train/section_00_source_train_anomaly_0000.wav", 300)
+    write_clip(root / "loose.wav", 300)
+    (root / "fan/train/notes.txt").write_text("hello")
+    odd = {oddity.path: oddity for oddity in scan(root).oddities}
+    assert odd["fan/train/my recording.wav"].unusable
+    assert "anomalous clip among the training" in odd["fan/train/section_00_source_train_anomaly_0000.wav"].problem
+    assert not odd["fan/train/notes.txt"].unusable
+    assert "1 audio files outside" in odd["."].problem
+
+
+def test_ground_truth_fills_labels_with_either_line_end(tmp_path: Path):
+    for n in range(2):
+        write_clip(tmp_path / f"fan/source_test/section_03_source_test_000{n}.wav", 300)
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    file = truth / "ground_truth_fan_section_03_source_test.csv"
+    file.write_bytes(b"section_03_source_test_0000.wav,1\r\nsection_03_source_test_0001.wav,0\r\n")
+    assert with_ground_truth(scan(tmp_path), truth).table["label"].to_pylist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("section_00_source_test_normal_0000.wav,2\n", "line 1: expected 'clip name,0|1'"),
+        ("section_00_source_test_normal_0000.wav\n", "line 1: expected"),
+        ("section_00_source_test_normal_0000.wav,1\n", "its name says label 0, the ground truth"),
+    ],
+)
+def test_wrong_ground_truth_is_refused(tree: Path, tmp_path: Path, content: str, said: str):
+    (tmp_path / "ground_truth_fan_section_00_source_test.csv").write_text(content)
+    with pytest.raises(UserError, match=said.replace("|", r"\|")):
+        with_ground_truth(scan(tree), tmp_path)
+
+
+@pytest.mark.realdata
+def test_the_official_ground_truth_reads(shared: Path):
+    from rayasd.data.catalog import Catalog
+
+    folder = shared / "dcase2021/ground_truth_data"
+    labels = with_ground_truth(Catalog(folder, scan(shared / "data/mimii-mini").table), folder).table["label"]
+    assert labels.null_count == 0

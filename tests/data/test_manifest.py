@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayasd.data.catalog import scan
+from rayasd.data.manifest import COLUMNS, index_tree, write_manifest
+from rayasd.errors import UserError
+from tests.conftest import write_clip
+
+
+@pytest.fixture
+def mimii(tmp_path: Path) -> Path:
+    """The original MIMII tree: machine / id / normal or abnormal, 8 channels."""
+    for machine in ("fan", "pump"):
+        for section in ("00", "02"):
+            for label, count in (("normal", 6), ("abnormal", 2)):
+                for n in range(count):
+                    write_clip(tmp_path / f"{machine}/id_{section}/{label}/{n:08}.wav", 400, seconds=0.1, channels=8)
+    return tmp_path
+
+
+def test_the_mimii_tree_becomes_a_catalog(mimii: Path):
+    rows = index_tree(mimii, "{machine}/id_{section}/{label}/*.wav")
+    write_manifest(mimii / "clips.csv", rows)
+    table = scan(mimii / "clips.csv").table
+    assert table.num_rows == 32
+    test = [row for row in table.to_pylist() if row["split"] == "test"]
+    assert len(test) == 2 * 2 * 4  # as many normal clips are held out as there are anomalies
+    assert sum(row["label"] for row in test) == 2 * 2 * 2
+    assert {row["section"] for row in test} == {"00", "02"}
+    assert all(row["label"] == 0 for row in table.to_pylist() if row["split"] == "train")
+
+
+def test_held_out_clips_depend_on_the_seed_alone(mimii: Path):
+    pattern = "{machine}/id_{section}/{label}/*.wav"
+    assert index_tree(mimii, pattern) == index_tree(mimii, pattern)
+    assert index_tree(mimii, pattern) != index_tree(mimii, pattern, seed=1)
+
+
+def test_a_parquet_manifest_reads_like_a_csv(mimii: Path):
+    rows = index_tree(mimii, "{machine}/id_{section}/{label}/*.wav")
+    pq.write_table(pa.Table.from_pylist(rows), mimii / "clips.parquet")
+    write_manifest(mimii / "clips.csv", rows)
+    assert scan(mimii / "clips.parquet").table.equals(scan(mimii / "clips.csv").table)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"path": "../x.wav"}, "must be relative and stay below"),
+        ({"path": "/x.wav"}, "must be relative and stay below"),
+        ({"split": "validation"}, "split 'validation': choose train or test"),
+        ({"domain": "mars"}, "domain 'mars'"),
+        ({"label": "broken"}, "label 'broken': choose normal, anomaly or unknown"),
+        ({"label": "anomaly", "split": "train"}, "cannot be a training clip"),
+        ({"machine": ""}, "machine and section must be plain names"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, str], said: str):
+    good = dict(zip(COLUMNS, ("x.wav", "fan", "00", "source", "train", "normal"), strict=True))
+    write_manifest(tmp_path / "clips.csv", [good, good | row])
+    with pytest.raises(UserError, match=said) as caught:
+        scan(tmp_path / "clips.csv")
+    assert "row 2" in str(caught.value)
+
+
+def test_missing_columns_and_files_are_named(tmp_path: Path):
+    (tmp_path / "clips.csv").write_text("path,machine\nx.wav,fan\n")
+    with pytest.raises(UserError, match="no column section, domain, split, label"):
+        scan(tmp_path / "clips.csv")
+    write_clip(tmp_path / "here.wav", 300)
+    (tmp_path / "clips.csv").write_text(
+        "path,machine,section,domain,split,label\nhere.wav,fan,00,,train,\ngone.wav,fan,00,,train,\n"
+    )
+    (odd,) = scan(tmp_path / "clips.csv").oddities
+    assert (odd.path, odd.unusable) == ("gone.wav", True)
+
+
+@pytest.mark.parametrize("pattern", ["*/*.wav", "{machine}/{colour}/*.wav", "{machine}/{machine}/*.wav"])
+def test_a_wrong_pattern_is_refused(mimii: Path, pattern: str):
+    with pytest.raises(UserError, match="pattern"):
+        index_tree(mimii, pattern)

@@ -1,0 +1,167 @@
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import soundfile
+
+from rayasd.config import DataConfig
+from rayasd.data import waveforms
+from rayasd.data.audio import BadClipError, read_facts, read_samples
+from rayasd.data.catalog import scan
+from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
+from rayasd.errors import UserError
+from tests.conftest import RATE, write_clip, write_tree
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "tree", ("fan", "pump"))
+
+
+def read(path: Path, **rules: object) -> np.ndarray:
+    return read_samples(path, read_facts(path), DataConfig(**rules))  # type: ignore[arg-type]
+
+
+def test_the_cache_holds_the_files_samples_bit_for_bit(root: Path, tmp_path: Path):
+    catalog = decode(scan(root), DataConfig(), tmp_path / "cache")
+    clips = catalog.table.filter(pc.field("machine") == "pump")
+    mapped = open_waveforms(catalog, "pump", DataConfig(), tmp_path / "cache")
+    for row, clip in enumerate(clips["clip"].to_pylist()):
+        expected, _ = soundfile.read(root / clip, dtype="int16")
+        window = np.empty(RATE, np.int16)
+        mapped.window(row, 0, RATE, window)
+        np.testing.assert_array_equal(window, expected)
+
+
+def test_a_second_opening_decodes_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = decode(scan(root), DataConfig(), tmp_path)
+    monkeypatch.setattr(waveforms, "read_samples", lambda *_: pytest.fail("decoded again"))
+    assert decode(scan(root), DataConfig(), tmp_path).table.equals(first.table)
+
+
+def test_a_changed_file_is_decoded_again(root: Path, tmp_path: Path):
+    before = data_fingerprint(decode(scan(root), DataConfig(), tmp_path))
+    clip = next((root / "fan/train").iterdir())
+    write_clip(clip, 777)
+    after = data_fingerprint(decode(scan(root), DataConfig(), tmp_path))
+    assert before["fan"] != after["fan"]
+    assert before["pump"] == after["pump"]
+
+
+def test_the_fingerprint_is_of_content_not_of_place_or_time(root: Path, tmp_path: Path):
+    before = data_fingerprint(decode(scan(root), DataConfig(), tmp_path))
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    os.utime(next((copy / "fan/train").iterdir()), (1, 1))
+    assert data_fingerprint(decode(scan(copy), DataConfig(), tmp_path)) == before
+
+
+def test_a_cache_that_is_not_on_this_host_is_made_again(root: Path, tmp_path: Path):
+    clip = root / "fan/train/section_00_source_train_normal_0000_x.wav"
+    clip.write_bytes(clip.read_bytes()[:1000])
+    config = DataConfig(on_bad_clip="skip")
+    catalog = decode(scan(root), config, tmp_path / "one")
+    there = open_waveforms(catalog, "fan", config, tmp_path / "one")
+    here = open_waveforms(catalog, "fan", config, tmp_path / "other")
+    assert len(here.frames) == len(there.frames)
+    for row in range(len(here.frames)):
+        a, b = np.empty(RATE, np.int16), np.empty(RATE, np.int16)
+        here.window(row, 0, RATE, a)
+        there.window(row, 0, RATE, b)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_scaling_is_mean_and_deviation_of_all_samples(root: Path, tmp_path: Path):
+    catalog = decode(scan(root), DataConfig(), tmp_path)
+    train = catalog.table.filter(catalog.is_train)
+    samples = np.concatenate([soundfile.read(root / c, dtype="float64")[0] for c in train["clip"].to_pylist()])
+    np.testing.assert_allclose(scaling(train), (samples.mean(), samples.std()), rtol=1e-9, atol=1e-12)
+
+
+def test_a_short_clip_repeats_itself(root: Path, tmp_path: Path):
+    mapped = open_waveforms(decode(scan(root), DataConfig(), tmp_path), "fan", DataConfig(), tmp_path)
+    window = np.empty(2 * RATE + 5, np.int16)
+    mapped.window(0, 0, len(window), window)
+    np.testing.assert_array_equal(window[:RATE], window[RATE : 2 * RATE])
+    np.testing.assert_array_equal(window[2 * RATE :], window[:5])
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE", "PCM_24", "PCM_32"])
+def test_other_sample_formats_keep_full_scale(tmp_path: Path, subtype: str):
+    write_clip(tmp_path / "a.wav", 440, subtype=subtype)
+    write_clip(tmp_path / "b.wav", 440, subtype="PCM_16")
+    difference = read(tmp_path / "a.wav").astype(int) - read(tmp_path / "b.wav")
+    assert np.abs(difference).max() <= 1
+
+
+def test_other_rates_and_channels_are_refused_or_converted(tmp_path: Path):
+    write_clip(tmp_path / "slow.wav", 440, rate=8000)
+    write_clip(tmp_path / "stereo.wav", 440, channels=2)
+    with pytest.raises(BadClipError, match="8000 Hz among 16000 Hz: --set data.resample=true"):
+        read(tmp_path / "slow.wav")
+    converted = read(tmp_path / "slow.wav", resample=True)
+    assert len(converted) == RATE
+    assert np.abs(np.fft.rfft(converted)).argmax() == pytest.approx(440, abs=1)  # 1 s: bins are Hz
+    with pytest.raises(BadClipError, match="has 2 channels: --set data.channel=0"):
+        read(tmp_path / "stereo.wav")
+    with pytest.raises(BadClipError, match="no channel 2"):
+        read(tmp_path / "stereo.wav", channel="2")
+    both, _ = soundfile.read(tmp_path / "stereo.wav", dtype="int16")
+    np.testing.assert_array_equal(read(tmp_path / "stereo.wav", channel="1"), both[:, 1])
+    np.testing.assert_allclose(read(tmp_path / "stereo.wav", channel="mean"), both.mean(axis=1), atol=1)
+
+
+def bad_clips(folder: Path) -> dict[str, str]:
+    """Write one clip of each kind that cannot be used -> what is said of it."""
+    write_clip(folder / "cut.wav", 440)
+    whole = (folder / "cut.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.wav").write_text("this is not audio")
+    (folder / "empty.wav").write_bytes(b"")
+    soundfile.write(folder / "no_samples.wav", np.zeros(0), RATE)
+    soundfile.write(folder / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    return {
+        "cut.wav": "is cut off: its header promises 16022 bytes more",
+        "text.wav": "cannot be read as audio",
+        "empty.wav": "cannot be read as audio",
+        "no_samples.wav": "holds no samples",
+        "nan.wav": "holds NaN or infinite samples",
+    }
+
+
+def test_every_unusable_clip_says_why(tmp_path: Path):
+    for name, said in bad_clips(tmp_path).items():
+        with pytest.raises(BadClipError, match=said):
+            read(tmp_path / name)
+
+
+def test_unusable_clips_stop_or_are_skipped_and_named(root: Path, tmp_path: Path):
+    for number, name in enumerate(bad_clips(tmp_path / "bad")):
+        shutil.copy(tmp_path / "bad" / name, root / f"fan/train/section_00_source_train_normal_01{number:02}.wav")
+    with pytest.raises(UserError, match=r"fan/train/section_00_source_train_normal_01.*and 4 more: rayasd data check"):
+        decode(scan(root), DataConfig(), tmp_path / "cache")
+    catalog = decode(scan(root), DataConfig(on_bad_clip="skip"), tmp_path / "cache")
+    assert len([odd for odd in catalog.oddities if odd.unusable]) == 5
+    assert catalog.table.num_rows == scan(root).table.num_rows - 5
+    again = decode(scan(root), DataConfig(on_bad_clip="skip"), tmp_path / "cache")
+    assert again.oddities == catalog.oddities
+
+
+def test_too_little_space_is_said_before_anything_is_written(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"needs 0.0 GB .* --cache DIR"):
+        decode(scan(root), DataConfig(), tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_the_rules_are_part_of_the_key(root: Path, tmp_path: Path):
+    write_clip(root / "fan/train/section_00_source_train_normal_0100.wav", 440, channels=2)
+    config = DataConfig(channel="0")
+    first = decode(scan(root), config, tmp_path)
+    second = decode(scan(root), replace(config, channel="mean"), tmp_path)
+    assert data_fingerprint(first)["fan"] != data_fingerprint(second)["fan"]

@@ -1,0 +1,161 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayasd.config import Config
+from rayasd.data.catalog import Catalog
+from rayasd.errors import UserError
+from rayasd.exposure.batches import (
+    BatchLoader,
+    central_starts,
+    epoch_batches,
+    random_starts,
+    steps_per_epoch,
+    validation_batches,
+)
+from rayasd.exposure.clips import load_machine
+from rayasd.exposure.training import load_target_and_others
+from tests.conftest import SpecOf
+
+
+def with_exposure(config: Config, **changes: object) -> Config:
+    return replace(config, exposure=replace(config.exposure, **changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def loaded(catalog: Catalog, spec_of: SpecOf):
+    return load_target_and_others(catalog, spec_of())
+
+
+def test_every_training_clip_once_an_epoch_beside_as_many_of_all_others(loaded, small_config: Config):
+    target, others = loaded
+    batches = list(epoch_batches(target, others, small_config, seed=0, epoch=0))
+    assert len(batches) == steps_per_epoch(target, small_config) == 2
+    seen = np.concatenate([batch.members[0] for batch in batches])
+    assert sorted(seen) == sorted(target.training)
+    sizes = [len(batch.members[0]) for batch in batches]
+    assert max(sizes) - min(sizes) <= 1
+    for batch in batches:
+        assert sum(map(len, batch.members[1:])) == len(batch.members[0])
+    by_machine = [sum(len(batch.members[m]) for batch in batches) for m in range(1, 3)]
+    assert max(by_machine) - min(by_machine) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_target=st.integers(1, 60), pools=st.lists(st.integers(1, 40), min_size=1, max_size=5), batch=st.integers(2, 40)
+)
+def test_batches_of_any_sizes(num_target: int, pools: list[int], batch: int):
+    class Clips:  # what batches need of a machine
+        def __init__(self, name: str, count: int) -> None:
+            self.name, self.training = name, np.arange(count)
+
+        def in_target_domain(self, clips):
+            return np.zeros(len(clips), bool)
+
+    config = with_exposure(Config(), batch_size=batch)
+    target, others = Clips("target", num_target), [Clips(str(i), n) for i, n in enumerate(pools)]
+    batches = list(epoch_batches(target, others, config, seed=1, epoch=2))  # type: ignore[arg-type]
+    assert sorted(np.concatenate([b.members[0] for b in batches])) == list(range(num_target))
+    assert all(b.num_clips == 2 * len(b.members[0]) <= batch for b in batches)
+    for m, count in enumerate(pools, 1):
+        used = Counter(np.concatenate([b.members[m] for b in batches]).tolist())
+        if len(used) == count:
+            assert max(used.values()) - min(used.values()) <= 1  # none comes back before all were used
+        else:
+            assert max(used.values(), default=1) == 1
+
+
+def test_batches_come_from_seed_and_epoch_alone(loaded, small_config: Config):
+    target, others = loaded
+
+    def composition(seed: int, epoch: int) -> list[list[int]]:
+        batches = epoch_batches(target, others, small_config, seed, epoch)
+        return [np.concatenate(b.members).tolist() for b in batches]
+
+    assert composition(0, 0) == composition(0, 0)
+    assert composition(0, 0) != composition(0, 1)
+    assert composition(0, 0) != composition(1, 0)
+
+
+def test_target_domain_clips_per_batch(loaded, small_config: Config):
+    target, others = loaded
+    config = with_exposure(small_config, target_domain_per_batch=1)
+    batches = list(epoch_batches(target, others, config, seed=0, epoch=0))
+    for batch in batches:
+        assert target.in_target_domain(batch.members[0]).sum() == 1
+    source = np.concatenate([b.members[0][~target.in_target_domain(b.members[0])] for b in batches])
+    assert sorted(source) == sorted(target.training[~target.in_target_domain(target.training)])
+
+
+def test_held_out_clips_are_stratified_source_clips_and_the_same_for_every_unit(catalog: Catalog, spec_of: SpecOf):
+    clips = load_machine(catalog, "fan", spec_of())
+    rows = clips.table.take(clips.validation).to_pylist()
+    assert [row["section"] for row in rows] == ["00", "03"]  # a sixth of 8, one a section
+    assert all(row["domain"] == "source" and row["split"] == "train" for row in rows)
+    assert not set(clips.validation) & set(clips.training)
+    _, others = load_target_and_others(catalog, spec_of(machine="pump"))
+    as_other = next(other for other in others if other.name == "fan")
+    np.testing.assert_array_equal(as_other.validation, clips.validation)
+    other_seed = load_machine(catalog, "fan", spec_of(seed=3))
+    assert other_seed.validation.tolist() != clips.validation.tolist()
+
+
+def test_validation_negatives_come_from_every_other_machine(loaded):
+    target, others = loaded
+    batches = list(validation_batches(target, others, batch_size=16))
+    assert all(len(other.validation) for other in others)
+    for m, other in enumerate(others, 1):
+        used = np.concatenate([batch.members[m] for batch in batches])
+        assert len(used) == 1
+        assert set(used) <= set(other.validation)
+
+
+@pytest.mark.parametrize("rule", ["own", "target"])
+def test_waveforms_are_scaled_by_own_or_target_machine(loaded, small_config: Config, rule: str):
+    target, others = loaded
+    config = with_exposure(small_config, waveform_scaling=rule)
+    loader = BatchLoader(target, others, config, torch.device("cpu"))
+    batch = next(epoch_batches(target, others, config, seed=0, epoch=0))
+    waveforms, _ = loader.load(batch, central_starts)
+    row = len(batch.members[0])  # the first clip of the first other machine
+    clip, scale = int(batch.members[1][0]), others[0] if rule == "own" else target
+    start = (others[0].waveforms.frames[clip] - loader.length) // 2
+    raw = np.empty(loader.length, np.int16)
+    others[0].waveforms.window(clip, int(start), loader.length, raw)
+    np.testing.assert_allclose(waveforms[row], (raw / 32768 - scale.mean) / scale.deviation, rtol=1e-3, atol=1e-4)
+
+
+def test_targets_say_machine_and_product_and_pseudo_anomalous_products_are_zero(loaded, small_config: Config):
+    target, others = loaded
+    loader = BatchLoader(target, others, small_config, torch.device("cpu"))
+    for batch in epoch_batches(target, others, small_config, seed=0, epoch=0):
+        waveforms, targets = loader.load(batch, random_starts(np.random.default_rng(0)))
+        normals = len(batch.members[0])
+        assert waveforms.shape == (batch.num_clips, 8000)
+        assert targets.machine.tolist() == [1.0] * normals + [0.0] * (batch.num_clips - normals)
+        assert not targets.product[normals:].any()
+        sections = target.table["section"].take(batch.members[0]).to_pylist()
+        assert [target.sections[k] for k in targets.product[:normals].argmax(dim=1)] == sections
+        assert targets.product[:normals].sum(dim=1).eq(1).all()
+
+
+def test_random_starts_stay_inside_the_clip():
+    slack = np.array([0, 1, 100])
+    starts = np.stack([random_starts(np.random.default_rng(seed))(slack) for seed in range(300)])
+    assert (starts >= 0).all()
+    assert (starts <= slack).all()
+    assert set(starts[:, 1]) == {0, 1}
+
+
+def test_one_machine_alone_is_refused(catalog: Catalog, spec_of: SpecOf):
+    import pyarrow.compute as pc
+
+    alone = replace(catalog, table=catalog.table.filter(pc.field("machine") == "fan"))
+    with pytest.raises(UserError, match="needs a second machine type"):
+        load_target_and_others(alone, spec_of())

@@ -1,0 +1,135 @@
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from rayasd.config import Config
+from rayasd.errors import UserError
+from rayasd.exposure import training
+from rayasd.exposure.embedding import embed, window_starts
+from rayasd.exposure.training import train
+from rayasd.unit import Progress
+from tests.conftest import SpecOf
+
+
+class PowerCut(Exception):
+    """Ends a training between two epochs."""
+
+
+def weights(spec) -> bytes:
+    return (spec.output / "model.safetensors").read_bytes()
+
+
+def history(spec) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (spec.output / "history.jsonl").read_text().splitlines()]
+
+
+def with_exposure(config: Config, **changes: object) -> Config:
+    return replace(config, exposure=replace(config.exposure, **changes))  # type: ignore[arg-type]
+
+
+def test_training_learns_and_ends_its_schedule(spec_of: SpecOf, small_config: Config):
+    spec = spec_of(config=with_exposure(small_config, epochs=8))
+    train(spec)
+    rows = history(spec)
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
+    assert rows[-1]["learning_rate"] == pytest.approx(1e-3 / 25 / 1e4, rel=1e-6)  # OneCycleLR's own last rate
+    assert max(row["learning_rate"] for row in rows) > 5e-4
+    assert rows[-1]["mixup_probability"] == pytest.approx(0, abs=1e-9)
+    assert 0 <= rows[-1]["validation_machine_auc"] <= 1
+    assert not (spec.output / training.STATE).exists()
+
+
+@pytest.mark.parametrize("last_epoch", [1, 2])
+def test_an_interrupted_training_goes_on_to_the_same_bits(spec_of: SpecOf, last_epoch: int):
+    torch.set_num_threads(1)
+    undisturbed = spec_of(machine="pump")
+    train(undisturbed)
+    expected, expected_history = weights(undisturbed), history(undisturbed)
+    (undisturbed.output / "model.safetensors").unlink()
+
+    def cut(progress: Progress) -> None:
+        if progress.done == last_epoch + 1:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train(undisturbed, cut)
+    state = torch.load(undisturbed.output / training.STATE, weights_only=True)
+    assert len(json.loads(state["history"])) == last_epoch
+    torch.manual_seed(12345)  # whatever else the process did must not matter
+    epochs = []
+    train(undisturbed, lambda progress: epochs.append(progress.done))
+    assert epochs[1:] == list(range(last_epoch + 1, 4))
+    assert weights(undisturbed) == expected
+    assert history(undisturbed) == expected_history
+
+
+def test_seeds_differ(spec_of: SpecOf):
+    train(spec_of(seed=0))
+    train(spec_of(seed=1))
+    assert weights(spec_of(seed=0)) != weights(spec_of(seed=1))
+
+
+def test_no_epochs_leave_the_network_as_it_was_made(spec_of: SpecOf, small_config: Config):
+    spec = spec_of(config=with_exposure(small_config, epochs=0))
+    notes: list[Progress] = []
+    train(spec, notes.append)
+    assert history(spec) == []
+    assert "random: network.pretrained names no file" in notes[0].note
+    assert weights(spec)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_loss_that_is_not_finite_stops_the_unit_with_its_reason(spec_of: SpecOf, small_config: Config):
+    spec = spec_of(config=with_exposure(small_config, learning_rate=1e30))
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) in epoch \d: lower exposure.learning_rate"):
+        train(spec)
+    assert not (spec.output / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("switch", ["mixup", "product", "machine"])
+def test_each_switch_changes_what_is_learned(spec_of: SpecOf, small_config: Config, switch: str):
+    base, changed = spec_of(), {
+        "mixup": with_exposure(small_config, mixup_schedule="never"),
+        "product": with_exposure(small_config, lambda_product=0.0),
+        "machine": with_exposure(small_config, lambda_machine=0.0),
+    }[switch]  # fmt: skip
+    train(base)
+    before = weights(base)
+    train(spec_of(config=changed))
+    assert weights(base) != before
+
+
+def test_windows_are_even_and_the_last_is_flush():
+    assert window_starts(160000, 32000, 10).tolist()[:2] == [0, 14222]
+    assert window_starts(160000, 32000, 10)[-1] == 128000
+    assert window_starts(32000, 32000, 3).tolist() == [0, 0, 0]
+    assert window_starts(100, 32000, 3).tolist() == [0, 0, 0]
+    assert window_starts(160000, 32000, 1).tolist() == [0]
+
+
+def test_embeddings_are_the_contracts_table(spec_of: SpecOf):
+    train(spec_of())
+    spec = spec_of("embed")
+    embed(spec)
+    table = pq.read_table(spec.run.table(spec.unit))
+    assert table.num_rows == 42 * 3
+    embedding = table.schema.field("embedding").type
+    assert (embedding.list_size, embedding.value_type) == (128, pa.float32())
+    splits = {split: table["split"].to_pylist().count(split) for split in ("train", "validation", "test")}
+    assert splits == {"train": 16 * 3, "validation": 2 * 3, "test": 24 * 3}
+    assert table["start"].to_pylist()[:3] == [0.0, 0.25, 0.5]
+    assert len(table["product_logits"][0]) == 2
+    assert table["machine_logit"].null_count == 0
+
+
+def test_statistics_need_no_training(spec_of: SpecOf, small_config: Config):
+    config = replace(small_config, network=replace(small_config.network, extractor="statistics"))
+    spec = spec_of("embed", config=config)
+    embed(spec)
+    table = pq.read_table(spec.run.table(spec.unit))
+    assert table["machine_logit"].null_count == table["product_logits"].null_count == table.num_rows == 126

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from sklearn.covariance import LedoitWolf
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KernelDensity, LocalOutlierFactor
+from sklearn.svm import OneClassSVM
+
+from rayasd.config import InlierConfig
+from rayasd.errors import UserError
+from rayasd.inlier.detectors import FAMILIES, anomaly_scores, parse_detectors, split_detectors
+from rayasd.inlier.pooling import POOLINGS
+
+CONFIG = InlierConfig(grid=(1, 4))
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((60, 5)).astype(np.float32)
+X_TEST = np.vstack([RNG.standard_normal((10, 5)), RNG.standard_normal((10, 5)) * 4]).astype(np.float32)
+
+
+def scores_of(text: str) -> np.ndarray:
+    (spec,) = parse_detectors([text], CONFIG)
+    detector = spec.build()
+    detector.fit(X)
+    return anomaly_scores(detector, X_TEST)
+
+
+def test_families_spread_over_the_grid():
+    names = [spec.name for spec in parse_detectors(["knn", "mahalanobis", "gmm-8"], CONFIG)]
+    assert names == ["knn-1", "knn-4", "mahalanobis", "gmm-8"]
+
+
+def test_each_family_is_what_the_reference_uses():
+    distances = np.sort(np.linalg.norm(X_TEST[:, None] - X[None], axis=2), axis=1)
+    np.testing.assert_allclose(scores_of("knn-4"), distances[:, :4].mean(axis=1), rtol=1e-5)
+    expected = {
+        "lof-4": -LocalOutlierFactor(n_neighbors=4, novelty=True).fit(X).score_samples(X_TEST),
+        "gmm-4": -GaussianMixture(4, random_state=0).fit(X).score_samples(X_TEST),
+        "ocsvm-4": -OneClassSVM(nu=1 / 8).fit(X).score_samples(X_TEST),
+        "kde-4": -KernelDensity(bandwidth=4.0).fit(X).score_samples(X_TEST),
+        "mahalanobis": LedoitWolf().fit(X.astype(float)).mahalanobis(X_TEST),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores_of(name), values, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_higher_is_more_anomalous(family: str):
+    scores = scores_of("mahalanobis" if family == "mahalanobis" else f"{family}-4")
+    assert scores[10:].mean() > scores[:10].mean()
+
+
+def test_any_estimator_plugs_in_by_import_path():
+    text = "sklearn.ensemble.IsolationForest(n_estimators=20, random_state=0)"
+    scores = scores_of(text)
+    assert scores[10:].mean() > scores[:10].mean()
+    assert split_detectors(f"knn, {text},gmm-1") == ["knn", text, "gmm-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kn", "unknown detector 'kn': did you mean 'knn'"),
+        ("knn-0", "must be at least 1"),
+        ("mahalanobis-3", "unknown detector 'mahalanobis'"),
+        ("knn(neighbours=3)", "unexpected keyword argument 'neighbours'"),
+        ("knn(3)", "write a family"),
+        ("knn(", "write a family"),
+        ("sklearn.ensemble.Forest", "has no attribute 'Forest'"),
+        ("no.such.module.Class", "No module named 'no'"),
+        ("collections.OrderedDict", "needs fit"),
+        ("__import__('os').system('true')", "detector"),
+    ],
+)
+def test_a_wrong_detector_is_refused_in_one_line(text: str, said: str):
+    with pytest.raises(UserError) as caught:
+        parse_detectors([text], CONFIG)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_doubled_or_no_detectors_are_refused():
+    with pytest.raises(UserError, match="knn-4 is named twice"):
+        parse_detectors(["knn", "knn-4"], CONFIG)
+    with pytest.raises(UserError, match="empty"):
+        parse_detectors([], CONFIG)
+
+
+def test_a_detector_that_gives_nonsense_is_caught():
+    class Nonsense:
+        def score_samples(self, X):
+            return np.full(len(X), np.nan)
+
+    with pytest.raises(ValueError, match="not finite"):
+        anomaly_scores(Nonsense(), X_TEST)
+
+
+def test_poolings():
+    windows = np.array([[3.0, 1.0, 2.0, 10.0], [0.0, 0.0, 0.0, 0.0]])
+    found = {name: pool(windows)[0] for name, pool in POOLINGS.items()}
+    assert found == {
+        "mean": 4.0, "median": 2.5, "max": 10.0, "min": 1.0, "upper-half-mean": 6.5, "lower-half-mean": 1.5,
+    }  # fmt: skip
+    odd = np.array([[1.0, 2.0, 6.0]])
+    assert POOLINGS["lower-half-mean"](odd)[0] == 1.5  # the median counts to both halves
+    assert POOLINGS["upper-half-mean"](odd)[0] == 4.0

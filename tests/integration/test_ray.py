@@ -1,0 +1,85 @@
+"""A real Ray cluster on this host."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_sweep import models, wait_until
+from tests.conftest import command_line, environment, small_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def ray_sweep(tree: Path, run: Path) -> list[str]:
+    arguments = small_sweep(tree, run, "--variants", "both,statistics")
+    arguments[arguments.index("local")] = "ray"
+    return command_line(*arguments)
+
+
+def processes(text: str) -> list[int]:
+    """Find processes whose command line or title holds ``text``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if text.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of the same sweep by the local executor."""
+    run = tmp_path_factory.mktemp("local") / "run"
+    command = command_line(*small_sweep(tree, run, "--variants", "both,statistics"))
+    subprocess.run(command, env=environment(cache), check=True, timeout=240, stdout=subprocess.DEVNULL)
+    return run
+
+
+def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives(
+    undisturbed: Path, tree: Path, cache: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    command = ray_sweep(tree, run)
+    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.STDOUT) as driver:  # fmt: skip
+        wait_until(lambda: (run / "ray-token").exists() or (run / "events.jsonl").exists(), driver)
+        assert (run / "ray-token").stat().st_mode & 0o777 == 0o600
+        wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver)
+        (worker,) = processes("ray::train fan both seed 0")
+        os.kill(worker, signal.SIGKILL)
+        output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output
+    assert "dashboard http://127.0.0.1:" in output
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    again = [event for event in events if event["event"] == "unit to be tried again"]
+    assert [event["unit"] for event in again] == ["train fan both seed 0"]
+    assert "Ray worker was lost" in again[0]["reason"]
+    assert models(run) == models(undisturbed)
+    assert (run / "leaderboard.csv").read_text() == (undisturbed / "leaderboard.csv").read_text()
+    assert not (run / "ray-token").exists()
+
+
+def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
+    undisturbed: Path, tree: Path, cache: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    # Ray's own processes carry the session folder's name, which carries the driver's process id
+    with subprocess.Popen(ray_sweep(tree, run), env=environment(cache), stdout=subprocess.DEVNULL) as driver:
+        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver)
+        session = f"_{driver.pid}"
+        assert processes(session)
+        driver.send_signal(signal.SIGINT)
+        driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    wait_until(lambda: not processes(session), seconds=30)
+    done = subprocess.run(ray_sweep(tree, run), env=environment(cache), check=False, timeout=300,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert models(run) == models(undisturbed)

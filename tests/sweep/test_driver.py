@@ -1,0 +1,225 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rayasd import config as configuration
+from rayasd.errors import UserError
+from rayasd.files import write_json
+from rayasd.sweep.driver import State, check_request, drive, survey
+from rayasd.sweep.executors import Request, Resources
+from rayasd.sweep.plan import Plan, prerequisite
+from rayasd.sweep.store import RunStore, mark_done
+from rayasd.sweep.worker import Outcome
+from rayasd.unit import STAGES, Unit, UnitSpec
+
+CONFIG = configuration.load("demo")
+PLAN = Plan(("fan", "pump"), ("both", "statistics"), (0,))
+
+
+class FakeExecutor:
+    """Finishes units in the order they came, as its script says: None is success, else the error."""
+
+    def __init__(self, script: dict[Unit, list[str | None]] | None = None, slots: int = 2) -> None:
+        self.capacity = self.largest_node = Resources(slots, 0)
+        self.script = script or {}
+        self.running: list[UnitSpec] = []
+        self.log: list[Unit] = []
+        self.most = 0
+
+    def describe(self) -> str:
+        return "fake"
+
+    def submit(self, spec: UnitSpec, resources: Resources) -> None:
+        self.running.append(spec)
+        self.log.append(spec.unit)
+        self.most = max(self.most, len(self.running))
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        spec = self.running.pop(0)
+        results = self.script.get(spec.unit, [])
+        error = results.pop(0) if results else None
+        if error is None:
+            spec.output.mkdir(parents=True, exist_ok=True)
+            (spec.output / "part-0.parquet").write_text("x")
+            mark_done(spec)
+        return [Outcome(spec.unit, error, "traceback", hopeless=bool(error and error.startswith("hopeless")))]
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    store = RunStore(tmp_path / "run")
+    data = {"fingerprint": {"fan": "1", "pump": "2"}, "root": str(tmp_path)}
+    store.set_up(CONFIG, data, PLAN, ["rayasd"], accept_changes=False)
+    return store
+
+
+def specs(store: RunStore, config=CONFIG) -> dict[Unit, UnitSpec]:
+    return {
+        unit: UnitSpec(unit=unit, config=config.variant(unit.variant), run=store.paths, cache=Path(), data_root=Path(),
+                       data="d")
+        for unit in PLAN.units(config)
+    }  # fmt: skip
+
+
+def run(store: RunStore, executor: FakeExecutor, stages=STAGES, *, config=CONFIG, retry_failed=False, **options):
+    sweep = survey(store, specs(store, config), stages, retry_failed=retry_failed)
+    drive(sweep, store, executor, Request(1, 0), **options)
+    return sweep
+
+
+def test_the_plan_knows_that_statistics_train_nothing():
+    units = PLAN.units(CONFIG)
+    assert len(units) == 2 * 3 + 2 * 2
+    first = Unit("embed", "statistics", "fan", 0)
+    assert prerequisite(first, CONFIG.variant("statistics")) is None
+    assert prerequisite(Unit("embed", "both", "fan", 0), CONFIG) == Unit("train", "both", "fan", 0)
+
+
+def test_all_units_run_within_the_slots_and_after_what_they_build_on(store: RunStore):
+    executor = FakeExecutor()
+    sweep = run(store, executor)
+    assert set(sweep.states.values()) == {State.DONE}
+    assert executor.most == 2
+    for unit in executor.log:
+        needed = prerequisite(unit, CONFIG.variant(unit.variant))
+        assert needed is None or executor.log.index(needed) < executor.log.index(unit)
+
+
+def test_a_machines_later_stages_go_before_another_machines_training(store: RunStore):
+    executor = FakeExecutor(slots=1)
+    run(store, executor)
+    both = [unit for unit in executor.log if unit.variant == "both"]
+    assert [(u.machine, u.stage) for u in both[:3]] == [("fan", "train"), ("fan", "embed"), ("fan", "detect")]
+
+
+def test_a_second_run_does_nothing(store: RunStore):
+    run(store, FakeExecutor())
+    executor = FakeExecutor()
+    run(store, executor)
+    assert executor.log == []
+
+
+def test_a_unit_that_dies_once_is_tried_again(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    executor = FakeExecutor({unit: ["its worker died"]})
+    sweep = run(store, executor)
+    assert executor.log.count(unit) == 2
+    assert sweep.states[unit] is State.DONE
+
+
+def test_a_unit_that_keeps_dying_fails_alone_with_its_reason(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    executor = FakeExecutor({unit: ["died"] * 5})
+    sweep = run(store, executor, max_tries=3)
+    assert executor.log.count(unit) == 3
+    assert sweep.states[unit] is State.FAILED
+    assert sweep.count(State.DONE) == len(sweep.states) - 3
+    blocked = sweep.units(State.BLOCKED)
+    assert blocked == [Unit("embed", "both", "fan", 0), Unit("detect", "both", "fan", 0)]
+    assert sweep.reasons[blocked[1]] == "died"
+    again = FakeExecutor()
+    assert run(store, again).states[unit] is State.FAILED
+    assert again.log == []  # what failed for good waits to be asked for
+    assert run(store, FakeExecutor(), retry_failed=True).count(State.DONE) == len(sweep.states)
+
+
+def test_a_hopeless_unit_is_tried_once(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    executor = FakeExecutor({unit: ["hopeless: bad data"] * 5})
+    run(store, executor, max_tries=3)
+    assert executor.log.count(unit) == 1
+
+
+def test_fail_fast_starts_nothing_more(store: RunStore):
+    executor = FakeExecutor({Unit("train", "both", "fan", 0): ["hopeless"]}, slots=1)
+    sweep = run(store, executor, fail_fast=True)
+    assert sweep.count(State.WAITING) == sweep.count(State.RUNNING) == 0
+    assert "stopped by --fail-fast" in sweep.reasons.values()
+    assert sweep.count(State.DONE) < len(sweep.states) - 3
+
+
+def test_one_stage_alone_leaves_the_others(store: RunStore):
+    executor = FakeExecutor()
+    sweep = run(store, executor, ("train",))
+    assert {unit.stage for unit in executor.log} == {"train"}
+    executor = FakeExecutor()
+    sweep = run(store, executor, ("detect",))
+    assert executor.log == []
+    assert "embed fan both seed 0 has not been done" in sweep.reasons.values()
+
+
+def test_a_changed_setting_redoes_its_stage_and_what_follows(store: RunStore):
+    run(store, FakeExecutor())
+    changed = replace(CONFIG, embedding=replace(CONFIG.embedding, num_windows=7))
+    executor = FakeExecutor()
+    run(store, executor, config=changed)
+    assert {unit.stage for unit in executor.log} == {"embed", "detect"}
+
+
+def test_a_lost_or_cut_file_is_done_again(store: RunStore):
+    run(store, FakeExecutor())
+    unit = Unit("embed", "both", "pump", 0)
+    store.paths.table(unit).write_text("longer than it was")
+    executor = FakeExecutor()
+    run(store, executor)
+    assert executor.log == [unit, Unit("detect", "both", "pump", 0)]
+
+
+def test_events_tell_the_story(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    run(store, FakeExecutor({unit: ["died"]}))
+    events = [json.loads(line) for line in store.paths.events.read_text().splitlines()]
+    story = [event["event"] for event in events if event["unit"] == str(unit)]
+    assert story == ["unit started", "unit to be tried again", "unit started", "unit done"]
+
+
+def test_a_request_beyond_every_node_is_refused_with_the_numbers():
+    with pytest.raises(UserError, match="asks for 1 CPUs and 2 GPUs, but the largest node has 2 CPUs and 0 GPUs"):
+        check_request(Request(1, 2), FakeExecutor())
+    with pytest.raises(UserError, match="asks for 64 CPUs"):
+        check_request(Request(64, 0), FakeExecutor())
+
+
+class TestRunDirectory:
+    data = {"fingerprint": {"fan": "1", "pump": "2"}, "root": "x"}  # noqa: RUF012
+
+    def test_another_configuration_stops_with_a_diff(self, store: RunStore):
+        other = configuration.load("demo", ["exposure.epochs=99"])
+        epochs = CONFIG.exposure.epochs
+        with pytest.raises(UserError, match=f"exposure.epochs: {epochs} -> 99"):
+            store.set_up(other, self.data, PLAN, [], accept_changes=False)
+        store.set_up(other, self.data, PLAN, [], accept_changes=True)
+        assert store.config().exposure.epochs == 99
+
+    def test_other_data_stop_with_a_diff(self, store: RunStore):
+        other = self.data | {"fingerprint": {"fan": "1", "pump": "changed"}}
+        with pytest.raises(UserError, match=r"data.pump: 2 -> changed"):
+            store.set_up(CONFIG, other, PLAN, [], accept_changes=False)
+
+    def test_a_plan_grows(self, store: RunStore):
+        plan = store.set_up(CONFIG, self.data, Plan(("valve",), ("untrained",), (1,)), [], accept_changes=False)
+        assert plan == Plan(("fan", "pump", "valve"), ("both", "statistics", "untrained"), (0, 1))
+        assert store.plan() == plan
+
+    def test_a_folder_that_is_no_run_is_said(self, tmp_path: Path):
+        with pytest.raises(UserError, match="is not a run directory"):
+            RunStore(tmp_path).plan()
+
+    def test_markers_stay_out_of_the_way_of_parquet_readers(self, store: RunStore):
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+        import pyarrow.parquet as pq
+
+        for unit, spec in specs(store).items():
+            if unit.stage == "embed":
+                spec.output.mkdir(parents=True)
+                pq.write_table(pa.table({"a": [1]}), store.paths.table(unit))
+                mark_done(spec)
+                write_json(store.paths.progress(unit), {})
+        table = ds.dataset(store.paths.root / "embeddings", partitioning="hive").to_table()
+        assert sorted(table.column_names) == ["a", "machine", "seed", "variant"]
+        assert table.num_rows == 4

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from rayasd import config as configuration
+from rayasd.config import flatten, from_dict, load, to_toml
+from rayasd.errors import UserError
+
+
+def test_presets_differ_exactly_in_the_methods_switches():
+    a, b = (flatten(load(name).as_dict()) for name in ("eusipco2022", "serial-oe"))
+    assert {key for key in a if a[key] != b[key]} == {
+        "exposure.epochs",
+        "exposure.waveform_scaling",
+        "exposure.mixup_schedule",
+        "exposure.mixup_product_loss",
+        "inlier.detectors",
+    }
+    assert (a["exposure.epochs"], b["exposure.epochs"]) == (300, 100)
+    assert (a["exposure.lambda_machine"], a["exposure.lambda_product"]) == (1.0, 10.0)
+
+
+def test_overrides_take_toml_values_and_bare_words():
+    config = load(
+        "demo", ["exposure.epochs=7", "network.backbone=resnet10t", "inlier.grid=[2,3]", "inlier.poolings=mean,max"]
+    )
+    assert config.exposure.epochs == 7
+    assert config.network.backbone == "resnet10t"
+    assert config.inlier.grid == (2, 3)
+    assert config.inlier.poolings == ("mean", "max")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("exposure.epoch=3", "did you mean 'exposure.epochs'?"),
+        ("exposur.epochs=3", "did you mean 'exposure'?"),
+        ("exposure.epochs=-1", "exposure.epochs = -1: must be at least 0"),
+        ("exposure.epochs=1.5", "a value of type whole number is needed"),
+        ("exposure.epochs=many", "a value of type whole number is needed"),
+        ("exposure.learning_rate=nan", "must be at least 0"),
+        ("exposure.mixup_schedule=down", "choose one of cosine-down, cosine-up, always, never"),
+        ("data.channel=left", "choose only, mean or a channel's number"),
+        ("front_end.f_max=9000", "above half of data.sample_rate"),
+        ("exposure=3", "exposure is a table of settings"),
+        ("exposure.epochs", "write it as key=value"),
+    ],
+)
+def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
+    with pytest.raises(UserError, match=None) as caught:
+        load("demo", [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'demo'"):
+        load("demoo")
+    with pytest.raises(UserError, match="no such preset file"):
+        load("nowhere.toml")
+
+
+def test_a_preset_file_extends_another(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "demo"\n[exposure]\nepochs = 2\n[variants.slow]\nexposure.learning_rate = 1e-5\n')
+    config = load(str(path))
+    assert config.exposure.epochs == 2
+    assert config.front_end.n_mels == load("demo").front_end.n_mels
+    assert config.variant("slow").exposure.learning_rate == 1e-5
+    assert config.variant("both").exposure.learning_rate == 1e-3
+    with pytest.raises(UserError, match="did you mean 'slow'"):
+        config.variant("slo")
+
+
+@pytest.mark.parametrize("preset", configuration.preset_names())
+def test_written_toml_reads_back_the_same(preset: str, tmp_path: Path):
+    config = load(preset, ['network.pretrained="a \\"quoted\\" name.pth"'])
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config.as_dict()))
+    assert load(str(path)).as_dict() == config.as_dict()
+    assert from_dict(config.as_dict()) == config
+
+
+def test_every_variant_of_every_preset_resolves():
+    for preset in configuration.preset_names():
+        config = load(preset)
+        for variant in config.variants:
+            config.variant(variant)
+    assert load("demo").variant("untrained").exposure.epochs == 0
+    assert load("demo").variant("statistics").network.extractor == "statistics"
