@@ -123,7 +123,7 @@ class InlierConfig:
     """Inlier models: one per section and detector."""
 
     detectors: tuple[str, ...] = ("lof", "gmm", "knn")
-    """Families (over the grid), grid points such as 'knn-4', or calls such as 'sklearn.ensemble.IsolationForest(n_estimators=50)'."""
+    """Families (over the grid), grid points such as 'knn-4', or calls such as 'package.Class(parameter=3)'."""
     grid: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """h: neighbours, components, inverse of 2 nu, bandwidth, by family."""
     gmm_covariance: Literal["full", "tied", "diag", "spherical"] = "full"
@@ -202,9 +202,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     if config.front_end.f_min >= config.front_end.f_max:
         raise UserError("front_end.f_min must be below front_end.f_max")
     if config.front_end.f_max > config.data.sample_rate / 2:
-        raise UserError(
-            f"front_end.f_max = {config.front_end.f_max:g} Hz is above half of data.sample_rate = {config.data.sample_rate}"
-        )
+        f_max, rate = config.front_end.f_max, config.data.sample_rate
+        raise UserError(f"front_end.f_max = {f_max:g} Hz is above half of data.sample_rate = {rate}")
     if config.exposure.target_domain_per_batch >= config.exposure.batch_size // 2:
         raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
     if not (config.data.channel in ("only", "mean") or config.data.channel.isdecimal()):

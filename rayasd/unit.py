@@ -115,7 +115,7 @@ class UnitSpec:
 
     @property
     def identity(self) -> str:
-        """Sha256 of all that decides the unit's result: the configuration of its stage and of those before, and the data."""
+        """Sha256 of all that decides the result: configuration of this stage and of those before, and the data."""
         stages = STAGES[: STAGES.index(self.unit.stage) + 1]
         sections = {name: asdict(getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]}
         return digest([sections, self.unit.machine, self.unit.seed, self.data])

@@ -71,8 +71,8 @@ def index_data(root: Path, pattern: str, test_fraction: float | None, seed: int,
         ) from None
     write_manifest(out, rows)
     counts = Counter((row["machine"], row["split"]) for row in rows)
-    Console().print(f"{out}: {len(rows)} clips (" + ", ".join(f"{m} {s} {n}" for (m, s), n in sorted(counts.items())) + ")",
-                    highlight=False)  # fmt: skip
+    summary = ", ".join(f"{machine} {split} {n}" for (machine, split), n in sorted(counts.items()))
+    Console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
 
 
 def _read_all(console: Console, catalog: Catalog, config: DataConfig) -> tuple[dict[str, AudioFacts], list[Oddity]]:

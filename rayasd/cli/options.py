@@ -81,19 +81,19 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say where and how units run."""
     options = [
         click.option("--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True,
-                     help="Ray cluster (a standing one by --address, else one of this host's own), or plain processes."),
+                     help="A Ray cluster (by --address, else one of this host's own), or plain processes."),
         click.option("--address", metavar="HOST:PORT", help="Standing Ray cluster; default $RAY_ADDRESS."),
         click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
                      help="CPU cores of one unit, and its threads."),
         click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
-                     help="GPUs of a training or embedding unit, fractions too; default 1 where there are GPUs, else 0."),
+                     help="GPUs of a training or embedding unit, fractions too; default 1 if there are any."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
         click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,
                      help="How often a unit is tried whose worker dies or whose code raises."),
         click.option("--retry-failed", is_flag=True, help="Try units again that failed for good earlier."),
         click.option("--fail-fast", is_flag=True, help="Start nothing more after the first failed unit."),
         click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
-                     help="Folder of decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd."),
+                     help="Decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -4,7 +4,9 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +171,15 @@ def _check_backbones(sweep: Sweep, config: Config) -> None:
     """Refuse an unknown backbone before it fails in every unit."""
     names = {sweep.specs[unit].config.network.backbone for unit in sweep.units(State.WAITING) if unit.stage == "train"}
     if names:
-        from rayasd.exposure.network import check_backbone  # imports torch: 3 s
+        # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            list(pool.map(_check_backbone, sorted(names)))
 
-        for name in sorted(names):
-            check_backbone(name)
+
+def _check_backbone(name: str) -> None:
+    from rayasd.exposure.network import check_backbone
+
+    check_backbone(name)
 
 
 def _start(executor: str, address: str | None, paths: RunDirectory) -> Executor:

@@ -140,6 +140,7 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
 
     Raises:
         UserError: a machine has none, or is the only one.
+
     """
     trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
     for machine in machines:

@@ -1,7 +1,7 @@
 """DCASE Task 2 file names: what each says about its clip.
 
 Years 2021–2025 name a clip ``section_SS_{source|target}_{train|test}_{normal|anomaly}_NNNN[_attributes]``; evaluation
-test clips leave the label out (2021: ``section_SS_source_test_NNNN``), later years the domain too (``section_SS_NNNN``).
+test clips leave out the label (2021: ``section_SS_source_test_NNNN``), later the domain too (``section_SS_NNNN``).
 2020 has ``{normal|anomaly}_id_NN_NNNNNNNN`` and, in its evaluation test sets, ``id_NN_NNNNNNNN``.
 """
 

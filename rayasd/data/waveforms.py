@@ -140,7 +140,7 @@ def scaling(table: pa.Table) -> tuple[float, float]:
 
 
 def data_fingerprint(catalog: Catalog) -> dict[str, str]:
-    """Sha256 per machine of what the clips are and hold, wherever they lie. Test labels are left out: they come later."""
+    """Sha256 per machine of what the clips are and hold, wherever they lie; without test labels, which come later."""
     prints = {}
     for machine in catalog.machines:
         table = catalog.table.filter(pc.field("machine") == machine)

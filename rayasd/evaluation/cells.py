@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rayasd.evaluation.metrics import auc, partial_auc
 
@@ -35,7 +36,7 @@ Scored = tuple[str, str, int, Path]
 
 
 def score_cells(scored: Sequence[Scored], catalog: pa.Table, development_sections: Sequence[str]) -> pa.Table:
-    """Compute every cell of the finished units; labels come from the catalog, which may know more than the scores did."""
+    """Compute every cell of the finished units, with the catalog's labels: it may know more than the scores did."""
     labels = dict(zip(catalog["clip"].to_pylist(), catalog["label"].to_pylist(), strict=True))
     rows = [row for unit in scored for row in _unit_cells(unit, labels, set(development_sections))]
     return pa.Table.from_pylist(rows, SCHEMA)
@@ -51,9 +52,9 @@ def _unit_cells(unit: Scored, labels: dict[str, int | None], development: set[st
         systems, clips, scores, reasons = _matrix(cell)
         known = [labels.get(clip) for clip in clips]
         anomalous, normal = (np.array([label == wanted for label in known]) for wanted in (1, 0))
-        failed = ~np.isfinite(scores).all(axis=1)
+        failed: NDArray[np.bool_] = ~np.isfinite(scores).all(axis=1)
         good = np.flatnonzero(~failed)
-        values = np.full((2, len(systems)), np.nan)
+        values: NDArray[np.float64] = np.full((2, len(systems)), np.nan)
         problem = None
         if not (anomalous | normal).all():
             problem = (
@@ -93,7 +94,7 @@ def _unit_cells(unit: Scored, labels: dict[str, int | None], development: set[st
 
 def _matrix(
     cell: pa.Table,
-) -> tuple[list[tuple[str, str]], list[str], "np.ndarray[tuple[int, int], np.dtype[np.float64]]", list[str | None]]:
+) -> tuple[list[tuple[str, str]], list[str], NDArray[np.float64], list[str | None]]:
     """Systems (detector, pooling), clips, scores (systems, clips; NaN where failed) and reasons of one cell's rows.
 
     A scores file holds, section by section, one block of clips after the other for each system, clips in one order.

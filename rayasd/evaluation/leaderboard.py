@@ -1,4 +1,4 @@
-"""The leaderboard: one row a system (variant, detector, pooling), chosen on development, ranked on evaluation sections."""
+"""The leaderboard: systems (variant, detector, pooling) chosen on development, ranked on evaluation sections."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Balanced batches: every normal clip of the target machine once an epoch, as many pseudo-anomalous clips beside them."""
+"""Balanced batches: every normal clip of the target machine once an epoch, beside as many pseudo-anomalous ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -51,6 +51,7 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips
 
     The split holds out ``validation_fraction`` of each section's source-domain training clips (at least one, and never
     all of them). It depends on seed and machine alone, so that every unit of a seed sees the same.
+
     Raises:
         UserError: the machine has no training clips.
 

@@ -144,8 +144,8 @@ def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str) -> None:
     missing = [key for key in wanted if key not in there]
     if missing:
         raise UserError(
-            f"network.pretrained: cannot load {pretrained} into {name}: it lacks {len(missing)} of {len(wanted)} weights, "
-            f"{missing[0]} first"
+            f"network.pretrained: cannot load {pretrained} into {name}: "
+            f"it lacks {len(missing)} of {len(wanted)} weights, {missing[0]} first"
         )
 
 

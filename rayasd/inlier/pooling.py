@@ -1,4 +1,4 @@
-"""Window scores to a clip's score. Scores are anomaly scores: the reference's upper half of normality is the lower half here."""
+"""Window scores to a clip's score. They are anomaly scores: the upper half of normality is the lower half here."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""The driver: keeps every slot busy, starts a unit as soon as what it builds on stands, and survives units that fail."""
+"""The driver: keeps every slot busy, starts a unit once what it builds on stands, survives units that fail."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -150,7 +150,7 @@ def test_interrupted_by_signal_is_exit_75_and_leaves_no_process(tree: Path, cach
         _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 75
     assert "interrupted: the same command goes on from here" in errors
-    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), seconds=10)
 
 
 @pytest.mark.slow
@@ -300,5 +300,3 @@ def wait_until(condition, process: subprocess.Popen | None = None, seconds: floa
 
 def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-

@@ -151,7 +151,9 @@ def test_unusable_clips_stop_or_are_skipped_and_named(root: Path, tmp_path: Path
     assert again.oddities == catalog.oddities
 
 
-def test_too_little_space_is_said_before_anything_is_written(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_space_is_said_before_anything_is_written(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"needs 0.0 GB .* --cache DIR"):

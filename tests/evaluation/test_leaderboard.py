@@ -45,7 +45,9 @@ def catalog(labelled: tuple[str, ...] = ("00", "03")) -> pa.Table:
         for section in ("00", "03") for domain in ("source", "target") for clip in range(CLIPS)
     ]  # fmt: skip
     return pa.Table.from_pylist(rows).cast(
-        pa.schema([(n, pa.string()) for n in ("clip", "machine", "section", "domain", "split")] + [("label", pa.int8())])
+        pa.schema(
+            [(n, pa.string()) for n in ("clip", "machine", "section", "domain", "split")] + [("label", pa.int8())]
+        )
     )
 
 

@@ -11,7 +11,14 @@ from rayasd import config as configuration
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.device import choose_compute
-from rayasd.exposure.network import Extractor, MelSpectrogram, Statistics, check_backbone, load_extractor, save_extractor
+from rayasd.exposure.network import (
+    Extractor,
+    MelSpectrogram,
+    Statistics,
+    check_backbone,
+    load_extractor,
+    save_extractor,
+)
 
 
 def test_the_front_end_is_the_papers():

@@ -41,7 +41,6 @@ def test_anomalies_of_another_tone_score_higher(spec_of: SpecOf, config: Config)
 
 
 def test_a_section_is_scored_against_its_own_normal_clips(spec_of: SpecOf, config: Config):
-    """A clip's distance to its own section is smaller than what a shared bank would never exceed, and differs by bank."""
     on_train = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), fit_on="train")
     on_source = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), fit_on="source")
     on_validation = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), fit_on="validation")

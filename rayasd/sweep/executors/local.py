@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from rayasd.sweep.executors import Resources
@@ -116,12 +117,9 @@ def _die_with(parent: int) -> None:
 
 
 def _visible_gpus() -> list[str]:
-    """Identifiers of the GPUs on this host that we may use, without importing torch."""
+    """List the GPUs of this host that we may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"]
-    try:
-        names = os.listdir("/proc/driver/nvidia/gpus")
-    except OSError:
-        return []
-    return [str(number) for number in range(len(names))]
+    devices = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []

@@ -1,0 +1,15 @@
+"""Entry point of a sweep for the Ray Jobs API; takes the options of ``rayasd sweep``.
+
+ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/sweep.py --data /shared/data --preset serial-oe
+
+Ray sets RAY_ADDRESS for the job, so the sweep runs on the cluster that it was submitted to. Data and run directory must
+be paths that every node sees.
+"""
+
+import sys
+
+from rayasd.cli.main import main
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["sweep"]
+    main()
