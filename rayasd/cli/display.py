@@ -1,6 +1,7 @@
 """What a person sees while a sweep runs: a live table in a terminal, plain lines elsewhere."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -141,18 +142,30 @@ def print_failures(console: Console, sweep: Sweep, stages: Sequence[Stage]) -> N
         console.print("Tracebacks stand in each unit's FAILED file; --retry-failed tries again.", highlight=False)
 
 
-def print_plan(console: Console, plan: Plan, config: Config, catalog: Catalog, execution: Mapping[str, Any]) -> None:
-    """Print what a sweep would do, and about how much disk it would take."""
+def print_plan(
+    console: Console,
+    plan: Plan,
+    config: Config,
+    catalog: Catalog,
+    parameters: Mapping[str, int],
+    execution: Mapping[str, Any],
+) -> None:
+    """Print what a sweep would do, and about how much disk it would take.
+
+    Args:
+        console: where to.
+        plan: what was asked.
+        config: resolved configuration.
+        catalog: of the data, not decoded.
+        parameters: learned parameters of each trained variant's network.
+        execution: the options that say where and how units run.
+
+    """
     units = plan.units(config)
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     for name in ("stage", "units", "each asks for", "disk, about"):
         table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
-    clips = dict(
-        zip(
-            *catalog.table.group_by("machine").aggregate([("clip", "count")]).to_pydict().values(),
-            strict=True,
-        )
-    )
+    clips = Counter(catalog.table["machine"].to_pylist())
     cache_bytes = sum(catalog.table["size"].to_pylist())
     gpus = execution["gpus_per_unit"]
     for stage in STAGES:
@@ -160,7 +173,7 @@ def print_plan(console: Console, plan: Plan, config: Config, catalog: Catalog, e
         request = f"{execution['cpus_per_unit']:g} CPU"
         if stage != "detect":
             request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
-        disk = sum(_disk(unit, config, clips.get(unit.machine) or clips.get("clip", 0)) for unit in chosen)
+        disk = sum(_disk(unit, config, clips[unit.machine], parameters) for unit in chosen)
         table.add_row(stage, str(len(chosen)), request, _bytes(disk))
     table.add_row("decode", str(len(catalog.machines)), "this host", _bytes(cache_bytes))
     console.print(table)
@@ -171,12 +184,12 @@ def print_plan(console: Console, plan: Plan, config: Config, catalog: Catalog, e
         console.print(Text(f"  {unit}"))
 
 
-def _disk(unit: Unit, config: Config, num_clips: int) -> int:
-    """Bytes a unit writes, to one significant figure: models by a typical CNN, tables by their row width."""
+def _disk(unit: Unit, config: Config, num_clips: int, parameters: Mapping[str, int]) -> int:
+    """Estimate the bytes that a unit leaves: its weights, or its table by the width of a row."""
     resolved = config.variant(unit.variant)
     windows = num_clips * resolved.embedding.num_windows
     if unit.stage == "train":
-        return 60_000_000  # weights, and the optimizer's two moments while it trains
+        return 4 * parameters[unit.variant]
     if unit.stage == "embed":
         return windows * (4 * resolved.network.embedding_dim + 16)
     systems = len(resolved.inlier.detectors) * len(resolved.inlier.grid) * len(resolved.inlier.poolings)

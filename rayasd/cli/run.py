@@ -62,7 +62,11 @@ def run_sweep(
     if any("train" in stages_of(config.variant(variant)) for variant in chosen):
         check_outlier_exposure(scanned, plan.machines)
     if dry_run:
-        print_plan(console, plan, config, scanned, execution)
+        from rayasd.exposure.network import num_parameters  # imports torch: 3 s
+
+        trained = {variant: config.variant(variant) for variant in plan.variants}
+        parameters = {name: num_parameters(c) for name, c in trained.items() if "train" in stages_of(c)}
+        print_plan(console, plan, config, scanned, parameters, execution)
         return 0
     catalog = _decode(console, scanned, config, execution["cache"])
     data = {

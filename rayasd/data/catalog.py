@@ -67,7 +67,7 @@ class Catalog:
     @property
     def synthetic(self) -> bool:
         """Whether the clips were made by ``rayasd data synth``."""
-        return (self.root / "SYNTHETIC.json").exists()
+        return any((folder / "SYNTHETIC.json").exists() for folder in (self.root, self.root.parent))
 
 
 def scan(source: Path) -> Catalog:

@@ -52,7 +52,7 @@ def _unit_cells(unit: Scored, labels: dict[str, int | None], development: set[st
         systems, clips, scores, reasons = _matrix(cell)
         known = [labels.get(clip) for clip in clips]
         anomalous, normal = (np.array([label == wanted for label in known]) for wanted in (1, 0))
-        failed: NDArray[np.bool_] = ~np.isfinite(scores).all(axis=1)
+        failed = np.atleast_1d(~np.isfinite(scores).all(axis=1))
         good = np.flatnonzero(~failed)
         values: NDArray[np.float64] = np.full((2, len(systems)), np.nan)
         problem = None

@@ -114,6 +114,11 @@ def load_extractor(folder: Path, config: Config) -> tuple[Extractor, list[str]]:
     return extractor.eval(), sections
 
 
+def num_parameters(config: Config) -> int:
+    """Count an extractor's learned parameters, with a product head for one section."""
+    return sum(p.numel() for p in Extractor(config, 1, load_pretrained=False).parameters())
+
+
 def _backbone(name: str, pretrained: str) -> nn.Module:
     if pretrained and not Path(pretrained).is_file():
         raise UserError(f"network.pretrained: no such file: {pretrained}")

@@ -58,8 +58,8 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
         )
     notes.append(
         "Official: DCASE 2021 score, the harmonic mean of AUC and pAUC (max. FPR 0.1) over all (machine, "
-        "section, domain) cells. AUC, pAUC: arithmetic means over all cells. Source, target, machines: harmonic means of "
-        "AUC. In percent."
+        "section, domain) cells. AUC, pAUC: arithmetic means over all cells. Source, target, machines: harmonic means "
+        "of AUC. In percent."
     )
     unlabelled = max((s.cells_unlabelled for s in leaderboard.standings), default=0)
     if unlabelled:
