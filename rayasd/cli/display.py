@@ -131,8 +131,8 @@ def print_failures(console: Console, sweep: Sweep, stages: Sequence[Stage]) -> N
     blocked = [u for u in sweep.units(State.BLOCKED) if u.stage in stages]
     if not failed and not blocked:
         return
-    table = Table(title=f"{len(failed)} units failed, {len(blocked)} not done because of others",
-                  title_justify="left", box=None, pad_edge=False)  # fmt: skip
+    console.print(f"{len(failed)} units failed, {len(blocked)} not done because of others", highlight=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("unit", "reason"):
         table.add_column(name, no_wrap=name == "unit")
     for unit in failed or blocked:
@@ -162,7 +162,7 @@ def print_plan(
 
     """
     units = plan.units(config)
-    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("stage", "units", "each asks for", "disk, about"):
         table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
     clips = Counter(catalog.table["machine"].to_pylist())

@@ -25,7 +25,7 @@ def print_leaderboard(
     for more in (_MORE, machines):
         if sum(width[name] for name in [*shown, *more]) <= console.width:
             shown += more
-    table = Table(title=Text(title), title_justify="left", header_style="bold", pad_edge=False, box=None)
+    table = Table(header_style="bold", pad_edge=False, box=None)
     columns = [i for i, name in enumerate(titles) if name in shown]
     for i in columns:
         table.add_column(
@@ -33,6 +33,7 @@ def print_leaderboard(
         )
     for place, cells in enumerate(rows):
         table.add_row(*(Text(cells[i]) for i in columns), style="bold" if place == 0 else "")
+    console.print(Text(title))
     console.print(table)
     for note in footnotes(leaderboard, synthetic=synthetic):
         console.print(
