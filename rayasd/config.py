@@ -1,6 +1,7 @@
 """The configuration: one frozen dataclass a stage, read from a TOML preset, changed by ``a.b=value`` overrides."""
 
 import dataclasses
+import re
 import tomllib
 import types
 import typing
@@ -38,7 +39,7 @@ class DataConfig:
 class FrontEndConfig:
     """Mel spectrogram of one window, made on the training device."""
 
-    window_seconds: float = bounded(2.0, minimum=0.05)
+    window_seconds: float = bounded(2.0, minimum=0.05, maximum=600.0)
     """Length of the waveform that the network sees at once."""
     n_fft: int = bounded(2048, minimum=16)
     """Samples of one short-time Fourier transform."""
@@ -206,9 +207,24 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError(f"front_end.f_max = {f_max:g} Hz is above half of data.sample_rate = {rate}")
     if config.exposure.target_domain_per_batch >= config.exposure.batch_size // 2:
         raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
+    _check_variants(config.variants)
+    if config.exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
+        raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
+    if config.front_end.window_seconds * config.data.sample_rate <= config.front_end.n_fft / 2:
+        raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
+    if config.network.extractor == "statistics" and config.network.embedding_dim % 2:
+        raise UserError(
+            "network.embedding_dim must be even for the statistics extractor: a mean and a deviation a band"
+        )
     if not (config.data.channel in ("only", "mean") or config.data.channel.isdecimal()):
         raise UserError(f"data.channel = {config.data.channel!r}: choose only, mean or a channel's number from 0")
     return config
+
+
+def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
+    for name in variants:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")
 
 
 def preset_names() -> list[str]:
@@ -237,12 +253,14 @@ def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
     return "\n".join(lines).strip("\n") + "\n"
 
 
-def _read_preset(preset: str) -> dict[str, Any]:
+def _read_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    if preset in extended_by:
+        raise UserError(f"preset {preset} extends itself")
     path = Path(preset)
     if preset in preset_names():
         text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
     elif path.suffix == ".toml" and path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode(errors="replace")
     elif path.suffix == ".toml":
         raise UserError(f"no such preset file: {preset}")
     else:
@@ -254,14 +272,11 @@ def _read_preset(preset: str) -> dict[str, Any]:
     base = values.pop("extends", None)
     if base is None:
         return values
-    if base == preset:
-        raise UserError(f"preset {preset} extends itself")
-    return _merge(_read_preset(str(base)), values)
+    return _merge(_read_preset(str(base), (*extended_by, preset)), values)
 
 
 def _build(cls: type, values: Any, path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path.rstrip('.')} is a table of settings, not {values!r}")
+    values = _table(values, path.rstrip("."))
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}
     built = {}
@@ -271,10 +286,18 @@ def _build(cls: type, values: Any, path: str) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             built[key] = _build(hints[key], value, f"{path}{key}.")
         elif key == "variants":
-            built[key] = {name: flatten(overrides) for name, overrides in value.items()}
+            built[key] = {
+                name: flatten(_table(overrides, f"variants.{name}")) for name, overrides in _table(value, key).items()
+            }
         else:
             built[key] = _checked(f"{path}{key}", value, hints[key], known[key].metadata)
     return cls(**built)
+
+
+def _table(values: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{name} is a table of settings, not {values!r}")
+    return values
 
 
 def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
@@ -285,8 +308,8 @@ def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str):  # commas inside parentheses belong to a call
+            value = [part.strip() for part in re.split(r",(?![^()]*\))", value) if part.strip()]
         if not isinstance(value, list | tuple):
             raise UserError(f"{name} = {value!r}: a list is needed")
         return tuple(_checked(name, item, element, bounds) for item in value)
@@ -334,7 +357,7 @@ def _toml_value(text: str) -> Any:
 
 
 def _toml_key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() else _toml_text(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
 
 
 def _toml_text(value: Any) -> str:

@@ -5,11 +5,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rayasd.config import Config
+from rayasd.config import Config, flatten
 from rayasd.files import digest
 
 Stage = Literal["train", "embed", "detect"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+RESULTS_VERSION = 1
+"""Raised whenever a change of the code changes a unit's result: units of an older version are done again."""
+
+_WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size", "data.on_bad_clip"})
+"""Settings that do not change a result."""
 
 _SECTIONS_OF_STAGE = {
     "train": ("data", "front_end", "network", "exposure"),
@@ -46,6 +52,11 @@ class RunDirectory:
     def manifest(self) -> Path:
         """Command, revision, versions, data and plan (JSON)."""
         return self.root / "manifest.json"
+
+    @property
+    def lock(self) -> Path:
+        """Who drives this run (JSON), while somebody does."""
+        return self.root / "lock.json"
 
     @property
     def events(self) -> Path:
@@ -99,7 +110,7 @@ class UnitSpec:
     """Waveform cache on the host that does the unit."""
     data_root: Path
     data: str
-    """Fingerprint of the data."""
+    """Fingerprint of the data and of the pretrained weights."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_threads: int = 1
@@ -118,7 +129,8 @@ class UnitSpec:
         """Sha256 of all that decides the result: configuration of this stage and of those before, and the data."""
         stages = STAGES[: STAGES.index(self.unit.stage) + 1]
         sections = {name: asdict(getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]}
-        return digest([sections, self.unit.machine, self.unit.seed, self.data])
+        deciding = {k: v for k, v in flatten(sections).items() if k not in _WITHOUT_EFFECT}
+        return digest([RESULTS_VERSION, deciding, self.unit.machine, self.unit.seed, self.data])
 
 
 @dataclass(frozen=True)

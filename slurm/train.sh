@@ -14,7 +14,7 @@ export PATH="${RAYASD_VENV:-$PWD/.venv}/bin:$PATH"
 
 rayasd sweep "$@" &
 sweep=$!
-trap 'kill -INT "$sweep"' USR1 TERM
+trap 'kill -TERM "$sweep"' USR1 TERM # not INT: a shell's background processes ignore it
 
 wait "$sweep"; code=$?
 while kill -0 "$sweep" 2>/dev/null; do wait "$sweep"; code=$?; done # a trapped signal ends wait early

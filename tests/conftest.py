@@ -13,8 +13,7 @@ import soundfile
 
 from rayasd import config as configuration
 from rayasd.config import Config
-from rayasd.data.catalog import Catalog, scan
-from rayasd.data.store import write_catalog
+from rayasd.data.catalog import Catalog, scan, write_catalog
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.files import digest
 from rayasd.unit import RunDirectory, Stage, Unit, UnitSpec

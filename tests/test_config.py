@@ -44,11 +44,15 @@ def test_overrides_take_toml_values_and_bare_words():
         ("front_end.f_max=9000", "above half of data.sample_rate"),
         ("exposure=3", "exposure is a table of settings"),
         ("exposure.epochs", "write it as key=value"),
+        ("variants.both=5", "variants.both is a table of settings, not 5"),
+        ("variants=3", "variants is a table of settings, not 3"),
+        ("exposure.validation_fraction=0.0", "nothing to fit to"),
+        ("front_end.window_seconds=0.05", "longer than half of front_end.n_fft"),
     ],
 )
 def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
     with pytest.raises(UserError, match=None) as caught:
-        load("demo", [override])
+        load("eusipco2022", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -67,7 +71,7 @@ def test_a_preset_file_extends_another(tmp_path: Path):
     assert config.exposure.epochs == 2
     assert config.front_end.n_mels == load("demo").front_end.n_mels
     assert config.variant("slow").exposure.learning_rate == 1e-5
-    assert config.variant("both").exposure.learning_rate == 1e-3
+    assert config.variant("both").exposure.learning_rate == load("demo").exposure.learning_rate
     with pytest.raises(UserError, match="did you mean 'slow'"):
         config.variant("slo")
 
@@ -79,6 +83,20 @@ def test_written_toml_reads_back_the_same(preset: str, tmp_path: Path):
     path.write_text(to_toml(config.as_dict()))
     assert load(str(path)).as_dict() == config.as_dict()
     assert from_dict(config.as_dict()) == config
+
+
+def test_a_circle_of_presets_and_a_name_that_is_no_folder_are_refused(tmp_path: Path):
+    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
+    a.write_text(f'extends = "{b}"')
+    b.write_text(f'extends = "{a}"')
+    with pytest.raises(UserError, match="extends itself"):
+        load(str(a))
+    a.write_text('extends = "demo"\n[variants."../up"]\n')
+    with pytest.raises(UserError, match="a name is made of letters"):
+        load(str(a))
+    a.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not valid TOML"):
+        load(str(a))
 
 
 def test_every_variant_of_every_preset_resolves():

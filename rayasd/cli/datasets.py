@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd import config as configuration
-from rayasd.cli.display import clip_progress
+from rayasd.cli.display import clip_progress, wide_console
 from rayasd.cli.options import choose
 from rayasd.config import DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
@@ -25,7 +25,7 @@ _SHOWN_ODDITIES = 50
 
 def check_data(source: Path, ground_truth: Path | None, overrides: Sequence[str]) -> int:
     """Print a data set's table and oddities; returns the exit code."""
-    console = Console()
+    console = wide_console()
     config = configuration.load("eusipco2022", overrides).data
     catalog = scan(source)
     folder = ground_truth or catalog.root / "ground_truth_data"
@@ -50,7 +50,7 @@ def synthesize_data(out: Path, machines: str, plan: Mapping[str, Any]) -> None:
     """Write synthetic recordings."""
     from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
 
-    console = Console()
+    console = wide_console()
     chosen = choose("machine", machines, list(MACHINE_TYPES))
     with clip_progress(console, "writing") as on_progress:
         count = synthesize(out, SynthesisPlan(machines=chosen, **plan), on_progress=on_progress)
@@ -72,7 +72,7 @@ def index_data(root: Path, pattern: str, test_fraction: float | None, seed: int,
     write_manifest(out, rows)
     counts = Counter((row["machine"], row["split"]) for row in rows)
     summary = ", ".join(f"{machine} {split} {n}" for (machine, split), n in sorted(counts.items()))
-    Console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
+    wide_console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
 
 
 def _read_all(console: Console, catalog: Catalog, config: DataConfig) -> tuple[dict[str, AudioFacts], list[Oddity]]:

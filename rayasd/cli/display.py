@@ -1,11 +1,15 @@
 """What a person sees while a sweep runs: a live table in a terminal, plain lines elsewhere."""
 
+import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,10 +22,11 @@ from rayasd.data.catalog import Catalog
 from rayasd.files import read_json
 from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.plan import Plan
-from rayasd.unit import STAGES, RunDirectory, Stage, Unit
+from rayasd.unit import STAGES, RunDirectory, Unit
 
 _REDRAW_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0
+_SHOWN_REASONS = 10
 
 
 class Display:
@@ -94,20 +99,14 @@ class Display:
         for unit, state in progress.items():
             done, total = state.get("done", 0), state.get("total", 0)
             loss, rate = state.get("loss"), state.get("clips_per_second", 0.0)
-            left = elapsed(state["seconds"] / done * (total - done)) if done else ""
+            left = state.get("seconds_left")
             table.add_row(
                 unit.stage, Text(unit.machine), Text(unit.variant), str(unit.seed),
                 ProgressBar(total=max(total, 1), completed=done, width=20), f"{done}/{total}" if total else "starting",
-                "" if loss is None else f"{loss:.4f}", f"{rate:.0f}" if rate else "", left,
+                "" if loss is None else f"{loss:.4f}", f"{rate:.0f}" if rate else "",
+                "" if left is None else elapsed(left),
             )  # fmt: skip
         return Group(table, Text(self._summary(sweep), style="bold"))
-
-
-@contextmanager
-def decoding_progress(console: Console) -> Iterator[Callable[[int, int], None]]:
-    """Show how many clips are decoded; nothing when none need to be."""
-    with clip_progress(console, "decoding") as on_progress:
-        yield on_progress
 
 
 @contextmanager
@@ -125,10 +124,10 @@ def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], 
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def print_failures(console: Console, sweep: Sweep, stages: Sequence[Stage]) -> None:
-    """List what failed and what could not be done because of it."""
-    failed = [u for u in sweep.units(State.FAILED) if u.stage in stages]
-    blocked = [u for u in sweep.units(State.BLOCKED) if u.stage in stages]
+def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> None:
+    """List what failed of the units asked for, and what could not be done because of it."""
+    failed = [unit for unit in sweep.units(State.FAILED) if unit in asked]
+    blocked = [unit for unit in sweep.units(State.BLOCKED) if unit in asked]
     if not failed and not blocked:
         return
     console.print(f"{len(failed)} units failed, {len(blocked)} not done because of others", highlight=False)
@@ -140,6 +139,21 @@ def print_failures(console: Console, sweep: Sweep, stages: Sequence[Stage]) -> N
     console.print(table)
     if failed:
         console.print("Tracebacks stand in each unit's FAILED file; --retry-failed tries again.", highlight=False)
+
+
+def print_failed_cells(console: Console, cells: pa.Table) -> int:
+    """Say which detectors could not be fitted and why; returns the number of failed cells."""
+    failed = cells.filter(pc.field("status") == "failed")
+    reasons = Counter(zip(failed["detector"].to_pylist(), failed["reason"].to_pylist(), strict=True))
+    for (detector, reason), count in reasons.most_common(_SHOWN_REASONS):
+        console.print(Text(f"{count} cells without {detector}: {reason}", style="yellow"), soft_wrap=True)
+    return int(failed.num_rows)
+
+
+def wide_console() -> Console:
+    """Console of the terminal's width; 200 columns where there is no terminal that could be too narrow."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=200 if piped else None)
 
 
 def print_plan(

@@ -1,5 +1,6 @@
 """The ``rayasd`` command group, and how errors and interruptions become exit codes."""
 
+import signal
 import sys
 import traceback
 
@@ -31,9 +32,15 @@ for command in (data, sweep, train, embed, detect, report):
     cli.add_command(command)
 
 
+def _interrupt(*_: object) -> None:
+    """Let SIGTERM do what Ctrl-C does: end the units and say that the run can be resumed."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 some units failed, 2 usage or configuration, 75 interrupted."""
     debug = "--debug" in sys.argv[1:]
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -47,7 +54,12 @@ def main() -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the first into the second
         click.echo("interrupted: the same command goes on from here", err=True)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away (head, less): nothing to say and nobody to say it to
-        code = 0
+    except Exception as error:  # of the system (no space, no permission), or ours
+        if debug:
+            traceback.print_exc()
+        what = (
+            f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        )
+        click.echo(f"error: {' '.join(what.split())} (rayasd --debug … shows where)", err=True)
+        code = EXIT_UNITS_FAILED
     sys.exit(code if isinstance(code, int) else 0)

@@ -85,7 +85,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--address", metavar="HOST:PORT", help="Standing Ray cluster; default $RAY_ADDRESS."),
         click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
                      help="CPU cores of one unit, and its threads."),
-        click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
+        click.option("--gpus-per-unit", type=click.FloatRange(min=0, max=1), default=None,
                      help="GPUs of a training or embedding unit, fractions too; default 1 if there are any."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
         click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,

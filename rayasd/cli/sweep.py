@@ -1,11 +1,14 @@
 """``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect, report."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayasd.cli.options import execution_options
+
+if TYPE_CHECKING:
+    from rayasd.unit import Stage
 
 RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 
@@ -46,14 +49,14 @@ def sweep(**options: Any) -> None:
     raise SystemExit(run_sweep(**options))
 
 
-def _stage_command(stage: str, text: str) -> click.Command:
+def _stage_command(stage: "Stage", text: str) -> click.Command:
     @click.command(stage, help=text)
     @RUN
     @execution_options
     def command(run: Path, **options: Any) -> None:
         from rayasd.cli.run import run_stages
 
-        raise SystemExit(run_stages(run, (stage,), **options))  # type: ignore[arg-type]
+        raise SystemExit(run_stages(run, (stage,), **options))
 
     return command
 

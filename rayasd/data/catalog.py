@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rayasd.data.manifest import is_manifest, read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, parse_clip_name
 from rayasd.errors import UserError
+from rayasd.files import replacing
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 
@@ -79,6 +81,7 @@ def scan(source: Path) -> Catalog:
     """
     if not source.exists():
         raise UserError(f"no such data folder or manifest: {source}")
+    source = source.resolve()
     if is_manifest(source):
         rows, root = read_manifest(source), source.parent
         oddities: list[Oddity] = []
@@ -100,7 +103,7 @@ def scan(source: Path) -> Catalog:
             "out; other layouts come in by a manifest (rayasd data index --help)"
         )
     rows.sort(key=lambda row: (row["machine"], row["clip"]))
-    return Catalog(root.resolve(), pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
+    return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
 
 
 def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
@@ -123,6 +126,9 @@ def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
                 if len(row) < 2 or row[1].strip() not in ("0", "1"):
                     raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
                 truth[match["machine"], row[0].strip()] = int(row[1])
+    tests = zip(*(catalog.table.filter(~catalog.is_train)[n].to_pylist() for n in ("machine", "clip")), strict=True)
+    if not any((machine, clip.rpartition("/")[2]) in truth for machine, clip in tests):
+        raise UserError(f"the ground truth in {folder} names none of the test clips in {catalog.root}")
     labels = []
     columns = (catalog.table[name].to_pylist() for name in ("machine", "clip", "split", "label"))
     for machine, clip, split, label in zip(*columns, strict=True):
@@ -133,6 +139,34 @@ def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
     position = catalog.table.schema.get_field_index("label")
     table = catalog.table.set_column(position, SCHEMA.field("label"), pa.array(labels, pa.int8()))
     return Catalog(catalog.root, table, catalog.oddities)
+
+
+def write_catalog(path: Path, catalog: Catalog) -> None:
+    """Write a decoded catalog as Parquet, from which every unit reads what clips there are."""
+    with replacing(path) as temporary:
+        pq.write_table(catalog.table, temporary, compression="zstd")
+
+
+def read_catalog(path: Path, root: Path) -> Catalog:
+    """Read a decoded catalog whose clips lie below ``root``."""
+    return Catalog(root, pq.read_table(path))
+
+
+def changes(before: Catalog, after: Catalog) -> list[str]:
+    """Lines that say which clips of two decoded catalogs differ, machine by machine; test labels aside."""
+    old, new = (
+        {
+            row["clip"]: row
+            for row in c.table.select(["clip", "machine", "section", "domain", "split", "digest"]).to_pylist()
+        }
+        for c in (before, after)
+    )
+    found = {
+        "added": [clip for clip in new if clip not in old],
+        "removed": [clip for clip in old if clip not in new],
+        "changed": [clip for clip in new if clip in old and new[clip] != old[clip]],
+    }
+    return [f"data: {len(clips)} clips {what}, {clips[0]} first" for what, clips in found.items() if clips]
 
 
 def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
@@ -153,8 +187,17 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
 
 
 def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.DirEntry[str]]:
-    for folder, subfolders, files in os.walk(root):
+    def unreadable(error: OSError) -> None:
+        oddities.append(Oddity(str(error.filename), f"cannot be opened: {error.strerror}", True))
+
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up, or a second way to the same place
+            subfolders.clear()
+            continue
+        seen.add(real)
         if os.path.basename(folder) in SPLIT_FOLDERS and Path(folder) != root:  # noqa: PTH119 - hot loop
             with os.scandir(folder) as entries:
                 yield from entries

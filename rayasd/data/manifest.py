@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyarrow.lib import ArrowException
 
 from rayasd.errors import UserError
 from rayasd.files import replacing
@@ -33,16 +34,24 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         UserError: a missing column, a path outside the folder, an unknown word; names the line.
 
     """
-    if path.suffix.lower() == ".parquet":
-        table = pq.read_table(path)
-        _need_columns(path, table.column_names)
-        records: Sequence[Mapping[str, Any]] = table.to_pylist()
-    else:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            _need_columns(path, reader.fieldnames or [])
-            records = list(reader)
-    return [_row(record, f"{path.name}, row {number}") for number, record in enumerate(records, 1)]
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pq.read_table(path)
+            _need_columns(path, table.column_names)
+            records: Sequence[Mapping[str, Any]] = table.to_pylist()
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                _need_columns(path, reader.fieldnames or [])
+                records = list(reader)
+    except (ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a manifest: {' '.join(str(error).split())[:200]}") from None
+    rows = [_row(record, f"{path.name}, row {number}") for number, record in enumerate(records, 1)]
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        if first.setdefault(row["clip"], number) != number:
+            raise UserError(f"{path.name}, row {number}: {row['clip']} is listed already in row {first[row['clip']]}")
+    return rows
 
 
 def index_tree(root: Path, pattern: str, *, test_fraction: float | None = None, seed: int = 0) -> list[dict[str, str]]:
@@ -99,7 +108,9 @@ def _need_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 def _row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    clip, machine, section, domain, split = (str(record[name] or "").strip() for name in COLUMNS[:5])
+    clip, machine, section, domain, split = (
+        "" if record[name] is None else str(record[name]).strip() for name in COLUMNS[:5]
+    )
     if not clip or Path(clip).is_absolute() or ".." in Path(clip).parts:
         raise UserError(f"{place}: path {clip!r} must be relative and stay below the manifest's folder")
     if not machine or not section or "/" in machine + section:

@@ -4,6 +4,7 @@ A cache file's name carries the sha256 of its clips' paths, sizes and modificati
 that a changed clip or rule makes another file and an old one is never read by mistake.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +46,6 @@ _FREE_SPACE_MARGIN = 64 << 20
 
 def _no_progress(done: int, total: int) -> None:
     pass
-
-
-def _report_after(on_progress: OnProgress, before: int, total: int, done: int) -> None:
-    on_progress(before + done, total)
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,10 @@ def decode(
         table = catalog.table.filter(pc.field("machine") == machine)
         index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
         if not index.exists():
-            report = partial(_report_after, on_progress, done, catalog.table.num_rows)
+
+            def report(n: int, before: int = done) -> None:
+                on_progress(before + n, catalog.table.num_rows)
+
             _decode_machine(catalog.root, table, config, index, num_threads or os.cpu_count() or 1, report)
         decoded = pq.read_table(index)
         bad = [Oddity(clip, why, True) for clip, why in json.loads(decoded.schema.metadata[b"bad_clips"])]
@@ -121,12 +120,22 @@ def open_waveforms(catalog: Catalog, machine: str, config: DataConfig, cache: Pa
     """Map a machine's decoded samples, in the order of its rows in the (decoded) catalog.
 
     On a host whose cache lacks them, they are decoded there first.
+
+    Raises:
+        UserError: the clips are no longer those of the catalog.
+
     """
     table = catalog.table.filter(pc.field("machine") == machine)
     index = cache / f"{table['cache'][0].as_py()}.parquet"
     if not index.exists():
-        _decode_machine(catalog.root, table, config, index, os.cpu_count() or 1, lambda n: None)
-    decoded = pq.read_table(index, columns=["offset", "frames"])  # this host's offsets
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with index.with_suffix(".lock").open("w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # many units start at once on a fresh host: one decodes, the others wait
+            if not index.exists():
+                _decode_machine(catalog.root, table, config, index, os.cpu_count() or 1, lambda n: None)
+    decoded = pq.read_table(index)  # offsets are this host's own
+    if not all(decoded[name].equals(table[name]) for name in ("clip", "digest")):
+        raise UserError(f"the clips of {machine} in {catalog.root} have changed since the sweep was set up")
     samples = np.memmap(index.with_suffix(".i16"), dtype="<i2", mode="r")
     return Waveforms(samples, decoded["offset"].to_numpy(), decoded["frames"].to_numpy())
 

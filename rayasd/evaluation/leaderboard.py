@@ -33,13 +33,15 @@ class Standing:
     """The same on the evaluation sections."""
     evaluation_std: float | None
     auc: float | None
-    """Arithmetic mean over all cells and seeds."""
+    """Arithmetic mean over the cells that rank, and seeds; like the next four."""
     pauc: float | None
     source_auc: float | None
     """Harmonic mean over source-domain cells."""
     target_auc: float | None
     machines: dict[str, float | None]
     """Harmonic mean of AUC per machine type."""
+    auc_all: float | None
+    """Arithmetic mean over all cells, development and evaluation."""
     cells_ok: int
     cells_expected: int
     """Cells that the plan makes, over all seeds, labelled ones only."""
@@ -58,6 +60,8 @@ class Leaderboard:
     standings: tuple[Standing, ...]
     ranked_on: str
     """evaluation, or development where no evaluation section has labels."""
+    chosen: bool
+    """Whether there were development sections to choose detector and pooling on."""
 
     @property
     def ranked(self) -> list[Standing]:
@@ -101,7 +105,9 @@ def rank(cells: pa.Table, expected: Mapping[str, int]) -> Leaderboard:
     has_evaluation = pc.any(pc.equal(labelled["part"], "evaluation")).as_py()
     ranked_on = "evaluation" if has_evaluation else "development"
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
-    standings = [_standing(system, rows, machines, expected[system[0]]) for system, rows in _grouped(cells).items()]
+    standings = [
+        _standing(system, rows, ranked_on, machines, expected[system[0]]) for system, rows in _grouped(cells).items()
+    ]
 
     def order(s: Standing) -> tuple[Any, ...]:
         score = getattr(s, ranked_on)
@@ -116,13 +122,14 @@ def rank(cells: pa.Table, expected: Mapping[str, int]) -> Leaderboard:
     ordered = sorted(standings, key=order)
     ranks = iter(range(1, len(ordered) + 1))
     numbered = tuple(replace(s, rank=next(ranks) if s.selected else None) for s in ordered)
-    return Leaderboard(numbered, ranked_on)
+    return Leaderboard(numbered, ranked_on, pc.any(pc.equal(labelled["part"], "development")).as_py() or False)
 
 
 def _standing(
-    system: tuple[str, str, str], rows: list[dict[str, Any]], machines: Sequence[str], expected: int
+    system: tuple[str, str, str], rows: list[dict[str, Any]], ranked_on: str, machines: Sequence[str], expected: int
 ) -> Standing:
-    ok = [row for row in rows if row["status"] == "ok"]
+    all_ok = [row for row in rows if row["status"] == "ok"]
+    ok = [row for row in all_ok if row["part"] == ranked_on]
     development, development_std = _over_seeds(rows, "development")
     evaluation, evaluation_std = _over_seeds(rows, "evaluation")
     return Standing(
@@ -139,7 +146,8 @@ def _standing(
         source_auc=_harmonic([row["auc"] for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row["auc"] for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row["auc"] for row in ok if row["machine"] == m]) for m in machines},
-        cells_ok=len(ok),
+        auc_all=_mean([row["auc"] for row in all_ok]),
+        cells_ok=len(all_ok),
         cells_expected=expected,
         cells_unlabelled=sum(row["status"] == "unlabelled" for row in rows),
     )

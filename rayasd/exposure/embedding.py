@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from rayasd.data.store import read_catalog
+from rayasd.data.catalog import read_catalog
 from rayasd.exposure.clips import gather, load_machine, standardise
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.network import Statistics, load_extractor

@@ -76,9 +76,10 @@ class Extractor(nn.Module):
     def forward(self, waveforms: Tensor) -> Output:
         """Embed standardised waveforms (N, samples)."""
         spectrograms = self.front_end(waveforms).contiguous(memory_format=torch.channels_last)
-        embedding = self.neck(self.backbone(spectrograms))
-        with torch.autocast(waveforms.device.type, enabled=False):  # the norm and the losses want float32
-            embedding = embedding.float()
+        features = self.backbone(spectrograms)
+        # in bfloat16, embeddings would have 8 bits: their distances would tie
+        with torch.autocast(waveforms.device.type, enabled=False):
+            embedding = self.neck(features.float())
             machine_logit = self.machine_head(embedding.square().mean(dim=1, keepdim=True)).squeeze(1)
             return Output(embedding, machine_logit, self.product_head(embedding))
 
@@ -134,10 +135,10 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
             global_pool="avg",
         )
     except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        if not pretrained:
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"network.pretrained: cannot load {pretrained} into {name}: {reason}") from None
+        what = (
+            f"network.pretrained: cannot load {pretrained} into" if pretrained else "network.backbone: timm cannot make"
+        )
+        raise UserError(f"{what} {name}: {' '.join(str(error).split())[:200]}") from None
     if pretrained:
         _check_all_loaded(backbone, name, pretrained)
     return backbone

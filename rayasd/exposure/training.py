@@ -10,8 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from rayasd.config import Config
-from rayasd.data.catalog import Catalog, check_outlier_exposure
-from rayasd.data.store import read_catalog
+from rayasd.data.catalog import Catalog, check_outlier_exposure, read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure.batches import (
     Batch,
@@ -65,8 +64,8 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     )
     loader = BatchLoader(target, others, config, compute.device)
     weights = config.network.pretrained or "random: network.pretrained names no file"
-    report(Progress(0, total_epochs, note=f"{compute.reason}; backbone weights {weights}"))
-    history = _resume(spec.output, extractor, optimizer, schedule, compute)
+    history = _resume(spec, extractor, optimizer, schedule, compute)
+    report(Progress(len(history), total_epochs, note=f"{compute.reason}; backbone weights {weights}"))
 
     for epoch in range(len(history), total_epochs):
         extractor.train()
@@ -98,7 +97,7 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
         history.append(row)
         report(Progress(epoch + 1, total_epochs, clips, total))
         if (epoch + 1) % config.exposure.checkpoint_every == 0 and epoch + 1 < total_epochs:
-            _checkpoint(spec.output, extractor, optimizer, schedule, history)
+            _checkpoint(spec, extractor, optimizer, schedule, history)
 
     _write_history(spec.output, history)
     save_extractor(spec.output, extractor, config, target.sections)
@@ -188,24 +187,27 @@ def _validate(
     }
 
 
-def _checkpoint(folder: Path, extractor: Any, optimizer: Any, schedule: Any, history: list[Any]) -> None:
-    _write_history(folder, history)
+def _checkpoint(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, history: list[Any]) -> None:
+    _write_history(spec.output, history)
     state = {
+        "identity": spec.identity,
         "model": extractor.state_dict(),
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "history": json.dumps(history),
     }
-    with replacing(folder / STATE) as path:
+    with replacing(spec.output / STATE) as path:
         torch.save(state, path)
 
 
-def _resume(folder: Path, extractor: Any, optimizer: Any, schedule: Any, compute: Compute) -> list[dict[str, Any]]:
-    """Load the last checkpoint, if there is one; returns the history up to it."""
-    path = folder / STATE
+def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compute: Compute) -> list[dict[str, Any]]:
+    """Load the last checkpoint of this unit's identity, if there is one; returns the history up to it."""
+    path = spec.output / STATE
     if not path.exists() or schedule is None:
         return []
     state = torch.load(path, map_location=compute.device, weights_only=True)
+    if state["identity"] != spec.identity:  # of a configuration or data that have changed since
+        return []
     extractor.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

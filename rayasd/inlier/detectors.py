@@ -142,11 +142,6 @@ def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[Detector
     return specs
 
 
-def split_detectors(text: str) -> list[str]:
-    """Split a comma-separated list of detectors, leaving commas inside parentheses alone."""
-    return [part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip()]
-
-
 def anomaly_scores(detector: Any, X: Features) -> NDArray[np.float64]:
     """Score windows (m, D); higher is more anomalous.
 
@@ -179,7 +174,10 @@ def _parse(text: str, config: InlierConfig) -> list[DetectorSpec]:
     path, parameters = _call(text)
     factory = FAMILIES.get(path) or _imported(path)
     try:
-        inspect.signature(factory).bind(**parameters)
+        signature = inspect.signature(factory)
+        if path not in FAMILIES and "random_state" in signature.parameters:
+            parameters = {"random_state": 0, **parameters}
+        signature.bind(**parameters)
     except (TypeError, ValueError) as error:
         raise UserError(f"detector {text}: {error}") from None
     return [DetectorSpec(text, lambda: factory(**parameters))]

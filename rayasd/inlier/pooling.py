@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rayasd.errors import unknown
+from rayasd.errors import UserError, unknown
 
 Scores = NDArray[np.float64]
 
@@ -34,9 +34,11 @@ def check_poolings(names: Sequence[str]) -> None:
     """Make sure that every pooling is known.
 
     Raises:
-        UserError: one is not.
+        UserError: one is not, or is named twice, or there is none.
 
     """
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"inlier.poolings = {', '.join(names) or 'none'}: name at least one, each once")
     for name in names:
         if name not in POOLINGS:
             raise unknown("pooling", name, POOLINGS)

@@ -8,7 +8,7 @@ from rayasd.evaluation.leaderboard import Leaderboard, Standing
 def heading(machines: Sequence[str]) -> list[str]:
     """Column titles of ``row``."""
     return ["#", "variant", "detector", "pooling", "official eval", "official dev", "AUC", "pAUC", "source", "target",
-            *machines, "seeds", "cells"]  # fmt: skip
+            *machines, "AUC all", "seeds", "cells"]  # fmt: skip
 
 
 def row(standing: Standing) -> list[str]:
@@ -25,6 +25,7 @@ def row(standing: Standing) -> list[str]:
         percent(standing.source_auc),
         percent(standing.target_auc),
         *(percent(value) for value in standing.machines.values()),
+        percent(standing.auc_all),
         str(standing.num_seeds),
         coverage(standing),
     ]
@@ -49,7 +50,11 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
         notes.append(
             "Synthetic data: made by rayasd data synth, not recorded; these figures say nothing about real machines."
         )
-    if leaderboard.ranked_on == "evaluation":
+    if all(s.auc_all is None for s in leaderboard.standings):
+        notes.append("No cell could be evaluated.")
+    elif not leaderboard.chosen:
+        notes.append("No labelled development sections: nothing could be chosen, the first complete system stands.")
+    elif leaderboard.ranked_on == "evaluation":
         notes.append("Detector and pooling chosen on the development sections, ranked on the evaluation sections.")
     else:
         notes.append(
@@ -57,9 +62,9 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
             "chosen too, so these figures flatter."
         )
     notes.append(
-        "Official: DCASE 2021 score, the harmonic mean of AUC and pAUC (max. FPR 0.1) over all (machine, "
-        "section, domain) cells. AUC, pAUC: arithmetic means over all cells. Source, target, machines: harmonic means "
-        "of AUC. In percent."
+        "Official: DCASE 2021 score, the harmonic mean of AUC and pAUC (max. FPR 0.1) over a part's (machine, section, "
+        f"domain) cells. Of the {leaderboard.ranked_on} cells: AUC and pAUC, arithmetic means; source, target and "
+        "machines, harmonic means of AUC. AUC all: arithmetic mean over development and evaluation cells. In percent."
     )
     unlabelled = max((s.cells_unlabelled for s in leaderboard.standings), default=0)
     if unlabelled:

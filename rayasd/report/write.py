@@ -47,7 +47,7 @@ def write_report(
     expected = {variant: sum(labelled.get(m, 0) for m in machines) for variant, machines in expected_units.items()}
     leaderboard = rank(cells, expected)
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
-    table = _leaderboard_table(leaderboard.standings)
+    table = _leaderboard_table(leaderboard.standings, synthetic=bool(provenance["synthetic"]))
     _write_parquet(table, paths.leaderboard("parquet"), provenance)
     with replacing(paths.leaderboard("csv")) as path:
         pyarrow.csv.write_csv(table, path)
@@ -71,12 +71,14 @@ def labelled_cells(catalog: pa.Table) -> dict[str, int]:
     return counts
 
 
-def _leaderboard_table(standings: Sequence[Standing]) -> pa.Table:
+def _leaderboard_table(standings: Sequence[Standing], *, synthetic: bool) -> pa.Table:
     rows = []
     for standing in standings:
         columns = dict(vars(standing))
         machines = columns.pop("machines")
-        rows.append(columns | {f"auc_{machine}": value for machine, value in machines.items()})
+        rows.append(
+            columns | {"synthetic": synthetic} | {f"auc_{machine}": value for machine, value in machines.items()}
+        )
     return pa.Table.from_pylist(rows)
 
 

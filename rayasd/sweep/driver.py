@@ -1,15 +1,15 @@
 """The driver: keeps every slot busy, starts a unit once what it builds on stands, survives units that fail."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from rayasd.errors import UserError
-from rayasd.sweep.executors import Executor, Request, Resources
+from rayasd.sweep.executors import Executor, Request
 from rayasd.sweep.plan import prerequisite
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import STAGES, Stage, Unit, UnitSpec
+from rayasd.unit import STAGES, Unit, UnitSpec
 
 _POLL_SECONDS = 0.5
 
@@ -43,13 +43,13 @@ class Sweep:
         return [unit for unit, s in self.states.items() if s is state]
 
 
-def survey(store: RunStore, specs: Mapping[Unit, UnitSpec], stages: Sequence[Stage], *, retry_failed: bool) -> Sweep:
-    """See from the run directory which units are done, which failed before and which of ``stages`` are to be done.
+def survey(store: RunStore, specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_failed: bool) -> Sweep:
+    """See from the run directory which units are done, which failed before, and which are to be done.
 
     Args:
         store: the run.
-        specs: every unit of the plan, each after the one it builds on.
-        stages: what was asked for; undone units of other stages block those that build on them.
+        specs: every unit of the run's plan, each after the one it builds on.
+        asked: units to do if they are not done; others that are not done block those that build on them.
         retry_failed: run units again that failed for good in an earlier sweep.
 
     """
@@ -59,12 +59,12 @@ def survey(store: RunStore, specs: Mapping[Unit, UnitSpec], stages: Sequence[Sta
         # what stands on something that is to be done again is to be done again too
         if (needed is None or sweep.states[needed] is State.DONE) and store.is_done(spec):
             sweep.states[unit] = State.DONE
-        elif unit.stage not in stages:
-            sweep.states[unit], sweep.reasons[unit] = State.BLOCKED, f"{unit} has not been done"
-        elif not retry_failed and (reason := store.failure(spec)) is not None:
+        elif not (retry_failed and unit in asked) and (reason := store.failure(spec)) is not None:
             sweep.states[unit], sweep.reasons[unit] = State.FAILED, reason
-        else:
+        elif unit in asked:
             sweep.states[unit] = State.WAITING
+        else:
+            sweep.states[unit], sweep.reasons[unit] = State.BLOCKED, f"{unit} has not been done"
     _block_dependents(sweep)
     return sweep
 
@@ -77,10 +77,10 @@ def check_request(request: Request, executor: Executor) -> None:
 
     """
     wanted = request.of("train")
-    if not executor.largest_node.fits(wanted):
+    if not any(node.fits(wanted) for node in executor.nodes):
+        largest = max(executor.nodes, key=lambda node: (node.gpus, node.cpus))
         raise UserError(
-            f"a unit asks for {wanted}, but the largest node has {executor.largest_node}: lower --cpus-per-unit or "
-            "--gpus-per-unit"
+            f"a unit asks for {wanted}, but the largest node has {largest}: lower --cpus-per-unit or --gpus-per-unit"
         )
 
 
@@ -99,11 +99,11 @@ def drive(
     Later stages go first, so that a machine's inlier models start while other machines still train. A unit whose worker
     died or whose code raised is tried ``max_tries`` times; one that its own input makes impossible, once.
     """
-    free = executor.capacity
+    free = request.usable(executor.nodes)
     tries: dict[Unit, int] = {}
     while True:
         for unit in _ready(sweep):
-            needed = _affordable(request.of(unit.stage), executor.largest_node)
+            needed = request.of(unit.stage)
             if free.fits(needed):
                 free = free.plus(needed, -1)
                 tries[unit] = tries.get(unit, 0) + 1
@@ -114,7 +114,7 @@ def drive(
         if sweep.count(State.RUNNING) == 0:
             break
         for outcome in executor.wait(_POLL_SECONDS):
-            free = free.plus(_affordable(request.of(outcome.unit.stage), executor.largest_node))
+            free = free.plus(request.of(outcome.unit.stage))
             _conclude(sweep, store, outcome, tries[outcome.unit], max_tries)
             if outcome.error and fail_fast and sweep.states[outcome.unit] is State.FAILED:
                 for unit in sweep.units(State.WAITING):
@@ -150,8 +150,3 @@ def _block_dependents(sweep: Sweep) -> None:
         needed = prerequisite(unit, sweep.specs[unit].config)
         if needed is not None and sweep.states[needed] in (State.FAILED, State.BLOCKED):
             sweep.states[unit], sweep.reasons[unit] = State.BLOCKED, sweep.reasons[needed]
-
-
-def _affordable(wanted: Resources, node: Resources) -> Resources:
-    """Detectors take the CPUs that training was given, or what the node has."""
-    return Resources(min(wanted.cpus, node.cpus), wanted.gpus)

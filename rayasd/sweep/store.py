@@ -6,8 +6,9 @@ import platform
 import socket
 import subprocess
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 
 from rayasd import __version__
 from rayasd.config import Config, flatten, from_dict, to_toml
+from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import file_digest, read_json, write_json, write_text
+from rayasd.files import digest, file_digest, read_json, write_json, write_text
 from rayasd.sweep.plan import Plan
-from rayasd.unit import RunDirectory, UnitSpec
+from rayasd.unit import RunDirectory, Unit, UnitSpec
 
 PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyarrow", "soundfile")
 
@@ -41,7 +43,10 @@ class RunStore:
             UserError: this is not a run directory.
 
         """
-        manifest = read_json(self.paths.manifest)
+        try:
+            manifest = read_json(self.paths.manifest)
+        except ValueError as error:
+            raise UserError(f"{self.paths.manifest} is damaged: {error}") from None
         if manifest is None:
             raise UserError(f"{self.paths.root} is not a run directory: it has no manifest.json")
         return dict(manifest)
@@ -58,61 +63,116 @@ class RunStore:
     def set_up(
         self,
         config: Config,
+        catalog: Catalog,
         data: Mapping[str, Any],
         plan: Plan,
         command: Sequence[str],
         *,
-        accept_changes: bool,
-    ) -> Plan:
-        """Create the run directory, or check that it holds a run of this configuration and data.
+        accept_changes: bool = False,
+    ) -> None:
+        """Create the run directory, or check that it holds a run of this configuration and data and let its plan grow.
 
-        Returns:
-            The whole plan: what was asked before and what is asked now.
+        Args:
+            config: resolved configuration; variants that it no longer defines stay as they were.
+            catalog: decoded.
+            data: what the manifest says about the data, with ``fingerprint`` and ``pretrained``.
+            plan: what is asked now.
+            command: words of the command line.
+            accept_changes: go on in a run of another configuration or other data.
 
         Raises:
-            UserError: another configuration or other data (with the differences), or the folder cannot be written.
+            UserError: another configuration or other data, with the differences.
 
         """
-        fresh: dict[str, Any] = {"created": now(), "invocations": []}
-        manifest = self.manifest() if self.exists else fresh
+        manifest: dict[str, Any] = {"created": now(), "invocations": []}
         if self.exists:
-            changes = differences(self.config().as_dict(), config.as_dict())
-            changes += differences({"data": manifest["data"]["fingerprint"]}, {"data": data["fingerprint"]})
-            if changes and not accept_changes:
+            manifest, before = self.manifest(), self.config()
+            found = differences(before.as_dict(), config.as_dict())
+            found += differences({"weights": manifest["data"]["pretrained"]}, {"weights": data["pretrained"]})
+            if manifest["data"]["fingerprint"] != data["fingerprint"]:
+                found += changes(read_catalog(self.paths.catalog, catalog.root), catalog)
+            if found and not accept_changes:
                 raise UserError(
                     f"{self.paths.root} holds a run of another configuration or other data:\n  "
-                    + "\n  ".join(changes)
+                    + "\n  ".join(found)
                     + "\nChoose another --run-dir, or --accept-changes to redo only what these change."
                 )
             plan = self.plan().merged(plan)
+            config = replace(config, variants={**before.variants, **config.variants})
         invocation = {
             "time": now(),
             "command": list(command),
             "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
-        manifest |= {
             "rayasd": __version__,
             "revision": git_revision(),
             "python": platform.python_version(),
             "packages": {name: _package_version(name) for name in PACKAGES},
+        }
+        manifest |= {
             "data": dict(data),
             "plan": asdict(plan),
             "invocations": [*manifest["invocations"], invocation],
         }
+        write_text(self.paths.config, to_toml(config.as_dict()))
+        write_catalog(self.paths.catalog, catalog)
+        write_json(self.paths.manifest, manifest)
+
+    def remember_ground_truth(self, folder: Path, catalog: Catalog) -> None:
+        """Keep labels that came after the run was set up, for every later report and sweep."""
+        manifest = self.manifest()
+        manifest["data"]["ground_truth"] = str(folder.absolute())
+        write_catalog(self.paths.catalog, catalog)
+        write_json(self.paths.manifest, manifest)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other driver out of this run while the block lasts.
+
+        Raises:
+            UserError: another one is at work (says who and since when), or the folder cannot be written.
+
+        """
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": now()}
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
-            write_text(self.paths.config, to_toml(config.as_dict()))
-            write_json(self.paths.manifest, manifest)
+            holder = read_json(self.paths.lock)
+            if holder is not None and holder["host"] == mine["host"] and _started(holder["pid"]) != holder["started"]:
+                self.paths.lock.unlink(missing_ok=True)  # its process has ended without a word
+            with self.paths.lock.open("x", encoding="utf-8") as file:
+                json.dump(mine, file)
+        except FileExistsError:
+            holder = read_json(self.paths.lock) or mine
+            raise UserError(
+                f"{self.paths.root} is held by process {holder['pid']} on {holder['host']} since {holder['since']}; "
+                f"if that is gone, delete {self.paths.lock}"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot write the run directory {self.paths.root}: {error.strerror}") from None
-        return plan
+        try:
+            yield
+        finally:
+            self.paths.lock.unlink(missing_ok=True)
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
         with self.paths.events.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def specs(self, *, device: str = "auto", cache: Path = Path(), num_threads: int = 1) -> dict[Unit, UnitSpec]:
+        """Spell out every unit of the plan, each after the one it builds on."""
+        config, data = self.config(), self.manifest()["data"]
+        plan = self.plan()
+        resolved = {variant: config.variant(variant) for variant in plan.variants}
+        weights = {v: data["pretrained"].get(c.network.pretrained) for v, c in resolved.items()}
+        prints = {v: digest([data["fingerprint"], weights[v]]) for v in resolved}
+        return {
+            unit: UnitSpec(
+                unit=unit, config=resolved[unit.variant], run=self.paths, cache=cache, data_root=Path(data["root"]),
+                data=prints[unit.variant], device=device, num_threads=num_threads,
+            )
+            for unit in plan.units(config)
+        }  # fmt: skip
 
     def is_done(self, spec: UnitSpec) -> bool:
         """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
@@ -190,6 +250,14 @@ def git_revision() -> str | None:
 def now() -> str:
     """Return this moment in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _started(pid: int) -> str | None:
+    """Moment in which a process of this host began (clock ticks since boot); None when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
 
 
 def _package_version(name: str) -> str | None:

@@ -8,6 +8,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
+from rayasd import __version__
 from rayasd.errors import UserError
 from rayasd.sweep.store import mark_done
 from rayasd.unit import Progress, RunDirectory, Unit, UnitSpec
@@ -46,7 +47,9 @@ def do_unit(spec: UnitSpec) -> Outcome:
             torch.set_num_threads(spec.num_threads)
         getattr(importlib.import_module(module), name)(spec, reporter)
         spec.run.progress(spec.unit).unlink(missing_ok=True)
-        mark_done(spec, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes)
+        mark_done(
+            spec, rayasd=__version__, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes
+        )
     except Exception as error:
         hopeless = isinstance(error, UserError)
         reason = str(error) if hopeless else f"{type(error).__name__}: {error}"
@@ -64,6 +67,8 @@ class FileReporter:
     written: float = 0.0
     clips: int = 0
     loss: float | None = None
+    first: int | None = None
+    """Where the unit began: not at 0 after an interruption."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +80,7 @@ class FileReporter:
         """Take a stage's report."""
         self.clips += progress.clips
         self.loss = self.loss if progress.loss is None else progress.loss
+        self.first = progress.done if self.first is None else self.first
         if progress.note:
             self.notes.append(progress.note)
         moment = time.monotonic()
@@ -87,12 +93,12 @@ class FileReporter:
         os.replace(temporary, path)  # not flushed: losing it loses nothing
 
     def _state(self, progress: Progress) -> dict[str, Any]:
-        rate = self.clips / self.seconds if self.seconds > 0 else 0.0
+        done = progress.done - (self.first or 0)
         return {
             "done": progress.done,
             "total": progress.total,
             "loss": self.loss,
-            "clips_per_second": rate,
-            "seconds": self.seconds,
+            "clips_per_second": self.clips / self.seconds,
+            "seconds_left": self.seconds / done * (progress.total - progress.done) if done else None,
             "notes": self.notes,
         }

@@ -27,7 +27,14 @@ def output(console: Console) -> str:
 @pytest.fixture
 def sweep(tmp_path: Path) -> tuple[Sweep, RunDirectory]:
     run = RunDirectory(tmp_path)
-    progress = {"done": 5, "total": 20, "loss": 1.25, "clips_per_second": 321.0, "seconds": 10.0, "notes": ["on a cpu"]}
+    progress = {
+        "done": 5,
+        "total": 20,
+        "loss": 1.25,
+        "clips_per_second": 321.0,
+        "seconds_left": 30.0,
+        "notes": ["on a cpu"],
+    }
     run.progress(TRAIN).parent.mkdir(parents=True)
     write_json(run.progress(TRAIN), progress)
     return Sweep({}, {TRAIN: State.RUNNING, EMBED: State.WAITING}), run
@@ -62,11 +69,11 @@ def test_a_log_gets_plain_lines_once(sweep):
 def test_failures_are_listed_with_their_reasons():
     log = console(terminal=False)
     states = {TRAIN: State.FAILED, EMBED: State.BLOCKED}
-    print_failures(log, Sweep({}, states, {TRAIN: "out of memory", EMBED: "out of memory"}), ("train", "embed"))
+    print_failures(log, Sweep({}, states, {TRAIN: "out of memory", EMBED: "out of memory"}), [TRAIN, EMBED])
     assert "1 units failed, 1 not done because of others" in output(log)
     assert "out of memory" in output(log)
     silent = console(terminal=False)
-    print_failures(silent, Sweep({}, {TRAIN: State.DONE}), ("train",))
+    print_failures(silent, Sweep({}, {TRAIN: State.DONE}), [TRAIN])
     assert output(silent) == ""
 
 

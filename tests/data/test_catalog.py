@@ -1,9 +1,10 @@
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from rayasd.data.catalog import scan, with_ground_truth
+from rayasd.data.catalog import SCHEMA, Catalog, scan, with_ground_truth
 from rayasd.errors import UserError
 from tests.conftest import write_clip, write_tree
 
@@ -66,8 +67,21 @@ def test_wrong_ground_truth_is_refused(tree: Path, tmp_path: Path, content: str,
 
 @pytest.mark.realdata
 def test_the_official_ground_truth_reads(shared: Path):
-    from rayasd.data.catalog import Catalog
-
     folder = shared / "dcase2021/ground_truth_data"
-    labels = with_ground_truth(Catalog(folder, scan(shared / "data/mimii-mini").table), folder).table["label"]
+    files = sorted(folder.glob("*.csv"))
+    names = [(f.name.split("_")[2], line.partition(",")[0]) for f in files for line in f.read_text().splitlines()]
+    rows = [{"clip": f"{m}/source_test/{clip}", "machine": m, "split": "test", "label": None} for m, clip in names]
+    labels = with_ground_truth(Catalog(folder, pa.Table.from_pylist(rows, SCHEMA)), folder).table["label"]
+    assert len(labels) == 8635
     assert labels.null_count == 0
+    with pytest.raises(UserError, match="names none of the test clips"):
+        with_ground_truth(scan(shared / "data/mimii-mini"), folder)
+
+
+def test_linked_folders_are_followed_and_circles_are_not(tree: Path, tmp_path: Path):
+    (tmp_path / "fan").symlink_to(tree / "fan")
+    (tmp_path / "pump").symlink_to(tree / "pump")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    catalog = scan(tmp_path)
+    assert catalog.machines == ["fan", "pump"]
+    assert catalog.table.num_rows == 2 * 42

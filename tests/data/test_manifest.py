@@ -66,6 +66,28 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, str], said: str):
     assert "row 2" in str(caught.value)
 
 
+def test_a_row_that_comes_twice_is_named(tmp_path: Path):
+    good = dict(zip(COLUMNS, ("x.wav", "fan", "00", "source", "train", "normal"), strict=True))
+    write_manifest(tmp_path / "clips.csv", [good, good])
+    with pytest.raises(UserError, match=r"row 2: x.wav is listed already in row 1"):
+        scan(tmp_path / "clips.csv")
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path):
+    for name in ("clips.parquet", "clips.csv"):
+        (tmp_path / name).write_bytes(b"path,machine\n\xff\xfe\x00")
+        with pytest.raises(UserError, match="cannot be read as a manifest"):
+            scan(tmp_path / name)
+
+
+def test_numbers_in_a_parquet_manifest_are_names(tmp_path: Path):
+    write_clip(tmp_path / "x.wav", 300, seconds=0.1)
+    row = {"path": "x.wav", "machine": 7, "section": 0, "domain": None, "split": "test", "label": 1}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "clips.parquet")
+    (clip,) = scan(tmp_path / "clips.parquet").table.to_pylist()
+    assert (clip["machine"], clip["section"], clip["domain"], clip["label"]) == ("7", "0", "source", 1)
+
+
 def test_missing_columns_and_files_are_named(tmp_path: Path):
     (tmp_path / "clips.csv").write_text("path,machine\nx.wav,fan\n")
     with pytest.raises(UserError, match="no column section, domain, split, label"):

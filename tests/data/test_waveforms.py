@@ -75,6 +75,14 @@ def test_a_cache_that_is_not_on_this_host_is_made_again(root: Path, tmp_path: Pa
         np.testing.assert_array_equal(a, b)
 
 
+def test_clips_that_changed_behind_a_runs_back_are_refused(root: Path, tmp_path: Path):
+    catalog = decode(scan(root), DataConfig(), tmp_path / "one")
+    clip = root / "fan/train/section_00_source_train_normal_0000_x.wav"
+    clip.write_bytes(clip.read_bytes()[:1000])
+    with pytest.raises(UserError, match="the clips of fan .* have changed since the sweep was set up"):
+        open_waveforms(catalog, "fan", DataConfig(), tmp_path / "other")
+
+
 def test_scaling_is_mean_and_deviation_of_all_samples(root: Path, tmp_path: Path):
     catalog = decode(scan(root), DataConfig(), tmp_path)
     train = catalog.table.filter(catalog.is_train)

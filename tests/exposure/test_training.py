@@ -37,8 +37,9 @@ def test_training_learns_and_ends_its_schedule(spec_of: SpecOf, small_config: Co
     rows = history(spec)
     assert [row["epoch"] for row in rows] == list(range(1, 9))
     assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
-    assert rows[-1]["learning_rate"] == pytest.approx(1e-3 / 25 / 1e4, rel=1e-6)  # OneCycleLR's own last rate
-    assert max(row["learning_rate"] for row in rows) > 5e-4
+    peak = small_config.exposure.learning_rate
+    assert rows[-1]["learning_rate"] == pytest.approx(peak / 25 / 1e4, rel=1e-6)  # OneCycleLR's own last rate
+    assert max(row["learning_rate"] for row in rows) > peak / 2
     assert rows[-1]["mixup_probability"] == pytest.approx(0, abs=1e-9)
     assert 0 <= rows[-1]["validation_machine_auc"] <= 1
     assert not (spec.output / training.STATE).exists()
@@ -66,6 +67,21 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(spec_of: SpecOf, last_
     assert epochs[1:] == list(range(last_epoch + 1, 4))
     assert weights(undisturbed) == expected
     assert history(undisturbed) == expected_history
+
+
+def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(spec_of: SpecOf, small_config: Config):
+    def cut(progress: Progress) -> None:
+        if progress.done == 2:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train(spec_of(), cut)
+    changed = spec_of(config=with_exposure(small_config, mixup_schedule="never"))
+    assert (changed.output / training.STATE).exists()
+    train(changed)
+    after_a_cut = weights(changed)
+    train(changed)
+    assert weights(changed) == after_a_cut
 
 
 def test_seeds_differ(spec_of: SpecOf):

@@ -1,7 +1,10 @@
 """Thin entry points outside the package."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,30 @@ def test_the_ray_job_is_a_sweep(tree: Path, cache: Path):
 def test_shell_scripts_parse(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
     assert script.stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize(("restarts", "requeued"), [("0", True), ("10", False)])
+def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: Path, restarts: str, requeued: bool):
+    """Slurm's own commands and rayasd are played by scripts that note how they were called."""
+    commands = {
+        "rayasd": f"echo $$ > {tmp_path}/pid; trap 'exit 75' TERM; while :; do sleep 0.05; done",
+        "scontrol": f"echo $* > {tmp_path}/scontrol",
+        "sleep": 'exec /bin/sleep $([ "$1" = 60 ] && echo 0 || echo "$1")',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in commands.items():
+        path = tmp_path / "bin" / name
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "RAYASD_VENV": str(tmp_path)}
+    with subprocess.Popen(["bash", ROOT / "slurm/train.sh", "--data", "x"], env={**os.environ, **variables},
+                          stdout=subprocess.PIPE, text=True) as job:  # fmt: skip
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        job.send_signal(signal.SIGUSR1)
+        output, _ = job.communicate(timeout=20)
+    assert job.returncode == 75
+    assert (tmp_path / "scontrol").exists() == requeued
+    assert ("back into the queue" in output) == requeued

@@ -1,10 +1,14 @@
 import json
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from rayasd import config as configuration
+from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
 from rayasd.sweep.driver import State, check_request, drive, survey
@@ -22,7 +26,7 @@ class FakeExecutor:
     """Finishes units in the order they came, as its script says: None is success, else the error."""
 
     def __init__(self, script: dict[Unit, list[str | None]] | None = None, slots: int = 2) -> None:
-        self.capacity = self.largest_node = Resources(slots, 0)
+        self.nodes = [Resources(slots, 0)]
         self.script = script or {}
         self.running: list[UnitSpec] = []
         self.log: list[Unit] = []
@@ -49,11 +53,20 @@ class FakeExecutor:
     def close(self) -> None: ...
 
 
+DATA = {"fingerprint": {"fan": "1"}, "root": "root", "pretrained": {}}
+
+
+def set_up(store: RunStore, config=CONFIG, clips=(("a", "1"), ("b", "2")), plan=PLAN, *, data=DATA, **options) -> None:
+    columns = {name: ["x"] * len(clips) for name in ("machine", "section", "domain", "split")}
+    table = pa.table({"clip": [c[0] for c in clips], "digest": [c[1] for c in clips], **columns})
+    fingerprint = {"fingerprint": {"fan": str(clips)}}
+    store.set_up(config, Catalog(Path("root"), table), data | fingerprint, plan, ["rayasd"], **options)
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     store = RunStore(tmp_path / "run")
-    data = {"fingerprint": {"fan": "1", "pump": "2"}, "root": str(tmp_path)}
-    store.set_up(CONFIG, data, PLAN, ["rayasd"], accept_changes=False)
+    set_up(store)
     return store
 
 
@@ -66,7 +79,8 @@ def specs(store: RunStore, config=CONFIG) -> dict[Unit, UnitSpec]:
 
 
 def run(store: RunStore, executor: FakeExecutor, stages=STAGES, *, config=CONFIG, retry_failed=False, **options):
-    sweep = survey(store, specs(store, config), stages, retry_failed=retry_failed)
+    asked = set(PLAN.units(config, stages))
+    sweep = survey(store, specs(store, config), asked, retry_failed=retry_failed)
     drive(sweep, store, executor, Request(1, 0), **options)
     return sweep
 
@@ -177,40 +191,97 @@ def test_events_tell_the_story(store: RunStore):
     assert story == ["unit started", "unit to be tried again", "unit started", "unit done"]
 
 
+def test_fractions_of_a_gpu_that_do_not_fit_are_not_counted():
+    nodes = [Resources(8, 2)]
+    assert Request(1, 0.6).usable(nodes).gpus == pytest.approx(1.2)  # one on each, not three on two
+    assert Request(1, 0.25).usable(nodes).gpus == pytest.approx(2.0)
+    assert Request(1, 0.0).usable(nodes).gpus == 0
+
+
+def test_any_node_that_fits_will_do():
+    executor = FakeExecutor()
+    executor.nodes = [Resources(2, 1), Resources(64, 0)]
+    check_request(Request(32, 0), executor)
+    with pytest.raises(UserError):
+        check_request(Request(32, 1), executor)
+
+
 def test_a_request_beyond_every_node_is_refused_with_the_numbers():
-    with pytest.raises(UserError, match="asks for 1 CPUs and 2 GPUs, but the largest node has 2 CPUs and 0 GPUs"):
-        check_request(Request(1, 2), FakeExecutor())
+    with pytest.raises(UserError, match="asks for 1 CPUs and 1 GPUs, but the largest node has 2 CPUs and 0 GPUs"):
+        check_request(Request(1, 1), FakeExecutor())
     with pytest.raises(UserError, match="asks for 64 CPUs"):
         check_request(Request(64, 0), FakeExecutor())
 
 
 class TestRunDirectory:
-    data = {"fingerprint": {"fan": "1", "pump": "2"}, "root": "x"}  # noqa: RUF012
-
     def test_another_configuration_stops_with_a_diff(self, store: RunStore):
         other = configuration.load("demo", ["exposure.epochs=99"])
         epochs = CONFIG.exposure.epochs
         with pytest.raises(UserError, match=f"exposure.epochs: {epochs} -> 99"):
-            store.set_up(other, self.data, PLAN, [], accept_changes=False)
-        store.set_up(other, self.data, PLAN, [], accept_changes=True)
+            set_up(store, other)
+        assert store.config() == CONFIG
+        set_up(store, other, accept_changes=True)
         assert store.config().exposure.epochs == 99
 
-    def test_other_data_stop_with_a_diff(self, store: RunStore):
-        other = self.data | {"fingerprint": {"fan": "1", "pump": "changed"}}
-        with pytest.raises(UserError, match=r"data.pump: 2 -> changed"):
-            store.set_up(CONFIG, other, PLAN, [], accept_changes=False)
+    def test_other_data_stop_with_the_clips_that_differ(self, store: RunStore):
+        with pytest.raises(UserError) as caught:
+            set_up(store, clips=(("a", "other"), ("c", "3")))
+        for line in ("1 clips added, c first", "1 clips removed, b first", "1 clips changed, a first"):
+            assert line in str(caught.value)
+
+    def test_other_weights_at_the_same_place_stop_with_a_diff(self, tmp_path: Path):
+        store = RunStore(tmp_path / "weights")
+        set_up(store, data=DATA | {"pretrained": {"w.pth": "1"}})
+        with pytest.raises(UserError, match=r"weights.w.pth: 1 -> 2"):
+            set_up(store, data=DATA | {"pretrained": {"w.pth": "2"}})
 
     def test_a_plan_grows(self, store: RunStore):
-        plan = store.set_up(CONFIG, self.data, Plan(("valve",), ("untrained",), (1,)), [], accept_changes=False)
-        assert plan == Plan(("fan", "pump", "valve"), ("both", "statistics", "untrained"), (0, 1))
-        assert store.plan() == plan
+        set_up(store, plan=Plan(("valve",), ("untrained",), (1,)))
+        assert store.plan() == Plan(("fan", "pump", "valve"), ("both", "statistics", "untrained"), (0, 1))
+
+    def test_a_variant_that_the_preset_no_longer_defines_stays(self, tmp_path: Path):
+        store = RunStore(tmp_path / "variants")
+        mine = replace(CONFIG, variants={**CONFIG.variants, "mine": {"exposure.epochs": 1}})
+        set_up(store, mine, plan=Plan(("fan",), ("mine",), (0,)))
+        set_up(store)
+        assert {unit.variant for unit in store.specs()} == {"mine", "both", "statistics"}
+
+    def test_identity_is_of_what_decides_the_result(self, store: RunStore):
+        def identities(*overrides: str) -> dict[str, str]:
+            changed = specs(store, configuration.load("demo", overrides))
+            return {unit.stage: spec.identity for unit, spec in changed.items() if unit.variant == "both"}
+
+        base = identities()
+        assert identities("exposure.checkpoint_every=3", "embedding.batch_size=7") == base
+        assert identities("exposure.weight_decay=0.1").keys() == base.keys()
+        assert not set(identities("exposure.weight_decay=0.1").values()) & set(base.values())
+        detectors = identities("inlier.fit_on=source")
+        assert {stage for stage in base if detectors[stage] != base[stage]} == {"detect"}
+
+    def test_a_second_driver_is_told_who_holds_the_run(self, store: RunStore):
+        said = rf"is held by process {os.getpid()} on .* since"
+        with store.held(), pytest.raises(UserError, match=said), store.held():
+            pass
+        with store.held():
+            pass
+
+    def test_a_lock_whose_holder_is_gone_is_taken_over(self, store: RunStore):
+        gone = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1", "since": "then"}
+        write_json(store.paths.lock, gone)  # the process number came again, the moment of its start did not
+        with store.held():
+            pass
+        assert not store.paths.lock.exists()
+
+    def test_a_damaged_manifest_is_said(self, store: RunStore):
+        store.paths.manifest.write_text("{")
+        with pytest.raises(UserError, match=r"manifest.json is damaged"):
+            store.plan()
 
     def test_a_folder_that_is_no_run_is_said(self, tmp_path: Path):
         with pytest.raises(UserError, match="is not a run directory"):
             RunStore(tmp_path).plan()
 
     def test_markers_stay_out_of_the_way_of_parquet_readers(self, store: RunStore):
-        import pyarrow as pa
         import pyarrow.dataset as ds
         import pyarrow.parquet as pq
 

@@ -33,17 +33,18 @@ class LocalExecutor:
 
     def __init__(self, num_cpus: int | None = None, gpus: list[str] | None = None) -> None:
         self.gpus = _visible_gpus() if gpus is None else gpus
-        self.capacity = Resources(num_cpus or len(os.sched_getaffinity(0)), len(self.gpus))
-        self.largest_node = self.capacity
+        self.nodes = [Resources(num_cpus or len(os.sched_getaffinity(0)), len(self.gpus))]
         self._workers: list[_Worker] = []
 
     def describe(self) -> str:
         """Say where units run."""
-        return f"this host, {self.capacity}"
+        return f"this host, {self.nodes[0]}"
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Give the unit to an idle worker, or to a new one."""
         gpu = self._free_gpu(resources.gpus) if resources.gpus else None
+        for worker in [w for w in self._workers if w.unit is None and not w.process.is_alive()]:
+            self._workers.remove(worker)
         idle = [w for w in self._workers if w.unit is None and w.gpu == gpu]
         worker = idle[0] if idle else self._start(gpu)
         worker.unit, worker.share = spec.unit, resources.gpus

@@ -32,7 +32,7 @@ class RayExecutor:
         self._ray = ray
         try:
             context = ray.init(
-                address=None if own else address,
+                address="local" if own else address,  # none would join whatever cluster somebody started on this host
                 num_cpus=(num_cpus or len(os.sched_getaffinity(0))) if own else None,
                 object_store_memory=OBJECT_STORE_BYTES if own else None,
                 include_dashboard=True if own else None,
@@ -51,20 +51,18 @@ class RayExecutor:
         if dashboard and self._token:
             self._dashboard += f" (token in {self._token})"
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        sizes = [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
-        self.largest_node = max(sizes, key=lambda size: (size.gpus, size.cpus))
-        self.capacity = Resources(sum(size.cpus for size in sizes), sum(size.gpus for size in sizes))
-        self._num_nodes = len(nodes)
+        self.nodes = [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._idle_actors: list[Any] = []
         # Retries are the driver's alone: Ray would repeat a task killed for memory without end.
         self._task = ray.remote(max_retries=0)(do_unit)
-        self._actor = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0)(InlierModels)
+        self._actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
 
     def describe(self) -> str:
         """Say where units run and where to watch them."""
-        nodes = "" if self._num_nodes == 1 else f" on {self._num_nodes} nodes"
-        return f"{self._where}: {self.capacity}{nodes}{self._dashboard}"
+        total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
+        nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
+        return f"{self._where}: {total}{nodes}{self._dashboard}"
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
@@ -91,7 +89,9 @@ class RayExecutor:
             except self._ray.exceptions.RayError as error:
                 first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 outcomes.append(Outcome(spec.unit, f"its Ray worker was lost: {first_line[:300]}", str(error)))
-                actor = None
+                if actor is not None:  # whatever ended one (its node, memory) may have ended the idle ones too
+                    self._idle_actors.clear()
+                    actor = None
             if actor is not None:
                 self._idle_actors.append(actor)
         return outcomes
