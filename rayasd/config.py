@@ -1,19 +1,14 @@
-"""The configuration: one frozen dataclass a stage, read from a TOML preset, changed by ``a.b=value`` overrides."""
+"""The configuration: one frozen dataclass a stage, built from nested tables that are checked key by key."""
 
 import dataclasses
 import re
-import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from rayasd.errors import UserError, unknown
-
-PRESETS = resources.files("rayasd") / "presets"
 
 
 def bounded(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:
@@ -173,23 +168,7 @@ class Config:
         """
         if name not in self.variants:
             raise unknown("variant", name, self.variants)
-        return from_dict(_merge(self.as_dict(), _nest(self.variants[name])))
-
-
-def load(preset: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a preset by name, or a TOML file by path, and apply overrides of the form ``a.b=value``.
-
-    Raises:
-        UserError: an unknown preset, key or value, with the nearest valid one.
-
-    """
-    values = _read_preset(preset)
-    for override in overrides:
-        key, sign, text = override.partition("=")
-        if not sign:
-            raise UserError(f"--set {override}: write it as key=value, for example exposure.epochs=50")
-        values = _merge(values, _nest({key.strip(): _toml_value(text.strip())}))
-    return from_dict(values)
+        return from_dict(merge(self.as_dict(), nest(self.variants[name])))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -227,11 +206,6 @@ def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
             raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")
 
 
-def preset_names() -> list[str]:
-    """List the presets that come with rayasd."""
-    return sorted(entry.name.removesuffix(".toml") for entry in PRESETS.iterdir() if entry.name.endswith(".toml"))
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested tables into one dictionary with dotted keys."""
     flat: dict[str, Any] = {}
@@ -241,38 +215,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
-    """Write nested tables of plain values as TOML (the standard library only reads it)."""
-    lines = [f"{_toml_key(k)} = {_toml_text(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            name = f"{prefix}{_toml_key(key)}"
-            lines += [f"\n[{name}]", to_toml(value, f"{name}.").rstrip("\n")]
-    return "\n".join(lines).strip("\n") + "\n"
-
-
-def _read_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    if preset in extended_by:
-        raise UserError(f"preset {preset} extends itself")
-    path = Path(preset)
-    if preset in preset_names():
-        text = (PRESETS / f"{preset}.toml").read_text(encoding="utf-8")
-    elif path.suffix == ".toml" and path.is_file():
-        text = path.read_bytes().decode(errors="replace")
-    elif path.suffix == ".toml":
-        raise UserError(f"no such preset file: {preset}")
-    else:
-        raise unknown("preset", preset, preset_names())
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{preset}: not valid TOML: {error}") from None
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    return _merge(_read_preset(str(base), (*extended_by, preset)), values)
 
 
 def _build(cls: type, values: Any, path: str) -> Any:
@@ -330,15 +272,17 @@ def _type_name(hint: type | types.GenericAlias) -> str:
     return {bool: "true/false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))  # type: ignore[arg-type]
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested tables over others."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested tables."""
     nested: dict[str, Any] = {}
     for dotted, value in flat.items():
         *tables, leaf = dotted.split(".")
@@ -347,25 +291,3 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             table = table.setdefault(name, {})
         table[leaf] = value
     return nested
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # bare words need no quotes on the command line
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
-
-
-def _toml_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_text(item) for item in value) + "]"
-    return repr(value)

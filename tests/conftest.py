@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from rayasd import config as configuration
+from rayasd import presets
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog, scan, write_catalog
 from rayasd.data.waveforms import data_fingerprint, decode
@@ -77,7 +77,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_config() -> Config:
     """A configuration that trains in a second."""
-    return configuration.load("demo", SMALL)
+    return presets.load("demo", SMALL)
 
 
 @pytest.fixture(scope="session")

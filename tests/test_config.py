@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from rayasd import config as configuration
-from rayasd.config import flatten, from_dict, load, to_toml
+from rayasd import presets
+from rayasd.config import flatten, from_dict
 from rayasd.errors import UserError
+from rayasd.presets import load, to_toml
 
 
 def test_presets_differ_exactly_in_the_methods_switches():
@@ -76,7 +77,7 @@ def test_a_preset_file_extends_another(tmp_path: Path):
         config.variant("slo")
 
 
-@pytest.mark.parametrize("preset", configuration.preset_names())
+@pytest.mark.parametrize("preset", presets.preset_names())
 def test_written_toml_reads_back_the_same(preset: str, tmp_path: Path):
     config = load(preset, ['network.pretrained="a \\"quoted\\" name.pth"'])
     path = tmp_path / "config.toml"
@@ -100,7 +101,7 @@ def test_a_circle_of_presets_and_a_name_that_is_no_folder_are_refused(tmp_path: 
 
 
 def test_every_variant_of_every_preset_resolves():
-    for preset in configuration.preset_names():
+    for preset in presets.preset_names():
         config = load(preset)
         for variant in config.variants:
             config.variant(variant)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayasd import config as configuration
+from rayasd import presets
 from rayasd.cli.display import clip_progress, wide_console
 from rayasd.cli.options import choose
 from rayasd.config import DataConfig
@@ -26,7 +26,7 @@ _SHOWN_ODDITIES = 50
 def check_data(source: Path, ground_truth: Path | None, overrides: Sequence[str]) -> int:
     """Print a data set's table and oddities; returns the exit code."""
     console = wide_console()
-    config = configuration.load("eusipco2022", overrides).data
+    config = presets.load("eusipco2022", overrides).data
     catalog = scan(source)
     folder = ground_truth or catalog.root / "ground_truth_data"
     if ground_truth or folder.is_dir():

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from rayasd import config as configuration
+from rayasd import presets
 from rayasd.cli.display import Display, clip_progress, print_failed_cells, print_failures, print_plan, wide_console
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
 from rayasd.config import Config
@@ -51,7 +51,7 @@ def run_sweep(
 ) -> int:
     """Do everything from clips to the leaderboard; returns the exit code."""
     console, store = wide_console(), RunStore(run_dir)
-    config = configuration.load(preset, [*overrides, *([f"inlier.detectors={detectors}"] if detectors else [])])
+    config = presets.load(preset, [*overrides, *([f"inlier.detectors={detectors}"] if detectors else [])])
     chosen = choose("variant", variants, sorted(config.variants))
     weights = _check_variants(config, chosen)
     if ground_truth is None and store.exists and (known := store.manifest()["data"]["ground_truth"]):

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rayasd import __version__
-from rayasd.config import Config, flatten, from_dict, to_toml
+from rayasd.config import Config, flatten, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import digest, file_digest, read_json, write_json, write_text
+from rayasd.presets import to_toml
 from rayasd.sweep.plan import Plan
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 

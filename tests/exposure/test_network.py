@@ -7,7 +7,7 @@ import torch
 import torchaudio
 from safetensors.torch import save_file
 
-from rayasd import config as configuration
+from rayasd import presets
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.device import choose_compute
@@ -22,7 +22,7 @@ from rayasd.exposure.network import (
 
 
 def test_the_front_end_is_the_papers():
-    config = configuration.load("eusipco2022")
+    config = presets.load("eusipco2022")
     waveforms = torch.randn(2, 32000)
     spectrograms = MelSpectrogram(config.front_end, 16000)(waveforms)
     assert spectrograms.shape == (2, 1, 224, 126)

@@ -5,10 +5,11 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.svm import OneClassSVM
 
-from rayasd.config import InlierConfig, load
+from rayasd.config import InlierConfig
 from rayasd.errors import UserError
 from rayasd.inlier.detectors import FAMILIES, anomaly_scores, parse_detectors
 from rayasd.inlier.pooling import POOLINGS
+from rayasd.presets import load
 
 CONFIG = InlierConfig(grid=(1, 4))
 RNG = np.random.default_rng(0)

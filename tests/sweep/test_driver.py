@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from rayasd import config as configuration
+from rayasd import presets
 from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
@@ -18,7 +18,7 @@ from rayasd.sweep.store import RunStore, mark_done
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, Unit, UnitSpec
 
-CONFIG = configuration.load("demo")
+CONFIG = presets.load("demo")
 PLAN = Plan(("fan", "pump"), ("both", "statistics"), (0,))
 
 
@@ -215,7 +215,7 @@ def test_a_request_beyond_every_node_is_refused_with_the_numbers():
 
 class TestRunDirectory:
     def test_another_configuration_stops_with_a_diff(self, store: RunStore):
-        other = configuration.load("demo", ["exposure.epochs=99"])
+        other = presets.load("demo", ["exposure.epochs=99"])
         epochs = CONFIG.exposure.epochs
         with pytest.raises(UserError, match=f"exposure.epochs: {epochs} -> 99"):
             set_up(store, other)
@@ -248,7 +248,7 @@ class TestRunDirectory:
 
     def test_identity_is_of_what_decides_the_result(self, store: RunStore):
         def identities(*overrides: str) -> dict[str, str]:
-            changed = specs(store, configuration.load("demo", overrides))
+            changed = specs(store, presets.load("demo", overrides))
             return {unit.stage: spec.identity for unit, spec in changed.items() if unit.variant == "both"}
 
         base = identities()

@@ -1,0 +1,88 @@
+"""Presets: the configuration as TOML files, changed by ``a.b=value`` overrides."""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rayasd.config import Config, from_dict, merge, nest
+from rayasd.errors import UserError, unknown
+
+FOLDER = resources.files(__name__)
+
+
+def load(preset: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a preset by name, or a TOML file by path, and apply overrides of the form ``a.b=value``.
+
+    Raises:
+        UserError: an unknown preset, key or value, with the nearest valid one.
+
+    """
+    values = _read_preset(preset)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise UserError(f"--set {override}: write it as key=value, for example exposure.epochs=50")
+        values = merge(values, nest({key.strip(): _toml_value(text.strip())}))
+    return from_dict(values)
+
+
+def preset_names() -> list[str]:
+    """List the presets that come with rayasd."""
+    return sorted(entry.name.removesuffix(".toml") for entry in FOLDER.iterdir() if entry.name.endswith(".toml"))
+
+
+def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Write nested tables of plain values as TOML (the standard library only reads it)."""
+    lines = [f"{_toml_key(k)} = {_toml_text(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{_toml_key(key)}"
+            lines += [f"\n[{name}]", to_toml(value, f"{name}.").rstrip("\n")]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _read_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    if preset in extended_by:
+        raise UserError(f"preset {preset} extends itself")
+    path = Path(preset)
+    if preset in preset_names():
+        text = (FOLDER / f"{preset}.toml").read_text(encoding="utf-8")
+    elif path.suffix == ".toml" and path.is_file():
+        text = path.read_bytes().decode(errors="replace")
+    elif path.suffix == ".toml":
+        raise UserError(f"no such preset file: {preset}")
+    else:
+        raise unknown("preset", preset, preset_names())
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{preset}: not valid TOML: {error}") from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return merge(_read_preset(str(base), (*extended_by, preset)), values)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # bare words need no quotes on the command line
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_text(item) for item in value) + "]"
+    return repr(value)
