@@ -143,6 +143,20 @@ def test_embeddings_are_the_contracts_table(spec_of: SpecOf):
     assert table["machine_logit"].null_count == 0
 
 
+def test_bfloat16_trains_and_its_embeddings_keep_float32(spec_of: SpecOf, small_config: Config):
+    config = replace(small_config, network=replace(small_config.network, precision="bfloat16"))
+    train(spec_of(config=config))
+    assert history(spec_of())[-1]["loss"] > 0
+    spec = spec_of("embed", config=config)
+    notes: list[Progress] = []
+    embed(spec, notes.append)
+    assert "bfloat16 as asked" in notes[0].note
+    values = torch.from_numpy(
+        pq.read_table(spec.run.table(spec.unit))["embedding"].combine_chunks().flatten().to_numpy()
+    )
+    assert not torch.equal(values, values.bfloat16().float())  # 8 bits would make distances tie
+
+
 def test_statistics_need_no_training(spec_of: SpecOf, small_config: Config):
     config = replace(small_config, network=replace(small_config.network, extractor="statistics"))
     spec = spec_of("embed", config=config)
