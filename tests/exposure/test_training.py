@@ -151,9 +151,8 @@ def test_bfloat16_trains_and_its_embeddings_keep_float32(spec_of: SpecOf, small_
     notes: list[Progress] = []
     embed(spec, notes.append)
     assert "bfloat16 as asked" in notes[0].note
-    values = torch.from_numpy(
-        pq.read_table(spec.run.table(spec.unit))["embedding"].combine_chunks().flatten().to_numpy()
-    )
+    embeddings = pq.read_table(spec.run.table(spec.unit))["embedding"]
+    values = torch.tensor(embeddings.combine_chunks().flatten().to_numpy())
     assert not torch.equal(values, values.bfloat16().float())  # 8 bits would make distances tie
 
 
