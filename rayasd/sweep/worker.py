@@ -67,8 +67,8 @@ class FileReporter:
     written: float = 0.0
     clips: int = 0
     loss: float | None = None
-    first: int | None = None
-    """Where the unit began: not at 0 after an interruption."""
+    first: tuple[int, float] | None = None
+    """What was done, and when, at the first report: not 0 after an interruption, and after all imports."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -80,7 +80,7 @@ class FileReporter:
         """Take a stage's report."""
         self.clips += progress.clips
         self.loss = self.loss if progress.loss is None else progress.loss
-        self.first = progress.done if self.first is None else self.first
+        self.first = self.first or (progress.done, time.monotonic())
         if progress.note:
             self.notes.append(progress.note)
         moment = time.monotonic()
@@ -93,12 +93,13 @@ class FileReporter:
         os.replace(temporary, path)  # not flushed: losing it loses nothing
 
     def _state(self, progress: Progress) -> dict[str, Any]:
-        done = progress.done - (self.first or 0)
+        first, began = self.first or (0, self.started)
+        done, seconds = progress.done - first, max(time.monotonic() - began, 1e-9)
         return {
             "done": progress.done,
             "total": progress.total,
             "loss": self.loss,
-            "clips_per_second": self.clips / self.seconds,
-            "seconds_left": self.seconds / done * (progress.total - progress.done) if done else None,
+            "clips_per_second": self.clips / seconds,
+            "seconds_left": seconds / done * (progress.total - progress.done) if done else None,
             "notes": self.notes,
         }
