@@ -9,9 +9,9 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,32 @@ from rayasd.errors import UserError, unknown
 
 Features = NDArray[np.float32]
 
+FAMILIES = {
+    "knn": "rayasd.inlier.estimators.MeanNeighbourDistance",
+    "lof": "rayasd.inlier.estimators.CheckedLocalOutlierFactor",
+    "gmm": "sklearn.mixture.GaussianMixture",
+    "ocsvm": "sklearn.svm.OneClassSVM",
+    "kde": "sklearn.neighbors.KernelDensity",
+    "banks": "rayasd.inlier.estimators.DomainBanks",
+    "ldn": "rayasd.inlier.estimators.LocalDensityDistance",
+    "kmeans": "rayasd.inlier.estimators.CentroidDistance",
+    "pca": "rayasd.inlier.estimators.PrincipalResidual",
+    "mahalanobis": "rayasd.inlier.estimators.Mahalanobis",
+}
+"""Names for import paths; scikit-learn is imported only when a detector is built."""
 
-class Detector(Protocol):
-    """What rayasd needs of a detector."""
-
-    def fit(self, X: Features) -> Any:
-        """Learn from normal windows (n, D)."""
+_GRID: dict[str, Callable[[int, InlierConfig], dict[str, Any]]] = {
+    "knn": lambda h, config: {"n_neighbors": h},
+    "lof": lambda h, config: {"n_neighbors": h},
+    "gmm": lambda h, config: {"n_components": h, "covariance_type": config.gmm_covariance},
+    "ocsvm": lambda h, config: {"nu": 1 / (2 * h)},
+    "kde": lambda h, config: {"bandwidth": float(h)},
+    "banks": lambda h, config: {"n_neighbors": h},
+    "ldn": lambda h, config: {"n_neighbors": h},
+    "kmeans": lambda h, config: {"n_clusters": h},
+    "pca": lambda h, config: {"n_components": h},
+}
+"""What the grid value h means; in the reference's families, what it means there. Others have no grid."""
 
 
 @dataclass(frozen=True)
@@ -34,95 +54,33 @@ class DetectorSpec:
     """A named detector, ready to build."""
 
     name: str
-    build: Callable[[], Detector]
+    path: str
+    """Import path of the class."""
+    parameters: Mapping[str, Any]
 
+    def build(self) -> Any:
+        """Make the estimator, not fitted yet; seeded with 0 unless a ``random_state`` is given.
 
-class NearestNeighbours:
-    """Mean Euclidean distance to the ``n_neighbors`` nearest normal windows (a negative one, so higher is normal)."""
+        Raises:
+            UserError: there is no such class, it is no detector, or it does not take these parameters.
 
-    def __init__(self, n_neighbors: int = 1) -> None:
-        self.n_neighbors = n_neighbors
-
-    def fit(self, X: Features) -> Self:
-        """Keep the normal windows (n, D)."""
-        from sklearn.neighbors import NearestNeighbors
-
-        _need_samples(X, self.n_neighbors, "neighbours")
-        self.index_ = NearestNeighbors(n_neighbors=self.n_neighbors, algorithm="brute").fit(X)
-        return self
-
-    def score_samples(self, X: Features) -> NDArray[np.float64]:
-        """Score windows (m, D) as (m,)."""
-        distances, _ = self.index_.kneighbors(X)
-        return -distances.mean(axis=1)
-
-
-class Mahalanobis:
-    """Negative squared Mahalanobis distance under a Ledoit–Wolf shrunk covariance."""
-
-    def fit(self, X: Features) -> Self:
-        """Estimate mean and covariance of normal windows (n, D)."""
-        from sklearn.covariance import LedoitWolf
-
-        _need_samples(X, 2, "windows")
-        self.covariance_ = LedoitWolf().fit(X.astype(np.float64))
-        return self
-
-    def score_samples(self, X: Features) -> NDArray[np.float64]:
-        """Score windows (m, D) as (m,)."""
-        return -self.covariance_.mahalanobis(X)
-
-
-def _lof(n_neighbors: int = 20, **parameters: Any) -> Detector:
-    from sklearn.neighbors import LocalOutlierFactor
-
-    class CheckedLocalOutlierFactor(LocalOutlierFactor):  # type: ignore[misc]
-        def fit(self, X: Features) -> Self:
-            _need_samples(X, n_neighbors + 1, "windows")  # scikit-learn would silently take fewer neighbours
-            return super().fit(X)
-
-    return CheckedLocalOutlierFactor(n_neighbors=n_neighbors, novelty=True, **parameters)
-
-
-def _gmm(n_components: int = 1, covariance_type: str = "full", **parameters: Any) -> Detector:
-    from sklearn.mixture import GaussianMixture
-
-    return GaussianMixture(n_components, covariance_type=covariance_type, **{"random_state": 0, **parameters})
-
-
-def _ocsvm(nu: float = 0.5, **parameters: Any) -> Detector:
-    from sklearn.svm import OneClassSVM
-
-    return OneClassSVM(nu=nu, **{"kernel": "rbf", "gamma": "scale", **parameters})
-
-
-def _kde(bandwidth: float = 1.0, **parameters: Any) -> Detector:
-    from sklearn.neighbors import KernelDensity
-
-    return KernelDensity(bandwidth=bandwidth, **{"kernel": "gaussian", **parameters})
-
-
-def _at_grid_point(family: str, h: int, config: InlierConfig) -> dict[str, Any]:
-    """Parameters that the grid value h sets, as in the reference."""
-    parameters: dict[str, dict[str, Any]] = {
-        "knn": {"n_neighbors": h},
-        "lof": {"n_neighbors": h},
-        "gmm": {"n_components": h, "covariance_type": config.gmm_covariance},
-        "ocsvm": {"nu": 1 / (2 * h)},
-        "kde": {"bandwidth": float(h)},
-    }
-    return parameters[family]
-
-
-FAMILIES: dict[str, Callable[..., Detector]] = {
-    "knn": NearestNeighbours,
-    "lof": _lof,
-    "gmm": _gmm,
-    "ocsvm": _ocsvm,
-    "kde": _kde,
-    "mahalanobis": Mahalanobis,
-}
-WITHOUT_GRID = frozenset({"mahalanobis"})
+        """
+        module, _, name = self.path.rpartition(".")
+        if not module:
+            raise unknown("detector", self.path, FAMILIES)
+        try:
+            factory = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"detector {self.name}: {error}") from None
+        if not hasattr(factory, "fit") or not (
+            hasattr(factory, "score_samples") or hasattr(factory, "decision_function")
+        ):
+            raise UserError(f"detector {self.name}: needs fit, and score_samples or decision_function")
+        seeded = {"random_state": 0} if "random_state" in inspect.signature(factory).parameters else {}
+        try:
+            return factory(**{**seeded, **self.parameters})
+        except TypeError as error:
+            raise UserError(f"detector {self.name}: {error}") from None
 
 
 def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[DetectorSpec]:
@@ -142,6 +100,14 @@ def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[Detector
     return specs
 
 
+def fit_detector(detector: Any, X: Features, domains: NDArray[np.object_]) -> None:
+    """Fit to normal windows (n, D); detectors that declare ``uses_domains`` also get the windows' domains (n,)."""
+    if getattr(detector, "uses_domains", False):
+        detector.fit(X, domains)
+    else:
+        detector.fit(X)
+
+
 def anomaly_scores(detector: Any, X: Features) -> NDArray[np.float64]:
     """Score windows (m, D); higher is more anomalous.
 
@@ -159,28 +125,21 @@ def anomaly_scores(detector: Any, X: Features) -> NDArray[np.float64]:
 
 
 def _parse(text: str, config: InlierConfig) -> list[DetectorSpec]:
-    if text in FAMILIES:
-        if text in WITHOUT_GRID:
-            return [DetectorSpec(text, FAMILIES[text])]
+    if text in _GRID:
         return [spec for h in config.grid for spec in _parse(f"{text}-{h}", config)]
     if match := re.fullmatch(r"([a-z]+)-(\d+)", text):
         family, h = match[1], int(match[2])
-        if family not in FAMILIES or family in WITHOUT_GRID:
-            raise unknown("detector", family, set(FAMILIES) - WITHOUT_GRID)
+        if family not in _GRID:
+            raise unknown("detector", family, _GRID)
         if h < 1:
             raise UserError(f"detector {text}: the grid value must be at least 1")
-        parameters = _at_grid_point(family, h, config)
-        return [DetectorSpec(text, lambda: FAMILIES[family](**parameters))]
+        return [DetectorSpec(text, FAMILIES[family], _GRID[family](h, config))]
+    if text in FAMILIES:
+        return [DetectorSpec(text, FAMILIES[text], {})]
     path, parameters = _call(text)
-    factory = FAMILIES.get(path) or _imported(path)
-    try:
-        signature = inspect.signature(factory)
-        if path not in FAMILIES and "random_state" in signature.parameters:
-            parameters = {"random_state": 0, **parameters}
-        signature.bind(**parameters)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"detector {text}: {error}") from None
-    return [DetectorSpec(text, lambda: factory(**parameters))]
+    spec = DetectorSpec(text, FAMILIES.get(path, path), parameters)
+    spec.build()  # refuse what cannot be built before anything runs
+    return [spec]
 
 
 def _call(text: str) -> tuple[str, dict[str, Any]]:
@@ -196,21 +155,3 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
             f"detector {text!r}: write a family ({', '.join(FAMILIES)}), a grid point such as knn-4, or "
             "package.Class(parameter=value)"
         ) from None
-
-
-def _imported(path: str) -> Callable[..., Detector]:
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise unknown("detector", path, FAMILIES)
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"detector {path}: {error}") from None
-    if not hasattr(found, "fit") or not (hasattr(found, "score_samples") or hasattr(found, "decision_function")):
-        raise UserError(f"detector {path}: needs fit, and score_samples or decision_function")
-    return found
-
-
-def _need_samples(X: Features, wanted: int, what: str) -> None:
-    if len(X) < wanted:
-        raise ValueError(f"needs {wanted} {what}, the section has {len(X)}")

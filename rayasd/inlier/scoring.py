@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from rayasd.config import InlierConfig
 from rayasd.files import replacing
-from rayasd.inlier.detectors import DetectorSpec, Features, anomaly_scores, parse_detectors
+from rayasd.inlier.detectors import DetectorSpec, Features, anomaly_scores, fit_detector, parse_detectors
 from rayasd.inlier.pooling import POOLINGS
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
@@ -113,7 +113,7 @@ def _fit_and_score(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # convergence and duplicate warnings, once a grid point
             detector = spec.build()
-            detector.fit(X)
+            fit_detector(detector, X, np.array(bank["domain"].to_pylist(), dtype=object))
             return anomaly_scores(detector, X_test), None
     except Exception as error:  # any class may be plugged in: whatever it raises is its cells' reason
         return None, f"{type(error).__name__}: {error}".splitlines()[0][:300]

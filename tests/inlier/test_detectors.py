@@ -7,7 +7,7 @@ from sklearn.svm import OneClassSVM
 
 from rayasd.config import InlierConfig
 from rayasd.errors import UserError
-from rayasd.inlier.detectors import FAMILIES, anomaly_scores, parse_detectors
+from rayasd.inlier.detectors import FAMILIES, anomaly_scores, fit_detector, parse_detectors
 from rayasd.inlier.pooling import POOLINGS
 from rayasd.presets import load
 
@@ -17,10 +17,13 @@ X = RNG.standard_normal((60, 5)).astype(np.float32)
 X_TEST = np.vstack([RNG.standard_normal((10, 5)), RNG.standard_normal((10, 5)) * 4]).astype(np.float32)
 
 
+DOMAINS = np.array(["source"] * 56 + ["target"] * 4, dtype=object)
+
+
 def scores_of(text: str) -> np.ndarray:
     (spec,) = parse_detectors([text], CONFIG)
     detector = spec.build()
-    detector.fit(X)
+    fit_detector(detector, X, DOMAINS)
     return anomaly_scores(detector, X_TEST)
 
 

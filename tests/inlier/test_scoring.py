@@ -53,7 +53,7 @@ def test_a_section_is_scored_against_its_own_normal_clips(spec_of: SpecOf, confi
 def test_a_detector_that_cannot_be_fitted_is_a_failed_row_with_its_reason(spec_of: SpecOf, config: Config):
     table = scored(spec_of, config, detectors=("knn-1", "knn-500", "gmm-500", "lof-500"), poolings=("mean",))
     for name, said in (
-        ("knn-500", "ValueError: needs 500 neighbours, the section has 27"),
+        ("knn-500", "ValueError: needs 500 windows, the section has 27"),
         ("gmm-500", "ValueError: "),
         ("lof-500", "ValueError: needs 501 windows"),
     ):

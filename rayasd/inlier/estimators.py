@@ -1,0 +1,186 @@
+"""rayasd's own detectors, as scikit-learn estimators: higher ``score_samples`` is more normal.
+
+``fit(X)`` takes the normal windows of one section, (n, D). An estimator with ``uses_domains`` gets ``fit(X, domains)``,
+with (n,) strings source or target.
+"""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.cluster import KMeans
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
+
+Features = NDArray[np.float32]
+Scores = NDArray[np.float64]
+
+
+class MeanNeighbourDistance(BaseEstimator):
+    """Mean Euclidean distance to the ``n_neighbors`` nearest normal windows."""
+
+    def __init__(self, n_neighbors: int = 1) -> None:
+        self.n_neighbors = n_neighbors
+
+    def fit(self, X: Features) -> Self:
+        """Keep the normal windows (n, D)."""
+        need_samples(X, self.n_neighbors)
+        self.index_ = NearestNeighbors(n_neighbors=self.n_neighbors, algorithm="brute").fit(X)
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        distances, _ = self.index_.kneighbors(X)
+        return -distances.mean(axis=1)
+
+
+class DomainBanks(BaseEstimator):
+    """Mean distance to the nearest windows of a source bank and of a target bank, the smaller of the two.
+
+    The few target-domain clips get a bank of their own, so that a target-domain sound is not judged by source ones.
+    With ``smote`` > 0, the target bank grows to that share of the source bank by points on the lines between target
+    windows and their neighbours (Chawla et al. 2002). Without target clips it is ``MeanNeighbourDistance``.
+    """
+
+    uses_domains = True
+
+    def __init__(self, n_neighbors: int = 1, smote: float = 0.0, random_state: int = 0) -> None:
+        self.n_neighbors = n_neighbors
+        self.smote = smote
+        self.random_state = random_state
+
+    def fit(self, X: Features, domains: ArrayLike) -> Self:
+        """Keep normal windows (n, D) of both domains (n,) apart."""
+        in_target = np.asarray(domains) == "target"
+        banks = [X[~in_target], _oversampled(X[in_target], int(self.smote * (~in_target).sum()), self.random_state)]
+        self.banks_ = [MeanNeighbourDistance(self.n_neighbors).fit(bank) for bank in banks if len(bank)]
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        return np.max([bank.score_samples(X) for bank in self.banks_], axis=0)
+
+
+class LocalDensityDistance(BaseEstimator):
+    """Distance to the nearest normal window, relative to how close that one's own neighbours are.
+
+    The distance is divided by the reference window's mean distance to its ``n_neighbors`` neighbours, so that windows
+    in a sparse region of the normal sounds (a target domain, say) are not all anomalous.
+    """
+
+    def __init__(self, n_neighbors: int = 4) -> None:
+        self.n_neighbors = n_neighbors
+
+    def fit(self, X: Features) -> Self:
+        """Keep the normal windows (n, D) and the spacing around each."""
+        need_samples(X, self.n_neighbors + 1)
+        self.index_ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(X)
+        spacing = self.index_.kneighbors(n_neighbors=self.n_neighbors)[0].mean(axis=1)
+        self.spacing_ = np.maximum(spacing, np.finfo(np.float32).eps)
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        distances, nearest = self.index_.kneighbors(X)
+        return -distances[:, 0] / self.spacing_[nearest[:, 0]]
+
+
+class CentroidDistance(BaseEstimator):
+    """Distance to the nearest of ``n_clusters`` k-means centroids of the normal windows."""
+
+    def __init__(self, n_clusters: int = 1, random_state: int = 0) -> None:
+        self.n_clusters = n_clusters
+        self.random_state = random_state
+
+    def fit(self, X: Features) -> Self:
+        """Cluster the normal windows (n, D)."""
+        need_samples(X, self.n_clusters)
+        self.clusters_ = KMeans(self.n_clusters, n_init=3, random_state=self.random_state).fit(X)
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        return -self.clusters_.transform(X).min(axis=1)
+
+
+class PrincipalResidual(BaseEstimator):
+    """Squared length of what the first ``n_components`` principal components of the normal windows do not explain."""
+
+    def __init__(self, n_components: int = 8) -> None:
+        self.n_components = n_components
+
+    def fit(self, X: Features) -> Self:
+        """Find the components of the normal windows (n, D)."""
+        need_samples(X, self.n_components + 1)
+        self.components_ = PCA(self.n_components, svd_solver="full").fit(X.astype(np.float64))
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        explained = self.components_.inverse_transform(self.components_.transform(X))
+        return -np.square(X - explained).sum(axis=1)
+
+
+class Mahalanobis(BaseEstimator):
+    """Squared Mahalanobis distance under a Ledoit–Wolf shrunk covariance of the normal windows.
+
+    With ``per_domain``, source and target have means of their own under one covariance of both, and the smaller
+    distance counts.
+    """
+
+    uses_domains = True
+
+    def __init__(self, per_domain: bool = False) -> None:
+        self.per_domain = per_domain
+
+    def fit(self, X: Features, domains: ArrayLike) -> Self:
+        """Estimate mean and covariance of normal windows (n, D) of both domains (n,)."""
+        need_samples(X, 2)
+        wide, domain = X.astype(np.float64), np.asarray(domains)
+        groups = [domain == name for name in np.unique(domain)] if self.per_domain else [np.ones(len(X), bool)]
+        self.means_ = [wide[group].mean(axis=0) for group in groups]
+        centred = np.concatenate([wide[g] - mean for g, mean in zip(groups, self.means_, strict=True)])
+        self.covariance_ = LedoitWolf(assume_centered=True).fit(centred)
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        return -np.min([self.covariance_.mahalanobis(X - mean) for mean in self.means_], axis=0)
+
+
+class CheckedLocalOutlierFactor(LocalOutlierFactor):
+    """Local outlier factor of new windows; refuses a bank too small, where scikit-learn takes fewer neighbours."""
+
+    def __init__(self, n_neighbors: int = 20) -> None:
+        super().__init__(n_neighbors=n_neighbors, novelty=True)
+
+    def fit(self, X: Features) -> Self:
+        """Keep the normal windows (n, D) and their densities."""
+        need_samples(X, self.n_neighbors + 1)
+        return super().fit(X)
+
+
+def need_samples(X: Features, wanted: int) -> None:
+    """Make sure that a section has enough normal windows.
+
+    Raises:
+        ValueError: it has fewer.
+
+    """
+    if len(X) < wanted:
+        raise ValueError(f"needs {wanted} windows, the section has {len(X)}")
+
+
+def _oversampled(X: Features, wanted: int, random_state: int) -> Features:
+    """Add points between windows and their nearest neighbours until there are ``wanted``."""
+    extra = wanted - len(X)
+    if extra <= 0 or len(X) < 2:
+        return X
+    rng = np.random.default_rng(random_state)
+    neighbours = NearestNeighbors(n_neighbors=min(5, len(X) - 1)).fit(X).kneighbors(return_distance=False)
+    start = rng.integers(0, len(X), extra)
+    towards = neighbours[start, rng.integers(0, neighbours.shape[1], extra)]
+    step = rng.random((extra, 1), dtype=np.float32)
+    return np.concatenate([X, X[start] + step * (X[towards] - X[start])])
