@@ -12,37 +12,37 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd import presets
-from rayasd.cli.display import clip_progress, wide_console
+from rayasd.cli.display import clip_progress, counted, wide_console
 from rayasd.cli.options import choose
-from rayasd.config import DataConfig
+from rayasd.config import Config
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
-from rayasd.data.catalog import Catalog, Oddity, scan, with_ground_truth
+from rayasd.data.catalog import Catalog, Oddity, scan_labelled
 from rayasd.data.manifest import index_tree, write_manifest
 from rayasd.errors import UserError
 
-_SHOWN_ODDITIES = 50
+_SHOWN_PATHS = 3
 
 
 def check_data(source: Path, ground_truth: Path | None, overrides: Sequence[str]) -> int:
     """Print a data set's table and oddities; returns the exit code."""
     console = wide_console()
-    config = presets.load("eusipco2022", overrides).data
-    catalog = scan(source)
-    folder = ground_truth or catalog.root / "ground_truth_data"
-    if ground_truth or folder.is_dir():
-        catalog = with_ground_truth(catalog, folder)
+    config = presets.load("eusipco2022", overrides)
+    catalog = scan_labelled(source, ground_truth)
     facts, oddities = _read_all(console, catalog, config)
     oddities = [*catalog.oddities, *oddities, *_of_the_whole(catalog)]
     console.print(_counts(catalog, facts))
     if catalog.synthetic:
         console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
+    by_problem: dict[tuple[bool, str], list[str]] = {}
+    for odd in oddities:
+        by_problem.setdefault((not odd.unusable, odd.problem), []).append(odd.path)
+    for (harmless, problem), paths in sorted(by_problem.items()):
+        word, style = ("note", "yellow") if harmless else ("unusable", "red")
+        more = f", and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
+        console.print(Text(f"{word}  {', '.join(paths[:_SHOWN_PATHS])}{more}: {problem}", style=style), soft_wrap=True)
     unusable = sum(odd.unusable for odd in oddities)
-    for odd in sorted(oddities, key=lambda odd: not odd.unusable)[:_SHOWN_ODDITIES]:
-        word, style = ("unusable", "red") if odd.unusable else ("note", "yellow")
-        console.print(Text(f"{word}  {odd.path} {odd.problem}", style=style))
-    if len(oddities) > _SHOWN_ODDITIES:
-        console.print(f"… and {len(oddities) - _SHOWN_ODDITIES} more")
-    console.print(f"{catalog.table.num_rows} clips, {len(oddities) - unusable} notes, {unusable} unusable")
+    clips, notes = counted(catalog.table.num_rows, "clip"), counted(len(oddities) - unusable, "note")
+    console.print(f"{clips}, {notes}, {unusable} unusable")
     return 1 if unusable else 0
 
 
@@ -75,7 +75,7 @@ def index_data(root: Path, pattern: str, test_fraction: float | None, seed: int,
     wide_console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
 
 
-def _read_all(console: Console, catalog: Catalog, config: DataConfig) -> tuple[dict[str, AudioFacts], list[Oddity]]:
+def _read_all(console: Console, catalog: Catalog, config: Config) -> tuple[dict[str, AudioFacts], list[Oddity]]:
     clips: list[str] = catalog.table["clip"].to_pylist()
 
     def read(clip: str) -> tuple[AudioFacts | None, str | None, bool]:
@@ -84,10 +84,14 @@ def _read_all(console: Console, catalog: Catalog, config: DataConfig) -> tuple[d
         except BadClipError as error:
             return None, str(error), True
         try:
-            samples = read_samples(catalog.root / clip, facts, config)
+            samples = read_samples(catalog.root / clip, facts, config.data)
         except BadClipError as error:
             return facts, str(error), True
-        return facts, "is silent or constant" if samples.min() == samples.max() else None, False
+        if samples.min() == samples.max():
+            return facts, "silent or constant", False
+        short = len(samples) < config.front_end.window_seconds * config.data.sample_rate
+        window = f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself"
+        return facts, window if short else None, False
 
     facts, oddities = {}, []
     with ThreadPoolExecutor(os.cpu_count()) as pool, clip_progress(console, "reading") as on_progress:
@@ -109,17 +113,15 @@ def _of_the_whole(catalog: Catalog) -> list[Oddity]:
         sections.setdefault(row["machine"], {}).setdefault(row["split"], set()).add(row["section"])
     oddities = []
     if len(sections) == 1:
-        oddities.append(Oddity(str(catalog.root), "has one machine type: outlier exposure needs a second", True))
+        oddities.append(Oddity(str(catalog.root), "one machine type: outlier exposure needs a second", False))
     for machine, splits in sections.items():
         train, test = splits.get("train", set()), splits.get("test", set())
         if len(train) == 1:
-            oddities.append(Oddity(machine, "has one section: the product loss has nothing to tell apart", False))
+            oddities.append(Oddity(machine, "one section: the product loss has nothing to tell apart", False))
         if missing := sorted(test - train):
-            oddities.append(
-                Oddity(machine, f"has test clips but no training clips in section {', '.join(missing)}", False)
-            )
+            oddities.append(Oddity(machine, f"test clips but no training clips in section {', '.join(missing)}", False))
         if not train:
-            oddities.append(Oddity(machine, "has no training clips", False))
+            oddities.append(Oddity(machine, "no training clips", False))
     return oddities
 
 

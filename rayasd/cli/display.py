@@ -102,7 +102,7 @@ class Display:
             left = state.get("seconds_left")
             table.add_row(
                 unit.stage, Text(unit.machine), Text(unit.variant), str(unit.seed),
-                ProgressBar(total=max(total, 1), completed=done, width=20), f"{done}/{total}" if total else "starting",
+                ProgressBar(total=max(total, 1), completed=done, width=20), f"{done}/{total}" if total else "loading",
                 "" if loss is None else f"{loss:.4f}", f"{rate:.0f}" if rate else "",
                 "" if left is None else elapsed(left),
             )  # fmt: skip
@@ -130,7 +130,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
     blocked = [unit for unit in sweep.units(State.BLOCKED) if unit in asked]
     if not failed and not blocked:
         return
-    console.print(f"{len(failed)} units failed, {len(blocked)} not done because of others", highlight=False)
+    console.print(f"{counted(len(failed), 'unit')} failed, {len(blocked)} not done because of others", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("unit", "reason"):
         table.add_column(name, no_wrap=name == "unit")
@@ -144,10 +144,17 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
 def print_failed_cells(console: Console, cells: pa.Table) -> int:
     """Say which detectors could not be fitted and why; returns the number of failed cells."""
     failed = cells.filter(pc.field("status") == "failed")
-    reasons = Counter(zip(failed["detector"].to_pylist(), failed["reason"].to_pylist(), strict=True))
+    cells_of = ("variant", "seed", "machine", "section", "domain", "detector", "reason")
+    once = failed.group_by(cells_of).aggregate([])  # a cell fails under all poolings alike
+    reasons = Counter(zip(once["detector"].to_pylist(), once["reason"].to_pylist(), strict=True))
     for (detector, reason), count in reasons.most_common(_SHOWN_REASONS):
-        console.print(Text(f"{count} cells without {detector}: {reason}", style="yellow"), soft_wrap=True)
-    return int(failed.num_rows)
+        console.print(Text(f"{counted(count, 'cell')} without {detector}: {reason}", style="yellow"), soft_wrap=True)
+    return int(once.num_rows)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun: 1 unit, 2 units."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def wide_console() -> Console:
@@ -191,9 +198,12 @@ def print_plan(
         table.add_row(stage, str(len(chosen)), request, _bytes(disk))
     table.add_row("decode", str(len(catalog.machines)), "this host", _bytes(cache_bytes))
     console.print(table)
-    console.print(Text(f"{len(plan.machines)} machines ({', '.join(plan.machines)}) x {len(plan.variants)} variants "
-                       f"({', '.join(plan.variants)}) x {len(plan.seeds)} seeds = {len(units)} units; "
-                       f"{catalog.table.num_rows} clips in {catalog.root}"))  # fmt: skip
+    dimensions = [
+        f"{counted(len(names), what)} ({', '.join(map(str, names))})"
+        for what, names in (("machine", plan.machines), ("variant", plan.variants), ("seed", plan.seeds))
+    ]
+    console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
+    console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))
     for unit in units:
         console.print(Text(f"  {unit}"))
 

@@ -10,6 +10,7 @@ import click
 from rayasd.errors import UserError, unknown
 
 DEFAULT_DATA = Path("data")
+MAX_SEEDS = 10_000
 
 
 def data_source(option: Path | None) -> Path:
@@ -71,6 +72,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--seeds {text}: give whole numbers from 0, for example 0,1,2 or 0-4")
+        if int(last or first) - int(first) >= MAX_SEEDS:
+            raise UserError(f"--seeds {text}: more than {MAX_SEEDS} seeds")
         seeds += range(int(first), int(last or first) + 1)
     if not seeds:
         raise UserError(f"--seeds {text}: an empty range")
@@ -87,7 +90,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="CPU cores of one unit, and its threads."),
         click.option("--gpus-per-unit", type=click.FloatRange(min=0, max=1), default=None,
                      help="GPUs of a training or embedding unit, fractions too; default 1 if there are any."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
         click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,
                      help="How often a unit is tried whose worker dies or whose code raises."),
         click.option("--retry-failed", is_flag=True, help="Try units again that failed for good earlier."),

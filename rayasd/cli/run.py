@@ -15,10 +15,26 @@ from rich.console import Console
 from rich.text import Text
 
 from rayasd import presets
-from rayasd.cli.display import Display, clip_progress, print_failed_cells, print_failures, print_plan, wide_console
+from rayasd.cli.display import (
+    Display,
+    clip_progress,
+    counted,
+    print_failed_cells,
+    print_failures,
+    print_plan,
+    wide_console,
+)
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
 from rayasd.config import Config
-from rayasd.data.catalog import Catalog, check_outlier_exposure, read_catalog, scan, with_ground_truth
+from rayasd.data.catalog import (
+    Catalog,
+    check_outlier_exposure,
+    read_catalog,
+    scan_labelled,
+    with_ground_truth,
+    with_labels_of,
+    write_catalog,
+)
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
 from rayasd.evaluation.leaderboard import Leaderboard
@@ -31,7 +47,7 @@ from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Request
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGES, Stage
+from rayasd.unit import Stage, Unit
 
 
 def run_sweep(
@@ -51,12 +67,12 @@ def run_sweep(
 ) -> int:
     """Do everything from clips to the leaderboard; returns the exit code."""
     console, store = wide_console(), RunStore(run_dir)
-    config = presets.load(preset, [*overrides, *([f"inlier.detectors={detectors}"] if detectors else [])])
+    config = presets.load(preset, [*overrides, *([] if detectors is None else [f"inlier.detectors={detectors}"])])
     chosen = choose("variant", variants, sorted(config.variants))
     weights = _check_variants(config, chosen)
-    if ground_truth is None and store.exists and (known := store.manifest()["data"]["ground_truth"]):
-        ground_truth = Path(known)
-    scanned = _scan(data_source(source), ground_truth)
+    scanned = scan_labelled(data_source(source), ground_truth)
+    if ground_truth is None and store.exists:
+        scanned = with_labels_of(scanned, read_catalog(store.paths.catalog, scanned.root))
     plan = Plan(choose("machine", machines, scanned.machines), chosen, parse_seeds(seeds))
     trained = [variant for variant in chosen if "train" in stages_of(config.variant(variant))]
     if trained:
@@ -74,7 +90,6 @@ def run_sweep(
             catalog = decode(scanned, config.data, cache_folder(execution["cache"]), on_progress=on_progress)
         data = {
             "root": str(catalog.root),
-            "ground_truth": str(ground_truth.absolute()) if ground_truth else None,
             "synthetic": catalog.synthetic,
             "clips": catalog.table.num_rows,
             "skipped": [f"{odd.path} {odd.problem}" for odd in catalog.oddities if odd.unusable],
@@ -83,32 +98,34 @@ def run_sweep(
         }
         _say_what_is_odd(console, catalog, plan)
         store.set_up(config, catalog, data, plan, sys.argv, accept_changes=accept_changes)
-        return _run(console, store, plan, STAGES, **execution)
+        return _run(console, store, plan.units(config), **execution)
 
 
 def run_stages(run_dir: Path, stages: Sequence[Stage], **execution: Any) -> int:
     """Run what is missing of these stages of a run; returns the exit code."""
     store = RunStore(run_dir)
-    plan = store.plan()
+    asked = [unit for unit in store.specs() if unit.stage in stages]
     with store.held():
-        return _run(wide_console(), store, plan, stages, **execution)
+        return _run(wide_console(), store, asked, **execution)
 
 
-def report_run(run_dir: Path, ground_truth: Path | None) -> None:
+def report_run(run_dir: Path, ground_truth: Path | None, *, all_systems: bool) -> None:
     """Write and print a run's leaderboard from what stands, with labels that may have come since."""
     console, store = wide_console(), RunStore(run_dir)
     catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
     if ground_truth is not None:
         catalog = with_ground_truth(catalog, ground_truth)
-        store.remember_ground_truth(ground_truth, catalog)
-    _report(console, store, survey(store, store.specs(), (), retry_failed=False), catalog)
+        write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
+    sweep = survey(store, store.specs(), (), retry_failed=False)
+    _report(console, store, sweep, catalog, all_systems=all_systems)
+    if missing := len(sweep.states) - sweep.count(State.DONE):
+        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
 
 
 def _run(
     console: Console,
     store: RunStore,
-    plan: Plan,
-    stages: Sequence[Stage],
+    asked: Sequence[Unit],
     *,
     executor: str,
     address: str | None,
@@ -122,15 +139,16 @@ def _run(
 ) -> int:
     began = time.monotonic()
     specs = store.specs(device=device, cache=cache_folder(cache), num_threads=max(1, round(cpus_per_unit)))
-    asked = plan.units(store.config(), stages)
     sweep = survey(store, specs, set(asked), retry_failed=retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
     if waiting:
-        console.print(f"{waiting} units to do, {done} done before, in {store.paths.root}", highlight=False)
+        console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
         running = _start(executor, address, store)
         try:
             gpus = gpus_per_unit
+            if device == "cuda" and not any(node.gpus for node in running.nodes):
+                raise UserError("--device cuda, but no node has a GPU")
             if gpus is None:
                 gpus = 1.0 if device != "cpu" and any(node.gpus >= 1 for node in running.nodes) else 0.0
             request = Request(cpus_per_unit, gpus)
@@ -147,11 +165,11 @@ def _run(
         finally:
             running.close()
     elif done == len(asked):
-        console.print(f"nothing to do: {done} units of {store.paths.root} are done", highlight=False)
+        console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
     print_failures(console, sweep, asked)
     complete = all(sweep.states[unit] is State.DONE for unit in asked)
     scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
-    if "detect" in stages and scored:
+    if scored and any(unit.stage == "detect" for unit in asked):
         catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
         leaderboard = _report(console, store, sweep, catalog)
         failed = print_failed_cells(console, pq.read_table(store.paths.cells))
@@ -188,13 +206,6 @@ def _make_network(config: Config) -> None:
     Extractor(config, 1)
 
 
-def _scan(source: Path, ground_truth: Path | None) -> Catalog:
-    catalog = scan(source)
-    if ground_truth is None and (catalog.root / "ground_truth_data").is_dir():
-        ground_truth = catalog.root / "ground_truth_data"
-    return catalog if ground_truth is None else with_ground_truth(catalog, ground_truth)
-
-
 def _say_what_is_odd(console: Console, catalog: Catalog, plan: Plan) -> None:
     """Say what a person should know of the data before hours go into it."""
     train = catalog.table.filter(catalog.is_train)
@@ -217,7 +228,9 @@ def _start(executor: str, address: str | None, store: RunStore) -> Executor:
     return RayExecutor(address, store.paths.root / "ray-token")
 
 
-def _report(console: Console, store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboard:
+def _report(
+    console: Console, store: RunStore, sweep: Sweep, catalog: Catalog, *, all_systems: bool = False
+) -> Leaderboard:
     manifest = store.manifest()
     detects = [unit for unit in sweep.states if unit.stage == "detect"]
     scored = [
@@ -241,8 +254,9 @@ def _report(console: Console, store: RunStore, sweep: Sweep, catalog: Catalog) -
     sections = store.config().evaluation.development_sections
     leaderboard = write_report(store.paths, scored, catalog.table, sections, planned, provenance)
     machines = sorted(leaderboard.standings[0].machines)
-    title = f"{store.paths.root.name}: {len(machines)} machine types"
-    print_leaderboard(console, leaderboard, machines, title=title, synthetic=manifest["data"]["synthetic"])
+    title = f"{store.paths.root.name}: {counted(len(machines), 'machine type')}"
+    synthetic = manifest["data"]["synthetic"]
+    print_leaderboard(console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems)
     written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
     console.print(written, highlight=False, soft_wrap=True)
     return leaderboard

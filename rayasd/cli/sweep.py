@@ -20,7 +20,7 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
               help="Folder of ground_truth_*.csv; default ROOT/ground_truth_data where there is one.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
 @click.option("--preset", default="eusipco2022", show_default=True,
-              help="eusipco2022, serial-oe, demo, or a TOML file.")  # fmt: skip
+              help="eusipco2022, serial-oe, small, demo, or a TOML file.")  # fmt: skip
 @click.option("--variants", default="both", show_default=True,
               help="Systems to compare, as the preset names them: both,untrained,statistics")  # fmt: skip
 @click.option("--seeds", default="0", show_default=True, help="0,1,2 or 0-4")
@@ -71,8 +71,9 @@ detect = _stage_command("detect", "Fit and apply what is missing of RUN's inlier
 @click.option(
     "--ground-truth", type=click.Path(path_type=Path), help="Folder of ground_truth_*.csv with labels to add."
 )
-def report(run: Path, ground_truth: Path | None) -> None:
+@click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
+def report(run: Path, ground_truth: Path | None, all_systems: bool) -> None:
     """Compute RUN's leaderboard afresh from all scores that stand, and print it."""
     from rayasd.cli.run import report_run
 
-    report_run(run, ground_truth)
+    report_run(run, ground_truth, all_systems=all_systems)

@@ -4,12 +4,13 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.lib import ArrowException
 
 from rayasd.data.manifest import is_manifest, read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, parse_clip_name
@@ -97,6 +98,8 @@ def scan(source: Path) -> Catalog:
             _catalog_entry(entry, source, rows, oddities)
     else:
         raise UserError(f"{source} is neither a folder nor a manifest (.csv or .parquet)")
+    if not rows and source.is_file():
+        raise UserError(f"{source} lists no clips that are there")
     if not rows:
         raise UserError(
             f"no clips in {source}: expected <machine>/train/*.wav and <machine>/source_test/*.wav, as DCASE lays them "
@@ -106,11 +109,12 @@ def scan(source: Path) -> Catalog:
     return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
 
 
-def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
+def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True) -> Catalog:
     """Fill the unknown labels of test clips from ``ground_truth_<machine>_section_SS_<domain>_test.csv`` files.
 
     Raises:
-        UserError: no such folder or no such files, a row that is not ``clip,0|1``, or a label that contradicts a name.
+        UserError: no such folder or no such files, a row that is not ``clip,0|1``, a label that contradicts a name, or
+            (with ``must_match``) no clip that is named.
 
     """
     files = sorted(folder.glob("ground_truth_*.csv"))
@@ -127,7 +131,7 @@ def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
                     raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
                 truth[match["machine"], row[0].strip()] = int(row[1])
     tests = zip(*(catalog.table.filter(~catalog.is_train)[n].to_pylist() for n in ("machine", "clip")), strict=True)
-    if not any((machine, clip.rpartition("/")[2]) in truth for machine, clip in tests):
+    if must_match and not any((machine, clip.rpartition("/")[2]) in truth for machine, clip in tests):
         raise UserError(f"the ground truth in {folder} names none of the test clips in {catalog.root}")
     labels = []
     columns = (catalog.table[name].to_pylist() for name in ("machine", "clip", "split", "label"))
@@ -136,9 +140,34 @@ def with_ground_truth(catalog: Catalog, folder: Path) -> Catalog:
         if true is not None and label is not None and label != true:
             raise UserError(f"{clip}: its name says label {label}, the ground truth in {folder} says {true}")
         labels.append(label if true is None else true)
+    return _with_labels(catalog, labels)
+
+
+def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
+    """Catalog clips, with labels from a ground-truth folder, or from ROOT/ground_truth_data where there is one.
+
+    Raises:
+        UserError: as ``scan`` and ``with_ground_truth``.
+
+    """
+    catalog = scan(source)
+    if ground_truth is not None:
+        return with_ground_truth(catalog, ground_truth)
+    found = catalog.root / "ground_truth_data"
+    return with_ground_truth(catalog, found, must_match=False) if found.is_dir() else catalog
+
+
+def with_labels_of(catalog: Catalog, known: Catalog) -> Catalog:
+    """Fill the unknown labels of test clips from a catalog that knows more."""
+    labels = dict(zip(known.table["clip"].to_pylist(), known.table["label"].to_pylist(), strict=True))
+    pairs = zip(catalog.table["clip"].to_pylist(), catalog.table["label"].to_pylist(), strict=True)
+    return _with_labels(catalog, [labels.get(clip) if label is None else label for clip, label in pairs])
+
+
+def _with_labels(catalog: Catalog, labels: list[int | None]) -> Catalog:
     position = catalog.table.schema.get_field_index("label")
     table = catalog.table.set_column(position, SCHEMA.field("label"), pa.array(labels, pa.int8()))
-    return Catalog(catalog.root, table, catalog.oddities)
+    return replace(catalog, table=table)
 
 
 def write_catalog(path: Path, catalog: Catalog) -> None:
@@ -148,8 +177,17 @@ def write_catalog(path: Path, catalog: Catalog) -> None:
 
 
 def read_catalog(path: Path, root: Path) -> Catalog:
-    """Read a decoded catalog whose clips lie below ``root``."""
-    return Catalog(root, pq.read_table(path))
+    """Read a decoded catalog whose clips lie below ``root``.
+
+    Raises:
+        UserError: the file is damaged.
+
+    """
+    try:
+        return Catalog(root, pq.read_table(path))
+    except (ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} is damaged ({reason}): restore it or choose another --run-dir") from None
 
 
 def changes(before: Catalog, after: Catalog) -> list[str]:
@@ -220,7 +258,8 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
         name = parse_clip_name(path.stem, path.parent.name)
         status = entry.stat()
     except (ValueError, OSError) as error:
-        oddities.append(Oddity(clip, str(error), True))
+        reason = error.strerror if isinstance(error, OSError) else None
+        oddities.append(Oddity(clip, reason or str(error), True))
         return
     if name.split == "train" and name.label == 1:
         oddities.append(Oddity(clip, "an anomalous clip among the training clips", True))

@@ -228,7 +228,10 @@ def _allocate(path: Path, num_samples: int) -> NDArray[np.int16]:
 
 
 def _need_space(folder: Path, num_bytes: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the cache {folder}: {error.strerror}; choose another --cache DIR") from None
     free = shutil.disk_usage(folder).free
     if num_bytes + _FREE_SPACE_MARGIN > free:
         raise UserError(

@@ -36,10 +36,10 @@ class Standing:
     """Arithmetic mean over the cells that rank, and seeds; like the next four."""
     pauc: float | None
     source_auc: float | None
-    """Harmonic mean over source-domain cells."""
+    """Harmonic mean over source-domain cells, mean over seeds."""
     target_auc: float | None
     machines: dict[str, float | None]
-    """Harmonic mean of AUC per machine type."""
+    """Harmonic mean of AUC per machine type, mean over seeds."""
     auc_all: float | None
     """Arithmetic mean over all cells, development and evaluation."""
     cells_ok: int
@@ -143,9 +143,9 @@ def _standing(
         evaluation_std=evaluation_std,
         auc=_mean([row["auc"] for row in ok]),
         pauc=_mean([row["pauc"] for row in ok]),
-        source_auc=_harmonic([row["auc"] for row in ok if row["domain"] == "source"]),
-        target_auc=_harmonic([row["auc"] for row in ok if row["domain"] == "target"]),
-        machines={m: _harmonic([row["auc"] for row in ok if row["machine"] == m]) for m in machines},
+        source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
+        target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
+        machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},
         auc_all=_mean([row["auc"] for row in all_ok]),
         cells_ok=len(all_ok),
         cells_expected=expected,
@@ -155,11 +155,8 @@ def _standing(
 
 def _over_seeds(rows: list[dict[str, Any]], part: str) -> tuple[float | None, float | None]:
     """Mean and standard deviation (n - 1; None for one seed) over seeds of the official score on one part."""
-    by_seed: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["part"] == part and row["status"] == "ok":
-            by_seed[row["seed"]].append(row)
-    scores = [official_score([r["auc"] for r in ok], [r["pauc"] for r in ok]) for ok in by_seed.values()]
+    of_part = [row for row in rows if row["part"] == part and row["status"] == "ok"]
+    scores = [official_score([r["auc"] for r in ok], [r["pauc"] for r in ok]) for ok in _by_seed(of_part)]
     return _mean(scores), float(np.std(scores, ddof=1)) if len(scores) > 1 else None
 
 
@@ -174,5 +171,13 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _harmonic(values: Sequence[float]) -> float | None:
-    return harmonic_mean(values) if values else None
+def _harmonic(rows: list[dict[str, Any]]) -> float | None:
+    """Mean over seeds of the harmonic mean of AUC."""
+    return _mean([harmonic_mean([row["auc"] for row in of_seed]) for of_seed in _by_seed(rows)])
+
+
+def _by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["seed"]].append(row)
+    return list(groups.values())

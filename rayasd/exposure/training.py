@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,10 @@ def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compu
     path = spec.output / STATE
     if not path.exists() or schedule is None:
         return []
-    state = torch.load(path, map_location=compute.device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=compute.device, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
     if state["identity"] != spec.identity:  # of a configuration or data that have changed since
         return []
     extractor.load_state_dict(state["model"])

@@ -66,6 +66,11 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
         f"domain) cells. Of the {leaderboard.ranked_on} cells: AUC and pAUC, arithmetic means; source, target and "
         "machines, harmonic means of AUC. AUC all: arithmetic mean over development and evaluation cells. In percent."
     )
+    if len(leaderboard.standings) > len(leaderboard.ranked):
+        notes.append(
+            f"Of {len(leaderboard.standings)} systems, the one chosen of each variant is shown; leaderboard.csv and "
+            "rayasd report --all have all."
+        )
     unlabelled = max((s.cells_unlabelled for s in leaderboard.standings), default=0)
     if unlabelled:
         notes.append(

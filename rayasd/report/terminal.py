@@ -15,11 +15,17 @@ _MORE = ("pAUC", "source", "target", "AUC all", "seeds", "cells")
 
 
 def print_leaderboard(
-    console: Console, leaderboard: Leaderboard, machines: Sequence[str], *, title: str, synthetic: bool
+    console: Console,
+    leaderboard: Leaderboard,
+    machines: Sequence[str],
+    *,
+    title: str,
+    synthetic: bool,
+    all_systems: bool = False,
 ) -> None:
-    """Print the ranked systems, then what the table means; a narrow terminal gets fewer columns."""
+    """Print the ranked systems, or all, then what the table means; a narrow terminal gets fewer columns."""
     titles = heading(machines)
-    rows = [row(standing) for standing in leaderboard.ranked]
+    rows = [row(standing) for standing in (leaderboard.standings if all_systems else leaderboard.ranked)]
     width = {name: max(len(name), *(len(r[i]) for r in rows)) + 2 for i, name in enumerate(titles)}
     shown = list(_LEAST)
     for more in (_MORE, machines):

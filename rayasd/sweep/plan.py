@@ -15,18 +15,6 @@ class Plan:
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
 
-    def merged(self, other: "Plan") -> "Plan":
-        """Join two plans of one run directory, which may grow by machines, variants and seeds."""
-
-        def join(a: Sequence[object], b: Sequence[object]) -> tuple[object, ...]:
-            return tuple(dict.fromkeys([*a, *b]))
-
-        return Plan(
-            tuple(sorted(set(self.machines) | set(other.machines))),
-            join(self.variants, other.variants),  # type: ignore[arg-type]
-            tuple(sorted(set(self.seeds) | set(other.seeds))),
-        )
-
     def units(self, config: Config, stages: Sequence[Stage] = STAGES) -> list[Unit]:
         """List the units, machine by machine within a seed and variant. The statistics control has nothing to train."""
         return [
@@ -37,6 +25,11 @@ class Plan:
             for stage in stages
             if stage in stages_of(config.variant(variant))
         ]
+
+
+def all_units(plans: Sequence[Plan], config: Config) -> list[Unit]:
+    """List the units of several plans of one run, each once."""
+    return list(dict.fromkeys(unit for plan in plans for unit in plan.units(config)))
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:

@@ -20,7 +20,7 @@ from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import digest, file_digest, read_json, write_json, write_text
 from rayasd.presets import to_toml
-from rayasd.sweep.plan import Plan
+from rayasd.sweep.plan import Plan, all_units
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
 PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyarrow", "soundfile")
@@ -41,25 +41,38 @@ class RunStore:
         """Read the manifest.
 
         Raises:
-            UserError: this is not a run directory.
+            UserError: this is not a run directory, or the file is damaged.
 
         """
         try:
             manifest = read_json(self.paths.manifest)
-        except ValueError as error:
-            raise UserError(f"{self.paths.manifest} is damaged: {error}") from None
+        except ValueError:
+            manifest = {}
         if manifest is None:
             raise UserError(f"{self.paths.root} is not a run directory: it has no manifest.json")
-        return dict(manifest)
+        if not isinstance(manifest, dict) or not {"data", "plans", "invocations"} <= manifest.keys():
+            raise UserError(f"{self.paths.manifest} is damaged: restore it or choose another --run-dir")
+        return manifest
 
     def config(self) -> Config:
-        """Read the run's resolved configuration."""
-        return from_dict(tomllib.loads(self.paths.config.read_text(encoding="utf-8")))
+        """Read the run's resolved configuration.
 
-    def plan(self) -> Plan:
+        Raises:
+            UserError: the file is missing or damaged.
+
+        """
+        try:
+            return from_dict(tomllib.loads(self.paths.config.read_text(encoding="utf-8")))
+        except (ValueError, OSError) as error:
+            reason = f"{self.paths.config} is damaged ({error})"
+            raise UserError(f"{reason}: restore it or choose another --run-dir") from None
+
+    def plans(self) -> list[Plan]:
         """Read all that has been asked of this run so far."""
-        plan = self.manifest()["plan"]
-        return Plan(tuple(plan["machines"]), tuple(plan["variants"]), tuple(plan["seeds"]))
+        return [
+            Plan(tuple(plan["machines"]), tuple(plan["variants"]), tuple(plan["seeds"]))
+            for plan in self.manifest()["plans"]
+        ]
 
     def set_up(
         self,
@@ -86,6 +99,7 @@ class RunStore:
 
         """
         manifest: dict[str, Any] = {"created": now(), "invocations": []}
+        plans = [plan]
         if self.exists:
             manifest, before = self.manifest(), self.config()
             found = differences(before.as_dict(), config.as_dict())
@@ -98,7 +112,7 @@ class RunStore:
                     + "\n  ".join(found)
                     + "\nChoose another --run-dir, or --accept-changes to redo only what these change."
                 )
-            plan = self.plan().merged(plan)
+            plans = list(dict.fromkeys([*self.plans(), plan]))
             config = replace(config, variants={**before.variants, **config.variants})
         invocation = {
             "time": now(),
@@ -111,17 +125,10 @@ class RunStore:
         }
         manifest |= {
             "data": dict(data),
-            "plan": asdict(plan),
+            "plans": [asdict(each) for each in plans],
             "invocations": [*manifest["invocations"], invocation],
         }
         write_text(self.paths.config, to_toml(config.as_dict()))
-        write_catalog(self.paths.catalog, catalog)
-        write_json(self.paths.manifest, manifest)
-
-    def remember_ground_truth(self, folder: Path, catalog: Catalog) -> None:
-        """Keep labels that came after the run was set up, for every later report and sweep."""
-        manifest = self.manifest()
-        manifest["data"]["ground_truth"] = str(folder.absolute())
         write_catalog(self.paths.catalog, catalog)
         write_json(self.paths.manifest, manifest)
 
@@ -162,9 +169,9 @@ class RunStore:
 
     def specs(self, *, device: str = "auto", cache: Path = Path(), num_threads: int = 1) -> dict[Unit, UnitSpec]:
         """Spell out every unit of the plan, each after the one it builds on."""
-        config, data = self.config(), self.manifest()["data"]
-        plan = self.plan()
-        resolved = {variant: config.variant(variant) for variant in plan.variants}
+        data, config = self.manifest()["data"], self.config()
+        plans = self.plans()
+        resolved = {variant: config.variant(variant) for plan in plans for variant in plan.variants}
         weights = {v: data["pretrained"].get(c.network.pretrained) for v, c in resolved.items()}
         prints = {v: digest([data["fingerprint"], weights[v]]) for v in resolved}
         return {
@@ -172,22 +179,20 @@ class RunStore:
                 unit=unit, config=resolved[unit.variant], run=self.paths, cache=cache, data_root=Path(data["root"]),
                 data=prints[unit.variant], device=device, num_threads=num_threads,
             )
-            for unit in plan.units(config)
+            for unit in all_units(plans, config)
         }  # fmt: skip
 
     def is_done(self, spec: UnitSpec) -> bool:
         """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
-        marker = read_json(self.paths.marker(spec.unit, "DONE"))
-        return (
-            marker is not None
-            and marker["identity"] == spec.identity
-            and all(_size(spec.output / name) == file["bytes"] for name, file in marker["files"].items())
+        marker = _marker(self.paths.marker(spec.unit, "DONE"))
+        return marker.get("identity") == spec.identity and all(
+            _size(spec.output / name) == file["bytes"] for name, file in marker["files"].items()
         )
 
     def failure(self, spec: UnitSpec) -> str | None:
         """Reason why the unit failed for good in an earlier sweep of the same configuration, if it did."""
-        marker = read_json(self.paths.marker(spec.unit, "FAILED"))
-        return marker["reason"] if marker is not None and marker["identity"] == spec.identity else None
+        marker = _marker(self.paths.marker(spec.unit, "FAILED"))
+        return marker["reason"] if marker.get("identity") == spec.identity else None
 
     def mark_failed(self, spec: UnitSpec, reason: str, details: str, tries: int) -> None:
         """Write the failure marker, with the traceback for those who ask."""
@@ -199,6 +204,15 @@ class RunStore:
             "traceback": details,
         }
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    """Read a marker; empty when it is absent or damaged, which is all the same: the unit is done again."""
+    try:
+        marker = read_json(path)
+    except ValueError:
+        return {}
+    return marker if isinstance(marker, dict) else {}
 
 
 def mark_done(spec: UnitSpec, **details: Any) -> None:

@@ -70,7 +70,7 @@ def test_failures_are_listed_with_their_reasons():
     log = console(terminal=False)
     states = {TRAIN: State.FAILED, EMBED: State.BLOCKED}
     print_failures(log, Sweep({}, states, {TRAIN: "out of memory", EMBED: "out of memory"}), [TRAIN, EMBED])
-    assert "1 units failed, 1 not done because of others" in output(log)
+    assert "1 unit failed, 1 not done because of others" in output(log)
     assert "out of memory" in output(log)
     silent = console(terminal=False)
     print_failures(silent, Sweep({}, {TRAIN: State.DONE}), [TRAIN])
@@ -86,7 +86,7 @@ def test_seeds(text: str, seeds: tuple[int, ...]):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "3-1", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "3-1", "1.5", "0-999999999"])
 def test_wrong_seeds_are_refused(text: str):
     with pytest.raises(UserError, match="--seeds"):
         parse_seeds(text)

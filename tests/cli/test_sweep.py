@@ -44,8 +44,8 @@ def test_a_sweep_leaves_the_contracts_files(finished: Path):
     board = pq.read_table(run.leaderboard("parquet")).to_pylist()
     assert sorted(s["rank"] for s in board if s["rank"]) == [1, 2]
     manifest = json.loads(run.manifest.read_text())
-    assert manifest["plan"]["machines"] == ["fan", "pump", "valve"]
-    assert manifest["packages"]["torch"]
+    assert manifest["plans"][0]["machines"] == ["fan", "pump", "valve"]
+    assert manifest["invocations"][0]["packages"]["torch"]
     marker = json.loads((finished / "models/both/fan/seed=0/DONE").read_text())
     assert set(marker["files"]) == {"model.safetensors", "config.json", "history.jsonl"}
 
@@ -162,7 +162,7 @@ def test_a_failing_unit_leaves_the_others_and_exit_code_1(tree: Path, tmp_path: 
     arguments[arguments.index("demo")] = preset
     done = rayasd(*arguments)
     assert done.returncode == 1
-    assert "1 units failed, 2 not done because of others" in done.stdout
+    assert "1 unit failed, 2 not done because of others" in done.stdout
     assert "lower exposure.learning_rate" in done.stdout
     board = pq.read_table(RunDirectory(run).leaderboard("parquet"))
     assert set(board["variant"].to_pylist()) == {"statistics"}
@@ -173,7 +173,9 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path
     run = tmp_path / "run"
     planned = rayasd(*small_sweep(tree, run, "--variants", "both,untrained", "--seeds", "0-2", "--dry-run"))
     assert planned.returncode == 0
-    assert "3 machines (fan, pump, valve) x 2 variants (both, untrained) x 3 seeds = 54 units" in planned.stdout
+    assert (
+        "3 machines (fan, pump, valve) x 2 variants (both, untrained) x 3 seeds (0, 1, 2) = 54 units" in planned.stdout
+    )
     assert "train fan both seed 0" in planned.stdout
     assert not run.exists()
 
@@ -234,7 +236,7 @@ class TestBadInput:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "No labelled evaluation sections" in done.stdout
         checked = rayasd("data", "check", root)
-        assert "fan has one section" in checked.stdout
+        assert "fan, pump: one section" in checked.stdout
 
     @pytest.mark.parametrize(
         ("kind", "said"),
@@ -269,6 +271,20 @@ class TestBadInput:
         result = rayasd(*small_sweep(tree, tmp_path / "run", "--cpus-per-unit", "999"))
         refused(result, "999 CPUs and 0 GPUs, but the largest node has")
         assert time.monotonic() - began < 15
+
+    def test_a_ray_cluster_that_is_not_there(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
+        arguments = small_sweep(tree, tmp_path / "run", "--variants", "statistics", "--address", "127.0.0.1:1")
+        arguments[arguments.index("local")] = "ray"
+        refused(rayasd(*arguments, timeout=60), "no Ray cluster answers at 127.0.0.1:1")
+
+    def test_a_cache_that_cannot_be_written(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
+        (tmp_path / "file").write_text("")
+        arguments = small_sweep(tree, tmp_path / "run", "--cache", tmp_path / "file" / "cache")
+        refused(rayasd(*arguments), "choose another --cache DIR")
+
+    def test_a_gpu_where_there_is_none(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
+        arguments = small_sweep(tree, tmp_path / "run", "--variants", "statistics", "--device", "cuda")
+        refused(rayasd(*arguments, CUDA_VISIBLE_DEVICES=""), "--device cuda, but no node has a GPU")
 
     def test_not_a_run(self, tmp_path: Path, rayasd: Rayasd):
         for command in ("train", "embed", "detect", "report"):

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from rayasd.data.catalog import SCHEMA, Catalog, scan, with_ground_truth
+from rayasd.data.catalog import SCHEMA, Catalog, scan, scan_labelled, with_ground_truth, with_labels_of
 from rayasd.errors import UserError
 from tests.conftest import write_clip, write_tree
 
@@ -63,6 +64,24 @@ def test_wrong_ground_truth_is_refused(tree: Path, tmp_path: Path, content: str,
     (tmp_path / "ground_truth_fan_section_00_source_test.csv").write_text(content)
     with pytest.raises(UserError, match=said.replace("|", r"\|")):
         with_ground_truth(scan(tree), tmp_path)
+
+
+def test_ground_truth_beside_the_clips_may_name_others(tmp_path: Path):
+    write_clip(tmp_path / "fan/source_test/section_00_source_test_normal_0000.wav", 300)
+    (tmp_path / "ground_truth_data").mkdir()
+    truth = tmp_path / "ground_truth_data/ground_truth_fan_section_03_source_test.csv"
+    truth.write_text("section_03_source_test_0000.wav,1\n")
+    assert scan_labelled(tmp_path, None).table["label"].to_pylist() == [0]
+    with pytest.raises(UserError, match="names none of the test clips"):
+        scan_labelled(tmp_path, tmp_path / "ground_truth_data")
+
+
+def test_labels_that_a_run_knows_are_kept(tmp_path: Path):
+    write_clip(tmp_path / "fan/source_test/section_03_source_test_0000.wav", 300)
+    unlabelled = scan(tmp_path)
+    known = replace(unlabelled, table=unlabelled.table.set_column(5, SCHEMA.field("label"), pa.array([1], pa.int8())))
+    assert with_labels_of(unlabelled, known).table["label"].to_pylist() == [1]
+    assert with_labels_of(known, unlabelled).table["label"].to_pylist() == [1]
 
 
 @pytest.mark.realdata

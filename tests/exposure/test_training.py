@@ -84,6 +84,22 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(spec_of: Spec
     assert weights(changed) == after_a_cut
 
 
+def test_a_damaged_checkpoint_costs_its_epochs_and_not_the_unit(spec_of: SpecOf):
+    def cut(progress: Progress) -> None:
+        if progress.done == 2:
+            raise PowerCut
+
+    train(spec_of())
+    expected = weights(spec_of())
+    for damage in (lambda data: data[:1000], lambda data: b"", lambda data: b"x" * len(data)):
+        with pytest.raises(PowerCut):
+            train(spec_of(), cut)
+        state = spec_of().output / training.STATE
+        state.write_bytes(damage(state.read_bytes()))
+        train(spec_of())
+        assert weights(spec_of()) == expected
+
+
 def test_seeds_differ(spec_of: SpecOf):
     train(spec_of(seed=0))
     train(spec_of(seed=1))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from rayasd import presets
-from rayasd.data.catalog import Catalog
+from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
 from rayasd.sweep.driver import State, check_request, drive, survey
@@ -235,9 +235,12 @@ class TestRunDirectory:
         with pytest.raises(UserError, match=r"weights.w.pth: 1 -> 2"):
             set_up(store, data=DATA | {"pretrained": {"w.pth": "2"}})
 
-    def test_a_plan_grows(self, store: RunStore):
-        set_up(store, plan=Plan(("valve",), ("untrained",), (1,)))
-        assert store.plan() == Plan(("fan", "pump", "valve"), ("both", "statistics", "untrained"), (0, 1))
+    def test_plans_add_up_and_are_no_cross_product(self, store: RunStore):
+        more = Plan(("valve",), ("untrained",), (1,))
+        set_up(store, plan=more)
+        set_up(store, plan=more)
+        assert store.plans() == [PLAN, more]
+        assert set(store.specs()) == {*PLAN.units(CONFIG), *more.units(CONFIG)}
 
     def test_a_variant_that_the_preset_no_longer_defines_stays(self, tmp_path: Path):
         store = RunStore(tmp_path / "variants")
@@ -272,14 +275,31 @@ class TestRunDirectory:
             pass
         assert not store.paths.lock.exists()
 
-    def test_a_damaged_manifest_is_said(self, store: RunStore):
-        store.paths.manifest.write_text("{")
-        with pytest.raises(UserError, match=r"manifest.json is damaged"):
-            store.plan()
+    @pytest.mark.parametrize("damage", ["{", "[]", "{}", ""])
+    def test_damaged_files_of_the_run_are_named(self, store: RunStore, damage: str):
+        store.paths.manifest.write_text(damage)
+        with pytest.raises(UserError, match=r"manifest.json is damaged: restore it"):
+            store.plans()
+        store.paths.config.write_text("nonsense")
+        with pytest.raises(UserError, match=r"config.toml is damaged"):
+            store.config()
+        store.paths.catalog.write_text("nonsense")
+        with pytest.raises(UserError, match=r"catalog.parquet is damaged"):
+            read_catalog(store.paths.catalog, Path())
+
+    @pytest.mark.parametrize("damage", ["{", "[]", "{}", ""])
+    def test_a_damaged_marker_is_none(self, store: RunStore, damage: str):
+        run(store, FakeExecutor())
+        unit = Unit("detect", "both", "pump", 0)
+        store.paths.marker(unit, "DONE").write_text(damage)
+        store.paths.marker(unit, "FAILED").write_text(damage)
+        executor = FakeExecutor()
+        run(store, executor)
+        assert executor.log == [unit]
 
     def test_a_folder_that_is_no_run_is_said(self, tmp_path: Path):
         with pytest.raises(UserError, match="is not a run directory"):
-            RunStore(tmp_path).plan()
+            RunStore(tmp_path).plans()
 
     def test_markers_stay_out_of_the_way_of_parquet_readers(self, store: RunStore):
         import pyarrow.dataset as ds

@@ -1,7 +1,9 @@
 """Units on a Ray cluster: training and embedding as tasks, inlier models in a pool of actors."""
 
 import os
+import re
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ class RayExecutor:
         self._token = _authenticate(token_file) if own else None
         if own:
             os.environ.update(_NO_GPU_NO_SIGHT)  # workers of our own cluster inherit it
+        if not own:
+            _check_reachable(str(address))
         import ray
 
         self._ray = ray
@@ -113,6 +117,22 @@ class InlierModels:
     def detect(self, spec: UnitSpec) -> Outcome:
         """Do a detect unit."""
         return do_unit(spec)
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse an address where nobody listens: Ray would try for two minutes.
+
+    Raises:
+        UserError: nothing answers there.
+
+    """
+    match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
+    if match is None:
+        return  # auto, or a name that Ray resolves
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
 
 
 def _authenticate(token_file: Path) -> Path | None:
