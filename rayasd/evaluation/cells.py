@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayasd.evaluation.bootstrap import Cell, CellScores
 from rayasd.evaluation.metrics import auc, partial_auc
 
 SCHEMA = pa.schema(
@@ -40,6 +41,39 @@ def score_cells(scored: Sequence[Scored], catalog: pa.Table, development_section
     labels = dict(zip(catalog["clip"].to_pylist(), catalog["label"].to_pylist(), strict=True))
     rows = [row for unit in scored for row in _unit_cells(unit, labels, set(development_sections))]
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def cell_scores(
+    scored: Sequence[Scored], catalog: pa.Table, cells: pa.Table, system: tuple[str, str, str]
+) -> dict[Cell, CellScores]:
+    """Collect the clip scores behind a system's cells, seed by seed; the clips' order is the same in every seed.
+
+    Args:
+        scored: finished detect units.
+        catalog: with labels.
+        cells: the cells wanted; those of other systems, and those that are not ok, are passed over.
+        system: variant, detector, pooling.
+
+    """
+    variant, detector, pooling = system
+    labels = dict(zip(catalog["clip"].to_pylist(), catalog["label"].to_pylist(), strict=True))
+    chosen = (pc.field("variant") == variant) & (pc.field("detector") == detector) & (pc.field("pooling") == pooling)
+    wanted = cells.filter(chosen & (pc.field("status") == "ok"))
+    names = set(zip(*(wanted[n].to_pylist() for n in ("machine", "section", "domain", "seed")), strict=True))
+    rows: dict[Cell, list[list[float]]] = {}
+    clips: dict[Cell, list[str]] = {}
+    for unit_variant, machine, seed, path in sorted(scored):
+        if unit_variant != variant:
+            continue
+        table = pq.read_table(path, filters=[("detector", "=", detector), ("pooling", "=", pooling)])
+        for section, domain in sorted({(s, d) for m, s, d, k in names if (m, k) == (machine, seed)}):
+            of_cell = table.filter((pc.field("section") == section) & (pc.field("domain") == domain)).sort_by("clip")
+            rows.setdefault((machine, section, domain), []).append(of_cell["score"].to_pylist())
+            clips[machine, section, domain] = of_cell["clip"].to_pylist()
+    return {
+        cell: CellScores(np.array([labels[clip] == 1 for clip in clips[cell]]), np.array(of_cell))
+        for cell, of_cell in rows.items()
+    }
 
 
 def _unit_cells(unit: Scored, labels: dict[str, int | None], development: set[str]) -> list[dict[str, object]]:

@@ -32,6 +32,9 @@ class Standing:
     evaluation: float | None
     """The same on the evaluation sections."""
     evaluation_std: float | None
+    low: float | None
+    """Lower end of the score's 95 % bootstrap interval over test clips; for ranked and complete systems."""
+    high: float | None
     auc: float | None
     """Arithmetic mean over the cells that rank, and seeds; like the next four."""
     pauc: float | None
@@ -141,6 +144,8 @@ def _standing(
         development_std=development_std,
         evaluation=evaluation,
         evaluation_std=evaluation_std,
+        low=None,
+        high=None,
         auc=_mean([row["auc"] for row in ok]),
         pauc=_mean([row["pauc"] for row in ok]),
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),

@@ -7,8 +7,8 @@ from rayasd.evaluation.leaderboard import Leaderboard, Standing
 
 def heading(machines: Sequence[str]) -> list[str]:
     """Column titles of ``row``."""
-    return ["#", "variant", "detector", "pooling", "official eval", "official dev", "AUC", "pAUC", "source", "target",
-            *machines, "AUC all", "seeds", "cells"]  # fmt: skip
+    return ["#", "variant", "detector", "pooling", "official eval", "95 % interval", "official dev", "AUC", "pAUC",
+            "source", "target", *machines, "AUC all", "seeds", "cells"]  # fmt: skip
 
 
 def row(standing: Standing) -> list[str]:
@@ -19,6 +19,7 @@ def row(standing: Standing) -> list[str]:
         standing.detector,
         standing.pooling,
         percent(standing.evaluation, standing.evaluation_std),
+        "–" if standing.low is None else f"{percent(standing.low)}–{percent(standing.high)}",
         percent(standing.development, standing.development_std),
         percent(standing.auc),
         percent(standing.pauc),
@@ -65,6 +66,10 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
         "Official: DCASE 2021 score, the harmonic mean of AUC and pAUC (max. FPR 0.1) over a part's (machine, section, "
         f"domain) cells. Of the {leaderboard.ranked_on} cells: AUC and pAUC, arithmetic means; source, target and "
         "machines, harmonic means of AUC. AUC all: arithmetic mean over development and evaluation cells. In percent."
+    )
+    notes.append(
+        f"95 % interval: of the official score on the {leaderboard.ranked_on} sections, bootstrap over test clips; the "
+        "spread over seeds stands after ±."
     )
     if len(leaderboard.standings) > len(leaderboard.ranked):
         notes.append(

@@ -1,6 +1,7 @@
 """Cells and leaderboard of a run as files."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from rayasd.errors import UserError
-from rayasd.evaluation.cells import Scored, score_cells
+from rayasd.evaluation.bootstrap import interval, official_replicates
+from rayasd.evaluation.cells import Scored, cell_scores, score_cells
 from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank, select
 from rayasd.files import replacing, write_text
 from rayasd.report.tables import footnotes, heading, row
@@ -45,7 +47,7 @@ def write_report(
     _write_parquet(cells, paths.cells, provenance)
     labelled = labelled_cells(catalog)
     expected = {variant: sum(labelled.get(m, 0) for m in machines) for variant, machines in expected_units.items()}
-    leaderboard = rank(cells, expected)
+    leaderboard = _with_intervals(rank(cells, expected), scored, catalog, cells)
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
     table = _leaderboard_table(leaderboard.standings, synthetic=bool(provenance["synthetic"]))
     _write_parquet(table, paths.leaderboard("parquet"), provenance)
@@ -53,6 +55,22 @@ def write_report(
         pyarrow.csv.write_csv(table, path)
     write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, provenance))
     return leaderboard
+
+
+def _with_intervals(
+    leaderboard: Leaderboard, scored: Sequence[Scored], catalog: pa.Table, cells: pa.Table
+) -> Leaderboard:
+    of_part = cells.filter(pc.field("part") == leaderboard.ranked_on)
+    standings = []
+    for standing in leaderboard.standings:
+        if standing.rank is not None and standing.complete:
+            system = (standing.variant, standing.detector, standing.pooling)
+            of_system = cell_scores(scored, catalog, of_part, system)
+            if of_system:
+                low, high = interval(official_replicates(of_system))
+                standing = replace(standing, low=low, high=high)
+        standings.append(standing)
+    return replace(leaderboard, standings=tuple(standings))
 
 
 def labelled_cells(catalog: pa.Table) -> dict[str, int]:

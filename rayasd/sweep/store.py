@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -160,6 +160,8 @@ class RunStore:
             yield
         finally:
             self.paths.lock.unlink(missing_ok=True)
+            with suppress(OSError):  # nothing came of it: leave no empty folder
+                self.paths.root.rmdir()
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""

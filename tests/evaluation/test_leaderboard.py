@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
-from rayasd.evaluation.cells import score_cells
+from rayasd.evaluation.cells import cell_scores, score_cells
 from rayasd.evaluation.leaderboard import rank, select
 from rayasd.inlier.scoring import SCHEMA
 from rayasd.report.write import labelled_cells, write_report
@@ -128,6 +128,19 @@ def test_a_complete_system_ranks_above_one_with_missing_cells(tmp_path: Path):
     assert (board.ranked[1].cells_ok, board.ranked[1].cells_expected) == (4, 8)
 
 
+def test_scores_behind_the_cells_are_collected_seed_by_seed(tmp_path: Path):
+    units = [("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", GOOD_ON_DEV, seed=s)) for s in range(2)]
+    cells = score_cells(units, catalog(), ["00"])
+    collected = cell_scores(units, catalog(), cells, ("both", "b", "mean"))
+    assert set(collected) == {("fan", s, d) for s in ("00", "03") for d in ("source", "target")}
+    for cell in cells.to_pylist():
+        if cell["detector"] == "b":
+            of_cell = collected[cell["machine"], cell["section"], cell["domain"]]
+            assert of_cell.scores.shape == (2, CLIPS)
+            value = roc_auc_score(of_cell.anomalous, of_cell.scores[cell["seed"]])
+            assert value == pytest.approx(cell["auc"], abs=1e-12)
+
+
 def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
@@ -137,6 +150,9 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     assert table["detector"].to_pylist() == [s.detector for s in board.standings]
     assert table.schema.metadata[b"command"] == b"rayasd sweep | more"
     assert len(run.leaderboard("csv").read_text().splitlines()) == 1 + len(board.standings)
+    first = board.ranked[0]
+    assert first.low < first.evaluation < first.high
+    assert all(s.low is None for s in board.standings if s.rank is None)
     markdown = run.leaderboard("md").read_text()
     assert "Synthetic data" in markdown
     assert f"{100 * board.ranked[0].evaluation:.2f}" in markdown

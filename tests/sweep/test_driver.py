@@ -314,3 +314,10 @@ class TestRunDirectory:
         table = ds.dataset(store.paths.root / "embeddings", partitioning="hive").to_table()
         assert sorted(table.column_names) == ["a", "machine", "seed", "variant"]
         assert table.num_rows == 4
+
+
+def test_a_run_of_which_nothing_came_leaves_no_folder(tmp_path: Path):
+    store = RunStore(tmp_path / "run")
+    with pytest.raises(UserError), store.held():
+        raise UserError("bad data")
+    assert not (tmp_path / "run").exists()
