@@ -25,25 +25,21 @@ from rayasd.cli.display import (
     wide_console,
 )
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
+from rayasd.cli.reporting import show_report
 from rayasd.config import Config
 from rayasd.data.catalog import (
     Catalog,
     check_outlier_exposure,
     read_catalog,
     scan_labelled,
-    with_ground_truth,
     with_labels_of,
-    write_catalog,
 )
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
-from rayasd.evaluation.leaderboard import Leaderboard
-from rayasd.files import digest, file_digest
+from rayasd.files import file_digest
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
-from rayasd.report.terminal import print_leaderboard
-from rayasd.report.write import write_report
-from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
+from rayasd.sweep.driver import State, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Request
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
@@ -109,19 +105,6 @@ def run_stages(run_dir: Path, stages: Sequence[Stage], **execution: Any) -> int:
         return _run(wide_console(), store, asked, **execution)
 
 
-def report_run(run_dir: Path, ground_truth: Path | None, *, all_systems: bool) -> None:
-    """Write and print a run's leaderboard from what stands, with labels that may have come since."""
-    console, store = wide_console(), RunStore(run_dir)
-    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-    if ground_truth is not None:
-        catalog = with_ground_truth(catalog, ground_truth)
-        write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
-    sweep = survey(store, store.specs(), (), retry_failed=False)
-    _report(console, store, sweep, catalog, all_systems=all_systems)
-    if missing := len(sweep.states) - sweep.count(State.DONE):
-        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
-
-
 def _run(
     console: Console,
     store: RunStore,
@@ -171,7 +154,7 @@ def _run(
     scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
     if scored and any(unit.stage == "detect" for unit in asked):
         catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-        leaderboard = _report(console, store, sweep, catalog)
+        leaderboard = show_report(console, store, sweep, catalog)
         failed = print_failed_cells(console, pq.read_table(store.paths.cells))
         complete = complete and not (failed and any(not s.complete for s in leaderboard.ranked))
     return 0 if complete else 1
@@ -226,37 +209,3 @@ def _start(executor: str, address: str | None, store: RunStore) -> Executor:
     from rayasd.sweep.executors.ray import RayExecutor
 
     return RayExecutor(address, store.paths.root / "ray-token")
-
-
-def _report(
-    console: Console, store: RunStore, sweep: Sweep, catalog: Catalog, *, all_systems: bool = False
-) -> Leaderboard:
-    manifest = store.manifest()
-    detects = [unit for unit in sweep.states if unit.stage == "detect"]
-    scored = [
-        (unit.variant, unit.machine, unit.seed, store.paths.table(unit))
-        for unit in detects
-        if sweep.states[unit] is State.DONE
-    ]
-    planned: dict[str, list[str]] = {}
-    for unit in detects:
-        planned.setdefault(unit.variant, []).append(unit.machine)
-    last = manifest["invocations"][-1]
-    provenance = {
-        "run": store.paths.root.name,
-        "command": " ".join(last["command"]),
-        "rayasd": last["rayasd"],
-        "revision": last["revision"],
-        "data": manifest["data"]["root"],
-        "data_fingerprint": digest(manifest["data"]["fingerprint"])[:12],
-        "synthetic": manifest["data"]["synthetic"],
-    }
-    sections = store.config().evaluation.development_sections
-    leaderboard = write_report(store.paths, scored, catalog.table, sections, planned, provenance)
-    machines = sorted(leaderboard.standings[0].machines)
-    title = f"{store.paths.root.name}: {counted(len(machines), 'machine type')}"
-    synthetic = manifest["data"]["synthetic"]
-    print_leaderboard(console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems)
-    written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
-    console.print(written, highlight=False, soft_wrap=True)
-    return leaderboard

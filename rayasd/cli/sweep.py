@@ -67,6 +67,25 @@ detect = _stage_command("detect", "Fit and apply what is missing of RUN's inlier
 
 
 @click.command()
+@click.argument("first", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("second", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--variants", nargs=2, metavar="A B", help="A variant of each run; default: the first in rank.")
+@click.option("--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True)
+def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: str) -> None:
+    """Which of two runs is better, by how much, and how sure: a paired bootstrap over test clips.
+
+    FIRST and SECOND may be the same run, to compare two of its variants.
+
+    \b
+        rayasd compare runs/mine runs/theirs
+        rayasd compare runs/ablation runs/ablation --variants both no-mixup
+    """
+    from rayasd.cli.reporting import compare_runs
+
+    compare_runs((first, second), variants or (None, None), part)
+
+
+@click.command()
 @RUN
 @click.option(
     "--ground-truth", type=click.Path(path_type=Path), help="Folder of ground_truth_*.csv with labels to add."
@@ -74,6 +93,6 @@ detect = _stage_command("detect", "Fit and apply what is missing of RUN's inlier
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
 def report(run: Path, ground_truth: Path | None, all_systems: bool) -> None:
     """Compute RUN's leaderboard afresh from all scores that stand, and print it."""
-    from rayasd.cli.run import report_run
+    from rayasd.cli.reporting import report_run
 
     report_run(run, ground_truth, all_systems=all_systems)

@@ -71,7 +71,7 @@ def cell_scores(
             rows.setdefault((machine, section, domain), []).append(of_cell["score"].to_pylist())
             clips[machine, section, domain] = of_cell["clip"].to_pylist()
     return {
-        cell: CellScores(np.array([labels[clip] == 1 for clip in clips[cell]]), np.array(of_cell))
+        cell: CellScores(tuple(clips[cell]), np.array([labels[clip] == 1 for clip in clips[cell]]), np.array(of_cell))
         for cell, of_cell in rows.items()
     }
 

@@ -85,6 +85,17 @@ def test_report_is_computed_afresh_from_scores(finished: Path, rayasd: Rayasd):
 
 
 @pytest.mark.slow
+def test_two_variants_are_compared_in_pairs(finished: Path, rayasd: Rayasd):
+    shown = rayasd("compare", finished, finished, "--variants", "both", "statistics")
+    assert shown.returncode == 0, shown.stderr
+    assert "lead of the first:" in shown.stdout
+    assert "paired bootstrap over 6 cells' test clips" in shown.stdout
+    same = rayasd("compare", finished, finished, "--part", "development")
+    assert "no sure difference" in same.stdout
+    refused(rayasd("compare", finished, finished, "--variants", "both", "bothh"), "did you mean 'both'?")
+
+
+@pytest.mark.slow
 def test_stages_one_by_one_give_the_same_as_a_sweep(finished: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
     run = tmp_path / "run"
     empty = rayasd(*small_sweep(tree, run, "--machines", "fan", "--set", "network.backbone=no_such_net"))

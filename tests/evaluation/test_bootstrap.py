@@ -1,16 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
+from rayasd.errors import UserError
 from rayasd.evaluation import bootstrap
-from rayasd.evaluation.bootstrap import CellScores, interval, official_replicates
+from rayasd.evaluation.bootstrap import CellScores, compare, interval, official_replicates
 
 
 def cell(shift: float, clips: int = 40, seeds: int = 1, seed: int = 0) -> CellScores:
     rng = np.random.default_rng(seed)
     anomalous = np.arange(clips) % 2 == 1
-    return CellScores(anomalous, rng.standard_normal((seeds, clips)) + shift * anomalous)
+    names = tuple(f"{clip:04}" for clip in range(clips))
+    return CellScores(names, anomalous, rng.standard_normal((seeds, clips)) + shift * anomalous)
 
 
 def test_each_replicate_is_the_official_score_of_its_clips():
@@ -47,3 +51,34 @@ def test_intervals_narrow_with_more_clips_and_hold_the_score():
 
 def test_a_perfect_system_is_sure():
     assert interval(official_replicates({("fan", "03", "source"): cell(100.0)})) == (1.0, 1.0)
+
+
+FAN = ("fan", "03", "source")
+
+
+def test_a_better_system_leads_for_sure_and_an_equal_one_does_not():
+    good, poor = {FAN: cell(2.0, 200, seed=1)}, {FAN: cell(0.2, 200, seed=2)}
+    result = compare(good, poor)
+    assert result.sure
+    assert result.share > 0.99
+    assert result.low <= result.lead <= result.high
+    back = compare(poor, good)
+    assert (back.lead, back.share) == pytest.approx((-result.lead, 1 - result.share))
+    same = compare(good, good)
+    assert (same.lead, same.low, same.high, same.share, same.sure) == (0, 0, 0, 0.5, False)
+
+
+def test_pairing_is_sharper_than_two_intervals():
+    base = cell(0.8, 200)
+    shifted = replace(base, scores=base.scores + 0.05 * base.anomalous)  # a little better on the very same clips
+    lead = compare({FAN: shifted}, {FAN: base})
+    alone = interval(official_replicates({FAN: base}))
+    assert lead.high - lead.low < (alone[1] - alone[0]) / 3
+
+
+def test_systems_of_different_clips_are_not_compared():
+    c = cell(1.0)
+    with pytest.raises(UserError, match="only one of the two has scores of pump 03 source"):
+        compare({FAN: c, ("pump", "03", "source"): c}, {FAN: c})
+    with pytest.raises(UserError, match="not scored on the same clips, or labels, of fan 03 source"):
+        compare({FAN: c}, {FAN: replace(c, anomalous=~c.anomalous)})

@@ -1,0 +1,108 @@
+"""The leaderboard of a run, written and shown, and two runs compared."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.text import Text
+
+from rayasd.cli.display import counted, wide_console
+from rayasd.data.catalog import Catalog, read_catalog, with_ground_truth, write_catalog
+from rayasd.errors import UserError, unknown
+from rayasd.evaluation.bootstrap import compare
+from rayasd.evaluation.cells import Scored, cell_scores
+from rayasd.evaluation.leaderboard import Leaderboard
+from rayasd.files import digest
+from rayasd.report.tables import percent
+from rayasd.report.terminal import print_leaderboard
+from rayasd.report.write import write_report
+from rayasd.sweep.driver import State, Sweep, survey
+from rayasd.sweep.store import RunStore
+
+
+def report_run(run_dir: Path, ground_truth: Path | None, *, all_systems: bool) -> None:
+    """Write and print a run's leaderboard from what stands, with labels that may have come since."""
+    console, store = wide_console(), RunStore(run_dir)
+    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
+    if ground_truth is not None:
+        catalog = with_ground_truth(catalog, ground_truth)
+        write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
+    sweep = survey(store, store.specs(), (), retry_failed=False)
+    show_report(console, store, sweep, catalog, all_systems=all_systems)
+    if missing := len(sweep.states) - sweep.count(State.DONE):
+        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
+
+
+def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None], part: str) -> None:
+    """Print which of two systems is better on one part's sections, by how much, and how sure."""
+    console = wide_console()
+    names, systems = [], []
+    for path, variant in zip(runs, variants, strict=True):
+        store = RunStore(path)
+        catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
+        sweep = survey(store, store.specs(), (), retry_failed=False)
+        leaderboard = _write_report(store, sweep, catalog)
+        ranked = {standing.variant: standing for standing in leaderboard.ranked}
+        if variant is not None and variant not in ranked:
+            raise unknown(f"variant of {path}", variant, ranked)
+        chosen = ranked[variant] if variant is not None else leaderboard.ranked[0]
+        system = (chosen.variant, chosen.detector, chosen.pooling)
+        cells = pq.read_table(store.paths.cells, filters=[("part", "=", part)])
+        systems.append(cell_scores(_scored(store, sweep), catalog.table, cells, system))
+        names.append(f"{store.paths.root.name} {' '.join(system)}")
+    if not all(systems):
+        raise UserError(f"no labelled {part} cells to compare on")
+    result = compare(*systems)
+    for name, score in zip(names, (result.first, result.second), strict=True):
+        console.print(Text(f"{percent(score)}  {name}"))
+    console.print(
+        f"lead of the first: {percent(result.lead)} points of the official score on the {part} sections, 95 % interval "
+        f"{percent(result.low)} to {percent(result.high)}; it leads in {percent(result.share)} % of the draws",
+        highlight=False,
+    )
+    better = names[0] if result.lead > 0 else names[1]
+    verdict = f"better: {better}" if result.sure else "no sure difference"
+    console.print(Text(f"{verdict} (paired bootstrap over {len(systems[0])} cells' test clips)"))
+
+
+def show_report(
+    console: Console, store: RunStore, sweep: Sweep, catalog: Catalog, *, all_systems: bool = False
+) -> Leaderboard:
+    """Write the leaderboard's files and print it."""
+    leaderboard = _write_report(store, sweep, catalog)
+    machines = sorted(leaderboard.standings[0].machines)
+    title = f"{store.paths.root.name}: {counted(len(machines), 'machine type')}"
+    synthetic = store.manifest()["data"]["synthetic"]
+    print_leaderboard(console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems)
+    written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
+    console.print(written, highlight=False, soft_wrap=True)
+    return leaderboard
+
+
+def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboard:
+    manifest = store.manifest()
+    planned: dict[str, list[str]] = {}
+    for unit in sweep.states:
+        if unit.stage == "detect":
+            planned.setdefault(unit.variant, []).append(unit.machine)
+    last = manifest["invocations"][-1]
+    provenance = {
+        "run": store.paths.root.name,
+        "command": " ".join(last["command"]),
+        "rayasd": last["rayasd"],
+        "revision": last["revision"],
+        "data": manifest["data"]["root"],
+        "data_fingerprint": digest(manifest["data"]["fingerprint"])[:12],
+        "synthetic": manifest["data"]["synthetic"],
+    }
+    sections = store.config().evaluation.development_sections
+    return write_report(store.paths, _scored(store, sweep), catalog.table, sections, planned, provenance)
+
+
+def _scored(store: RunStore, sweep: Sweep) -> list[Scored]:
+    """List the finished detect units with their scores."""
+    return [
+        (unit.variant, unit.machine, unit.seed, store.paths.table(unit))
+        for unit in sweep.units(State.DONE)
+        if unit.stage == "detect"
+    ]
