@@ -8,7 +8,7 @@ import click
 
 from rayasd import __version__
 from rayasd.cli.data import data
-from rayasd.cli.sweep import compare, detect, embed, report, sweep, train
+from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
 from rayasd.errors import UserError
 
 EXIT_UNITS_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
@@ -28,7 +28,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, report, compare):
+for command in (data, sweep, train, embed, detect, report, leaderboard, compare):
     cli.add_command(command)
 
 

@@ -1,9 +1,16 @@
 """The leaderboard of a run, written and shown, and two runs compared."""
 
+import csv
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import click
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from rayasd.cli.display import counted, wide_console
@@ -12,8 +19,9 @@ from rayasd.errors import UserError, unknown
 from rayasd.evaluation.bootstrap import compare
 from rayasd.evaluation.cells import Scored, cell_scores
 from rayasd.evaluation.leaderboard import Leaderboard
+from rayasd.evaluation.published import published_systems, why_not_benchmark
 from rayasd.files import digest
-from rayasd.report.tables import percent
+from rayasd.report.tables import coverage, markdown_table, percent
 from rayasd.report.terminal import print_leaderboard
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
@@ -63,6 +71,49 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     better = names[0] if result.lead > 0 else names[1]
     verdict = f"better: {better}" if result.sure else "no sure difference"
     console.print(Text(f"{verdict} (paired bootstrap over {len(systems[0])} cells' test clips)"))
+
+
+def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
+    """Print the ranked systems of several runs together, among published ones where the data are the same."""
+    console = wide_console()
+    rows: list[dict[str, Any]] = []
+    comparable = True
+    for path in runs:
+        store = RunStore(path)
+        manifest = store.manifest()
+        catalog = read_catalog(store.paths.catalog, Path(manifest["data"]["root"]))
+        leaderboard = _write_report(store, survey(store, store.specs(), (), retry_failed=False), catalog)
+        for standing in leaderboard.ranked:
+            name = f"{standing.variant} {standing.detector} {standing.pooling}"
+            where = f"{store.paths.root.name}, {counted(standing.num_seeds, 'seed')}, {coverage(standing)} cells"
+            score, deviation = getattr(standing, part), getattr(standing, f"{part}_std")
+            rows.append({"system": name, "score": score, "deviation": deviation, "from": where})
+        why_not = why_not_benchmark(catalog.table, part, synthetic=manifest["data"]["synthetic"])
+        if why_not is not None:
+            click.echo(f"{path}: published systems are left out: {why_not}", err=True)
+            comparable = False
+    for system in published_systems(part) if comparable else ():
+        source = f"published: {system.source}"
+        rows.append({"system": system.name, "score": system.score, "deviation": None, "from": source})
+    rows.sort(key=lambda row: -(row["score"] or 0.0))
+    if form == "json":
+        click.echo(json.dumps([{"part": part, **row} for row in rows], indent=2, ensure_ascii=False))
+        return
+    titles = ["#", "system", f"official {part}", "from"]
+    lines = [
+        [str(i), row["system"], percent(row["score"], row["deviation"]), row["from"]] for i, row in enumerate(rows, 1)
+    ]
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])
+    elif form == "md":
+        click.echo(markdown_table(titles, lines))
+    else:
+        table = Table(header_style="bold", pad_edge=False, box=None)
+        for title in titles:
+            table.add_column(title, justify="right" if title in titles[::2] else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*map(Text, line), style="dim" if line[3].startswith("published") else "")
+        console.print(table)
 
 
 def show_report(

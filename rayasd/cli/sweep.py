@@ -96,3 +96,21 @@ def report(run: Path, ground_truth: Path | None, all_systems: bool) -> None:
     from rayasd.cli.reporting import report_run
 
     report_run(run, ground_truth, all_systems=all_systems)
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True)
+def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
+    """Rank the chosen systems of several RUNS together, by the official score on one part.
+
+    Runs on the whole of DCASE 2021 Task 2 stand among published systems, with the source of each number.
+
+    \b
+        rayasd leaderboard runs/first runs/ablation
+        rayasd leaderboard runs/* --part development --format md
+    """
+    from rayasd.cli.reporting import show_leaderboard
+
+    show_leaderboard(runs, part, form)

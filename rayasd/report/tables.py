@@ -32,6 +32,15 @@ def row(standing: Standing) -> list[str]:
     ]
 
 
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown; a bar within a cell is escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(titles), line(["---"] * len(titles)), *map(line, lines)])
+
+
 def percent(value: float | None, deviation: float | None = None) -> str:
     """Write a fraction in percent, with its deviation over seeds."""
     if value is None:

@@ -15,7 +15,7 @@ from rayasd.evaluation.bootstrap import interval, official_replicates
 from rayasd.evaluation.cells import Scored, cell_scores, score_cells
 from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank, select
 from rayasd.files import replacing, write_text
-from rayasd.report.tables import footnotes, heading, row
+from rayasd.report.tables import footnotes, heading, markdown_table, row
 from rayasd.unit import RunDirectory
 
 
@@ -107,12 +107,7 @@ def _write_parquet(table: pa.Table, path: Path, provenance: Mapping[str, Any]) -
 
 
 def _markdown(leaderboard: Leaderboard, machines: Sequence[str], provenance: Mapping[str, Any]) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    titles = heading(machines)
-    lines = [f"# Leaderboard: {provenance['run']}", ""]
-    lines += [line(titles), line(["---"] * len(titles)), *(line(row(s)) for s in leaderboard.ranked), ""]
-    lines += [f"{note}\n" for note in footnotes(leaderboard, synthetic=bool(provenance["synthetic"]))]
-    lines += [f"- {key}: `{value}`" for key, value in provenance.items()]
-    return "\n".join(lines) + "\n"
+    table = markdown_table(heading(machines), [row(s) for s in leaderboard.ranked])
+    notes = [f"{note}\n" for note in footnotes(leaderboard, synthetic=bool(provenance["synthetic"]))]
+    facts = [f"- {key}: `{value}`" for key, value in provenance.items()]
+    return "\n".join([f"# Leaderboard: {provenance['run']}", "", table, "", *notes, *facts]) + "\n"

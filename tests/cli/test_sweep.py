@@ -96,6 +96,18 @@ def test_two_variants_are_compared_in_pairs(finished: Path, rayasd: Rayasd):
 
 
 @pytest.mark.slow
+def test_runs_are_ranked_together_and_others_left_out_with_the_reason(finished: Path, rayasd: Rayasd):
+    shown = rayasd("leaderboard", finished, finished, "--format", "json")
+    assert shown.returncode == 0, shown.stderr
+    assert "published systems are left out: the data are not DCASE 2021 Task 2" in shown.stderr
+    rows = json.loads(shown.stdout)
+    assert len(rows) == 4
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    for form, first in (("md", "| # | system |"), ("csv", "#,system,"), ("table", "#  system")):
+        assert rayasd("leaderboard", finished, "--format", form).stdout.startswith(first)
+
+
+@pytest.mark.slow
 def test_stages_one_by_one_give_the_same_as_a_sweep(finished: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
     run = tmp_path / "run"
     empty = rayasd(*small_sweep(tree, run, "--machines", "fan", "--set", "network.backbone=no_such_net"))

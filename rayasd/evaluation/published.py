@@ -1,0 +1,59 @@
+"""Published systems, and whether a run's data are the benchmark that they were measured on."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published official score on one part."""
+
+    name: str
+    score: float
+    """Fraction of 1."""
+    source: str
+    """Where the number was read."""
+
+
+def published_systems(part: str) -> list[Published]:
+    """List the systems with a score on this part, best first. Scores of different parts never stand side by side."""
+    systems = [
+        Published(system["name"], system[part] / 100, system["source"])
+        for system in _data()["systems"]
+        if part in system
+    ]
+    return sorted(systems, key=lambda system: -system.score)
+
+
+def why_not_benchmark(catalog: pa.Table, part: str, *, synthetic: bool) -> str | None:
+    """Say why a run's test clips are not the benchmark's of this part; None when they are.
+
+    The clips of every machine, section and domain must be there, no more and no fewer, and be labelled.
+    """
+    benchmark = _data()["benchmark"]
+    name, sections = benchmark["name"], benchmark["sections"][part]
+    if synthetic:
+        return f"the data are synthetic, not {name}"
+    test = catalog.filter((pc.field("split") == "test") & pc.field("section").isin(sections))
+    cells = set(zip(*(test[n].to_pylist() for n in ("machine", "section", "domain")), strict=True))
+    wanted = {(m, s, d) for m in benchmark["machines"] for s in sections for d in benchmark["domains"]}
+    if cells != wanted:
+        there, others = len(cells & wanted), len(cells - wanted)
+        return f"the data are not {name}: {there} of its {len(wanted)} {part} cells, {others} others"
+    count = benchmark["num_test_clips"].get(part, test.num_rows)
+    if test.num_rows != count:
+        return f"the data are not {name}: {test.num_rows} {part} test clips instead of {count}"
+    if test["label"].null_count:
+        return f"{test['label'].null_count} of the {part} test clips have no label"
+    return None
+
+
+@cache
+def _data() -> dict[str, Any]:
+    return tomllib.loads((resources.files(__package__) / "published.toml").read_text(encoding="utf-8"))
