@@ -8,6 +8,7 @@ machines: gain, and the level, colour and bumps of the room's noise.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ Signal = NDArray[np.float32]
 Rng = np.random.Generator
 
 _TABLE = 8192
-"""Samples of one period of a harmonic source."""
+"""Samples of one period of a harmonic source; a power of two, so that a bit mask wraps it."""
 
 _GRID_ZERO_HZ = 500.0
 _GRID = np.linspace(-4.1, 4.1, 165)
@@ -61,7 +62,7 @@ MODELS: dict[str, Model] = {
                    noise_hz=(1000, 6000), noise_level=0.12),
     "ToyCar": Model(236.0, 18, 1 / 9, wander=0.012, faults=_TONAL_FAULTS, noise_hz=(600, 5000), noise_level=0.35),
     "ToyTrain": Model(205.0, 12, 1 / 6, wander=0.006, strokes=(0.0, 0.02), modes_hz=(600, 1300, 2700),
-                      faults=("missing harmonic", "extra harmonic", "missed strokes", "friction"), noise_level=0.3),
+                      faults=("missing harmonic", "extra harmonic", "imbalance", "friction"), noise_level=0.3),
 }  # fmt: skip
 _RAIL_JOINTS_HZ = 2.3
 
@@ -97,7 +98,7 @@ def product_of(machine: str, section: int, seed: int) -> Product:
         model=model,
         speed=float(np.exp(rng.uniform(-0.1, 0.1))),
         harmonics_db=tilt * 0.5 + _smooth_pattern(rng, model.num_harmonics, 7.0),
-        modes_db=rng.normal(0.0, 5.0, len(model.modes_hz)),
+        modes_db=rng.normal(0.0, 7.0, len(model.modes_hz)),
         modulation=float(rng.uniform(0.05, 0.5)),
         strokes=tuple(float(s + rng.uniform(-0.04, 0.04)) for s in model.strokes),
         decay_seconds=float(rng.uniform(0.012, 0.03)),
@@ -137,14 +138,14 @@ def _machine(p: Product, speed: float, n: int, rate: int, rng: Rng) -> Signal:
     knots = model.wander * (knots - knots.mean()) / (knots.std() + 1e-9)
     drift = np.interp(np.arange(n), np.linspace(0, n, len(knots)), knots)
     phase = np.cumsum(hz / rate * (1.0 + drift)) + rng.random()
-    sound = np.zeros(n, np.float32)
+    sound = model.noise_level * _band_noise(n, rate, model.noise_hz, rng)
     if model.num_harmonics:
-        sound += _harmonic_table(p.harmonics_db, rng)[(phase * _TABLE).astype(np.int64) % _TABLE]
-    shaft = np.cos(2 * np.pi * (model.modulation_order or 1.0) * phase).astype(np.float32)
-    own = _band_noise(n, rate, model.noise_hz, rng)
-    sound += model.noise_level * own
+        sound += _harmonic_table(p.harmonics_db, rng).take((phase * _TABLE).astype(np.int64) & (_TABLE - 1))
+    turns = (model.modulation_order or 1.0) * phase
+    turns -= np.floor(turns)  # single precision does for a share of one turn, not for thousands of turns
+    shaft = np.cos(np.float32(2 * np.pi) * turns.astype(np.float32))
     if model.num_harmonics:
-        sound *= 1.0 + p.modulation * shaft
+        sound *= 1.0 + np.float32(p.modulation) * shaft
     if p.friction:
         sound += np.float32(p.friction) * _band_noise(n, rate, (1500.0, 6000.0), rng) * np.maximum(shaft, 0.0)
     if p.bearing:
@@ -224,15 +225,29 @@ def _noise_spectrum(
 ) -> NDArray[np.complex64]:
     """Spectrum of Gaussian noise with this colour and power (full scale 1 is 0 dB)."""
     amplitude = _response(level_db, n, rate)
-    amplitude *= np.float32(n / 2 / np.sqrt(np.sum(amplitude**2)) * 10 ** (power_db / 20))
-    noise = rng.standard_normal((len(amplitude), 2), dtype=np.float32).view(np.complex64)[:, 0]
-    return noise * amplitude
+    amplitude *= np.float32(n / 2 / np.sqrt(np.dot(amplitude, amplitude)) * 10 ** (power_db / 20))
+    # Uniform parts are quicker to draw; the transform sums thousands of them, so the samples are Gaussian all the same.
+    parts = rng.random((len(amplitude), 2), dtype=np.float32)
+    parts -= np.float32(0.5)
+    parts *= (amplitude * np.float32(np.sqrt(12.0)))[:, None]  # a uniform number's variance is 1/12
+    return parts.view(np.complex64)[:, 0]
 
 
 def _response(level_db: NDArray[np.float64], n: int, rate: int) -> Signal:
     """Amplitudes of the n // 2 + 1 frequencies of a transform from decibels on the grid of octaves."""
-    place = np.log2(np.maximum(np.arange(n // 2 + 1, dtype=np.float32) * (rate / n), 30.0) / _GRID_ZERO_HZ)
-    return (10 ** (np.interp(place, _GRID, level_db) / 20)).astype(np.float32)
+    left, share = _places_on_grid(n, rate)
+    nepers = (level_db * (np.log(10.0) / 20.0)).astype(np.float32)
+    response: Signal = np.exp(nepers.take(left) + share * np.diff(nepers).take(left))
+    return response
+
+
+@lru_cache(maxsize=4)
+def _places_on_grid(n: int, rate: int) -> tuple[NDArray[np.int32], Signal]:
+    """Where a transform's frequencies lie: the grid point on their left, and the share of the way to the next."""
+    octaves = np.log2(np.maximum(np.arange(n // 2 + 1) * (rate / n), 30.0) / _GRID_ZERO_HZ)
+    place = np.clip((octaves - _GRID[0]) / (_GRID[1] - _GRID[0]), 0.0, len(_GRID) - 1.0)
+    left = np.minimum(place.astype(np.int32), len(_GRID) - 2)
+    return left, (place - left).astype(np.float32)
 
 
 def _smooth_pattern(rng: Rng, count: int, deviation_db: float) -> NDArray[np.float64]:
@@ -246,14 +261,14 @@ def _smooth_pattern(rng: Rng, count: int, deviation_db: float) -> NDArray[np.flo
 def _missing_harmonic(p: Product, strength: float, rng: Rng) -> Product:
     levels = p.harmonics_db.copy()
     first = int(rng.integers(0, 3))
-    levels[np.argsort(-levels)[first : first + 4]] -= 10.0 * strength
+    levels[np.argsort(-levels)[first : first + 4]] -= 13.0 * strength
     return replace(p, harmonics_db=levels)
 
 
 def _extra_harmonic(p: Product, strength: float, rng: Rng) -> Product:
     levels = p.harmonics_db.copy()
     weakest = np.argsort(levels)[: len(levels) // 2]
-    levels[rng.choice(weakest, 4, replace=False)] += 11.0 * strength
+    levels[rng.choice(weakest, 4, replace=False)] += 14.0 * strength
     return replace(p, harmonics_db=levels)
 
 
@@ -266,7 +281,7 @@ def _imbalance(p: Product, strength: float, rng: Rng) -> Product:
 def _worn_seat(p: Product, strength: float, rng: Rng) -> Product:
     change = rng.permutation(np.resize([-1.0, 1.0], len(p.modes_db)))
     return replace(
-        p, modes_db=p.modes_db + 5.0 * strength * change, decay_seconds=p.decay_seconds * (1 + 0.4 * strength)
+        p, modes_db=p.modes_db + 6.0 * strength * change, decay_seconds=p.decay_seconds * (1 + 0.4 * strength)
     )
 
 
@@ -279,7 +294,7 @@ _FAULTS: dict[str, Callable[[Product, float, Rng], Product]] = {
     "extra harmonic": _extra_harmonic,
     "imbalance": _imbalance,
     "bearing": lambda p, strength, rng: replace(p, bearing=3.0 * strength),
-    "friction": lambda p, strength, rng: replace(p, friction=0.8 * strength),
+    "friction": lambda p, strength, rng: replace(p, friction=0.6 * strength),
     "missed strokes": lambda p, strength, rng: replace(p, missed=min(0.9, 0.45 * strength)),
     "late strokes": _late_strokes,
     "worn seat": _worn_seat,

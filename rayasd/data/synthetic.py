@@ -3,8 +3,9 @@
 import csv
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,9 @@ MACHINE_TYPES = tuple(MODELS)
 
 NUM_DEVELOPMENT_SECTIONS = 3
 MARKER = "SYNTHETIC.json"
+_UNFINISHED = ".SYNTHETIC.unfinished.json"
+"""Stands while a tree is being written, so that an interrupted one is told from somebody's recordings."""
+
 VERSION = 1
 """Of the sound models: another version is another plan."""
 
@@ -56,6 +60,8 @@ class SynthesisPlan:
         for machine in self.machines:
             if machine not in MACHINE_TYPES:
                 raise unknown("machine", machine, MACHINE_TYPES)
+            if self.machines.count(machine) > 1:
+                raise UserError(f"machines: {machine} is named twice")
         for name, least in (("num_sections", 1), ("num_source_train", 1), ("num_target_train", 0), ("num_test", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: must be at least {least}")
@@ -90,11 +96,12 @@ def synthesize(
     plan: SynthesisPlan,
     *,
     num_workers: int | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Write the tree ``out``/{dev_data,eval_data}/<machine>/… and its ground truth; SYNTHETIC.json comes last.
 
     The same plan gives the same bytes, however many workers. ``attributes.csv`` says the kind of each anomaly.
+    An interrupted call is completed by the same call; a folder that holds anything else is never written to.
 
     Returns:
         Clips written; 0 where the same plan has been carried out before.
@@ -116,20 +123,36 @@ def synthesize(
             return 0
         raise UserError(f"{out} holds synthetic data of another plan: delete it or choose another folder")
     clips = [clip for machine in plan.machines for clip in _clips(machine, plan)]
-    if out.is_dir() and any(out.iterdir()) and not _is_ours(out):
-        raise UserError(f"{out} is not empty and holds no synthetic data: choose another folder")
+    if (begun := read_json(out / _UNFINISHED)) is None:
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty and holds no synthetic data: choose another folder")
+        write_json(out / _UNFINISHED, content)
+    elif begun != content:
+        raise UserError(f"{out} holds unfinished synthetic data of another plan: delete it or choose another folder")
     for folder in sorted({clip.folder for clip in clips}):
         (out / folder).mkdir(parents=True, exist_ok=True)
     kinds: list[str] = []
     chunks = [clips[i : i + 20] for i in range(0, len(clips), 20)]
-    # a forked worker could inherit locks of the caller's threads
-    with ProcessPoolExecutor(num_workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        for written in pool.map(partial(_write_clips, out, plan), chunks):
+    with _workers(num_workers or len(os.sched_getaffinity(0)), len(chunks)) as mapped:
+        for written in mapped(partial(_write_clips, out, plan), chunks):
             kinds += written
-            on_progress(len(kinds), len(clips))
+            if on_progress is not None:
+                on_progress(len(kinds), len(clips))
     _write_tables(out, clips, kinds)
     write_json(out / MARKER, content)
+    (out / _UNFINISHED).unlink()
     return len(clips)
+
+
+@contextmanager
+def _workers(num_workers: int, num_chunks: int) -> Iterator[Callable[..., Iterator[list[str]]]]:
+    """Give a ``map`` that keeps the order: in this process where one worker does, else in a pool."""
+    if min(num_workers, num_chunks) <= 1:
+        yield map
+        return
+    # a forked worker could inherit locks of the caller's threads
+    with ProcessPoolExecutor(min(num_workers, num_chunks), multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
 
 
 def _clips(machine: str, plan: SynthesisPlan) -> list[_Clip]:
@@ -187,9 +210,3 @@ def _write_tables(out: Path, clips: list[_Clip], kinds: list[str]) -> None:
 def _write_csv(path: Path, rows: list[tuple[str, object]] | list[tuple[str, int]] | list[tuple[str, str]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _is_ours(out: Path) -> bool:
-    """Whether a folder holds nothing but what an interrupted call left."""
-    ours = {"dev_data", "eval_data", "ground_truth_data", "attributes.csv"}
-    return all(entry.name in ours for entry in out.iterdir())

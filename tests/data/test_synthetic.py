@@ -103,10 +103,36 @@ def test_an_interrupted_call_is_completed(written: Path, tmp_path: Path):
     assert content(tmp_path / "out") == content(written)
 
 
+def test_recordings_in_the_same_layout_are_left_alone(tmp_path: Path):
+    """Evaluation test clips of the real data bear the very names that synthetic ones would."""
+    recording = tmp_path / "eval_data" / "fan" / "source_test" / "section_03_source_test_0000.wav"
+    recording.parent.mkdir(parents=True)
+    recording.write_bytes(b"a real recording")
+    with pytest.raises(UserError, match="is not empty"):
+        synthesize(tmp_path, PLAN, num_workers=1)
+    assert recording.read_bytes() == b"a real recording"
+
+
+def test_an_interrupted_call_is_not_mixed_with_another_plan(tmp_path: Path):
+    def cut(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path / "out", replace(PLAN, num_source_train=9), num_workers=1, on_progress=cut)
+    with pytest.raises(UserError, match="unfinished synthetic data of another plan"):
+        synthesize(tmp_path / "out", PLAN, num_workers=1)
+
+
+def test_progress_need_not_be_watched(tmp_path: Path):
+    plan = replace(PLAN, machines=("fan",), num_sections=1)
+    assert synthesize(tmp_path / "out", plan, num_workers=1, on_progress=None) == 12
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"machines": ("fann",)}, "did you mean 'fan'"),
+        ({"machines": ("fan", "valve", "fan")}, "fan is named twice"),
         ({"num_test": 0}, "num_test = 0: must be at least 1"),
         ({"num_sections": 100}, "must be at most 99"),
         ({"difficulty": 1.5}, "between 0 and 1"),
@@ -147,6 +173,31 @@ def test_every_fault_changes_the_sound(machine: str, kind: str):
 def test_a_stronger_fault_is_further_away(machine: str, kind: str):
     weak, strong = (spectral_distance(sound(machine), sound(machine, kind, s)) for s in (0.25, 1.75))
     assert strong > weak
+
+
+def test_less_difficult_anomalies_stand_out_more(tmp_path: Path):
+    def outlyingness(difficulty: float) -> float:
+        """How much further than a normal clip an anomalous one lies from its nearest normal clip."""
+        plan = replace(
+            PLAN, machines=("pump", "slider"), num_sections=1, num_test=16, seconds=1.0, difficulty=difficulty
+        )
+        synthesize(tmp_path / str(difficulty), plan, num_workers=1)
+        ratios = []
+        for machine in plan.machines:
+            folder = tmp_path / str(difficulty) / "dev_data" / machine / "source_test"
+            normal, anomalous = (
+                [soundfile.read(path)[0] for path in sorted(folder.glob(f"*_{label}_*"))]
+                for label in ("normal", "anomaly")
+            )
+            assert len(normal) == len(anomalous) == 16
+            near, far = (
+                np.mean([min(spectral_distance(x, y) for y in normal if y is not x) for x in clips])
+                for clips in (normal, anomalous)
+            )
+            ratios.append(far / near)
+        return float(np.mean(ratios))
+
+    assert outlyingness(0.0) > outlyingness(1.0)
 
 
 @pytest.mark.parametrize("machine", MACHINE_TYPES)
