@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayasd import __version__
 from rayasd.cli.display import counted, wide_console
 from rayasd.data.catalog import Catalog, read_catalog, with_ground_truth, write_catalog
 from rayasd.errors import UserError, unknown
@@ -26,6 +27,7 @@ from rayasd.report.terminal import print_leaderboard
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
 from rayasd.sweep.store import RunStore
+from rayasd.unit import RESULTS_VERSION
 
 
 def report_run(run_dir: Path, ground_truth: Path | None, *, all_systems: bool) -> None:
@@ -130,6 +132,23 @@ def show_report(
     return leaderboard
 
 
+def report_stands(store: RunStore, sweep: Sweep, catalog: Catalog) -> bool:
+    """Whether the run's leaderboard was made from just these scores and labels, so that it need not be made again."""
+    files = [store.paths.leaderboard(suffix) for suffix in ("parquet", "csv", "md")]
+    if not all(path.exists() for path in [*files, store.paths.cells]):
+        return False
+    return (pq.read_schema(files[0]).metadata or {}).get(b"inputs") == _inputs(store, sweep, catalog).encode()
+
+
+def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog) -> str:
+    """Digest of all that decides a leaderboard: which scores, which labels, which sections choose."""
+    scores = {
+        str(unit): [state, sweep.specs[unit].identity] for unit, state in sweep.states.items() if unit.stage == "detect"
+    }
+    labels = [catalog.table[name].to_pylist() for name in ("clip", "label")]
+    return digest([__version__, RESULTS_VERSION, scores, labels, store.config().evaluation.development_sections])
+
+
 def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboard:
     manifest = store.manifest()
     planned: dict[str, list[str]] = {}
@@ -145,6 +164,7 @@ def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboar
         "data": manifest["data"]["root"],
         "data_fingerprint": digest(manifest["data"]["fingerprint"])[:12],
         "synthetic": manifest["data"]["synthetic"],
+        "inputs": _inputs(store, sweep, catalog),
     }
     sections = store.config().evaluation.development_sections
     return write_report(store.paths, _scored(store, sweep), catalog.table, sections, planned, provenance)

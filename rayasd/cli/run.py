@@ -25,7 +25,7 @@ from rayasd.cli.display import (
     wide_console,
 )
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
-from rayasd.cli.reporting import show_report
+from rayasd.cli.reporting import report_stands, show_report
 from rayasd.config import Config
 from rayasd.data.catalog import (
     Catalog,
@@ -154,9 +154,14 @@ def _run(
     scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
     if scored and any(unit.stage == "detect" for unit in asked):
         catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-        leaderboard = show_report(console, store, sweep, catalog)
+        if waiting == 0 and report_stands(store, sweep, catalog):
+            console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
+        else:
+            show_report(console, store, sweep, catalog)
         failed = print_failed_cells(console, pq.read_table(store.paths.cells))
-        complete = complete and not (failed and any(not s.complete for s in leaderboard.ranked))
+        ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("selected", "=", True)])
+        lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
+        complete = complete and not (failed and lacking)
     return 0 if complete else 1
 
 
