@@ -14,7 +14,7 @@ def data() -> None:
 @data.command()
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--ground-truth", type=click.Path(path_type=Path),
-              help="Folder of ground_truth_*.csv; default ROOT/ground_truth_data where there is one.")  # fmt: skip
+              help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="data.resample=true, data.channel=0 …")
 def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> None:
     """Count and read every clip below ROOT and name everything odd; exit code 1 when something is unusable.

@@ -17,7 +17,7 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data", "source", type=click.Path(path_type=Path),
               help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
 @click.option("--ground-truth", type=click.Path(path_type=Path),
-              help="Folder of ground_truth_*.csv; default ROOT/ground_truth_data where there is one.")  # fmt: skip
+              help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
 @click.option("--preset", default="eusipco2022", show_default=True,
               help="eusipco2022, serial-oe, small, demo, or a TOML file.")  # fmt: skip

@@ -70,7 +70,8 @@ class Catalog:
     @property
     def synthetic(self) -> bool:
         """Whether the clips were made by ``rayasd data synth``."""
-        return any((folder / "SYNTHETIC.json").exists() for folder in (self.root, self.root.parent))
+        below = (self.root / clip.partition("/")[0] for clip in self.table["clip"].to_pylist())
+        return any((folder / "SYNTHETIC.json").exists() for folder in {self.root, self.root.parent, *below})
 
 
 def scan(source: Path) -> Catalog:
@@ -144,7 +145,7 @@ def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True
 
 
 def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
-    """Catalog clips, with labels from a ground-truth folder, or from ROOT/ground_truth_data where there is one.
+    """Catalog clips, with labels from a ground-truth folder, else from a ground_truth_data folder in or below the root.
 
     Raises:
         UserError: as ``scan`` and ``with_ground_truth``.
@@ -153,8 +154,10 @@ def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
     catalog = scan(source)
     if ground_truth is not None:
         return with_ground_truth(catalog, ground_truth)
-    found = catalog.root / "ground_truth_data"
-    return with_ground_truth(catalog, found, must_match=False) if found.is_dir() else catalog
+    for found in (catalog.root / "ground_truth_data", *sorted(catalog.root.glob("*/ground_truth_data"))):
+        if found.is_dir():
+            catalog = with_ground_truth(catalog, found, must_match=False)
+    return catalog
 
 
 def with_labels_of(catalog: Catalog, known: Catalog) -> Catalog:

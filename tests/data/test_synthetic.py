@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from rayasd.data.catalog import scan, with_ground_truth
+from rayasd.data.catalog import scan, scan_labelled, with_ground_truth
 from rayasd.data.machine_sounds import MODELS, clip_of, product_of, with_fault
 from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
 from rayasd.errors import UserError
@@ -41,6 +41,9 @@ def test_the_tree_is_dcase_2021(written: Path):
     catalog = with_ground_truth(scan(written), written / "ground_truth_data")
     assert catalog.synthetic
     assert scan(written / "dev_data").synthetic
+    above = scan_labelled(written.parent, None)
+    assert above.synthetic
+    assert above.table["label"].null_count == 0
     assert not catalog.oddities
     assert catalog.machines == ["fan", "valve"]
     rows = catalog.table.to_pylist()
