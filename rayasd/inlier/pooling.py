@@ -1,6 +1,8 @@
 """Window scores to a clip's score. They are anomaly scores: the upper half of normality is the lower half here."""
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,8 @@ from numpy.typing import NDArray
 from rayasd.errors import UserError, unknown
 
 Scores = NDArray[np.float64]
+Pooling = Callable[[Scores], Scores]
+"""Maps scores (clips, windows) to (clips,)."""
 
 
 def _lower_half_mean(windows: Scores) -> Scores:
@@ -19,7 +23,12 @@ def _upper_half_mean(windows: Scores) -> Scores:
     return -_lower_half_mean(-windows)
 
 
-POOLINGS: dict[str, Callable[[Scores], Scores]] = {
+def _weighted_rank(windows: Scores, decay: float) -> Scores:
+    weights = decay ** np.arange(windows.shape[1])
+    return np.sort(windows, axis=1)[:, ::-1] @ (weights / weights.sum())
+
+
+POOLINGS: dict[str, Pooling] = {
     "mean": lambda windows: windows.mean(axis=1),
     "median": lambda windows: np.median(windows, axis=1),
     "max": lambda windows: windows.max(axis=1),
@@ -27,7 +36,23 @@ POOLINGS: dict[str, Callable[[Scores], Scores]] = {
     "upper-half-mean": _upper_half_mean,
     "lower-half-mean": _lower_half_mean,
 }
-"""Each maps scores (clips, windows) to (clips,)."""
+
+
+def find_pooling(name: str) -> Pooling:
+    """Look a pooling up by its name.
+
+    ``gwrp-0.5`` is generalised weighted rank pooling: the windows' scores in falling order, weighted by powers of 0.5;
+    gwrp-0 is the maximum and gwrp-1 the mean.
+
+    Raises:
+        UserError: there is none of this name.
+
+    """
+    if match := re.fullmatch(r"gwrp-(0(?:\.\d+)?|1(?:\.0)?)", name):
+        return partial(_weighted_rank, decay=float(match[1]))
+    if name not in POOLINGS:
+        raise unknown("pooling", name, [*POOLINGS, "gwrp-0.5"])
+    return POOLINGS[name]
 
 
 def check_poolings(names: Sequence[str]) -> None:
@@ -40,5 +65,4 @@ def check_poolings(names: Sequence[str]) -> None:
     if not names or len(set(names)) < len(names):
         raise UserError(f"inlier.poolings = {', '.join(names) or 'none'}: name at least one, each once")
     for name in names:
-        if name not in POOLINGS:
-            raise unknown("pooling", name, POOLINGS)
+        find_pooling(name)

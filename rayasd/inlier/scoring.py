@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from rayasd.config import InlierConfig
 from rayasd.files import replacing
 from rayasd.inlier.detectors import DetectorSpec, Features, anomaly_scores, fit_detector, parse_detectors
-from rayasd.inlier.pooling import POOLINGS
+from rayasd.inlier.pooling import find_pooling
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -72,7 +72,7 @@ def _score_section(
     for detector in detectors:
         scores, reason = _fit_and_score(detector, bank, test, inlier.features)
         for pooling in inlier.poolings:
-            pooled = None if scores is None else POOLINGS[pooling](scores.reshape(-1, num_windows))
+            pooled = None if scores is None else find_pooling(pooling)(scores.reshape(-1, num_windows))
             tables.append(_rows(clips, detector.name, pooling, pooled, reason))
     return tables
 

@@ -8,7 +8,7 @@ from sklearn.svm import OneClassSVM
 from rayasd.config import InlierConfig
 from rayasd.errors import UserError
 from rayasd.inlier.detectors import FAMILIES, anomaly_scores, fit_detector, parse_detectors
-from rayasd.inlier.pooling import POOLINGS
+from rayasd.inlier.pooling import POOLINGS, check_poolings, find_pooling
 from rayasd.presets import load
 
 CONFIG = InlierConfig(grid=(1, 4))
@@ -105,6 +105,18 @@ def test_poolings():
     assert found == {
         "mean": 4.0, "median": 2.5, "max": 10.0, "min": 1.0, "upper-half-mean": 6.5, "lower-half-mean": 1.5,
     }  # fmt: skip
+    for decay, by_hand in (
+        ("0", 10.0),
+        ("0.5", (10 + 3 / 2 + 2 / 4 + 1 / 8) / (1 + 1 / 2 + 1 / 4 + 1 / 8)),
+        ("1", 4.0),
+    ):
+        assert find_pooling(f"gwrp-{decay}")(windows)[0] == pytest.approx(by_hand)
+    for name in ("gwrp-1.5", "gwrp-", "gwrp--1", "average", "gwrp-0.5.1"):
+        with pytest.raises(UserError, match="unknown pooling"):
+            find_pooling(name)
+    for names in ((), ("mean", "mean")):
+        with pytest.raises(UserError, match="at least one, each once"):
+            check_poolings(names)
     odd = np.array([[1.0, 2.0, 6.0]])
     assert POOLINGS["lower-half-mean"](odd)[0] == 1.5  # the median counts to both halves
     assert POOLINGS["upper-half-mean"](odd)[0] == 4.0
