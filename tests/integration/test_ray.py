@@ -14,8 +14,12 @@ from tests.conftest import command_line, environment, small_sweep
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+LONG_ENOUGH = ("--variants", "both,statistics", "--set", "exposure.epochs=25")
+"""A training that is still going on when a test has found its process."""
+
+
 def ray_sweep(tree: Path, run: Path) -> list[str]:
-    arguments = small_sweep(tree, run, "--variants", "both,statistics")
+    arguments = small_sweep(tree, run, *LONG_ENOUGH)
     arguments[arguments.index("local")] = "ray"
     return command_line(*arguments)
 
@@ -37,7 +41,7 @@ def processes(text: str) -> list[int]:
 def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of the same sweep by the local executor."""
     run = tmp_path_factory.mktemp("local") / "run"
-    command = command_line(*small_sweep(tree, run, "--variants", "both,statistics"))
+    command = command_line(*small_sweep(tree, run, *LONG_ENOUGH))
     subprocess.run(command, env=environment(cache), check=True, timeout=240, stdout=subprocess.DEVNULL)
     return run
 
