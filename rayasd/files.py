@@ -32,6 +32,12 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what ``replacing`` left in a folder when its process was killed; only for who alone writes there."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

@@ -18,7 +18,7 @@ from rayasd import __version__
 from rayasd.config import Config, flatten, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import digest, file_digest, read_json, write_json, write_text
+from rayasd.files import digest, file_digest, read_json, remove_unfinished, write_json, write_text
 from rayasd.presets import to_toml
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.unit import RunDirectory, Unit, UnitSpec
@@ -157,6 +157,7 @@ class RunStore:
         except OSError as error:
             raise UserError(f"cannot write the run directory {self.paths.root}: {error.strerror}") from None
         try:
+            remove_unfinished(self.paths.root)
             yield
         finally:
             self.paths.lock.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayasd import __version__
 from rayasd.errors import UserError
+from rayasd.files import remove_unfinished
 from rayasd.sweep.store import mark_done
 from rayasd.unit import Progress, RunDirectory, Unit, UnitSpec
 
@@ -39,6 +40,7 @@ def do_unit(spec: UnitSpec) -> Outcome:
     reporter = FileReporter(spec.run, spec.unit)
     try:
         spec.output.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(spec.output)
         spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
         module, name = _STAGE_FUNCTIONS[spec.unit.stage]
         if spec.unit.stage != "detect":

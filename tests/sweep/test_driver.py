@@ -268,6 +268,12 @@ class TestRunDirectory:
         with store.held():
             pass
 
+    def test_what_a_killed_driver_left_half_written_is_removed(self, store: RunStore):
+        (store.paths.root / ".manifest.json.abc.part").write_text("half")
+        with store.held():
+            pass
+        assert not list(store.paths.root.glob(".*.part"))
+
     def test_a_lock_whose_holder_is_gone_is_taken_over(self, store: RunStore):
         gone = {"host": socket.gethostname(), "pid": os.getpid(), "started": "1", "since": "then"}
         write_json(store.paths.lock, gone)  # the process number came again, the moment of its start did not

@@ -1,0 +1,41 @@
+import json
+
+from rayasd.sweep.worker import FileReporter, do_unit
+from rayasd.unit import Progress
+from tests.conftest import SpecOf
+
+
+def test_a_unit_is_marked_done_with_checksums_and_leaves_no_rest(spec_of: SpecOf):
+    spec = spec_of()
+    (spec.output / ".state.pt.abc.part").write_bytes(b"what a killed worker left")
+    outcome = do_unit(spec)
+    assert outcome.error is None, outcome.details
+    marker = json.loads(spec.run.marker(spec.unit, "DONE").read_text())
+    assert marker["identity"] == spec.identity
+    assert set(marker["files"]) == {"model.safetensors", "config.json", "history.jsonl"}
+    assert {path.name for path in spec.output.iterdir()} == {*marker["files"], "DONE"}
+    assert marker["clips"] > 0
+
+
+def test_a_unit_that_raises_is_an_outcome_and_keeps_no_marker(spec_of: SpecOf):
+    spec = spec_of("embed")  # nothing has been trained
+    spec.run.marker(spec.unit, "DONE").write_text("{}")
+    outcome = do_unit(spec)
+    assert outcome.error is not None
+    assert outcome.error.startswith("FileNotFoundError")
+    assert "Traceback" in outcome.details
+    assert not outcome.hopeless
+    assert not spec.run.marker(spec.unit, "DONE").exists()
+
+
+def test_time_left_counts_from_where_the_unit_went_on(spec_of: SpecOf):
+    spec = spec_of()
+    reporter = FileReporter(spec.run, spec.unit)
+    reporter(Progress(90, 100, note="went on"))
+    assert reporter.first is not None
+    reporter.first = (90, reporter.first[1] - 10)  # ten seconds ago
+    reporter(Progress(95, 100, clips=50, note="now"))
+    state = json.loads(spec.run.progress(spec.unit).read_text())
+    assert 9 < state["seconds_left"] < 12  # five epochs took ten seconds, five are left
+    assert 4 < state["clips_per_second"] <= 5
+    assert state["notes"] == ["went on", "now"]
