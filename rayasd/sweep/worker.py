@@ -90,7 +90,7 @@ class FileReporter:
             return
         self.written = moment
         path = self.run.progress(self.unit)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
         os.replace(temporary, path)  # not flushed: losing it loses nothing
 
