@@ -32,12 +32,11 @@ from rayasd.unit import RESULTS_VERSION
 
 def report_run(run_dir: Path, ground_truth: Path | None, *, all_systems: bool) -> None:
     """Write and print a run's leaderboard from what stands, with labels that may have come since."""
-    console, store = wide_console(), RunStore(run_dir)
-    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
+    console = wide_console()
+    store, catalog, sweep = _open(run_dir)
     if ground_truth is not None:
         catalog = with_ground_truth(catalog, ground_truth)
         write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
-    sweep = survey(store, store.specs(), (), retry_failed=False)
     show_report(console, store, sweep, catalog, all_systems=all_systems)
     if missing := len(sweep.states) - sweep.count(State.DONE):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
@@ -48,9 +47,7 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     console = wide_console()
     names, systems = [], []
     for path, variant in zip(runs, variants, strict=True):
-        store = RunStore(path)
-        catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-        sweep = survey(store, store.specs(), (), retry_failed=False)
+        store, catalog, sweep = _open(path)
         leaderboard = _write_report(store, sweep, catalog)
         ranked = {standing.variant: standing for standing in leaderboard.ranked}
         if variant is not None and variant not in ranked:
@@ -81,16 +78,14 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     rows: list[dict[str, Any]] = []
     comparable = True
     for path in runs:
-        store = RunStore(path)
-        manifest = store.manifest()
-        catalog = read_catalog(store.paths.catalog, Path(manifest["data"]["root"]))
-        leaderboard = _write_report(store, survey(store, store.specs(), (), retry_failed=False), catalog)
+        store, catalog, sweep = _open(path)
+        leaderboard = _write_report(store, sweep, catalog)
         for standing in leaderboard.ranked:
             name = f"{standing.variant} {standing.detector} {standing.pooling}"
             where = f"{store.paths.root.name}, {counted(standing.num_seeds, 'seed')}, {coverage(standing)} cells"
             score, deviation = getattr(standing, part), getattr(standing, f"{part}_std")
             rows.append({"system": name, "score": score, "deviation": deviation, "from": where})
-        why_not = why_not_benchmark(catalog.table, part, synthetic=manifest["data"]["synthetic"])
+        why_not = why_not_benchmark(catalog.table, part, synthetic=store.manifest()["data"]["synthetic"])
         if why_not is not None:
             click.echo(f"{path}: published systems are left out: {why_not}", err=True)
             comparable = False
@@ -147,6 +142,13 @@ def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog) -> str:
     }
     labels = [catalog.table[name].to_pylist() for name in ("clip", "label")]
     return digest([__version__, RESULTS_VERSION, scores, labels, store.config().evaluation.development_sections])
+
+
+def _open(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
+    """Read a run as it stands; nothing is to be done."""
+    store = RunStore(run_dir)
+    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
+    return store, catalog, survey(store, store.specs(), (), retry_failed=False)
 
 
 def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboard:

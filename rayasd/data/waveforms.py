@@ -30,10 +30,8 @@ DECODED_COLUMNS = pa.schema(
     [
         ("offset", pa.int64()),  # first sample in the machine's memory map
         ("frames", pa.int64()),
-        (
-            "sum",
-            pa.int64(),
-        ),  # of the int16 samples, and of their squares: exact statistics of any set of clips
+        # of the int16 samples, and of their squares: exact statistics of any set of clips
+        ("sum", pa.int64()),
         ("sum_squares", pa.int64()),
         ("digest", pa.string()),  # blake2b of the decoded samples
         ("cache", pa.string()),  # name of the machine's cache files, without suffix

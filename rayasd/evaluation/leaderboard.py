@@ -11,8 +11,6 @@ import pyarrow.compute as pc
 
 from rayasd.evaluation.metrics import harmonic_mean, official_score
 
-PARTS = ("development", "evaluation")
-
 
 @dataclass(frozen=True)
 class Standing:

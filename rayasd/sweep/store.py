@@ -143,13 +143,13 @@ class RunStore:
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": now()}
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
-            holder = read_json(self.paths.lock)
-            if holder is not None and holder["host"] == mine["host"] and _started(holder["pid"]) != holder["started"]:
+            holder = _marker(self.paths.lock)
+            if holder.get("host") == mine["host"] and _started(holder["pid"]) != holder["started"]:
                 self.paths.lock.unlink(missing_ok=True)  # its process has ended without a word
             with self.paths.lock.open("x", encoding="utf-8") as file:
                 json.dump(mine, file)
         except FileExistsError:
-            holder = read_json(self.paths.lock) or mine
+            holder = {"pid": "?", "host": "?", "since": "?"} | _marker(self.paths.lock)
             raise UserError(
                 f"{self.paths.root} is held by process {holder['pid']} on {holder['host']} since {holder['since']}; "
                 f"if that is gone, delete {self.paths.lock}"
@@ -210,7 +210,7 @@ class RunStore:
 
 
 def _marker(path: Path) -> dict[str, Any]:
-    """Read a marker; empty when it is absent or damaged, which is all the same: the unit is done again."""
+    """Read a marker or the lock; empty when it is absent or damaged, which is all the same to who asks."""
     try:
         marker = read_json(path)
     except ValueError:

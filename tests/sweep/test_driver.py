@@ -268,6 +268,11 @@ class TestRunDirectory:
         with store.held():
             pass
 
+    def test_a_lock_that_was_cut_off_is_said_with_the_way_out(self, store: RunStore):
+        store.paths.lock.write_text("")
+        with pytest.raises(UserError, match=r"held by process \? on \? .* delete .*lock.json"), store.held():
+            pass
+
     def test_what_a_killed_driver_left_half_written_is_removed(self, store: RunStore):
         (store.paths.root / ".manifest.json.abc.part").write_text("half")
         with store.held():
