@@ -58,8 +58,8 @@ class FrontEndConfig:
 class NetworkConfig:
     """The feature extractor."""
 
-    extractor: Literal["network", "statistics"] = "network"
-    """'statistics' is the control: mean and deviation of each log-mel band, nothing learned."""
+    extractor: str = "network"
+    """'network' is trained; 'statistics' (mean and deviation of each log-mel band) or an import path is a control."""
     backbone: str = "tf_efficientnet_b0.ns_jft_in1k"
     """Any timm model name."""
     pretrained: str = ""
@@ -90,6 +90,10 @@ class ExposureConfig:
     """Weight of the machine loss (is it the target machine at all?)."""
     lambda_product: float = bounded(10.0, minimum=0.0)
     """Weight of the product loss (which section of the target machine?)."""
+    machine_loss: str = "bce"
+    """'bce', or an import path."""
+    product_loss: str = "bce"
+    """'bce', 'cross-entropy', or an import path."""
     waveform_scaling: Literal["own", "target"] = "own"
     """Z-score a clip with its own machine's training mean and deviation, or with the target machine's."""
     mixup_schedule: Literal["cosine-down", "cosine-up", "always", "never"] = "cosine-down"
@@ -100,6 +104,16 @@ class ExposureConfig:
     """Who enters the product loss in a mixup step: clips with a mixed machine target > 0, or all."""
     validation_fraction: float = bounded(1 / 6, minimum=0.0, maximum=0.9)
     """Share of each section's source-domain training clips held out of training."""
+    real_anomalies: int = bounded(0, minimum=0)
+    """Known anomalous clips a section, drawn from its test clips by seed and trained on as pseudo-anomalous ones."""
+    real_anomalies_per_batch: int = bounded(1, minimum=1)
+    """How many of them are in each batch's pseudo-anomalous half."""
+    contamination: int = bounded(0, minimum=0)
+    """Anomalous clips a section, drawn likewise, that are hidden among the normal training clips."""
+    reserved_anomalies: int = bounded(0, minimum=0)
+    """Anomalous clips a section that leave the test at least, so that variants are tested on the same clips."""
+    keep_every: int = bounded(0, minimum=0)
+    """Epochs between two weights that are kept and embedded, to choose a checkpoint; 0: only the last."""
     checkpoint_every: int = bounded(10, minimum=1)
     """Epochs between two resumable checkpoints."""
 
@@ -130,6 +144,9 @@ class InlierConfig:
     """What the detectors see: the embedding, the product logits, or both side by side."""
     poolings: tuple[str, ...] = ("min", "mean", "median", "lower-half-mean")
     """Window scores to a clip's score; on normality, these are max, mean, median and mean of the upper half."""
+    calibration_folds: int = bounded(5, minimum=0)
+    """Parts of a section's normal clips, each scored by a model of the others: training scores for thresholds, fusions
+    and ensembles; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +203,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError(f"front_end.f_max = {f_max:g} Hz is above half of data.sample_rate = {rate}")
     if config.exposure.target_domain_per_batch >= config.exposure.batch_size // 2:
         raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
+    if config.exposure.real_anomalies and config.exposure.real_anomalies_per_batch >= config.exposure.batch_size // 2:
+        raise UserError("exposure.real_anomalies_per_batch must be smaller than half of exposure.batch_size")
     _check_variants(config.variants)
     if config.exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
@@ -204,6 +223,18 @@ def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
     for name in variants:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas; those inside parentheses belong to a call."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -250,8 +281,8 @@ def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]
-        if isinstance(value, str):  # commas inside parentheses belong to a call
-            value = [part.strip() for part in re.split(r",(?![^()]*\))", value) if part.strip()]
+        if isinstance(value, str):
+            value = split_list(value)
         if not isinstance(value, list | tuple):
             raise UserError(f"{name} = {value!r}: a list is needed")
         return tuple(_checked(name, item, element, bounds) for item in value)

@@ -81,7 +81,7 @@ def run_sweep(
         return 0
     with store.held():
         if not store.exists or store.config() != config:
-            _check_networks([config.variant(variant) for variant in trained])
+            _check_extractors([config.variant(variant) for variant in chosen])
         with clip_progress(console, "decoding") as on_progress:
             catalog = decode(scanned, config.data, cache_folder(execution["cache"]), on_progress=on_progress)
         data = {
@@ -179,19 +179,23 @@ def _check_variants(config: Config, chosen: Sequence[str]) -> dict[str, str]:
     return weights
 
 
-def _check_networks(configs: Sequence[Config]) -> None:
-    """Make each network once, so that a wrong name or weights file is refused before it fails in every unit."""
-    different = list({repr(config.network): config for config in configs}.values())
-    if different:
-        # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            list(pool.map(_make_network, different))
+def _check_extractors(configs: Sequence[Config]) -> None:
+    """Make each extractor and find each loss once, so that what is wrong there is refused before every unit fails."""
+    different = list({repr((config.network, config.exposure)): config for config in configs}.values())
+    # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        list(pool.map(_make_extractor, different))
 
 
-def _make_network(config: Config) -> None:
-    from rayasd.exposure.network import Extractor
+def _make_extractor(config: Config) -> None:
+    from rayasd.exposure.losses import find_losses
+    from rayasd.exposure.network import Extractor, make_control
 
-    Extractor(config, 1)
+    if config.network.extractor == "network":
+        find_losses(config.exposure)
+        Extractor(config, 1)
+    else:
+        make_control(config)
 
 
 def _say_what_is_odd(console: Console, catalog: Catalog, plan: Plan) -> None:

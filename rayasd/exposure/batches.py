@@ -40,7 +40,8 @@ def epoch_batches(
 
     The target machine's training clips are shuffled and dealt into batches whose sizes differ by at most one, so that
     no batch is too small for batch normalisation. Each batch holds as many pseudo-anomalous clips, dealt in turn from
-    all other machines; a machine's clips come back only when all of them have been used.
+    all other machines; a machine's clips come back only when all of them have been used. Others with ``per_batch`` give
+    so many clips to every batch, and the rest is dealt.
     """
     rng = generator(seed, "batches", target.name, epoch)
     once = rng.permutation(_once_an_epoch(target, config))
@@ -49,13 +50,17 @@ def epoch_batches(
     target_domain = target.training[target.in_target_domain(target.training)] if extra else once[:0]
     dealer = _deal(target_domain, rng) if len(target_domain) else None
     pseudo = [_deal(other.training, rng) for other in others]
+    fixed = [which for which, other in enumerate(others) if other.per_batch is not None]
+    even = [which for which in range(len(others)) if which not in fixed]
     turn = 0
     for step, normal in enumerate(np.array_split(once, num_steps)):
         if dealer is not None:
             normal = np.concatenate([normal, [next(dealer) for _ in range(extra)]])
         members: list[list[int]] = [[] for _ in others]
-        for _ in normal:
-            which = turn % len(others)
+        for which in fixed:
+            members[which] += [next(pseudo[which]) for _ in range(min(others[which].per_batch or 0, len(normal)))]
+        for _ in range(len(normal) - sum(map(len, members))):
+            which = even[turn % len(even)]
             members[which].append(next(pseudo[which]))
             turn += 1
         yield Batch(step, (normal, *(np.array(m, np.int64) for m in members)))
@@ -114,12 +119,11 @@ def central_starts(slack: Indices) -> Indices:
 
 def validation_batches(target: MachineClips, others: Sequence[MachineClips], batch_size: int) -> Iterator[Batch]:
     """Held-out normal clips of the target machine, each with one held-out clip of another machine, evenly from all."""
+    pools = [(which, other.validation) for which, other in enumerate(others) if len(other.validation)]
     negatives: list[tuple[int, int]] = []
-    for turn in range(len(target.validation)):
-        which, place = turn % len(others), turn // len(others)
-        pool = others[which].validation
-        if len(pool):
-            negatives.append((which, int(pool[place % len(pool)])))
+    for turn in range(len(target.validation) if pools else 0):
+        which, pool = pools[turn % len(pools)]
+        negatives.append((which, int(pool[turn // len(pools) % len(pool)])))
     half = max(1, batch_size // 2)
     for step, begin in enumerate(range(0, len(target.validation), half)):
         span = negatives[begin : begin + half]

@@ -1,6 +1,6 @@
 """The clips that one unit trains on: decoded waveforms of every machine, split into training and validation clips."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +27,14 @@ class MachineClips:
     waveforms: Waveforms
     training: Indices
     validation: Indices
+    split: NDArray[np.object_]
+    """Each clip's part in this unit: train, validation, test; exposed: an anomaly that is trained on; reserved: an
+    anomaly that is not used."""
     mean: float
     deviation: float
     """Of the training split's samples, full scale 1."""
+    per_batch: int | None = None
+    """Clips in each batch; None: an even share among all such."""
 
     @property
     def sections(self) -> list[str]:
@@ -50,36 +55,76 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips
     """Map a machine's waveforms and split its training clips for the unit's seed.
 
     The split holds out ``validation_fraction`` of each section's source-domain training clips (at least one, and never
-    all of them). It depends on seed and machine alone, so that every unit of a seed sees the same.
+    all of them). It depends on seed and machine alone, so that every unit of a seed sees the same. From the unit's own
+    machine, anomalous test clips are set aside as ``exposure`` says.
 
     Raises:
-        UserError: the machine has no training clips.
+        UserError: the machine has no training clips, or too few anomalous ones to set aside.
 
     """
     table = catalog.table.filter(pc.field("machine") == machine)
-    train = np.flatnonzero(pc.equal(table["split"], "train").to_numpy())
+    split = np.array(table["split"].to_pylist(), dtype=object)
+    fraction = spec.config.exposure.validation_fraction
+    train = np.flatnonzero(split == "train")
     if len(train) == 0:
         raise UserError(f"{machine} has no training clips in {catalog.root}")
     section = np.array(table["section"].to_pylist())
     source = np.array(table["domain"].to_pylist()) != "target"
-    held_out: list[int] = []
+    if machine == spec.unit.machine:
+        _set_aside(split, table, spec)
     for name in sorted(set(section[train])):
         members = train[(section[train] == name) & source[train]]
-        wanted = max(1, round(spec.config.exposure.validation_fraction * len(members)))
-        count = min(wanted, len(members) - 1) if spec.config.exposure.validation_fraction > 0 else 0
+        wanted = max(1, round(fraction * len(members)))
+        count = min(wanted, len(members) - 1) if fraction > 0 else 0
         rng = generator(spec.unit.seed, "validation", machine, name)
-        held_out += rng.permutation(members)[: max(count, 0)].tolist()
-    validation = np.array(sorted(held_out), np.int64)
-    mean, deviation = scaling(table.take(train))
+        split[rng.permutation(members)[: max(count, 0)]] = "validation"
+    mean, deviation = scaling(table.filter(pa.array(np.isin(split, ["train", "validation"]))))
     return MachineClips(
         name=machine,
         table=table,
         waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache),
-        training=np.setdiff1d(train, validation),
-        validation=validation,
+        training=np.flatnonzero(split == "train"),
+        validation=np.flatnonzero(split == "validation"),
+        split=split,
         mean=mean,
         deviation=deviation,
     )
+
+
+def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
+    """Return a machine's exposed anomalies as one more source of pseudo-anomalous clips."""
+    none = np.empty(0, np.int64)
+    return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
+
+
+def _set_aside(split: NDArray[np.object_], table: pa.Table, spec: UnitSpec) -> None:
+    """Take known anomalies out of the test: the first to train on, the next to hide among the normal clips.
+
+    A section's anomalies are drawn from its domains in turn, in an order of the seed's own, so that a smaller number's
+    clips are among a larger one's. Sections without a known anomaly are left as they are.
+    """
+    exposure, machine = spec.config.exposure, spec.unit.machine
+    used = exposure.real_anomalies + exposure.contamination
+    total = max(used, exposure.reserved_anomalies)
+    if total == 0:
+        return
+    section, domain = (np.array(table[name].to_pylist(), dtype=object) for name in ("section", "domain"))
+    anomalous = pc.fill_null(pc.equal(table["label"], 1), False).to_numpy(zero_copy_only=False) & (split == "test")
+    for name in sorted(set(section[anomalous])):
+        cells = [np.flatnonzero(anomalous & (section == name) & (domain == d)) for d in sorted(set(domain))]
+        cells = [generator(spec.unit.seed, "anomalies", machine, name).permutation(cell) for cell in cells if len(cell)]
+        in_turn = [cell[i] for i in range(max(map(len, cells))) for cell in cells if i < len(cell)]
+        drawn = in_turn[:total]
+        if len(drawn) < total or any(set(cell) <= set(drawn) for cell in cells):
+            raise UserError(
+                f"{machine} section {name}: setting {total} anomalies aside (exposure.real_anomalies, .contamination, "
+                f".reserved_anomalies) leaves none to test on in a domain, of {' + '.join(str(len(c)) for c in cells)}"
+            )
+        split[drawn] = "reserved"
+        split[drawn[: exposure.real_anomalies]] = "exposed"
+        hidden = drawn[exposure.real_anomalies : used]
+        split[hidden] = "train"
+        split[hidden[: round(exposure.validation_fraction * len(hidden))]] = "validation"
 
 
 def gather(

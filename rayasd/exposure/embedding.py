@@ -1,15 +1,21 @@
 """Embed every clip of one machine, window by window, into Parquet."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
+from rayasd.errors import UserError
 from rayasd.exposure.clips import gather, load_machine, standardise
 from rayasd.exposure.device import choose_compute
-from rayasd.exposure.network import Statistics, load_extractor
+from rayasd.exposure.network import WEIGHTS, Output, kept_weights, load_extractor, make_control
 from rayasd.files import replacing
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
@@ -21,10 +27,11 @@ def embedding_schema(dim: int) -> pa.Schema:
             ("clip", pa.string()),
             ("section", pa.string()),
             ("domain", pa.string()),
-            ("split", pa.string()),  # train, validation (held out of this unit's training), test
+            ("split", pa.string()),  # train, validation (held out of this unit's training), test, exposed, reserved
             ("label", pa.int8()),  # null = unknown when this was written
             ("window", pa.int16()),
             ("start", pa.float64()),  # seconds
+            ("checkpoint", pa.int16()),  # epochs that the extractor had been trained for
             ("embedding", pa.list_(pa.float32(), dim)),
             ("machine_logit", pa.float32()),  # null for the statistics control
             ("product_logits", pa.list_(pa.float32())),  # one a section with training clips; null likewise
@@ -44,51 +51,71 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     compute = choose_compute(spec.device, config.network.precision)
     clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec)
     length = round(config.front_end.window_seconds * config.data.sample_rate)
-    statistics = Statistics(config).to(compute.device) if config.network.extractor == "statistics" else None
-    if statistics is None:
-        extractor, _ = load_extractor(spec.run.output(spec.upstream("train")), config)
-        compute.place(extractor)
     num_windows = config.embedding.num_windows
     starts = np.stack([window_starts(int(n), length, num_windows) for n in clips.waveforms.frames])
-    split = np.array(clips.table["split"].to_pylist(), dtype=object)
-    split[clips.validation] = "validation"
     mean, deviation = torch.tensor([[clips.mean]]), torch.tensor([[clips.deviation]])
     schema = embedding_schema(config.network.embedding_dim)
-    total = clips.table.num_rows
+    num_clips = clips.table.num_rows
     clips_a_batch = max(1, config.embedding.batch_size // num_windows)
+    extractors = _extractors(spec)
+    total = num_clips * len(extractors)
     report(Progress(0, total, note=compute.reason))
     with (
         replacing(spec.run.table(spec.unit)) as path,
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
     ):
-        for begin in range(0, total, clips_a_batch):
-            chosen = np.arange(begin, min(begin + clips_a_batch, total))
-            rows = np.repeat(chosen, num_windows)
-            samples = np.empty((len(rows), length), np.int16)
-            gather(clips, rows, starts[chosen].ravel(), length, samples)
-            waveforms = standardise(samples, mean, deviation, compute.device)
-            if statistics is not None:
-                embedding, machine_logit, product_logits = statistics(waveforms), None, None
-            else:
+        for number, (checkpoint, load) in enumerate(extractors.items()):
+            extractor = compute.place(load())
+            for begin in range(0, num_clips, clips_a_batch):
+                chosen = np.arange(begin, min(begin + clips_a_batch, num_clips))
+                rows = np.repeat(chosen, num_windows)
+                samples = np.empty((len(rows), length), np.int16)
+                gather(clips, rows, starts[chosen].ravel(), length, samples)
                 with compute.autocast():
-                    embedding, machine_logit, product_logits = extractor(waveforms)
-            table = clips.table.take(rows)
-            columns = [
-                table["clip"],
-                table["section"],
-                table["domain"],
-                pa.array(split[rows], pa.string()),
-                table["label"],
-                pa.array(np.tile(np.arange(num_windows, dtype=np.int16), len(chosen))),
-                pa.array(starts[chosen].ravel() / config.data.sample_rate),
-                _lists(embedding, pa.list_(pa.float32(), embedding.shape[1])),
-                pa.nulls(len(rows), pa.float32()) if machine_logit is None else pa.array(machine_logit.cpu().numpy()),
-                pa.nulls(len(rows), pa.list_(pa.float32()))
-                if product_logits is None
-                else _lists(product_logits, pa.list_(pa.float32())),
-            ]
-            writer.write_table(pa.Table.from_arrays([_whole(c) for c in columns], schema=schema))
-            report(Progress(int(chosen[-1]) + 1, total, len(chosen)))
+                    output = extractor(standardise(samples, mean, deviation, compute.device))
+                embedding = output.embedding if isinstance(output, Output) else output
+                if embedding.shape != (len(rows), config.network.embedding_dim):
+                    raise UserError(
+                        f"network.extractor {config.network.extractor} gave embeddings of shape "
+                        f"{tuple(embedding.shape)} for {len(rows)} windows, not (windows, network.embedding_dim = "
+                        f"{config.network.embedding_dim})"
+                    )
+                table = clips.table.take(rows)
+                columns = [
+                    table["clip"],
+                    table["section"],
+                    table["domain"],
+                    pa.array(clips.split[rows], pa.string()),
+                    table["label"],
+                    pa.array(np.tile(np.arange(num_windows, dtype=np.int16), len(chosen))),
+                    pa.array(starts[chosen].ravel() / config.data.sample_rate),
+                    pa.array(np.full(len(rows), checkpoint, np.int16)),
+                    _lists(embedding, pa.list_(pa.float32(), embedding.shape[1])),
+                    *_logits(output, len(rows)),
+                ]
+                writer.write_table(pa.Table.from_arrays([_whole(c) for c in columns], schema=schema))
+                report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
+
+
+def _extractors(spec: UnitSpec) -> dict[int, Callable[[], torch.nn.Module]]:
+    """List what loads the unit's extractors, by the epochs that each was trained for."""
+    config, folder = spec.config, spec.run.output(spec.upstream("train"))
+    if config.network.extractor != "network":
+        return {0: lambda: make_control(config).eval()}
+    weights = {**kept_weights(folder), config.exposure.epochs: folder / WEIGHTS}
+    return {epochs: partial(_load, folder, config, path) for epochs, path in weights.items()}
+
+
+def _load(folder: Path, config: Config, weights: Path) -> torch.nn.Module:
+    return load_extractor(folder, config, weights)[0]
+
+
+def _logits(output: Output | torch.Tensor, num_rows: int) -> list[pa.Array]:
+    """Machine logits and product logits of windows; null where the extractor has none."""
+    if not isinstance(output, Output):
+        return [pa.nulls(num_rows, pa.float32()), pa.nulls(num_rows, pa.list_(pa.float32()))]
+    machine = pa.array(output.machine_logit.float().cpu().numpy())
+    return [machine, _lists(output.product_logits, pa.list_(pa.float32()))]
 
 
 def _lists(values: torch.Tensor, kind: pa.DataType) -> pa.Array:

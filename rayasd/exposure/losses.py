@@ -1,29 +1,55 @@
-"""The two binary cross-entropies of outlier exposure (Kuroyanagi et al., EUSIPCO 2022)."""
+"""The two losses of outlier exposure (Kuroyanagi et al., EUSIPCO 2022), and a place for others.
+
+A machine loss maps ``(output, targets)``, a product loss ``(output, targets, members)`` to a scalar; ``members`` (N,)
+are the clips that enter. ``exposure.machine_loss`` and ``exposure.product_loss`` name one of these or an import path.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rayasd.config import ExposureConfig
 from rayasd.exposure.mixup import Targets
+from rayasd.exposure.network import Output
+from rayasd.registry import find
+
+MachineLoss = Callable[[Output, Targets], Tensor]
+ProductLoss = Callable[[Output, Targets, Tensor], Tensor]
 
 
-def machine_loss(machine_logit: Tensor, targets: Targets) -> Tensor:
-    """Is it the target machine at all? Mean BCE over the N clips of logits (N,)."""
-    return F.binary_cross_entropy_with_logits(machine_logit, targets.machine)
+def machine_bce(output: Output, targets: Targets) -> Tensor:
+    """Is it the target machine at all? Mean binary cross-entropy over the N clips."""
+    return F.binary_cross_entropy_with_logits(output.machine_logit, targets.machine)
 
 
-def product_loss(product_logits: Tensor, targets: Targets, members: Tensor) -> Tensor:
-    """Which section of the target machine is it? Mean multi-label BCE over the members' K logits.
+def product_bce(output: Output, targets: Targets, members: Tensor) -> Tensor:
+    """Which section of the target machine is it? Mean multi-label BCE over the members' K logits; 0 without members."""
+    terms = F.binary_cross_entropy_with_logits(output.product_logits, targets.product, reduction="none")
+    return _mean(terms.mean(dim=1), members)
 
-    Args:
-        product_logits: (N, K).
-        targets: product targets (N, K).
-        members: (N,) boolean, the clips that enter; the loss is 0 where there are none.
+
+def product_cross_entropy(output: Output, targets: Targets, members: Tensor) -> Tensor:
+    """Which section is it, one of K? Mean softmax cross-entropy over the members, weighted by their product targets."""
+    per_clip = -(targets.product * F.log_softmax(output.product_logits, dim=1)).sum(dim=1)
+    return _mean(per_clip, members)
+
+
+MACHINE_LOSSES: dict[str, MachineLoss] = {"bce": machine_bce}
+PRODUCT_LOSSES: dict[str, ProductLoss] = {"bce": product_bce, "cross-entropy": product_cross_entropy}
+
+
+def find_losses(exposure: ExposureConfig) -> tuple[MachineLoss, ProductLoss]:
+    """Look up the configured machine loss and product loss.
+
+    Raises:
+        UserError: there is none of this name.
 
     """
-    per_clip = F.binary_cross_entropy_with_logits(product_logits, targets.product, reduction="none").mean(dim=1)
-    weight = members.to(per_clip.dtype)
-    return (per_clip * weight).sum() / weight.sum().clamp(min=1)
+    of_machine: MachineLoss = find("exposure.machine_loss", exposure.machine_loss, MACHINE_LOSSES)
+    of_product: ProductLoss = find("exposure.product_loss", exposure.product_loss, PRODUCT_LOSSES)
+    return of_machine, of_product
 
 
 def product_members(targets: Targets, *, mixed: bool, rule: str) -> Tensor:
@@ -35,3 +61,8 @@ def product_members(targets: Targets, *, mixed: bool, rule: str) -> Tensor:
     if mixed and rule == "all":
         return torch.ones_like(targets.machine, dtype=torch.bool)
     return targets.machine > 0
+
+
+def _mean(per_clip: Tensor, members: Tensor) -> Tensor:
+    weight = members.to(per_clip.dtype)
+    return (per_clip * weight).sum() / weight.sum().clamp(min=1)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError
 from rayasd.files import replacing, write_json
+from rayasd.registry import find
 
 
 class Output(NamedTuple):
@@ -98,20 +99,60 @@ class Statistics(nn.Module):
         return torch.cat([bands.mean(dim=2), bands.std(dim=2)], dim=1)
 
 
+CONTROLS = {"statistics": Statistics}
+"""Extractors that learn nothing: modules made from a ``Config``, (N, samples) to (N, D)."""
+
+
+def make_control(config: Config) -> nn.Module:
+    """Make the extractor that ``network.extractor`` names.
+
+    Raises:
+        UserError: there is none of this name, or it cannot be made.
+
+    """
+    name = config.network.extractor
+    try:
+        control = find("network.extractor", name, {**CONTROLS, "network": Extractor})(config)
+    except TypeError as error:
+        raise UserError(f"network.extractor {name}: {error}") from None
+    if not isinstance(control, nn.Module):
+        raise UserError(f"network.extractor {name}: must be a torch.nn.Module")
+    return control
+
+
+WEIGHTS = "model.safetensors"
+
+
 def save_extractor(folder: Path, extractor: Extractor, config: Config, sections: list[str]) -> None:
     """Write ``model.safetensors`` and the ``config.json`` that rebuilds it."""
-    state = {name: value.contiguous().cpu() for name, value in extractor.state_dict().items()}
-    with replacing(folder / "model.safetensors") as path:
-        save_file(state, path)
+    save_weights(folder / WEIGHTS, extractor)
     tables = {name: asdict(getattr(config, name)) for name in ("data", "front_end", "network")}
     write_json(folder / "config.json", {"sections": sections, **tables})
 
 
-def load_extractor(folder: Path, config: Config) -> tuple[Extractor, list[str]]:
+def save_weights(path: Path, extractor: Extractor) -> None:
+    """Write an extractor's weights."""
+    state = {name: value.contiguous().cpu() for name, value in extractor.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary)
+
+
+def kept_path(folder: Path, epochs: int) -> Path:
+    """Where the weights after so many epochs are kept."""
+    return folder / f"model-epoch-{epochs}.safetensors"
+
+
+def kept_weights(folder: Path) -> dict[int, Path]:
+    """Find the weights that were kept before the end of training, by number of epochs."""
+    kept = {int(path.stem.rpartition("-")[2]): path for path in folder.glob("model-epoch-*.safetensors")}
+    return dict(sorted(kept.items()))
+
+
+def load_extractor(folder: Path, config: Config, weights: Path | None = None) -> tuple[Extractor, list[str]]:
     """Read a trained extractor (on the CPU, in evaluation mode) and the sections of its product head."""
     sections = json.loads((folder / "config.json").read_text(encoding="utf-8"))["sections"]
     extractor = Extractor(config, len(sections), load_pretrained=False)
-    extractor.load_state_dict(load_file(folder / "model.safetensors"))
+    extractor.load_state_dict(load_file(weights or folder / WEIGHTS))
     return extractor.eval(), sections
 
 

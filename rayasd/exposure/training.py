@@ -22,11 +22,11 @@ from rayasd.exposure.batches import (
     steps_per_epoch,
     validation_batches,
 )
-from rayasd.exposure.clips import MachineClips, load_machine
+from rayasd.exposure.clips import MachineClips, exposed_anomalies, load_machine
 from rayasd.exposure.device import Compute, choose_compute
-from rayasd.exposure.losses import machine_loss, product_loss, product_members
+from rayasd.exposure.losses import find_losses, product_members
 from rayasd.exposure.mixup import mixup, mixup_probability
-from rayasd.exposure.network import Extractor, save_extractor
+from rayasd.exposure.network import Extractor, kept_path, kept_weights, save_extractor, save_weights
 from rayasd.files import replacing, write_text
 from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, UnitSpec, silent
@@ -38,8 +38,9 @@ HISTORY = "history.jsonl"
 def train(spec: UnitSpec, report: Report = silent) -> None:
     """Train the extractor of ``spec.unit`` and write it to ``spec.output``.
 
-    Writes model.safetensors, config.json, history.jsonl and, every ``exposure.checkpoint_every`` epochs, state.pt from
-    which an interrupted training goes on to bit-identical weights (same device and thread count).
+    Writes model.safetensors, config.json, history.jsonl; every ``exposure.keep_every`` epochs, weights to choose from;
+    and every ``exposure.checkpoint_every`` epochs, state.pt from which an interrupted training goes on to bit-identical
+    weights (same device and thread count).
 
     Raises:
         UserError: no second machine to learn from, or a loss that is no longer finite.
@@ -66,6 +67,9 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     loader = BatchLoader(target, others, config, compute.device)
     weights = config.network.pretrained or "random: network.pretrained names no file"
     history = _resume(spec, extractor, optimizer, schedule, compute)
+    for epochs, path in kept_weights(spec.output).items():
+        if epochs > len(history):
+            path.unlink()  # of an earlier training
     report(Progress(len(history), total_epochs, note=f"{compute.reason}; backbone weights {weights}"))
 
     for epoch in range(len(history), total_epochs):
@@ -97,6 +101,8 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
         }
         history.append(row)
         report(Progress(epoch + 1, total_epochs, clips, total))
+        if config.exposure.keep_every and (epoch + 1) % config.exposure.keep_every == 0 and epoch + 1 < total_epochs:
+            save_weights(kept_path(spec.output, epoch + 1), extractor)
         if (epoch + 1) % config.exposure.checkpoint_every == 0 and epoch + 1 < total_epochs:
             _checkpoint(spec, extractor, optimizer, schedule, history)
 
@@ -106,7 +112,9 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
 
 
 def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineClips, list[MachineClips]]:
-    """Load the unit's machine and all others that are present, whose normal clips are its pseudo-anomalous ones.
+    """Load the unit's machine and what its pseudo-anomalous clips come from.
+
+    These are the normal clips of all other machines that are present, and its own exposed anomalies.
 
     Raises:
         UserError: there is no other machine with training clips.
@@ -116,7 +124,8 @@ def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineCli
     trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
     target = load_machine(catalog, spec.unit.machine, spec)
     others = [load_machine(catalog, name, spec) for name in sorted(trained - {target.name})]
-    return target, others
+    exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
+    return target, [*others, exposed] if len(exposed.training) else others
 
 
 def _step(
@@ -139,9 +148,9 @@ def _step(
     torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
     with compute.autocast():
         output = extractor(waveforms)
-    of_machine = machine_loss(output.machine_logit, targets)
+    machine_loss, product_loss = find_losses(exposure)
     members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
-    of_product = product_loss(output.product_logits, targets, members)
+    of_machine, of_product = machine_loss(output, targets), product_loss(output, targets, members)
     loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -160,23 +169,25 @@ def _validate(
 ) -> dict[str, float | None]:
     """Losses and hit rates on held-out clips, one central window each; nothing where none are held out."""
     extractor.eval()
-    machine_logits, machine_targets, product_sum, hits = [], [], 0.0, 0
+    machine_loss, product_loss = find_losses(config.exposure)
+    machine_logits, machine_targets, sums, hits, count = [], [], [0.0, 0.0], 0, 0
     for batch in validation_batches(target, others, config.exposure.batch_size):
         waveforms, targets = loader.load(batch, central_starts)
         with compute.autocast():
             output = extractor(waveforms)
         members = product_members(targets, mixed=False, rule=config.exposure.mixup_product_loss)
-        product_sum += product_loss(output.product_logits, targets, members).item() * int(members.sum())
+        sums[0] += machine_loss(output, targets).item() * batch.num_clips
+        sums[1] += product_loss(output, targets, members).item() * int(members.sum())
         guess = output.product_logits[members].argmax(dim=1)
         hits += int((guess == targets.product[members].argmax(dim=1)).sum())
         machine_logits.append(output.machine_logit)
         machine_targets.append(targets.machine)
+        count += batch.num_clips
     if not machine_logits:
         return {}
     logits, truth = torch.cat(machine_logits), torch.cat(machine_targets)
-    of_machine = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth).item()
     num_target = int(truth.sum())
-    of_product = product_sum / num_target
+    of_machine, of_product = sums[0] / count, sums[1] / num_target
     exposure = config.exposure
     both_classes = 0 < num_target < len(truth)
     return {

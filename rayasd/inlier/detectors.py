@@ -1,29 +1,30 @@
 """Detectors: scikit-learn estimators whose ``score_samples`` is higher for normal windows.
 
-A detector is written as a family (``knn``: every h of the grid), a grid point (``knn-4``), or a call
-(``knn(n_neighbors=3)``, ``sklearn.ensemble.IsolationForest(n_estimators=50)``). Any class with ``fit`` and
-``score_samples`` or ``decision_function`` plugs in by its import path.
+A detector is written as a family (``knn``: every h of the grid), a grid point (``knn-4``), a call
+(``knn(n_neighbors=3)``, ``sklearn.ensemble.IsolationForest(n_estimators=50)``), or a fusion of others
+(``z-mean(knn-4, mahalanobis)``). Any class with ``fit`` and ``score_samples`` or ``decision_function`` plugs in by its
+import path.
 """
 
-import ast
-import importlib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayasd.config import InlierConfig
+from rayasd.config import InlierConfig, split_list
 from rayasd.errors import UserError, unknown
+from rayasd.inlier.fusion import FUSIONS
+from rayasd.registry import find, parse_call
 
 Features = NDArray[np.float32]
 
 FAMILIES = {
     "knn": "rayasd.inlier.estimators.MeanNeighbourDistance",
-    "lof": "rayasd.inlier.estimators.CheckedLocalOutlierFactor",
+    "lof": "rayasd.inlier.estimators.OutlierFactor",
     "gmm": "sklearn.mixture.GaussianMixture",
     "ocsvm": "sklearn.svm.OneClassSVM",
     "kde": "sklearn.neighbors.KernelDensity",
@@ -32,6 +33,8 @@ FAMILIES = {
     "kmeans": "rayasd.inlier.estimators.CentroidDistance",
     "pca": "rayasd.inlier.estimators.PrincipalResidual",
     "mahalanobis": "rayasd.inlier.estimators.Mahalanobis",
+    "product-logit": "rayasd.inlier.estimators.OwnProductLogit",
+    "machine-logit": "rayasd.inlier.estimators.MachineLogit",
 }
 """Names for import paths; scikit-learn is imported only when a detector is built."""
 
@@ -65,13 +68,7 @@ class DetectorSpec:
             UserError: there is no such class, it is no detector, or it does not take these parameters.
 
         """
-        module, _, name = self.path.rpartition(".")
-        if not module:
-            raise unknown("detector", self.path, FAMILIES)
-        try:
-            factory = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"detector {self.name}: {error}") from None
+        factory = find("detector", self.path, FAMILIES)
         if not hasattr(factory, "fit") or not (
             hasattr(factory, "score_samples") or hasattr(factory, "decision_function")
         ):
@@ -83,7 +80,17 @@ class DetectorSpec:
             raise UserError(f"detector {self.name}: {error}") from None
 
 
-def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[DetectorSpec]:
+@dataclass(frozen=True)
+class FusionSpec:
+    """A named fusion of detectors' clip scores."""
+
+    name: str
+    method: str
+    """One of ``FUSIONS``."""
+    members: tuple[DetectorSpec, ...]
+
+
+def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[DetectorSpec | FusionSpec]:
     """Resolve the configuration's detector texts; families without a grid value spread over the grid.
 
     Raises:
@@ -100,12 +107,16 @@ def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[Detector
     return specs
 
 
-def fit_detector(detector: Any, X: Features, domains: NDArray[np.object_]) -> None:
-    """Fit to normal windows (n, D); detectors that declare ``uses_domains`` also get the windows' domains (n,)."""
-    if getattr(detector, "uses_domains", False):
-        detector.fit(X, domains)
-    else:
-        detector.fit(X)
+def most_neighbours(specs: Iterable[DetectorSpec | FusionSpec]) -> int:
+    """Largest number of neighbours that any of these asks for."""
+    single = [member for spec in specs for member in (spec.members if isinstance(spec, FusionSpec) else [spec])]
+    return max((spec.parameters.get("n_neighbors", 1) for spec in single), default=1)
+
+
+def fit_detector(detector: Any, X: Features, **more: Any) -> None:
+    """Fit to normal windows (n, D), and give ``fit`` what else it has parameters for: domains (n,), neighbours."""
+    taken = inspect.signature(detector.fit).parameters
+    detector.fit(X, **{name: value for name, value in more.items() if name in taken})
 
 
 def anomaly_scores(detector: Any, X: Features) -> NDArray[np.float64]:
@@ -124,7 +135,14 @@ def anomaly_scores(detector: Any, X: Features) -> NDArray[np.float64]:
     return scores
 
 
-def _parse(text: str, config: InlierConfig) -> list[DetectorSpec]:
+def _parse(text: str, config: InlierConfig) -> list[DetectorSpec | FusionSpec]:
+    if match := re.fullmatch(rf"({'|'.join(FUSIONS)})\((.*)\)", text):
+        if config.calibration_folds < 2:
+            raise UserError(f"detector {text} needs training scores: inlier.calibration_folds of at least 2")
+        members = parse_detectors(split_list(match[2]), config)
+        if len(members) < 2 or any(isinstance(member, FusionSpec) for member in members):
+            raise UserError(f"detector {text}: a fusion is of two or more single detectors")
+        return [FusionSpec(text, match[1], tuple(members))]  # type: ignore[arg-type]
     if text in _GRID:
         return [spec for h in config.grid for spec in _parse(f"{text}-{h}", config)]
     if match := re.fullmatch(r"([a-z]+)-(\d+)", text):
@@ -136,22 +154,7 @@ def _parse(text: str, config: InlierConfig) -> list[DetectorSpec]:
         return [DetectorSpec(text, FAMILIES[family], _GRID[family](h, config))]
     if text in FAMILIES:
         return [DetectorSpec(text, FAMILIES[text], {})]
-    path, parameters = _call(text)
-    spec = DetectorSpec(text, FAMILIES.get(path, path), parameters)
+    path, parameters = parse_call("detector", text)
+    spec = DetectorSpec(text, path, parameters)
     spec.build()  # refuse what cannot be built before anything runs
     return [spec]
-
-
-def _call(text: str) -> tuple[str, dict[str, Any]]:
-    try:
-        node = ast.parse(text, mode="eval").body
-        if not isinstance(node, ast.Call):
-            return text, {}
-        if node.args or any(keyword.arg is None for keyword in node.keywords):
-            raise ValueError
-        return ast.unparse(node.func), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError):
-        raise UserError(
-            f"detector {text!r}: write a family ({', '.join(FAMILIES)}), a grid point such as knn-4, or "
-            "package.Class(parameter=value)"
-        ) from None

@@ -1,7 +1,7 @@
 """rayasd's own detectors, as scikit-learn estimators: higher ``score_samples`` is more normal.
 
-``fit(X)`` takes the normal windows of one section, (n, D). An estimator with ``uses_domains`` gets ``fit(X, domains)``,
-with (n,) strings source or target.
+``fit(X)`` takes the normal windows of one section, (n, D). Further parameters of ``fit`` are given by their names:
+``domains``, (n,) strings source or target, and ``neighbours``, a search in X that other detectors share.
 """
 
 from typing import Self
@@ -14,6 +14,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
+from rayasd.inlier.neighbours import NeighbourSearch
+
 Features = NDArray[np.float32]
 Scores = NDArray[np.float64]
 
@@ -24,16 +26,15 @@ class MeanNeighbourDistance(BaseEstimator):
     def __init__(self, n_neighbors: int = 1) -> None:
         self.n_neighbors = n_neighbors
 
-    def fit(self, X: Features) -> Self:
+    def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
         """Keep the normal windows (n, D)."""
         need_samples(X, self.n_neighbors)
-        self.index_ = NearestNeighbors(n_neighbors=self.n_neighbors, algorithm="brute").fit(X)
+        self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         return self
 
     def score_samples(self, X: Features) -> Scores:
         """Score windows (m, D) as (m,)."""
-        distances, _ = self.index_.kneighbors(X)
-        return -distances.mean(axis=1)
+        return -self.neighbours_.nearest(X, self.n_neighbors)[0].mean(axis=1)
 
 
 class DomainBanks(BaseEstimator):
@@ -44,18 +45,20 @@ class DomainBanks(BaseEstimator):
     windows and their neighbours (Chawla et al. 2002). Without target clips it is ``MeanNeighbourDistance``.
     """
 
-    uses_domains = True
-
     def __init__(self, n_neighbors: int = 1, smote: float = 0.0, random_state: int = 0) -> None:
         self.n_neighbors = n_neighbors
         self.smote = smote
         self.random_state = random_state
 
-    def fit(self, X: Features, domains: ArrayLike) -> Self:
+    def fit(self, X: Features, domains: ArrayLike, neighbours: NeighbourSearch | None = None) -> Self:
         """Keep normal windows (n, D) of both domains (n,) apart."""
         in_target = np.asarray(domains) == "target"
-        banks = [X[~in_target], _oversampled(X[in_target], int(self.smote * (~in_target).sum()), self.random_state)]
-        self.banks_ = [MeanNeighbourDistance(self.n_neighbors).fit(bank) for bank in banks if len(bank)]
+        search = neighbours or NeighbourSearch(X, self.n_neighbors)
+        banks = [search.part(rows) for rows in (~in_target, in_target) if rows.any()]
+        grown = _oversampled(X[in_target], int(self.smote * (~in_target).sum()), self.random_state)
+        if len(grown) > in_target.sum():
+            banks[-1] = NeighbourSearch(grown, self.n_neighbors)
+        self.banks_ = [MeanNeighbourDistance(self.n_neighbors).fit(bank.bank, bank) for bank in banks]
         return self
 
     def score_samples(self, X: Features) -> Scores:
@@ -73,17 +76,17 @@ class LocalDensityDistance(BaseEstimator):
     def __init__(self, n_neighbors: int = 4) -> None:
         self.n_neighbors = n_neighbors
 
-    def fit(self, X: Features) -> Self:
+    def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
         """Keep the normal windows (n, D) and the spacing around each."""
         need_samples(X, self.n_neighbors + 1)
-        self.index_ = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(X)
-        spacing = self.index_.kneighbors(n_neighbors=self.n_neighbors)[0].mean(axis=1)
+        self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
+        spacing = self.neighbours_.within(self.n_neighbors)[0].mean(axis=1)
         self.spacing_ = np.maximum(spacing, np.finfo(np.float32).eps)
         return self
 
     def score_samples(self, X: Features) -> Scores:
         """Score windows (m, D) as (m,)."""
-        distances, nearest = self.index_.kneighbors(X)
+        distances, nearest = self.neighbours_.nearest(X, 1)
         return -distances[:, 0] / self.spacing_[nearest[:, 0]]
 
 
@@ -130,8 +133,6 @@ class Mahalanobis(BaseEstimator):
     distance counts.
     """
 
-    uses_domains = True
-
     def __init__(self, per_domain: bool = False) -> None:
         self.per_domain = per_domain
 
@@ -150,16 +151,52 @@ class Mahalanobis(BaseEstimator):
         return -np.min([self.covariance_.mahalanobis(X - mean) for mean in self.means_], axis=0)
 
 
-class CheckedLocalOutlierFactor(LocalOutlierFactor):
-    """Local outlier factor of new windows; refuses a bank too small, where scikit-learn takes fewer neighbours."""
+class OutlierFactor(BaseEstimator):
+    """Local outlier factor of new windows (scikit-learn's), on neighbours that are shared."""
 
     def __init__(self, n_neighbors: int = 20) -> None:
-        super().__init__(n_neighbors=n_neighbors, novelty=True)
+        self.n_neighbors = n_neighbors
+
+    def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
+        """Keep the normal windows (n, D) and their densities; refuses a bank that scikit-learn would quietly accept."""
+        need_samples(X, self.n_neighbors + 1)
+        self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
+        self.factor_ = LocalOutlierFactor(n_neighbors=self.n_neighbors, metric="precomputed", novelty=True)
+        self.factor_.fit(self.neighbours_.graph_within(self.n_neighbors))
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        return self.factor_.score_samples(self.neighbours_.graph(X, self.n_neighbors))
+
+
+class OwnProductLogit(BaseEstimator):
+    """Outlier exposure alone: the product logit of the section itself, with no inlier model."""
+
+    features = "logits"
 
     def fit(self, X: Features) -> Self:
-        """Keep the normal windows (n, D) and their densities."""
-        need_samples(X, self.n_neighbors + 1)
-        return super().fit(X)
+        """Find the section's own product: the one with the largest mean logit of its normal windows (n, K)."""
+        self.product_ = int(X.mean(axis=0).argmax())
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, K) as (m,)."""
+        return X[:, self.product_].astype(np.float64)
+
+
+class MachineLogit(BaseEstimator):
+    """Outlier exposure alone: the machine logit, with no inlier model."""
+
+    features = "machine_logit"
+
+    def fit(self, X: Features) -> Self:
+        """Learn nothing from normal windows (n, 1)."""
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, 1) as (m,)."""
+        return X[:, 0].astype(np.float64)
 
 
 def need_samples(X: Features, wanted: int) -> None:

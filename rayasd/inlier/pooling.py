@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from rayasd.errors import UserError, unknown
+from rayasd.errors import UserError
+from rayasd.registry import find
 
 Scores = NDArray[np.float64]
 Pooling = Callable[[Scores], Scores]
@@ -42,7 +43,7 @@ def find_pooling(name: str) -> Pooling:
     """Look a pooling up by its name.
 
     ``gwrp-0.5`` is generalised weighted rank pooling: the windows' scores in falling order, weighted by powers of 0.5;
-    gwrp-0 is the maximum and gwrp-1 the mean.
+    gwrp-0 is the maximum and gwrp-1 the mean. ``package.function(parameter=3)`` is one of a user's own.
 
     Raises:
         UserError: there is none of this name.
@@ -50,9 +51,21 @@ def find_pooling(name: str) -> Pooling:
     """
     if match := re.fullmatch(r"gwrp-(0(?:\.\d+)?|1(?:\.0)?)", name):
         return partial(_weighted_rank, decay=float(match[1]))
-    if name not in POOLINGS:
-        raise unknown("pooling", name, [*POOLINGS, "gwrp-0.5"])
-    return POOLINGS[name]
+    pooling: Pooling = find("pooling", name, POOLINGS)
+    return pooling
+
+
+def pool(name: str, windows: Scores) -> Scores:
+    """Pool window scores (clips, windows) to (clips,).
+
+    Raises:
+        ValueError: the pooling gave something other than one finite number a clip.
+
+    """
+    pooled = np.asarray(find_pooling(name)(windows), dtype=np.float64)
+    if pooled.shape != (len(windows),) or not np.isfinite(pooled).all():
+        raise ValueError(f"pooling {name} gave no finite number for each of {len(windows)} clips")
+    return pooled
 
 
 def check_poolings(names: Sequence[str]) -> None:

@@ -1,6 +1,9 @@
-"""Fit every detector of one machine's sections to normal embeddings and score its test clips."""
+"""Fit every detector of one machine's sections to normal embeddings; score its test clips and its normal clips."""
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +15,21 @@ from threadpoolctl import threadpool_limits
 
 from rayasd.config import InlierConfig
 from rayasd.files import replacing
-from rayasd.inlier.detectors import DetectorSpec, Features, anomaly_scores, fit_detector, parse_detectors
-from rayasd.inlier.pooling import find_pooling
+from rayasd.inlier.detectors import (
+    DetectorSpec,
+    Features,
+    FusionSpec,
+    anomaly_scores,
+    fit_detector,
+    most_neighbours,
+    parse_detectors,
+)
+from rayasd.inlier.fusion import fuse
+from rayasd.inlier.neighbours import NeighbourSearch
+from rayasd.inlier.pooling import pool
 from rayasd.unit import Progress, Report, UnitSpec, silent
+
+Scores = NDArray[np.float64]
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 
@@ -23,8 +38,9 @@ SCHEMA = pa.schema(
         ("clip", pa.string()),
         ("section", _WORD),
         ("domain", _WORD),
-        ("split", _WORD),
+        ("split", _WORD),  # test; or train, validation: normal clips, scored by models that were not fitted to them
         ("label", pa.int8()),  # null = unknown when this was written
+        ("checkpoint", pa.int16()),  # epochs that the extractor had been trained for
         ("detector", _WORD),
         ("pooling", _WORD),
         ("score", pa.float64()),  # higher = more anomalous; null where the detector failed
@@ -34,51 +50,147 @@ SCHEMA = pa.schema(
 
 
 def detect(spec: UnitSpec, report: Report = silent) -> None:
-    """Write ``part-0.parquet`` in ``spec.output``: one row a test clip, detector and pooling."""
+    """Write ``part-0.parquet`` in ``spec.output``: one row a clip, checkpoint, detector and pooling.
+
+    The clips are the test clips and the normal clips that the detectors are fitted to. The latter are scored in
+    ``inlier.calibration_folds`` parts, each by models of the other parts: thresholds and fusions need scores of normal
+    clips that a model has not seen.
+    """
     inlier = spec.config.inlier
     detectors = parse_detectors(inlier.detectors, inlier)
     embeddings = pq.read_table(spec.run.table(spec.upstream("embed")))
     test = embeddings.filter(pc.field("split") == "test")
-    sections = sorted(pc.unique(test["section"]).to_pylist())
+    order = [("checkpoint", "ascending"), ("section", "ascending")]
+    groups = test.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)
     with (
         threadpool_limits(spec.num_threads),  # detectors of many units run side by side
         replacing(spec.run.table(spec.unit)) as path,
         pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer,
     ):
-        for done, section in enumerate(sections):
-            report(Progress(done, len(sections)))
-            of_section = pc.field("section") == section
-            bank = embeddings.filter(of_section & _fit_rows(inlier.fit_on))
-            clips = test.filter(of_section)
-            for table in _score_section(bank, clips, detectors, inlier):
-                writer.write_table(table)
-    report(Progress(len(sections), len(sections)))
+        for done, group in enumerate(groups.to_pylist()):
+            report(Progress(done, groups.num_rows))
+            of_group = (pc.field("checkpoint") == group["checkpoint"]) & (pc.field("section") == group["section"])
+            bank = embeddings.filter(of_group & _fit_rows(inlier.fit_on))
+            section = Section(bank, test.filter(of_group), inlier, most_neighbours(detectors))
+            for detector in detectors:
+                for table in section.rows(detector):
+                    writer.write_table(table)
+    report(Progress(groups.num_rows, groups.num_rows))
 
 
 def _fit_rows(fit_on: str) -> pc.Expression:
     if fit_on == "validation":
         return pc.field("split") == "validation"
-    normal = pc.field("split") != "test"
+    normal = pc.field("split").isin(["train", "validation"])
     return normal if fit_on == "train" else normal & (pc.field("domain") == "source")
 
 
-def _score_section(
-    bank: pa.Table, test: pa.Table, detectors: list[DetectorSpec], inlier: InlierConfig
-) -> list[pa.Table]:
-    # Windows of a clip lie together, and every clip has equally many.
-    num_windows = pc.max(test["window"]).as_py() + 1
-    clips = test.filter(pc.field("window") == 0)
-    tables = []
-    for detector in detectors:
-        scores, reason = _fit_and_score(detector, bank, test, inlier.features)
-        for pooling in inlier.poolings:
-            pooled = None if scores is None else find_pooling(pooling)(scores.reshape(-1, num_windows))
-            tables.append(_rows(clips, detector.name, pooling, pooled, reason))
-    return tables
+@dataclass(frozen=True)
+class Fold:
+    """Windows to fit to and windows to score."""
+
+    bank: Features
+    domains: NDArray[np.object_]
+    """Of the bank's windows."""
+    neighbours: NeighbourSearch
+    clips: NDArray[np.int64]
+    """Which clips are scored."""
+    windows: Features
+    """Of these clips, clip by clip."""
+
+
+class Section:
+    """One section's normal windows and test windows, and the scores of every detector on them.
+
+    Windows of a clip lie together, and every clip has equally many.
+    """
+
+    def __init__(self, bank: pa.Table, test: pa.Table, inlier: InlierConfig, most: int) -> None:
+        self._inlier = inlier
+        self._bank = bank
+        self._test = test
+        self._num_windows = pc.max(test["window"]).as_py() + 1
+        self._most = most
+        self._folds: dict[str, list[Fold]] = {}
+        self._known: dict[str, dict[str, list[Scores | str]]] = {}
+
+    def rows(self, detector: DetectorSpec | FusionSpec) -> Iterator[pa.Table]:
+        """Score all clips by one detector: a table of ``SCHEMA`` for each pooling."""
+        for pooling, parts in self._pooled(detector).items():
+            for clips, scores in zip((self._test, self._bank), parts, strict=True):
+                if clips is self._test or self._num_folds:
+                    yield _rows(clips.filter(pc.field("window") == 0), detector.name, pooling, scores)
+
+    def _pooled(self, detector: DetectorSpec | FusionSpec) -> dict[str, list[Scores | str]]:
+        """Clip scores by pooling: of the test clips and of the normal clips, each an array or the reason for none."""
+        if isinstance(detector, FusionSpec):
+            members = [self._pooled(member) for member in detector.members]
+            return {
+                pooling: _fused(detector, [member[pooling] for member in members]) for pooling in self._inlier.poolings
+            }
+        if detector.name not in self._known:
+            parts = self._fitted_and_scored(detector)
+            self._known[detector.name] = {
+                pooling: [self._pool(pooling, windows) for windows in parts] for pooling in self._inlier.poolings
+            }
+        return self._known[detector.name]
+
+    def _pool(self, pooling: str, windows: Scores | str) -> Scores | str:
+        if isinstance(windows, str):
+            return windows
+        try:
+            return pool(pooling, windows.reshape(-1, self._num_windows))
+        except Exception as error:  # any function may be plugged in: whatever it raises is its cells' reason
+            return _reason(error)
+
+    def _fitted_and_scored(self, spec: DetectorSpec) -> list[Scores | str]:
+        """Window scores of the test clips and of the normal clips."""
+        if self._bank.num_rows == 0:
+            return ["the section has no normal clips to fit to"] * 2
+        try:
+            which = getattr(spec.build(), "features", self._inlier.features)
+            whole, *folds = self._folds_of(which)
+        except ValueError as error:
+            return [_reason(error)] * 2
+        test = _fit_and_score(spec, whole)
+        if isinstance(test, str) or not folds:
+            return [test, test if isinstance(test, str) else "no training scores: fewer than two folds of normal clips"]
+        normal = np.empty((self._bank.num_rows // self._num_windows, self._num_windows))
+        for fold in folds:
+            scores = _fit_and_score(spec, fold)
+            if isinstance(scores, str):
+                return [test, scores]
+            normal[fold.clips] = scores.reshape(-1, self._num_windows)
+        return [test, normal.ravel()]
+
+    @cached_property
+    def _num_folds(self) -> int:
+        num_clips = self._bank.num_rows // self._num_windows
+        folds = min(self._inlier.calibration_folds, num_clips)
+        return folds if folds >= 2 else 0
+
+    def _folds_of(self, which: str) -> list[Fold]:
+        """All normal windows against the test windows, then each part of the normal clips against the others."""
+        if which not in self._folds:
+            X, X_test = features(self._bank, which), features(self._test, which)
+            domains = np.array(self._bank["domain"].to_pylist(), dtype=object)
+            clips = np.arange(len(X) // self._num_windows)
+            part = np.repeat(clips % max(self._num_folds, 1), self._num_windows)  # a domain's clips lie together
+            folds = [Fold(X, domains, NeighbourSearch(X, self._most), np.empty(0, np.int64), X_test)]
+            for k in range(self._num_folds):
+                out = part == k
+                search = NeighbourSearch(X[~out], self._most)
+                folds.append(Fold(search.bank, domains[~out], search, clips[clips % self._num_folds == k], X[out]))
+            self._folds[which] = folds
+        return self._folds[which]
 
 
 def features(table: pa.Table, which: str) -> Features:
-    """Take what detectors see from an embeddings table: (windows, D), (windows, K) or (windows, D + K).
+    """Take what detectors see from an embeddings table.
+
+    Args:
+        table: n windows.
+        which: embedding (n, D), logits (n, K), both (n, D + K) or machine_logit (n, 1).
 
     Raises:
         ValueError: there are none of these features, or they are not finite.
@@ -88,13 +200,14 @@ def features(table: pa.Table, which: str) -> Features:
         "embedding": ["embedding"],
         "logits": ["product_logits"],
         "both": ["embedding", "product_logits"],
+        "machine_logit": ["machine_logit"],
     }
     parts = []
     for name in columns[which]:
         column = table[name].combine_chunks()
         if column.null_count:
-            raise ValueError(f"inlier.features = {which}: these embeddings have no {name}")
-        flat = column.flatten().to_numpy(zero_copy_only=False)
+            raise ValueError(f"these embeddings have no {name}")
+        flat = (column if name == "machine_logit" else column.flatten()).to_numpy(zero_copy_only=False)
         parts.append(flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0))
     stacked = np.hstack(parts).astype(np.float32, copy=False)
     if not np.isfinite(stacked).all():
@@ -102,32 +215,42 @@ def features(table: pa.Table, which: str) -> Features:
     return stacked
 
 
-def _fit_and_score(
-    spec: DetectorSpec, bank: pa.Table, test: pa.Table, which: str
-) -> tuple[NDArray[np.float64] | None, str | None]:
-    """Scores of the test windows, or None and the reason why there are none."""
-    if bank.num_rows == 0:
-        return None, "the section has no normal clips to fit to"
+def _fit_and_score(spec: DetectorSpec, fold: Fold) -> Scores | str:
+    """Scores of the fold's windows, or the reason why there are none."""
     try:
-        X, X_test = features(bank, which), features(test, which)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # convergence and duplicate warnings, once a grid point
             detector = spec.build()
-            fit_detector(detector, X, np.array(bank["domain"].to_pylist(), dtype=object))
-            return anomaly_scores(detector, X_test), None
+            fit_detector(detector, fold.bank, domains=fold.domains, neighbours=fold.neighbours)
+            return anomaly_scores(detector, fold.windows)
     except Exception as error:  # any class may be plugged in: whatever it raises is its cells' reason
-        return None, f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        return _reason(error)
 
 
-def _rows(
-    clips: pa.Table, detector: str, pooling: str, scores: NDArray[np.float64] | None, reason: str | None
-) -> pa.Table:
+def _fused(detector: FusionSpec, members: list[list[Scores | str]]) -> list[Scores | str]:
+    for member, scores in zip(detector.members, members, strict=True):
+        for part in scores:
+            if isinstance(part, str):
+                return [f"{member.name}: {part}"] * 2
+    try:
+        return list(fuse(detector.method, [(test, normal) for test, normal in members]))  # type: ignore[misc]
+    except ValueError as error:
+        return [_reason(error)] * 2
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def _rows(clips: pa.Table, detector: str, pooling: str, scores: Scores | str) -> pa.Table:
     count = clips.num_rows
+    failed = isinstance(scores, str)
+    of_clips = ("clip", "section", "domain", "split", "label", "checkpoint")
     columns = {
-        **{name: clips[name].combine_chunks() for name in ("clip", "section", "domain", "split", "label")},
+        **{name: clips[name].combine_chunks() for name in of_clips},
         "detector": pa.array([detector] * count),
         "pooling": pa.array([pooling] * count),
-        "score": pa.nulls(count, pa.float64()) if scores is None else pa.array(scores),
-        "reason": pa.array([reason] * count, pa.string()),
+        "score": pa.nulls(count, pa.float64()) if failed else pa.array(scores),
+        "reason": pa.array([scores if failed else None] * count, pa.string()),
     }
     return pa.Table.from_arrays([columns[f.name].cast(f.type) for f in SCHEMA], schema=SCHEMA)

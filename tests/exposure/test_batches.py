@@ -53,7 +53,7 @@ def test_every_training_clip_once_an_epoch_beside_as_many_of_all_others(loaded, 
 def test_batches_of_any_sizes(num_target: int, pools: list[int], batch: int):
     class Clips:  # what batches need of a machine
         def __init__(self, name: str, count: int) -> None:
-            self.name, self.training = name, np.arange(count)
+            self.name, self.training, self.per_batch = name, np.arange(count), None
 
         def in_target_domain(self, clips):
             return np.zeros(len(clips), bool)

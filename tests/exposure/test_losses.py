@@ -4,18 +4,30 @@ import numpy as np
 import pytest
 import torch
 
-from rayasd.exposure.losses import machine_loss, product_loss, product_members
+from rayasd.config import ExposureConfig
+from rayasd.errors import UserError
+from rayasd.exposure.losses import find_losses, machine_bce, product_bce, product_cross_entropy, product_members
 from rayasd.exposure.mixup import Targets, mixup, mixup_probability
+from rayasd.exposure.network import Output
 
 
 def targets(machine: list[float], product: list[list[float]]) -> Targets:
     return Targets(torch.tensor(machine), torch.tensor(product))
 
 
+def output(machine_logit: torch.Tensor | None = None, product_logits: torch.Tensor | None = None) -> Output:
+    unused = torch.empty(0)
+    return Output(
+        unused,
+        unused if machine_logit is None else machine_logit,
+        unused if product_logits is None else product_logits,
+    )
+
+
 def test_machine_loss_by_hand():
     # -log sigmoid(1) and -log(1 - sigmoid(2)), averaged
     by_hand = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
-    loss = machine_loss(torch.tensor([1.0, 2.0]), targets([1.0, 0.0], [[1.0], [0.0]]))
+    loss = machine_bce(output(torch.tensor([1.0, 2.0])), targets([1.0, 0.0], [[1.0], [0.0]]))
     assert loss.item() == pytest.approx(by_hand, rel=1e-6)
 
 
@@ -24,8 +36,8 @@ def test_product_loss_by_hand_counts_members_only():
     logits = torch.tensor([[2.0, -1.0], [50.0, 50.0]])
     by_hand = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
     members = product_members(t, mixed=False, rule="target")
-    assert product_loss(logits, t, members).item() == pytest.approx(by_hand, rel=1e-6)
-    assert product_loss(logits, t, torch.zeros(2, dtype=torch.bool)).item() == 0.0
+    assert product_bce(output(product_logits=logits), t, members).item() == pytest.approx(by_hand, rel=1e-6)
+    assert product_bce(output(product_logits=logits), t, torch.zeros(2, dtype=torch.bool)).item() == 0.0
 
 
 def test_who_enters_the_product_loss():
@@ -40,8 +52,26 @@ def test_losses_have_right_gradients():
     members = torch.tensor([True, True, False])
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     scalar = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: product_loss(x, t, members), logits)
-    assert torch.autograd.gradcheck(lambda x: machine_loss(x, t), scalar)
+    for loss in (product_bce, product_cross_entropy):
+        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(output(product_logits=x), t, members), logits)
+    assert torch.autograd.gradcheck(lambda x: machine_bce(output(x), t), scalar)
+
+
+def test_softmax_cross_entropy_by_hand_weighs_by_the_mixed_target():
+    t = targets([1.0, 0.5, 0.0], [[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    logits = torch.tensor([[2.0, -1.0], [0.0, 0.0], [9.0, 9.0]])
+    by_hand = (math.log(1 + math.exp(-3)) + 0.5 * math.log(2)) / 2
+    members = product_members(t, mixed=True, rule="target")
+    assert product_cross_entropy(output(product_logits=logits), t, members).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_losses_are_found_by_name_or_import_path():
+    assert find_losses(ExposureConfig()) == (machine_bce, product_bce)
+    mine = ExposureConfig(machine_loss="rayasd.exposure.losses.machine_bce", product_loss="cross-entropy")
+    assert find_losses(mine) == (machine_bce, product_cross_entropy)
+    for wrong, said in (("bse", "unknown exposure.machine_loss 'bse': did you mean 'bce'"), ("no.such.loss", "No mod")):
+        with pytest.raises(UserError, match=said):
+            find_losses(ExposureConfig(machine_loss=wrong))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from rayasd.config import Config
+from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 from rayasd.exposure import training
+from rayasd.exposure.batches import BatchLoader, central_starts, epoch_batches
+from rayasd.exposure.clips import load_machine
 from rayasd.exposure.embedding import embed, window_starts
-from rayasd.exposure.training import train
+from rayasd.exposure.training import load_target_and_others, train
 from rayasd.unit import Progress
 from tests.conftest import SpecOf
 
@@ -178,3 +183,67 @@ def test_statistics_need_no_training(spec_of: SpecOf, small_config: Config):
     embed(spec)
     table = pq.read_table(spec.run.table(spec.unit))
     assert table["machine_logit"].null_count == table["product_logits"].null_count == table.num_rows == 126
+
+
+def test_kept_weights_are_embedded_to_choose_from(spec_of: SpecOf, small_config: Config):
+    config = with_exposure(small_config, keep_every=1)
+    train(spec_of(config=config))
+    final = weights(spec_of())
+    names = sorted(path.name for path in spec_of().output.glob("model*"))
+    assert names == ["model-epoch-1.safetensors", "model-epoch-2.safetensors", "model.safetensors"]
+    embed(spec_of("embed", config=config))
+    table = pq.read_table(spec_of("embed").run.table(spec_of("embed").unit))
+    assert {epochs: table["checkpoint"].to_pylist().count(epochs) for epochs in (1, 2, 3)} == {1: 126, 2: 126, 3: 126}
+    first, last = (table.filter(pc.field("checkpoint") == epochs)["embedding"] for epochs in (1, 3))
+    assert first != last
+    train(spec_of())  # keeps nothing: the other training's weights go
+    assert weights(spec_of()) == final
+    assert [path.name for path in spec_of().output.glob("model*")] == ["model.safetensors"]
+
+
+def test_real_anomalies_are_trained_on_and_leave_the_test(spec_of: SpecOf, small_config: Config, catalog: Catalog):
+    config = with_exposure(small_config, real_anomalies=2, contamination=1, reserved_anomalies=4)
+    target, others = load_target_and_others(catalog, spec_of(config=config))
+    *_, exposed = others
+    labels = np.array(target.table["label"].to_pylist())
+    counts = {split: int((target.split == split).sum()) for split in set(target.split)}
+    assert counts == {"train": 16 + 2, "validation": 2, "test": 24 - 8, "exposed": 4, "reserved": 2}
+    assert labels[exposed.training].tolist() == [1] * 4
+    assert labels[target.training].sum() == 2  # hidden among the normal clips
+    assert not set(exposed.training) & set(target.training)
+    for batch in epoch_batches(target, others, config, 0, 0):
+        assert len(batch.members[-1]) == 1
+        assert sum(map(len, batch.members[1:])) == len(batch.members[0])
+    loader = BatchLoader(target, others, config, torch.device("cpu"))
+    batch = next(epoch_batches(target, others, config, 0, 0))
+    _, targets = loader.load(batch, central_starts)
+    assert targets.machine[-1] == 0
+    assert targets.product[-1].sum() == 0
+    train(spec_of(config=config))
+    embed(spec_of("embed", config=config))
+    table = pq.read_table(spec_of("embed").run.table(spec_of("embed").unit))
+    assert table["split"].to_pylist().count("exposed") == 4 * 3
+
+
+def test_fewer_anomalies_are_among_more_and_the_test_stays_the_same(
+    spec_of: SpecOf, small_config: Config, catalog: Catalog
+):
+    splits = [
+        load_machine(
+            catalog, "fan", spec_of(config=with_exposure(small_config, real_anomalies=n, reserved_anomalies=4))
+        )
+        for n in (0, 1, 4)
+    ]
+    exposed = [set(np.flatnonzero(clips.split == "exposed")) for clips in splits]
+    assert [len(clips) for clips in exposed] == [0, 2, 8]
+    assert exposed[1] < exposed[2]
+    tests = [np.flatnonzero(clips.split == "test").tolist() for clips in splits]
+    assert tests[0] == tests[1] == tests[2]
+    another = load_machine(catalog, "pump", spec_of(config=with_exposure(small_config, real_anomalies=4)))
+    assert another.split.tolist().count("test") == 24
+
+
+def test_a_test_without_anomalies_is_refused(spec_of: SpecOf, small_config: Config, catalog: Catalog):
+    for changes in ({"real_anomalies": 6}, {"contamination": 5}, {"reserved_anomalies": 7}):
+        with pytest.raises(UserError, match=r"fan section 00: setting \d anomalies aside .* of 3 \+ 3"):
+            load_machine(catalog, "fan", spec_of(config=with_exposure(small_config, **changes)))

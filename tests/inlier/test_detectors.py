@@ -7,8 +7,16 @@ from sklearn.svm import OneClassSVM
 
 from rayasd.config import InlierConfig
 from rayasd.errors import UserError
-from rayasd.inlier.detectors import FAMILIES, anomaly_scores, fit_detector, parse_detectors
-from rayasd.inlier.pooling import POOLINGS, check_poolings, find_pooling
+from rayasd.inlier.detectors import (
+    FAMILIES,
+    FusionSpec,
+    anomaly_scores,
+    fit_detector,
+    most_neighbours,
+    parse_detectors,
+)
+from rayasd.inlier.fusion import FUSIONS, fuse
+from rayasd.inlier.pooling import POOLINGS, check_poolings, find_pooling, pool
 from rayasd.presets import load
 
 CONFIG = InlierConfig(grid=(1, 4))
@@ -23,7 +31,7 @@ DOMAINS = np.array(["source"] * 56 + ["target"] * 4, dtype=object)
 def scores_of(text: str) -> np.ndarray:
     (spec,) = parse_detectors([text], CONFIG)
     detector = spec.build()
-    fit_detector(detector, X, DOMAINS)
+    fit_detector(detector, X, domains=DOMAINS)
     return anomaly_scores(detector, X_TEST)
 
 
@@ -48,6 +56,11 @@ def test_each_family_is_what_the_reference_uses():
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_higher_is_more_anomalous(family: str):
+    if family.endswith("-logit"):
+        logits = scores_of(family)  # of windows whose logits these are: a smaller one is more anomalous
+        column = X.mean(axis=0).argmax() if family == "product-logit" else 0
+        np.testing.assert_array_equal(logits, -X_TEST[:, column].astype(float))
+        return
     scores = scores_of("mahalanobis" if family == "mahalanobis" else f"{family}-4")
     assert scores[10:].mean() > scores[:10].mean()
 
@@ -68,11 +81,14 @@ def test_any_estimator_plugs_in_by_import_path():
         ("knn-0", "must be at least 1"),
         ("mahalanobis-3", "unknown detector 'mahalanobis'"),
         ("knn(neighbours=3)", "unexpected keyword argument 'neighbours'"),
-        ("knn(3)", "write a family"),
-        ("knn(", "write a family"),
+        ("knn(3)", "write a name, or package.name"),
+        ("knn(", "write a name, or package.name"),
         ("sklearn.ensemble.Forest", "has no attribute 'Forest'"),
         ("no.such.module.Class", "No module named 'no'"),
         ("collections.OrderedDict", "needs fit"),
+        ("z-mean(knn-1)", "a fusion is of two or more single detectors"),
+        ("z-mean(knn-1, z-min(knn-1, knn-4))", "a fusion is of two or more single detectors"),
+        ("z-median(knn-1, knn-4)", "detector"),
         ("__import__('os').system('true')", "detector"),
     ],
 )
@@ -120,3 +136,38 @@ def test_poolings():
     odd = np.array([[1.0, 2.0, 6.0]])
     assert POOLINGS["lower-half-mean"](odd)[0] == 1.5  # the median counts to both halves
     assert POOLINGS["upper-half-mean"](odd)[0] == 4.0
+
+
+def test_a_fusion_takes_families_and_calls_with_commas():
+    (fusion,) = parse_detectors(["z-min(knn, banks(n_neighbors=2, smote=0.1))"], CONFIG)
+    assert isinstance(fusion, FusionSpec)
+    assert fusion.method == "z-min"
+    assert [member.name for member in fusion.members] == ["knn-1", "knn-4", "banks(n_neighbors=2, smote=0.1)"]
+    config = load("demo", ["inlier.detectors=knn-1,z-mean(knn-1, banks(n_neighbors=2, smote=0.1)),lof-8"])
+    assert len(config.inlier.detectors) == 3
+    assert most_neighbours([fusion]) == 4
+    with pytest.raises(UserError, match="inlier.calibration_folds of at least 2"):
+        parse_detectors(["z-mean(knn-1, knn-4)"], InlierConfig(calibration_folds=0))
+
+
+def test_fusions_by_hand():
+    a, b = (np.array([1.0, 5.0]), np.array([0.0, 2.0])), (np.array([10.0, 0.0]), np.array([10.0, 30.0]))
+    expected = {
+        "z-mean": [(0.0 - 1.0) / 2, (4.0 - 2.0) / 2],
+        "z-min": [-1.0, -2.0],
+        "z-max": [0.0, 4.0],
+        "rank-mean": [(0.5 + 0.25) / 2, (1.0 + 0.0) / 2],
+    }
+    assert set(expected) == set(FUSIONS)
+    for method, values in expected.items():
+        np.testing.assert_allclose(fuse(method, [a, b])[0], values, err_msg=method)
+    with pytest.raises(ValueError, match="training scores that differ"):
+        fuse("z-mean", [a, (b[0], np.array([3.0, 3.0]))])
+
+
+def test_a_pooling_of_ones_own_by_import_path():
+    windows = np.arange(12.0).reshape(3, 4)
+    np.testing.assert_array_equal(pool("numpy.ptp(axis=1)", windows), [3.0] * 3)
+    for name, said in (("numpy.ptp(axis=0)", "no finite number for each of 3 clips"), ("numpy.log", "no finite")):
+        with pytest.raises(ValueError, match=said), np.errstate(divide="ignore"):
+            pool(name, windows)

@@ -1,16 +1,20 @@
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
 from rayasd.inlier.estimators import (
     CentroidDistance,
-    CheckedLocalOutlierFactor,
     DomainBanks,
     LocalDensityDistance,
+    MachineLogit,
     Mahalanobis,
     MeanNeighbourDistance,
+    OutlierFactor,
+    OwnProductLogit,
     PrincipalResidual,
 )
+from rayasd.inlier.neighbours import NeighbourSearch
 
 RNG = np.random.default_rng(0)
 SOURCE = RNG.standard_normal((50, 4)).astype(np.float32)
@@ -37,7 +41,7 @@ def test_banks_without_target_clips_are_neighbour_distances():
 
 def test_smote_fills_the_target_bank_between_its_points():
     detector = DomainBanks(n_neighbors=1, smote=0.5).fit(X, DOMAINS)
-    bank = detector.banks_[1].index_._fit_X
+    bank = detector.banks_[1].neighbours_.bank
     assert len(bank) == 25  # half of the source bank
     np.testing.assert_array_equal(bank[:4], TARGET)
     assert (bank >= TARGET.min(axis=0) - 1e-5).all()
@@ -49,7 +53,7 @@ def test_smote_fills_the_target_bank_between_its_points():
 
 def test_a_single_target_clip_cannot_be_interpolated():
     detector = DomainBanks(smote=1.0).fit(X[:51], DOMAINS[:51])
-    assert len(detector.banks_[1].index_._fit_X) == 1
+    assert len(detector.banks_[1].neighbours_.bank) == 1
 
 
 def test_local_density_divides_by_the_references_own_spacing():
@@ -86,7 +90,7 @@ def test_mahalanobis_per_domain_judges_each_by_its_own_mean():
 @pytest.mark.parametrize(
     "estimator",
     [
-        MeanNeighbourDistance(9), CheckedLocalOutlierFactor(9), LocalDensityDistance(9), CentroidDistance(9),
+        MeanNeighbourDistance(9), OutlierFactor(9), LocalDensityDistance(9), CentroidDistance(9),
         PrincipalResidual(9),
     ],
 )  # fmt: skip
@@ -94,3 +98,34 @@ def test_too_few_windows_are_refused_and_parameters_are_kept(estimator):
     with pytest.raises(ValueError, match=r"needs \d+ windows, the section has 3"):
         clone(estimator).fit(X[:3])
     assert 9 in clone(estimator).get_params().values()
+
+
+@pytest.mark.parametrize("bank", [X, np.repeat(X[:9], 3, axis=0)], ids=["different", "doubled"])
+def test_shared_neighbours_give_what_each_estimator_finds_alone(bank: np.ndarray):
+    shared = NeighbourSearch(bank, most=8)
+    for estimator in (MeanNeighbourDistance(8), MeanNeighbourDistance(2), OutlierFactor(3), LocalDensityDistance(4)):
+        alone = clone(estimator).fit(bank).score_samples(NEW)
+        np.testing.assert_allclose(clone(estimator).fit(bank, shared).score_samples(NEW), alone, rtol=1e-6)
+    plain = LocalOutlierFactor(n_neighbors=3, novelty=True, algorithm="brute").fit(bank)
+    if bank is X:  # among equal windows, who is whose neighbour is open
+        np.testing.assert_allclose(OutlierFactor(3).fit(bank).score_samples(NEW), plain.score_samples(NEW), rtol=1e-5)
+
+
+def test_neighbours_are_searched_once(monkeypatch: pytest.MonkeyPatch):
+    searches = []
+    found = NearestNeighbors.kneighbors
+    monkeypatch.setattr(NearestNeighbors, "kneighbors", lambda *a: searches.append(a[2]) or found(*a))
+    shared = NeighbourSearch(X, most=16)
+    for k in (1, 2, 4, 8, 16):
+        MeanNeighbourDistance(k).fit(X, shared).score_samples(NEW)
+        LocalDensityDistance(k).fit(X, shared).score_samples(NEW)
+    assert searches == [16, 16]  # of the new windows, and among the bank's own
+    shared.nearest(NEW, 20)  # more than was said: searched again, not cut short
+    assert searches[2:] == [20]
+
+
+def test_outlier_exposure_alone_is_the_logit_of_the_sections_own_product():
+    logits = np.array([[0.1, 2.0], [-1.0, 3.0]], np.float32)
+    own = OwnProductLogit().fit(logits)
+    np.testing.assert_allclose(own.score_samples(np.array([[9.0, -4.0]], np.float32)), [-4.0])
+    np.testing.assert_allclose(MachineLogit().fit(logits[:, :1]).score_samples(logits[:, :1]), [0.1, -1.0], rtol=1e-6)

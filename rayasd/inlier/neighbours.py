@@ -1,0 +1,63 @@
+"""Nearest normal windows, searched once a section and shared by every detector and grid point that asks."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.neighbors import NearestNeighbors
+
+Features = NDArray[np.float32]
+Found = tuple[NDArray[np.float64], NDArray[np.int64]]
+"""Euclidean distances and positions in the bank, (windows, k) each, nearest first."""
+
+
+class NeighbourSearch:
+    """Exact search in a bank of normal windows (n, D) that remembers what it found.
+
+    Each array of windows is searched once, for ``most`` neighbours; who asks for fewer gets the nearest of them.
+    """
+
+    def __init__(self, bank: Features, most: int) -> None:
+        self.bank = bank
+        self._most = most
+        self._index = NearestNeighbors(algorithm="brute").fit(bank)
+        self._found: dict[int, tuple[Features, Found]] = {}  # the array is kept, so that its id stays its own
+        self._within: Found | None = None
+        self._parts: dict[bytes, NeighbourSearch] = {}
+
+    def nearest(self, X: Features, k: int) -> Found:
+        """Find the k nearest bank windows of each window of X (m, D)."""
+        known = self._found.get(id(X))
+        if known is None or known[1][0].shape[1] < k:
+            known = (X, self._index.kneighbors(X, self._count(k, len(self.bank))))
+            self._found[id(X)] = known
+        distances, positions = known[1]
+        return distances[:, :k], positions[:, :k]
+
+    def within(self, k: int) -> Found:
+        """Find the k nearest other bank windows of each bank window."""
+        if self._within is None or self._within[0].shape[1] < k:
+            self._within = self._index.kneighbors(None, self._count(k, len(self.bank) - 1))
+        distances, positions = self._within
+        return distances[:, :k], positions[:, :k]
+
+    def part(self, rows: NDArray[np.bool_]) -> "NeighbourSearch":
+        """Search among these rows of the bank alone; asking again gives the same search."""
+        return self._parts.setdefault(rows.tobytes(), NeighbourSearch(self.bank[rows], self._most))
+
+    def graph(self, X: Features, k: int) -> csr_matrix:
+        """Return distances of the windows of X to their k nearest as a sparse matrix (m, n)."""
+        return _sparse(*self.nearest(X, k), len(self.bank))
+
+    def graph_within(self, k: int) -> csr_matrix:
+        """Return distances of bank windows to themselves and their k nearest others as a sparse matrix (n, n)."""
+        distances, positions = self.within(k)
+        own = np.arange(len(self.bank))[:, None]
+        return _sparse(np.hstack([np.zeros(own.shape), distances]), np.hstack([own, positions]), len(self.bank))
+
+    def _count(self, k: int, available: int) -> int:
+        return min(max(k, self._most), available)
+
+
+def _sparse(distances: NDArray[np.float64], positions: NDArray[np.int64], width: int) -> csr_matrix:
+    rows, k = distances.shape
+    return csr_matrix((distances.ravel(), positions.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, width))

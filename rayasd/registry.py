@@ -1,0 +1,67 @@
+"""Extension points: a setting names one of rayasd's own by a short name, or anybody's by its import path."""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from rayasd.errors import UserError, unknown
+
+_IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def find(kind: str, text: str, registry: Mapping[str, Any]) -> Any:
+    """Look up ``name``, ``package.name`` or a call of either such as ``package.name(parameter=3)``.
+
+    Args:
+        kind: what it is, for errors.
+        text: as a person wrote it.
+        registry: objects, or import paths of objects, by short name.
+
+    Returns:
+        The object; a call gives it with its parameters bound (``functools.partial``).
+
+    Raises:
+        UserError: there is no such thing, or it does not take these parameters.
+
+    """
+    path, parameters = parse_call(kind, text)
+    found = registry.get(path, path)
+    if isinstance(found, str):
+        if not _IMPORT_PATH.fullmatch(found):
+            raise unknown(kind, path, registry)
+        module, _, name = found.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{kind} {text}: {error}") from None
+    if not callable(found):
+        raise UserError(f"{kind} {text}: {path} is neither a class nor a function")
+    if not parameters:
+        return found
+    try:
+        inspect.signature(found).bind_partial(**parameters)
+    except TypeError as error:
+        raise UserError(f"{kind} {text}: {error}") from None
+    return partial(found, **parameters)
+
+
+def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Split ``package.name(parameter=3)`` into the path and its parameters; a bare path has none.
+
+    Raises:
+        UserError: it is no call with named literal parameters.
+
+    """
+    if "(" not in text:
+        return text, {}
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError
+        return ast.unparse(node.func), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    except (SyntaxError, ValueError):
+        raise UserError(f"{kind} {text!r}: write a name, or package.name(parameter=value)") from None
