@@ -105,13 +105,15 @@ class ExposureConfig:
     validation_fraction: float = bounded(1 / 6, minimum=0.0, maximum=0.9)
     """Share of each section's source-domain training clips held out of training."""
     real_anomalies: int = bounded(0, minimum=0)
-    """Known anomalous clips a section, drawn from its test clips by seed and trained on as pseudo-anomalous ones."""
+    """Known anomalous clips a section, drawn from its test clips and trained on as pseudo-anomalous ones."""
     real_anomalies_per_batch: int = bounded(1, minimum=1)
     """How many of them are in each batch's pseudo-anomalous half."""
     contamination: int = bounded(0, minimum=0)
     """Anomalous clips a section, drawn likewise, that are hidden among the normal training clips."""
     reserved_anomalies: int = bounded(0, minimum=0)
     """Anomalous clips a section that leave the test at least, so that variants are tested on the same clips."""
+    anomaly_seed: int = bounded(0, minimum=0)
+    """Which clips these draws take; the same for all training seeds, so that all are tested on the same clips."""
     keep_every: int = bounded(0, minimum=0)
     """Epochs between two weights that are kept and embedded, to choose a checkpoint; 0: only the last."""
     checkpoint_every: int = bounded(10, minimum=1)
@@ -151,10 +153,21 @@ class InlierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Which sections choose and which report."""
+    """Which sections choose and which report, by whose rules."""
 
-    development_sections: tuple[str, ...] = ("00", "01", "02")
-    """Sections on which detector and pooling are chosen; all others are evaluation sections."""
+    year: Literal[2020, 2021, 2022, 2023, 2024, 2025] = 2021
+    """DCASE Task 2 challenge whose score and division into development and evaluation hold."""
+    development: tuple[str, ...] = ()
+    """Sections that choose: '00', a machine 'fan', or 'fan/00'; all others are evaluation. Empty: the year's own."""
+    selection: Literal["development", "leave-one-section-out"] = "development"
+    """Choose on the development sections and rank on the others; or choose for each section on all other sections."""
+    ensembles: tuple[str, ...] = ("seeds",)
+    """Entries that average scores over seeds, checkpoints, detectors, or several ('seeds+detectors'); and 'greedy',
+    which picks members among all systems on the sections that choose."""
+    fusion: Literal["z-mean", "z-min", "z-max", "rank-mean"] = "z-mean"
+    """How ensembles combine scores, each scaled by its section's training scores."""
+    threshold_percentile: float = bounded(90.0, minimum=0.0, maximum=100.0)
+    """Percentile of the gamma distribution of a section's training scores above which a clip is called anomalous."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +218,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
     if config.exposure.real_anomalies and config.exposure.real_anomalies_per_batch >= config.exposure.batch_size // 2:
         raise UserError("exposure.real_anomalies_per_batch must be smaller than half of exposure.batch_size")
+    _check_ensembles(config.evaluation.ensembles)
     _check_variants(config.variants)
     if config.exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
@@ -217,6 +231,18 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     if not (config.data.channel in ("only", "mean") or config.data.channel.isdecimal()):
         raise UserError(f"data.channel = {config.data.channel!r}: choose only, mean or a channel's number from 0")
     return config
+
+
+ENSEMBLE_DIMENSIONS = ("seeds", "checkpoints", "detectors")
+GREEDY = "greedy"
+
+
+def _check_ensembles(names: tuple[str, ...]) -> None:
+    for name in names:
+        dimensions = name.split("+")
+        if name != GREEDY and (set(dimensions) - set(ENSEMBLE_DIMENSIONS) or len(set(dimensions)) < len(dimensions)):
+            choices = ", ".join((*ENSEMBLE_DIMENSIONS, GREEDY))
+            raise UserError(f"evaluation.ensembles: {name!r} is none of {choices}, nor several joined by +")
 
 
 def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
@@ -277,7 +303,7 @@ def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any
     origin = typing.get_origin(hint)
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise UserError(f"{name} = {value!r}: choose one of {', '.join(typing.get_args(hint))}")
+            raise UserError(f"{name} = {value!r}: choose one of {', '.join(map(str, typing.get_args(hint)))}")
         return value
     if origin is tuple:
         element = typing.get_args(hint)[0]

@@ -11,7 +11,7 @@ from rayasd.files import digest
 Stage = Literal["train", "embed", "detect"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised whenever a change of the code changes a unit's result: units of an older version are done again."""
 
 _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size", "data.on_bad_clip"})
@@ -72,6 +72,11 @@ class RunDirectory:
     def cells(self) -> Path:
         """AUC and pAUC of every cell (Parquet)."""
         return self.root / "cells.parquet"
+
+    def ensemble(self, entry: str, machine: str, seed: int | None) -> Path:
+        """Scores file of an ensemble (Parquet)."""
+        hive = (f"variant={entry}", f"machine={machine}", "seed=all" if seed is None else f"seed={seed}")
+        return self.root.joinpath("ensembles", *hive, "part-0.parquet")
 
     def leaderboard(self, suffix: str) -> Path:
         """One row a system, as parquet, csv or md."""

@@ -4,23 +4,29 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayasd import __version__
+from rayasd import __version__, presets
 from rayasd.cli.display import counted, wide_console
+from rayasd.config import Config, EvaluationConfig, from_dict, merge, nest
 from rayasd.data.catalog import Catalog, read_catalog, with_ground_truth, write_catalog
 from rayasd.errors import UserError, unknown
-from rayasd.evaluation.bootstrap import compare
-from rayasd.evaluation.cells import Scored, cell_scores
+from rayasd.evaluation.bootstrap import Cell, CellScores, compare
+from rayasd.evaluation.cells import cell_scores, labels_of
 from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.evaluation.published import published_systems, why_not_benchmark
+from rayasd.evaluation.scores import Scored
+from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import digest
 from rayasd.report.tables import coverage, markdown_table, percent
 from rayasd.report.terminal import print_leaderboard
@@ -30,46 +36,88 @@ from rayasd.sweep.store import RunStore
 from rayasd.unit import RESULTS_VERSION
 
 
-def report_run(run_dir: Path, ground_truth: Path | None, *, all_systems: bool) -> None:
-    """Write and print a run's leaderboard from what stands, with labels that may have come since."""
+def report_run(
+    run_dir: Path, ground_truth: Path | None, overrides: Sequence[str], *, all_systems: bool, oracle: bool
+) -> None:
+    """Write and print a run's leaderboard from what stands, with labels and rules that may have come since."""
     console = wide_console()
     store, catalog, sweep = _open(run_dir)
     if ground_truth is not None:
         catalog = with_ground_truth(catalog, ground_truth)
         write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
-    show_report(console, store, sweep, catalog, all_systems=all_systems)
+    evaluation = _with_overrides(store.config(), overrides)
+    show_report(console, store, sweep, catalog, evaluation, all_systems=all_systems, oracle=oracle)
     if missing := len(sweep.states) - sweep.count(State.DONE):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
+
+
+def _with_overrides(config: Config, overrides: Sequence[str]) -> EvaluationConfig:
+    changes = presets.parse_overrides(overrides)
+    for key in changes:
+        if not key.startswith("evaluation."):
+            raise UserError(f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep")
+    return from_dict(merge(config.as_dict(), nest(changes))).evaluation
 
 
 def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None], part: str) -> None:
     """Print which of two systems is better on one part's sections, by how much, and how sure."""
     console = wide_console()
-    names, systems = [], []
+    systems: list[dict[Cell, CellScores]] = []
+    rows, years = [], set()
     for path, variant in zip(runs, variants, strict=True):
         store, catalog, sweep = _open(path)
-        leaderboard = _write_report(store, sweep, catalog)
-        ranked = {standing.variant: standing for standing in leaderboard.ranked}
-        if variant is not None and variant not in ranked:
-            raise unknown(f"variant of {path}", variant, ranked)
-        chosen = ranked[variant] if variant is not None else leaderboard.ranked[0]
-        system = (chosen.variant, chosen.detector, chosen.pooling)
-        cells = pq.read_table(store.paths.cells, filters=[("part", "=", part)])
-        systems.append(cell_scores(_scored(store, sweep), catalog.table, cells, system))
-        names.append(f"{store.paths.root.name} {' '.join(system)}")
+        evaluation = store.config().evaluation
+        leaderboard = _write_report(store, sweep, catalog, evaluation)
+        entries = {entry.variant: entry for entry in leaderboard.ranked if not entry.variant.startswith(ANY_VARIANT)}
+        if variant is not None and variant not in entries:
+            raise unknown(f"variant of {path}", variant, entries)
+        chosen = entries[variant] if variant is not None else next(iter(entries.values()))
+        cells = _entry_cells(store, leaderboard, chosen.variant, part)
+        scored = [*_scored(store, sweep), *_ensembles(store)]
+        systems.append(cell_scores(scored, labels_of(catalog.table), cells, evaluation.year))
+        name = f"{store.paths.root.name} {chosen.variant} {chosen.detector} {chosen.pooling}"
+        rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
+        years.add(evaluation.year)
+    if len(years) > 1:
+        raise UserError(f"the runs are scored by the rules of different years ({', '.join(map(str, sorted(years)))})")
     if not all(systems):
         raise UserError(f"no labelled {part} cells to compare on")
-    result = compare(*systems)
-    for name, score in zip(names, (result.first, result.second), strict=True):
-        console.print(Text(f"{percent(score)}  {name}"))
+    year = years.pop()
+    result = compare(systems[0], systems[1], year)
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    for title in ("system", f"official {year} {part}", "source AUC", "target AUC"):
+        table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
+    for (name, source, target), score in zip(rows, (result.first, result.second), strict=True):
+        table.add_row(Text(name), percent(score), source, target)
+    console.print(table)
     console.print(
-        f"lead of the first: {percent(result.lead)} points of the official score on the {part} sections, 95 % interval "
-        f"{percent(result.low)} to {percent(result.high)}; it leads in {percent(result.share)} % of the draws",
+        f"lead of the first: {percent(result.lead)} points of the official {year} score on the {part} sections, 95 % "
+        f"interval {percent(result.low)} to {percent(result.high)}; it leads in {percent(result.share)} % of the draws",
         highlight=False,
     )
-    better = names[0] if result.lead > 0 else names[1]
+    better = rows[0][0] if result.lead > 0 else rows[1][0]
     verdict = f"better: {better}" if result.sure else "no sure difference"
     console.print(Text(f"{verdict} (paired bootstrap over {len(systems[0])} cells' test clips)"))
+
+
+def _entry_cells(store: RunStore, leaderboard: Leaderboard, variant: str, part: str) -> pa.Table:
+    """Read the cells that count for a variant on one part; leave-one-section-out, there is one part."""
+    cells = pq.read_table(store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
+    return cells if leaderboard.ranked_on == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
+
+
+def _domain_aucs(cells: pa.Table) -> list[float | None]:
+    """Arithmetic mean of AUC over source cells and over target cells."""
+    return [pc.mean(cells.filter(pc.field("domain") == domain)["auc"]).as_py() for domain in ("source", "target")]
+
+
+def _ensembles(store: RunStore) -> list[Scored]:
+    """List the scores files of a run's ensembles, as its last report wrote them."""
+    found = []
+    for path in sorted(store.paths.root.glob("ensembles/*/*/*/part-0.parquet")):
+        variant, machine, seed = (folder.name.partition("=")[2] for folder in reversed(path.parents[:3]))
+        found.append(Scored(variant, machine, None if seed == "all" else int(seed), path))
+    return found
 
 
 def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
@@ -77,28 +125,45 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     console = wide_console()
     rows: list[dict[str, Any]] = []
     comparable = True
+    years = set()
     for path in runs:
         store, catalog, sweep = _open(path)
-        leaderboard = _write_report(store, sweep, catalog)
+        evaluation = store.config().evaluation
+        years.add(evaluation.year)
+        leaderboard = _write_report(store, sweep, catalog, evaluation)
         for standing in leaderboard.ranked:
             name = f"{standing.variant} {standing.detector} {standing.pooling}"
             where = f"{store.paths.root.name}, {counted(standing.num_seeds, 'seed')}, {coverage(standing)} cells"
             score, deviation = getattr(standing, part), getattr(standing, f"{part}_std")
-            rows.append({"system": name, "score": score, "deviation": deviation, "from": where})
-        why_not = why_not_benchmark(catalog.table, part, synthetic=store.manifest()["data"]["synthetic"])
+            source, target = _domain_aucs(_entry_cells(store, leaderboard, standing.variant, part))
+            rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,
+                         "target_auc": target, "from": where})  # fmt: skip
+        why_not = why_not_benchmark(catalog.table, part, evaluation, synthetic=store.manifest()["data"]["synthetic"])
         if why_not is not None:
             click.echo(f"{path}: published systems are left out: {why_not}", err=True)
             comparable = False
+    if len(years) > 1:
+        raise UserError(f"the runs are scored by the rules of different years ({', '.join(map(str, sorted(years)))})")
     for system in published_systems(part) if comparable else ():
-        source = f"published: {system.source}"
-        rows.append({"system": system.name, "score": system.score, "deviation": None, "from": source})
+        where = f"published: {system.source}"
+        rows.append({"system": system.name, "score": system.score, "deviation": None, "source_auc": None,
+                     "target_auc": None, "from": where})  # fmt: skip
     rows.sort(key=lambda row: -(row["score"] or 0.0))
+    year = years.pop()
     if form == "json":
-        click.echo(json.dumps([{"part": part, **row} for row in rows], indent=2, ensure_ascii=False))
+        click.echo(json.dumps([{"part": part, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
         return
-    titles = ["#", "system", f"official {part}", "from"]
+    titles = ["#", "system", f"official {year} {part}", "source AUC", "target AUC", "from"]
     lines = [
-        [str(i), row["system"], percent(row["score"], row["deviation"]), row["from"]] for i, row in enumerate(rows, 1)
+        [
+            str(i),
+            row["system"],
+            percent(row["score"], row["deviation"]),
+            percent(row["source_auc"]),
+            percent(row["target_auc"]),
+            row["from"],
+        ]
+        for i, row in enumerate(rows, 1)
     ]
     if form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])
@@ -107,41 +172,51 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     else:
         table = Table(header_style="bold", pad_edge=False, box=None)
         for title in titles:
-            table.add_column(title, justify="right" if title in titles[::2] else "left", no_wrap=True)
+            table.add_column(title, justify="left" if title in ("system", "from") else "right", no_wrap=True)
         for line in lines:
-            table.add_row(*map(Text, line), style="dim" if line[3].startswith("published") else "")
+            table.add_row(*map(Text, line), style="dim" if line[-1].startswith("published") else "")
         console.print(table)
 
 
 def show_report(
-    console: Console, store: RunStore, sweep: Sweep, catalog: Catalog, *, all_systems: bool = False
+    console: Console,
+    store: RunStore,
+    sweep: Sweep,
+    catalog: Catalog,
+    evaluation: EvaluationConfig,
+    *,
+    all_systems: bool = False,
+    oracle: bool = False,
 ) -> Leaderboard:
     """Write the leaderboard's files and print it."""
-    leaderboard = _write_report(store, sweep, catalog)
+    leaderboard = _write_report(store, sweep, catalog, evaluation)
     machines = sorted(leaderboard.standings[0].machines)
     title = f"{store.paths.root.name}: {counted(len(machines), 'machine type')}"
     synthetic = store.manifest()["data"]["synthetic"]
-    print_leaderboard(console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems)
+    print_leaderboard(
+        console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems, oracle=oracle
+    )
     written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
     console.print(written, highlight=False, soft_wrap=True)
     return leaderboard
 
 
-def report_stands(store: RunStore, sweep: Sweep, catalog: Catalog) -> bool:
-    """Whether the run's leaderboard was made from just these scores and labels, so that it need not be made again."""
+def report_stands(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> bool:
+    """Whether the run's leaderboard was made from just these scores, labels and rules: it need not be made again."""
     files = [store.paths.leaderboard(suffix) for suffix in ("parquet", "csv", "md")]
     if not all(path.exists() for path in [*files, store.paths.cells]):
         return False
-    return (pq.read_schema(files[0]).metadata or {}).get(b"inputs") == _inputs(store, sweep, catalog).encode()
+    inputs = _inputs(store, sweep, catalog, evaluation)
+    return (pq.read_schema(files[0]).metadata or {}).get(b"inputs") == inputs.encode()
 
 
-def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog) -> str:
-    """Digest of all that decides a leaderboard: which scores, which labels, which sections choose."""
+def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> str:
+    """Digest of all that decides a leaderboard: which scores, which labels, which rules."""
     scores = {
         str(unit): [state, sweep.specs[unit].identity] for unit, state in sweep.states.items() if unit.stage == "detect"
     }
     labels = [catalog.table[name].to_pylist() for name in ("clip", "label")]
-    return digest([__version__, RESULTS_VERSION, scores, labels, store.config().evaluation.development_sections])
+    return digest([__version__, RESULTS_VERSION, scores, labels, asdict(evaluation)])
 
 
 def _open(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
@@ -151,7 +226,7 @@ def _open(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
     return store, catalog, survey(store, store.specs(), (), retry_failed=False)
 
 
-def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboard:
+def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> Leaderboard:
     manifest = store.manifest()
     planned: dict[str, list[str]] = {}
     for unit in sweep.states:
@@ -166,16 +241,16 @@ def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog) -> Leaderboar
         "data": manifest["data"]["root"],
         "data_fingerprint": digest(manifest["data"]["fingerprint"])[:12],
         "synthetic": manifest["data"]["synthetic"],
-        "inputs": _inputs(store, sweep, catalog),
+        "evaluation": ", ".join(f"{name}={value}" for name, value in asdict(evaluation).items()),
+        "inputs": _inputs(store, sweep, catalog, evaluation),
     }
-    sections = store.config().evaluation.development_sections
-    return write_report(store.paths, _scored(store, sweep), catalog.table, sections, planned, provenance)
+    return write_report(store.paths, _scored(store, sweep), catalog.table, evaluation, planned, provenance)
 
 
 def _scored(store: RunStore, sweep: Sweep) -> list[Scored]:
     """List the finished detect units with their scores."""
     return [
-        (unit.variant, unit.machine, unit.seed, store.paths.table(unit))
+        Scored(unit.variant, unit.machine, unit.seed, store.paths.table(unit))
         for unit in sweep.units(State.DONE)
         if unit.stage == "detect"
     ]

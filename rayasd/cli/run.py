@@ -154,12 +154,13 @@ def _run(
     scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
     if scored and any(unit.stage == "detect" for unit in asked):
         catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-        if waiting == 0 and report_stands(store, sweep, catalog):
+        evaluation = store.config().evaluation
+        if waiting == 0 and report_stands(store, sweep, catalog, evaluation):
             console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
         else:
-            show_report(console, store, sweep, catalog)
+            show_report(console, store, sweep, catalog, evaluation)
         failed = print_failed_cells(console, pq.read_table(store.paths.cells))
-        ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("selected", "=", True)])
+        ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
         lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
         complete = complete and not (failed and lacking)
     return 0 if complete else 1

@@ -90,12 +90,20 @@ def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: s
 @click.option(
     "--ground-truth", type=click.Path(path_type=Path), help="Folder of ground_truth_*.csv with labels to add."
 )
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
-def report(run: Path, ground_truth: Path | None, all_systems: bool) -> None:
-    """Compute RUN's leaderboard afresh from all scores that stand, and print it."""
+@click.option("--oracle", is_flag=True, help="Add the best system in hindsight: marked, never ranked.")
+def report(run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool) -> None:
+    """Compute RUN's leaderboard afresh from all scores that stand, and print it.
+
+    \b
+        rayasd report runs/first --oracle
+        rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy
+    """
     from rayasd.cli.reporting import report_run
 
-    report_run(run, ground_truth, all_systems=all_systems)
+    report_run(run, ground_truth, overrides, all_systems=all_systems, oracle=oracle)
 
 
 @click.command()

@@ -1,13 +1,14 @@
-"""How sure a score is: bootstrap over test clips, drawn within each cell and label, for one system or two in pairs."""
+"""How sure a score is: bootstrap over test clips, drawn within domain and label, for one system or two in pairs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayasd.errors import UserError
-from rayasd.evaluation.metrics import auc, official_score, partial_auc
+from rayasd.evaluation.metrics import METRICS
+from rayasd.evaluation.years import official_score
 from rayasd.randomness import generator
 
 NUM_REPLICATES = 1000
@@ -27,27 +28,52 @@ class CellScores:
     """(clips,)"""
     scores: NDArray[np.float64]
     """(seeds, clips), higher is more anomalous."""
+    domains: NDArray[np.object_]
+    """(clips,)"""
+    metrics: tuple[str, ...] = ("auc", "pauc")
+    """Which of the two the year's score counts of this cell."""
+
+    @classmethod
+    def stacked(cls, seeds: Sequence["CellScores"]) -> "CellScores":
+        """Put the same cell's scores of several seeds together."""
+        return replace(seeds[0], scores=np.concatenate([seed.scores for seed in seeds]))
 
 
-def official_replicates(cells: Mapping[Cell, CellScores], num_replicates: int = NUM_REPLICATES) -> NDArray[np.float64]:
-    """Draw the official score of a system again and again.
+Replicates = NDArray[np.float64]
+"""(seeds, replicates)"""
 
-    In each replicate, every cell's normal and anomalous clips are drawn with replacement among themselves (Efron 1979,
-    stratified), the same clips for all seeds; the official score of each seed is averaged. The draws come from the
-    cell's name alone, so that two systems scored on the same clips are compared in pairs.
 
-    Returns:
-        (replicates,), fractions of 1.
+def metric_replicates(
+    cells: Mapping[Cell, CellScores], num_replicates: int = NUM_REPLICATES
+) -> dict[Cell, dict[str, Replicates]]:
+    """Draw the AUC and pAUC of a system's cells again and again.
 
+    In each replicate, a section's clips are drawn with replacement among those of their domain and label (Efron 1979,
+    stratified), the same clips for all seeds. The draws come from the names of machine, section and domain alone, so
+    that two systems scored on the same clips are compared in pairs.
     """
-    reciprocals: NDArray[np.float64] = np.zeros((1, 1))
+    found: dict[Cell, dict[str, Replicates]] = {}
     for cell, of_cell in sorted(cells.items()):
-        drawn = _draws(cell, of_cell.anomalous, num_replicates)
-        labels = of_cell.anomalous[drawn[0]]  # anomalous clips take the same places in every replicate
-        values = [metric(labels, scores[drawn]) for scores in of_cell.scores for metric in (auc, partial_auc)]
-        floored = np.maximum(np.stack(values).reshape(len(of_cell.scores), 2, num_replicates), np.finfo(float).eps)
-        reciprocals = reciprocals + (1 / floored).sum(axis=1)
-    return (2 * len(cells) / reciprocals).mean(axis=0)
+        drawn = _draws(cell, of_cell, num_replicates)
+        labels = of_cell.anomalous[drawn[0]]  # a stratum's clips take the same places in every replicate
+        found[cell] = {
+            name: np.stack([METRICS[name](labels, scores[drawn]) for scores in of_cell.scores])
+            for name in of_cell.metrics
+        }
+    return found
+
+
+def official_replicates(metrics: Mapping[Cell, Mapping[str, Replicates]], year: int) -> NDArray[np.float64]:
+    """Compute the year's official score of each replicate, averaged over seeds: (replicates,), fractions of 1."""
+    named = [(cell[0], values) for cell, of_cell in metrics.items() for values in of_cell.values()]
+    machines = [machine for machine, _ in named]
+    num_seeds = min(len(values) for _, values in named)
+    return np.mean([official_score(year, machines, [v[s] for _, v in named]) for s in range(num_seeds)], axis=0)
+
+
+def mean_replicates(metrics: Mapping[Cell, Mapping[str, Replicates]], name: str) -> NDArray[np.float64]:
+    """Compute the arithmetic mean over cells and seeds of AUC or pAUC of each replicate: (replicates,)."""
+    return np.concatenate([of_cell[name] for of_cell in metrics.values() if name in of_cell]).mean(axis=0)
 
 
 @dataclass(frozen=True)
@@ -74,7 +100,7 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
-def compare(first: Mapping[Cell, CellScores], second: Mapping[Cell, CellScores]) -> Comparison:
+def compare(first: Mapping[Cell, CellScores], second: Mapping[Cell, CellScores], year: int) -> Comparison:
     """Compare two systems by a paired bootstrap: both are scored on the same draws of the same clips.
 
     Raises:
@@ -88,18 +114,20 @@ def compare(first: Mapping[Cell, CellScores], second: Mapping[Cell, CellScores])
             raise UserError(f"only one of the two has scores of {name}: both need the same machines and sections")
         if a.clips != b.clips or not np.array_equal(a.anomalous, b.anomalous):
             raise UserError(f"the two were not scored on the same clips, or labels, of {name}")
-    draws = [official_replicates(system) for system in (first, second)]
+    draws = [official_replicates(metric_replicates(system), year) for system in (first, second)]
     lead = draws[0] - draws[1]
     low, high = interval(lead)
     share = float(np.mean(lead > 0) + np.mean(lead == 0) / 2)
-    return Comparison(_official(first), _official(second), low, high, share)
+    return Comparison(_official(first, year), _official(second, year), low, high, share)
 
 
-def _official(cells: Mapping[Cell, CellScores]) -> float:
+def _official(cells: Mapping[Cell, CellScores], year: int) -> float:
     """Official score, mean over seeds."""
-    num_seeds = min(len(cell.scores) for cell in cells.values())
-    metrics = [[metric(c.anomalous, c.scores) for c in cells.values()] for metric in (auc, partial_auc)]
-    return float(np.mean([official_score(*([v[s] for v in of] for of in metrics)) for s in range(num_seeds)]))
+    whole = {
+        cell: {name: METRICS[name](of.anomalous, of.scores)[:, None] for name in of.metrics}
+        for cell, of in cells.items()
+    }
+    return float(official_replicates(whole, year)[0])
 
 
 def interval(replicates: NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -108,8 +136,13 @@ def interval(replicates: NDArray[np.float64], confidence: float = CONFIDENCE) ->
     return float(low), float(high)
 
 
-def _draws(cell: Cell, anomalous: NDArray[np.bool_], num_replicates: int) -> NDArray[np.int64]:
-    """Clips of each replicate, (replicates, clips): the normal ones first."""
-    rng = generator("bootstrap", *cell)
-    parts = [np.flatnonzero(~anomalous), np.flatnonzero(anomalous)]
-    return np.hstack([part[rng.integers(0, len(part), (num_replicates, len(part)))] for part in parts])
+def _draws(cell: Cell, of_cell: CellScores, num_replicates: int) -> NDArray[np.int64]:
+    """Clips of each replicate, (replicates, clips): stratum after stratum."""
+    drawn = []
+    for domain in sorted(set(of_cell.domains)):
+        for anomalous in (False, True):
+            stratum = np.flatnonzero((of_cell.domains == domain) & (of_cell.anomalous == anomalous))
+            if len(stratum):
+                rng = generator("bootstrap", cell[0], cell[1], domain, int(anomalous))
+                drawn.append(stratum[rng.integers(0, len(stratum), (num_replicates, len(stratum)))])
+    return np.hstack(drawn)

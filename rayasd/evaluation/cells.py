@@ -1,141 +1,163 @@
-"""Cells: AUC and pAUC of each (variant, seed, machine, section, domain) under each detector and pooling."""
+"""Cells: AUC and pAUC of each (variant, seed, machine, section, domain) under each checkpoint, detector and pooling."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayasd.config import EvaluationConfig
 from rayasd.evaluation.bootstrap import Cell, CellScores
-from rayasd.evaluation.metrics import auc, partial_auc
+from rayasd.evaluation.metrics import METRICS
+from rayasd.evaluation.scores import Key, Scored, SectionScores, Words, read_scores
+from rayasd.evaluation.years import CellKind, cell_kinds, is_development
 
 SCHEMA = pa.schema(
     [
         ("variant", pa.string()),
-        ("seed", pa.int64()),
+        ("seed", pa.int64()),  # null: an ensemble over seeds
         ("machine", pa.string()),
         ("section", pa.string()),
-        ("domain", pa.string()),
+        ("domain", pa.string()),  # since 2022 also 'both', of which the pAUC counts
         ("part", pa.string()),  # development, evaluation
+        ("checkpoint", pa.int64()),
         ("detector", pa.string()),
         ("pooling", pa.string()),
-        ("auc", pa.float64()),  # null unless status is ok
+        ("auc", pa.float64()),  # null unless status is ok and the year's score counts it
         ("pauc", pa.float64()),
         ("num_normal", pa.int64()),
         ("num_anomaly", pa.int64()),
+        ("threshold", pa.float64()),  # of the selected systems, like the next three; null without training scores
+        ("precision", pa.float64()),
+        ("recall", pa.float64()),
+        ("f1", pa.float64()),
         ("status", pa.string()),  # ok, unlabelled, failed
         ("reason", pa.string()),  # why it is not ok
-        ("selected", pa.bool_()),  # the system chosen on the development sections, of its variant
+        ("selected", pa.bool_()),  # counts for its variant: of the system chosen on the sections that choose
     ]
 )
 
-Scored = tuple[str, str, int, Path]
-"""variant, machine, seed and scores file of a finished detect unit."""
+Labels = Mapping[str, int | None]
+"""Label of each clip: 0 normal, 1 anomalous, None unknown."""
 
 
-def score_cells(scored: Sequence[Scored], catalog: pa.Table, development_sections: Sequence[str]) -> pa.Table:
-    """Compute every cell of the finished units, with the catalog's labels: it may know more than the scores did."""
-    labels = dict(zip(catalog["clip"].to_pylist(), catalog["label"].to_pylist(), strict=True))
-    rows = [row for unit in scored for row in _unit_cells(unit, labels, set(development_sections))]
-    return pa.Table.from_pylist(rows, SCHEMA)
+def labels_of(catalog: pa.Table) -> Labels:
+    """Read every clip's label from a catalog: it may know more than the scores did when they were written."""
+    return dict(zip(catalog["clip"].to_pylist(), catalog["label"].to_pylist(), strict=True))
 
 
-def cell_scores(
-    scored: Sequence[Scored], catalog: pa.Table, cells: pa.Table, system: tuple[str, str, str]
-) -> dict[Cell, CellScores]:
-    """Collect the clip scores behind a system's cells, seed by seed; the clips' order is the same in every seed.
+def score_cells(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
+    """Compute every cell of these scores files."""
+    return pa.Table.from_pylist([row for unit in scored for row in _unit_cells(unit, labels, evaluation)], SCHEMA)
+
+
+def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year: int) -> dict[Cell, CellScores]:
+    """Collect the clip scores behind these cells, seed by seed; the clips' order is the same in every seed.
 
     Args:
-        scored: finished detect units.
-        catalog: with labels.
-        cells: the cells wanted; those of other systems, and those that are not ok, are passed over.
-        system: variant, detector, pooling.
+        scored: scores files.
+        labels: of the clips.
+        cells: one system's, or one a cell; those that are not ok are passed over.
+        year: by whose rule these are cells.
 
     """
-    variant, detector, pooling = system
-    labels = dict(zip(catalog["clip"].to_pylist(), catalog["label"].to_pylist(), strict=True))
-    chosen = (pc.field("variant") == variant) & (pc.field("detector") == detector) & (pc.field("pooling") == pooling)
-    wanted = cells.filter(chosen & (pc.field("status") == "ok"))
-    names = set(zip(*(wanted[n].to_pylist() for n in ("machine", "section", "domain", "seed")), strict=True))
-    rows: dict[Cell, list[list[float]]] = {}
-    clips: dict[Cell, list[str]] = {}
-    for unit_variant, machine, seed, path in sorted(scored):
-        if unit_variant != variant:
-            continue
-        table = pq.read_table(path, filters=[("detector", "=", detector), ("pooling", "=", pooling)])
-        for section, domain in sorted({(s, d) for m, s, d, k in names if (m, k) == (machine, seed)}):
-            of_cell = table.filter((pc.field("section") == section) & (pc.field("domain") == domain)).sort_by("clip")
-            rows.setdefault((machine, section, domain), []).append(of_cell["score"].to_pylist())
-            clips[machine, section, domain] = of_cell["clip"].to_pylist()
-    return {
-        cell: CellScores(tuple(clips[cell]), np.array([labels[clip] == 1 for clip in clips[cell]]), np.array(of_cell))
-        for cell, of_cell in rows.items()
-    }
+    wanted: dict[Scored, list[dict[str, Any]]] = {}
+    files = {(unit.variant, unit.machine, unit.seed): unit for unit in scored}
+    for row in cells.filter(pc.field("status") == "ok").to_pylist():
+        wanted.setdefault(files[row["variant"], row["machine"], row["seed"]], []).append(row)
+    found: dict[Cell, list[CellScores]] = {}
+    for unit, rows in sorted(wanted.items(), key=lambda item: str(item[0])):
+        systems = read_scores(unit.path)
+        for row in rows:
+            of_section = systems[Key(*(row[name] for name in Key._fields))]
+            anomalous, members = members_of(of_section, row["domain"], labels, year)
+            order = np.flatnonzero(members)[np.argsort(of_section.clips[members])]
+            cell = CellScores(
+                clips=tuple(of_section.clips[order]),
+                anomalous=anomalous[order],
+                scores=of_section.scores[None, order],
+                domains=of_section.domains[order],
+                metrics=tuple(name for name in METRICS if row[name] is not None),
+            )
+            found.setdefault((unit.machine, row["section"], row["domain"]), []).append(cell)
+    return {cell: CellScores.stacked(of_cell) for cell, of_cell in found.items()}
 
 
-def _unit_cells(unit: Scored, labels: dict[str, int | None], development: set[str]) -> list[dict[str, object]]:
-    variant, machine, seed, path = unit
-    table = pq.read_table(path).unify_dictionaries()
-    groups = table.group_by(["section", "domain"], use_threads=False).aggregate([])
+def members_of(
+    of_section: SectionScores, domain: str, labels: Labels, year: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell which of a section's test clips are anomalous ones of a cell, and which are its clips; (clips,) each."""
+    kind = next(kind for kind in cell_kinds(year, of_section.domains) if kind.domain == domain)
+    return _members(of_section.clips, kind, labels)
+
+
+def _unit_cells(unit: Scored, labels: Labels, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
+    by_section: dict[str, dict[Key, SectionScores]] = {}
+    for key, of_key in read_scores(unit.path).items():
+        by_section.setdefault(key.section, {})[key] = of_key
     rows = []
-    for section, domain in zip(groups["section"].to_pylist(), groups["domain"].to_pylist(), strict=True):
-        cell = table.filter((pc.field("section") == section) & (pc.field("domain") == domain))
-        systems, clips, scores, reasons = _matrix(cell)
-        known = [labels.get(clip) for clip in clips]
-        anomalous, normal = (np.array([label == wanted for label in known]) for wanted in (1, 0))
+    for section, systems in by_section.items():
+        part = "development" if is_development(evaluation, unit.machine, section) else "evaluation"
+        first = next(iter(systems.values()))
+        scores = np.stack([of_system.scores for of_system in systems.values()])
         failed = np.atleast_1d(~np.isfinite(scores).all(axis=1))
-        good = np.flatnonzero(~failed)
-        values: NDArray[np.float64] = np.full((2, len(systems)), np.nan)
-        problem = None
-        if not (anomalous | normal).all():
-            problem = (
-                "unlabelled",
-                f"{int((~(anomalous | normal)).sum())} of {len(clips)} clips have no label",
-            )
-        elif not anomalous.any() or not normal.any():
-            problem = (
-                "unlabelled",
-                f"no {'normal' if anomalous.any() else 'anomalous'} clips: AUC needs both",
-            )
-        elif len(good):
-            values[:, good] = auc(anomalous, scores[good]), partial_auc(anomalous, scores[good])
-        for i, (detector, pooling) in enumerate(systems):
-            status, reason = ("failed", reasons[i]) if failed[i] else problem or ("ok", None)
-            rows.append(
-                {
-                    "variant": variant,
-                    "seed": seed,
-                    "machine": machine,
-                    "section": section,
-                    "domain": domain,
-                    "part": "development" if section in development else "evaluation",
-                    "detector": detector,
-                    "pooling": pooling,
-                    "auc": float(values[0, i]) if status == "ok" else None,
-                    "pauc": float(values[1, i]) if status == "ok" else None,
-                    "num_normal": int(normal.sum()),
-                    "num_anomaly": int(anomalous.sum()),
-                    "status": status,
-                    "reason": reason,
-                    "selected": False,
-                }
-            )
+        for kind in cell_kinds(evaluation.year, first.domains):
+            anomalous, members = _members(first.clips, kind, labels)
+            problem = _problem(first.clips, kind, labels)
+            good = scores[~failed][:, members]
+            values: dict[str, NDArray[np.float64]] = {name: np.full(len(scores), np.nan) for name in kind.metrics}
+            if problem is None and not failed.all():
+                for name in kind.metrics:
+                    values[name][~failed] = METRICS[name](anomalous[members], good)
+            for i, (key, of_key) in enumerate(systems.items()):
+                status, reason = ("failed", of_key.reason) if failed[i] else problem or ("ok", None)
+                rows.append(
+                    {
+                        **dict.fromkeys(SCHEMA.names),
+                        "variant": unit.variant,
+                        "seed": unit.seed,
+                        "machine": unit.machine,
+                        "domain": kind.domain,
+                        "part": part,
+                        **key._asdict(),
+                        **{name: float(of[i]) for name, of in values.items() if status == "ok"},
+                        "num_normal": int((members & ~anomalous).sum()),
+                        "num_anomaly": int(anomalous.sum()),
+                        "status": status,
+                        "reason": reason,
+                        "selected": False,
+                    }
+                )
     return rows
 
 
-def _matrix(
-    cell: pa.Table,
-) -> tuple[list[tuple[str, str]], list[str], NDArray[np.float64], list[str | None]]:
-    """Systems (detector, pooling), clips, scores (systems, clips; NaN where failed) and reasons of one cell's rows.
+def labelled_cells(catalog: pa.Table, evaluation: EvaluationConfig) -> dict[str, int]:
+    """Count, for each machine, the cells that can be evaluated: all their clips have labels, of both classes."""
+    test = catalog.filter(pc.field("split") == "test")
+    labels, counts = labels_of(test), dict.fromkeys(pc.unique(test["machine"]).to_pylist(), 0)
+    for group in test.group_by(["machine", "section"]).aggregate([("clip", "list"), ("domain", "list")]).to_pylist():
+        clips, domains = (np.array(group[f"{name}_list"], dtype=object) for name in ("clip", "domain"))
+        kinds = cell_kinds(evaluation.year, domains)
+        counts[group["machine"]] += sum(_problem(clips, kind, labels) is None for kind in kinds)
+    return counts
 
-    A scores file holds, section by section, one block of clips after the other for each system, clips in one order.
-    """
-    detectors, poolings = (cell[name].to_pylist() for name in ("detector", "pooling"))
-    systems = list(dict.fromkeys(zip(detectors, poolings, strict=True)))
-    scores = cell["score"].to_numpy().reshape(len(systems), -1)
-    clips = cell["clip"].slice(0, scores.shape[1]).to_pylist()
-    reasons = cell["reason"].to_pylist()[:: scores.shape[1]]
-    return systems, clips, scores, reasons
+
+def _members(clips: Words, kind: CellKind, labels: Labels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which clips are the cell's anomalous ones, and which are its clips, normal or anomalous; (clips,) each."""
+    label = np.array([labels.get(clip) for clip in clips], dtype=object)
+    anomalous = (label == 1) & kind.anomalous
+    return anomalous, anomalous | ((label == 0) & kind.normal)
+
+
+def _problem(clips: Words, kind: CellKind, labels: Labels) -> tuple[str, str] | None:
+    """Status and reason of a cell that cannot be evaluated."""
+    concerned = kind.normal | kind.anomalous
+    unknown = sum(labels.get(clip) is None for clip in clips[concerned])
+    if unknown:
+        return "unlabelled", f"{unknown} of {concerned.sum()} clips have no label"
+    anomalous, members = _members(clips, kind, labels)
+    if not anomalous.any() or anomalous.sum() == members.sum():
+        return "unlabelled", f"no {'normal' if anomalous.any() else 'anomalous'} clips: AUC needs both"
+    return None

@@ -1,46 +1,59 @@
-"""The leaderboard: systems (variant, detector, pooling) chosen on development, ranked on evaluation sections."""
+"""The leaderboard: entries ranked by the sections that did not choose them, and every system behind them."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd.evaluation.metrics import harmonic_mean, official_score
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.metrics import harmonic_mean
+from rayasd.evaluation.scores import System
+from rayasd.evaluation.selection import LEAVE_ONE_OUT, Entries, Row, official, system_of
+
+PER_SECTION = "per section"
+"""Detector of an entry whose sections have systems of their own."""
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One system over all its seeds. Scores are fractions of 1; None where there is nothing to average."""
+    """One system over all its seeds, or an entry of several. Scores are fractions of 1; None where there are none."""
 
     variant: str
+    checkpoint: int | None
+    """Epochs trained; None: chosen per section."""
     detector: str
     pooling: str
     num_seeds: int
     rank: int | None
-    """Among the selected systems; None for all others."""
-    selected: bool
-    """The system of its variant that is best on the development sections."""
+    """Of an entry; None for all other systems."""
+    oracle: bool
+    """The best of all systems on the very sections that rank: what better choosing could give, never ranked."""
     development: float | None
-    """2021 official score on the development sections, mean over seeds."""
+    """Official score on the sections that choose, mean over seeds."""
     development_std: float | None
     evaluation: float | None
-    """The same on the evaluation sections."""
+    """The same on the sections that rank."""
     evaluation_std: float | None
-    low: float | None
-    """Lower end of the score's 95 % bootstrap interval over test clips; for ranked and complete systems."""
-    high: float | None
+    interval: Interval | None
+    """95 % bootstrap interval of the score that ranks, over test clips; for ranked and complete entries."""
     auc: float | None
-    """Arithmetic mean over the cells that rank, and seeds; like the next four."""
+    """Arithmetic mean over the cells that rank, and seeds; like the next."""
+    auc_interval: Interval | None
     pauc: float | None
+    pauc_interval: Interval | None
     source_auc: float | None
-    """Harmonic mean over source-domain cells, mean over seeds."""
+    """Harmonic mean over source-domain cells that rank, mean over seeds."""
     target_auc: float | None
     machines: dict[str, float | None]
     """Harmonic mean of AUC per machine type, mean over seeds."""
+    precision: float | None
+    """Arithmetic mean over the cells that rank and have decisions, and seeds; for entries, like the next two."""
+    recall: float | None
+    f1: float | None
     auc_all: float | None
     """Arithmetic mean over all cells, development and evaluation."""
     cells_ok: int
@@ -56,131 +69,141 @@ class Standing:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Systems in order: ranked ones first, then the rest by development score."""
+    """Ranked entries first, then all systems by development score."""
 
     standings: tuple[Standing, ...]
+    year: int
+    """Whose rule the official scores follow."""
     ranked_on: str
-    """evaluation, or development where no evaluation section has labels."""
+    """evaluation; development, where no evaluation section has labels; or leave-one-section-out."""
     chosen: bool
-    """Whether there were development sections to choose detector and pooling on."""
+    """Whether there were labelled sections to choose on."""
 
     @property
     def ranked(self) -> list[Standing]:
-        """One system a variant, best first."""
+        """Entries, best first."""
         return [s for s in self.standings if s.rank is not None]
 
-
-def select(cells: pa.Table) -> pa.Table:
-    """Mark, for each variant, the cells of the system with the best official score on the development sections.
-
-    Where no development section has labels, nothing can be chosen, and the first complete system stands. Systems with
-    failed cells are chosen only if every other has them too; ties go to the one that comes first.
-    """
-    order: list[tuple[str, str, str]] = list(
-        dict.fromkeys(zip(*(cells[n].to_pylist() for n in ("variant", "detector", "pooling")), strict=True))
-    )
-    groups = _grouped(cells)
-    best: dict[str, tuple[Any, ...]] = {}
-    for place, system in enumerate(order):
-        rows = groups[system]
-        failed = sum(row["status"] == "failed" for row in rows)
-        score = _over_seeds(rows, "development")[0]
-        quality = (-failed, -1.0 if score is None else score, -place)
-        if system[0] not in best or quality > best[system[0]][0]:
-            best[system[0]] = (quality, system)
-    chosen = {system for _, system in best.values()}
-    keys = zip(*(cells[n].to_pylist() for n in ("variant", "detector", "pooling")), strict=True)
-    position = cells.schema.get_field_index("selected")
-    return cells.set_column(position, cells.schema.field("selected"), pa.array([key in chosen for key in keys]))
+    @property
+    def oracle(self) -> Standing | None:
+        """Return the best system in hindsight, where ranking and choosing sections differ."""
+        return next((s for s in self.standings if s.oracle), None)
 
 
-def rank(cells: pa.Table, expected: Mapping[str, int]) -> Leaderboard:
-    """Build the leaderboard from selected cells.
+def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluation: EvaluationConfig) -> Leaderboard:
+    """Build the leaderboard.
 
     Args:
-        cells: cells with ``selected`` set.
+        cells: with ``selected`` set.
+        entries: as ``select`` gave them.
         expected: labelled cells that the plan makes for each variant, over all its seeds.
+        evaluation: the rules.
 
     """
-    labelled = cells.filter(pc.field("status") == "ok")
-    has_evaluation = pc.any(pc.equal(labelled["part"], "evaluation")).as_py()
-    ranked_on = "evaluation" if has_evaluation else "development"
+    parts = set(pc.unique(cells.filter(pc.field("status") == "ok")["part"]).to_pylist())
+    held_out = evaluation.selection == LEAVE_ONE_OUT
+    ranked_on = LEAVE_ONE_OUT if held_out else "evaluation" if "evaluation" in parts else "development"
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
-    standings = [
-        _standing(system, rows, ranked_on, machines, expected[system[0]]) for system, rows in _grouped(cells).items()
-    ]
+    all_rows: list[Row] = cells.to_pylist()
+    systems: dict[System, list[Row]] = {}
+    for row in all_rows:
+        systems.setdefault(system_of(row), []).append(row)
 
-    def order(s: Standing) -> tuple[Any, ...]:
-        score = getattr(s, ranked_on)
-        return (
-            not s.selected,
-            not s.complete,
-            -(score if score is not None else -1.0),
-            s.variant,
-            s.detector,
-        )
+    def in_rank(row: Row) -> bool:
+        return held_out or row["part"] == ranked_on
 
-    ordered = sorted(standings, key=order)
-    ranks = iter(range(1, len(ordered) + 1))
-    numbered = tuple(replace(s, rank=next(ranks) if s.selected else None) for s in ordered)
-    return Leaderboard(numbered, ranked_on, pc.any(pc.equal(labelled["part"], "development")).as_py() or False)
+    def standing(rows: Sequence[Row], number: int, variant: str | None = None) -> Standing:
+        reports = in_rank if held_out and variant is not None else lambda row: row["part"] == "evaluation"
+        chooses = (lambda row: variant is None) if held_out else lambda row: row["part"] == "development"
+        return _standing(rows, number, evaluation.year, machines, chooses, reports, in_rank, variant)
+
+    def count(entry: str) -> int:
+        kind = entry.partition("+")[2]
+        return expected.get(entry) or max(n for variant, n in expected.items() if variant.partition("+")[2] == kind)
+
+    ranked = [standing([all_rows[i] for i in places], count(name), name) for name, places in entries.items()]
+    score = "development" if ranked_on == "development" else "evaluation"
+    ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
+    ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]
+    shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
+    others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
+    others.sort(key=lambda s: (not s.complete, -(s.development or -1.0), s.variant, s.detector))
+    board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, held_out or "development" in parts)
+    return _with_oracle(board)
+
+
+def _with_oracle(board: Leaderboard) -> Leaderboard:
+    if board.ranked_on == "development":  # the best there is the chosen one
+        return board
+    score = "development" if board.ranked_on == LEAVE_ONE_OUT else "evaluation"
+    systems = [s for s in board.standings if s.detector != PER_SECTION and s.complete and getattr(s, score) is not None]
+    if not systems:
+        return board
+    best = max(systems, key=lambda s: getattr(s, score))
+    return replace(board, standings=tuple(replace(s, oracle=s is best) for s in board.standings))
 
 
 def _standing(
-    system: tuple[str, str, str], rows: list[dict[str, Any]], ranked_on: str, machines: Sequence[str], expected: int
+    rows: Sequence[Row],
+    expected: int,
+    year: int,
+    machines: Sequence[str],
+    chooses: Callable[[Row], bool],
+    reports: Callable[[Row], bool],
+    in_rank: Callable[[Row], bool],
+    variant: str | None,
 ) -> Standing:
     all_ok = [row for row in rows if row["status"] == "ok"]
-    ok = [row for row in all_ok if row["part"] == ranked_on]
-    development, development_std = _over_seeds(rows, "development")
-    evaluation, evaluation_std = _over_seeds(rows, "evaluation")
+    ok = [row for row in all_ok if in_rank(row)]
+    systems = list(dict.fromkeys(map(system_of, rows)))
+    one = systems[0] if len(systems) == 1 else None
+    development, development_std = _over_seeds(filter(chooses, rows), year)
+    evaluation, evaluation_std = _over_seeds(filter(reports, rows), year)
     return Standing(
-        *system,
+        variant=variant or systems[0].variant,
+        checkpoint=one.checkpoint if one else None,
+        detector=one.detector if one else PER_SECTION,
+        pooling=one.pooling if one else PER_SECTION,
         num_seeds=len({row["seed"] for row in rows}),
         rank=None,
-        selected=rows[0]["selected"],
+        oracle=False,
         development=development,
         development_std=development_std,
         evaluation=evaluation,
         evaluation_std=evaluation_std,
-        low=None,
-        high=None,
-        auc=_mean([row["auc"] for row in ok]),
-        pauc=_mean([row["pauc"] for row in ok]),
+        interval=None,
+        auc=_mean(ok, "auc"),
+        auc_interval=None,
+        pauc=_mean(ok, "pauc"),
+        pauc_interval=None,
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},
-        auc_all=_mean([row["auc"] for row in all_ok]),
+        precision=_mean(ok, "precision"),
+        recall=_mean(ok, "recall"),
+        f1=_mean(ok, "f1"),
+        auc_all=_mean(all_ok, "auc"),
         cells_ok=len(all_ok),
         cells_expected=expected,
         cells_unlabelled=sum(row["status"] == "unlabelled" for row in rows),
     )
 
 
-def _over_seeds(rows: list[dict[str, Any]], part: str) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n - 1; None for one seed) over seeds of the official score on one part."""
-    of_part = [row for row in rows if row["part"] == part and row["status"] == "ok"]
-    scores = [official_score([r["auc"] for r in ok], [r["pauc"] for r in ok]) for ok in _by_seed(of_part)]
-    return _mean(scores), float(np.std(scores, ddof=1)) if len(scores) > 1 else None
+def _over_seeds(rows: Iterable[Row], year: int) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1; None for one seed) over seeds of the official score."""
+    scores = official(rows, year)
+    return float(np.mean(scores)) if scores else None, float(np.std(scores, ddof=1)) if len(scores) > 1 else None
 
 
-def _grouped(cells: pa.Table) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in cells.to_pylist():
-        groups[row["variant"], row["detector"], row["pooling"]].append(row)
-    return groups
-
-
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(rows: Iterable[Row], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
     return float(np.mean(values)) if values else None
 
 
-def _harmonic(rows: list[dict[str, Any]]) -> float | None:
+def _harmonic(rows: Iterable[Row]) -> float | None:
     """Mean over seeds of the harmonic mean of AUC."""
-    return _mean([harmonic_mean([row["auc"] for row in of_seed]) for of_seed in _by_seed(rows)])
-
-
-def _by_seed(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    seeds: dict[int | None, list[float]] = {}
     for row in rows:
-        groups[row["seed"]].append(row)
-    return list(groups.values())
+        if row["auc"] is not None:
+            seeds.setdefault(row["seed"], []).append(row["auc"])
+    return float(np.mean([harmonic_mean(values) for values in seeds.values()])) if seeds else None

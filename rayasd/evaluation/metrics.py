@@ -1,5 +1,7 @@
 """AUC, partial AUC and the means that DCASE builds its scores from."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -61,6 +63,5 @@ def harmonic_mean(values: ArrayLike) -> float:
     return float(array.size / np.sum(1.0 / np.maximum(array, np.finfo(np.float64).eps)))
 
 
-def official_score(aucs: ArrayLike, paucs: ArrayLike) -> float:
-    """DCASE 2021 Task 2: harmonic mean over all AUCs and pAUCs of all (machine, section, domain) cells together."""
-    return harmonic_mean(np.concatenate([np.ravel(aucs), np.ravel(paucs)]))
+METRICS: dict[str, Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]] = {"auc": auc, "pauc": partial_auc}
+"""Metrics of a cell, by their column's name: labels (clips,), scores (systems, clips) to (systems,)."""

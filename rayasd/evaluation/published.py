@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.selection import LEAVE_ONE_OUT
+
 
 @dataclass(frozen=True)
 class Published:
@@ -31,13 +34,18 @@ def published_systems(part: str) -> list[Published]:
     return sorted(systems, key=lambda system: -system.score)
 
 
-def why_not_benchmark(catalog: pa.Table, part: str, *, synthetic: bool) -> str | None:
+def why_not_benchmark(catalog: pa.Table, part: str, evaluation: EvaluationConfig, *, synthetic: bool) -> str | None:
     """Say why a run's test clips are not the benchmark's of this part; None when they are.
 
-    The clips of every machine, section and domain must be there, no more and no fewer, and be labelled.
+    It is scored by its year's rules; the clips of every machine, section and domain must be there, no more and no
+    fewer, and be labelled.
     """
     benchmark = _data()["benchmark"]
     name, sections = benchmark["name"], benchmark["sections"][part]
+    if evaluation.year != benchmark["year"]:
+        return f"scored by the rules of {evaluation.year}, not {benchmark['year']}"
+    if evaluation.development or evaluation.selection == LEAVE_ONE_OUT:
+        return "development and evaluation sections are not divided as the benchmark divides them"
     if synthetic:
         return f"the data are synthetic, not {name}"
     test = catalog.filter((pc.field("split") == "test") & pc.field("section").isin(sections))

@@ -100,8 +100,8 @@ def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
 def _set_aside(split: NDArray[np.object_], table: pa.Table, spec: UnitSpec) -> None:
     """Take known anomalies out of the test: the first to train on, the next to hide among the normal clips.
 
-    A section's anomalies are drawn from its domains in turn, in an order of the seed's own, so that a smaller number's
-    clips are among a larger one's. Sections without a known anomaly are left as they are.
+    A section's anomalies are drawn from its domains in turn, in one order, so that a smaller number's clips are among a
+    larger one's. Sections without a known anomaly are left as they are.
     """
     exposure, machine = spec.config.exposure, spec.unit.machine
     used = exposure.real_anomalies + exposure.contamination
@@ -112,7 +112,11 @@ def _set_aside(split: NDArray[np.object_], table: pa.Table, spec: UnitSpec) -> N
     anomalous = pc.fill_null(pc.equal(table["label"], 1), False).to_numpy(zero_copy_only=False) & (split == "test")
     for name in sorted(set(section[anomalous])):
         cells = [np.flatnonzero(anomalous & (section == name) & (domain == d)) for d in sorted(set(domain))]
-        cells = [generator(spec.unit.seed, "anomalies", machine, name).permutation(cell) for cell in cells if len(cell)]
+        cells = [
+            generator(exposure.anomaly_seed, "anomalies", machine, name).permutation(cell)
+            for cell in cells
+            if len(cell)
+        ]
         in_turn = [cell[i] for i in range(max(map(len, cells))) for cell in cells if i < len(cell)]
         drawn = in_turn[:total]
         if len(drawn) < total or any(set(cell) <= set(drawn) for cell in cells):

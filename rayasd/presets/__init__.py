@@ -21,12 +21,25 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
 
     """
     values = _read_preset(preset)
+    for key, value in parse_overrides(overrides).items():
+        values = merge(values, nest({key: value}))
+    return from_dict(values)
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read overrides of the form ``a.b=value``; the last of a key counts.
+
+    Raises:
+        UserError: one has no ``=``.
+
+    """
+    found = {}
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:
             raise UserError(f"--set {override}: write it as key=value, for example exposure.epochs=50")
-        values = merge(values, nest({key.strip(): _toml_value(text.strip())}))
-    return from_dict(values)
+        found[key.strip()] = _toml_value(text.strip())
+    return found
 
 
 def preset_names() -> list[str]:

@@ -2,34 +2,54 @@
 
 from collections.abc import Sequence
 
-from rayasd.evaluation.leaderboard import Leaderboard, Standing
+from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing
+from rayasd.evaluation.selection import LEAVE_ONE_OUT
+from rayasd.evaluation.years import RULES
+
+INTERVAL = "95 % interval"
 
 
-def heading(machines: Sequence[str]) -> list[str]:
+def heading(leaderboard: Leaderboard, machines: Sequence[str]) -> list[str]:
     """Column titles of ``row``."""
-    return ["#", "variant", "detector", "pooling", "official eval", "95 % interval", "official dev", "AUC", "pAUC",
-            "source", "target", *machines, "AUC all", "seeds", "cells"]  # fmt: skip
+    reported, chosen = ("held out", "all") if leaderboard.ranked_on == LEAVE_ONE_OUT else ("eval", "dev")
+    epochs = ["epochs"] if _several_checkpoints(leaderboard) else []
+    return ["#", "variant", *epochs, "detector", "pooling", f"official {leaderboard.year} {reported}", INTERVAL,
+            f"official {leaderboard.year} {chosen}", "AUC", "source", "target", "pAUC", *machines, "precision",
+            "recall", "F1", "AUC all", "AUC interval", "pAUC interval", "seeds", "cells"]  # fmt: skip
 
 
-def row(standing: Standing) -> list[str]:
+def row(standing: Standing, leaderboard: Leaderboard) -> list[str]:
     """One system as text, scores in percent; a dash where there is nothing to average."""
+    number = "oracle" if standing.oracle and standing.rank is None else ""
     return [
-        "" if standing.rank is None else str(standing.rank),
+        str(standing.rank or number),
         standing.variant,
+        *(["–" if standing.checkpoint is None else str(standing.checkpoint)] * _several_checkpoints(leaderboard)),
         standing.detector,
         standing.pooling,
         percent(standing.evaluation, standing.evaluation_std),
-        "–" if standing.low is None else f"{percent(standing.low)}–{percent(standing.high)}",
+        between(standing.interval),
         percent(standing.development, standing.development_std),
         percent(standing.auc),
-        percent(standing.pauc),
         percent(standing.source_auc),
         percent(standing.target_auc),
+        percent(standing.pauc),
         *(percent(value) for value in standing.machines.values()),
+        percent(standing.precision),
+        percent(standing.recall),
+        percent(standing.f1),
         percent(standing.auc_all),
+        between(standing.auc_interval),
+        between(standing.pauc_interval),
         str(standing.num_seeds),
         coverage(standing),
     ]
+
+
+def _several_checkpoints(leaderboard: Leaderboard) -> bool:
+    """Whether a variant has several checkpoints to choose from."""
+    kept = {(s.variant, s.checkpoint) for s in leaderboard.standings if s.checkpoint is not None}
+    return len(kept) > len({variant for variant, _ in kept})
 
 
 def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -48,12 +68,17 @@ def percent(value: float | None, deviation: float | None = None) -> str:
     return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
+def between(interval: Interval | None) -> str:
+    """Write an interval in percent."""
+    return "–" if interval is None else f"{percent(interval[0])}–{percent(interval[1])}"
+
+
 def coverage(standing: Standing) -> str:
     """Cells that stand behind a system's scores, of those that have labels."""
     return f"{standing.cells_ok}/{standing.cells_expected}"
 
 
-def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
+def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False) -> list[str]:
     """Say what the table is, sentence by sentence."""
     notes = []
     if synthetic:
@@ -64,26 +89,43 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool) -> list[str]:
         notes.append("No cell could be evaluated.")
     elif not leaderboard.chosen:
         notes.append("No labelled development sections: nothing could be chosen, the first complete system stands.")
+    elif leaderboard.ranked_on == LEAVE_ONE_OUT:
+        notes.append(
+            "Held out: each section's cells count under the checkpoint, detector and pooling that are best on all "
+            "other sections (leave one section out). The score over all sections at once is of single systems only."
+        )
     elif leaderboard.ranked_on == "evaluation":
-        notes.append("Detector and pooling chosen on the development sections, ranked on the evaluation sections.")
+        notes.append(
+            "Checkpoint, detector and pooling chosen on the development sections, ranked on the evaluation sections."
+        )
     else:
         notes.append(
             "No labelled evaluation sections: ranked by the development score, on which detector and pooling were "
             "chosen too, so these figures flatter."
         )
     notes.append(
-        "Official: DCASE 2021 score, the harmonic mean of AUC and pAUC (max. FPR 0.1) over a part's (machine, section, "
-        f"domain) cells. Of the {leaderboard.ranked_on} cells: AUC and pAUC, arithmetic means; source, target and "
-        "machines, harmonic means of AUC. AUC all: arithmetic mean over development and evaluation cells. In percent."
+        f"Official: DCASE {leaderboard.year} score, {RULES[leaderboard.year]}; pAUC up to a false-positive rate of 0.1."
+    )
+    cells = "held-out" if leaderboard.ranked_on == LEAVE_ONE_OUT else leaderboard.ranked_on
+    notes.append(
+        f"Of the {cells} cells: AUC, pAUC, precision, recall and F1, arithmetic means; source, target and machines, "
+        "harmonic means of AUC. AUC all: arithmetic mean over all labelled cells. In percent."
     )
     notes.append(
-        f"95 % interval: of the official score on the {leaderboard.ranked_on} sections, bootstrap over test clips; the "
-        "spread over seeds stands after ±."
+        f"95 % intervals: over the {cells} cells, bootstrap over test clips; the spread over seeds stands after ±."
     )
-    if len(leaderboard.standings) > len(leaderboard.ranked):
+    if any(s.f1 is not None for s in leaderboard.ranked):
         notes.append(
-            f"Of {len(leaderboard.standings)} systems, the one chosen of each variant is shown; leaderboard.csv and "
-            "rayasd report --all have all."
+            "Precision, recall, F1: of decisions by a threshold on each section's scores of normal training clips."
+        )
+    if any("+" in s.variant for s in leaderboard.ranked):
+        notes.append("Entries with a +: ensembles, over what stands after it; scores scaled by training scores alone.")
+    if oracle:
+        notes.append("Oracle: chosen on the sections that it is reported on. It is no result and has no rank.")
+    num_systems = len(leaderboard.standings)
+    if num_systems > len(leaderboard.ranked):
+        notes.append(
+            f"The chosen systems are shown, of {num_systems}; leaderboard.csv and rayasd report --all have all."
         )
     unlabelled = max((s.cells_unlabelled for s in leaderboard.standings), default=0)
     if unlabelled:

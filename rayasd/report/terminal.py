@@ -10,8 +10,8 @@ from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.tables import footnotes, heading, row
 
 _WORDS = {"variant", "detector", "pooling"}
-_LEAST = ("#", "variant", "detector", "pooling", "official eval", "95 % interval", "official dev", "AUC")
-_MORE = ("pAUC", "source", "target", "AUC all", "seeds", "cells")
+_MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("precision", "recall", "F1"))
+_LAST = ("AUC interval", "pAUC interval")
 
 
 def print_leaderboard(
@@ -22,13 +22,20 @@ def print_leaderboard(
     title: str,
     synthetic: bool,
     all_systems: bool = False,
+    oracle: bool = False,
 ) -> None:
-    """Print the ranked systems, or all, then what the table means; a narrow terminal gets fewer columns."""
-    titles = heading(machines)
-    rows = [row(standing) for standing in (leaderboard.standings if all_systems else leaderboard.ranked)]
+    """Print the entries, or all systems, then what the table means; a narrow terminal gets fewer columns.
+
+    With ``oracle``, the best system in hindsight is added below the entries, unranked.
+    """
+    titles = heading(leaderboard, machines)
+    standings = list(leaderboard.standings if all_systems else leaderboard.ranked)
+    if oracle and leaderboard.oracle is not None and leaderboard.oracle not in standings:
+        standings.append(leaderboard.oracle)
+    rows = [row(standing, leaderboard) for standing in standings]
     width = {name: max(len(name), *(len(r[i]) for r in rows)) + 2 for i, name in enumerate(titles)}
-    shown = list(_LEAST)
-    for more in (_MORE, machines):
+    shown = titles[: titles.index("AUC") + 1]
+    for more in (*_MORE, machines, _LAST):
         if sum(width[name] for name in [*shown, *more]) <= console.width:
             shown += more
     table = Table(header_style="bold", pad_edge=False, box=None)
@@ -41,7 +48,7 @@ def print_leaderboard(
         table.add_row(*(Text(cells[i]) for i in columns), style="bold" if place == 0 else "")
     console.print(Text(title))
     console.print(table)
-    for note in footnotes(leaderboard, synthetic=synthetic):
+    for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle):
         console.print(
             Text(note, style="yellow" if note.startswith(("Synthetic", "No labelled", "Incomplete")) else "dim")
         )

@@ -1,5 +1,6 @@
 """Cells and leaderboard of a run as files."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from rayasd.config import EvaluationConfig
 from rayasd.errors import UserError
-from rayasd.evaluation.bootstrap import interval, official_replicates
-from rayasd.evaluation.cells import Scored, cell_scores, score_cells
-from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank, select
+from rayasd.evaluation.bootstrap import interval, mean_replicates, metric_replicates, official_replicates
+from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
+from rayasd.evaluation.decisions import decide
+from rayasd.evaluation.ensembles import write_ensembles
+from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank
+from rayasd.evaluation.scores import Scored
+from rayasd.evaluation.selection import Entries, select
 from rayasd.files import replacing, write_text
 from rayasd.report.tables import footnotes, heading, markdown_table, row
 from rayasd.unit import RunDirectory
@@ -23,8 +29,8 @@ def write_report(
     paths: RunDirectory,
     scored: Sequence[Scored],
     catalog: pa.Table,
-    development_sections: Sequence[str],
-    expected_units: Mapping[str, Sequence[str]],
+    evaluation: EvaluationConfig,
+    planned: Mapping[str, Sequence[str]],
     provenance: Mapping[str, Any],
 ) -> Leaderboard:
     """Compute cells and leaderboard from all finished scores and write cells.parquet and leaderboard.parquet/.csv/.md.
@@ -33,8 +39,8 @@ def write_report(
         paths: the run.
         scored: finished detect units.
         catalog: with the labels as they are known now.
-        development_sections: which sections choose.
-        expected_units: for each variant, the machine of every detect unit in the plan (once a seed).
+        evaluation: the rules.
+        planned: for each variant, the machine of every detect unit in the plan (once a seed).
         provenance: run, revision, command, data, synthetic: goes into every file.
 
     Raises:
@@ -43,13 +49,21 @@ def write_report(
     """
     if not scored:
         raise UserError(f"nothing to report: no unit of {paths.root} has been scored yet")
-    cells = select(score_cells(scored, catalog, development_sections))
+    labels = labels_of(catalog)
+    ensembles = write_ensembles(scored, labels, evaluation, paths.ensemble)
+    for folder in paths.root.glob("ensembles/variant=*"):
+        if not any(folder in entry.path.parents for entry in ensembles):
+            shutil.rmtree(folder)  # of an earlier report by other rules
+    everything = [*scored, *ensembles]
+    cells, entries = select(score_cells(everything, labels, evaluation), evaluation)
+    cells = decide(cells, everything, labels, evaluation)
     _write_parquet(cells, paths.cells, provenance)
-    labelled = labelled_cells(catalog)
-    expected = {variant: sum(labelled.get(m, 0) for m in machines) for variant, machines in expected_units.items()}
-    leaderboard = _with_intervals(rank(cells, expected), scored, catalog, cells)
+    expected = _expected(planned, everything, labelled_cells(catalog, evaluation))
+    leaderboard = rank(cells, entries, expected, evaluation)
+    ranked = [_with_intervals(s, everything, labels, cells, entries, leaderboard) for s in leaderboard.ranked]
+    leaderboard = replace(leaderboard, standings=(*ranked, *leaderboard.standings[len(ranked) :]))
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
-    table = _leaderboard_table(leaderboard.standings, synthetic=bool(provenance["synthetic"]))
+    table = _leaderboard_table(leaderboard, synthetic=bool(provenance["synthetic"]))
     _write_parquet(table, paths.leaderboard("parquet"), provenance)
     with replacing(paths.leaderboard("csv")) as path:
         pyarrow.csv.write_csv(table, path)
@@ -57,43 +71,53 @@ def write_report(
     return leaderboard
 
 
+def _expected(
+    planned: Mapping[str, Sequence[str]], everything: Sequence[Scored], labelled: Mapping[str, int]
+) -> dict[str, int]:
+    """Count the labelled cells that the plan makes for each variant and each ensemble."""
+    expected = {}
+    for unit in everything:
+        variant, _, ensemble = unit.variant.partition("+")
+        machines = planned.get(variant) or sorted({m for of_variant in planned.values() for m in of_variant})
+        once = ensemble and unit.seed is None
+        expected[unit.variant] = sum(labelled.get(machine, 0) for machine in (set(machines) if once else machines))
+    return expected
+
+
 def _with_intervals(
-    leaderboard: Leaderboard, scored: Sequence[Scored], catalog: pa.Table, cells: pa.Table
-) -> Leaderboard:
-    of_part = cells.filter(pc.field("part") == leaderboard.ranked_on)
-    standings = []
-    for standing in leaderboard.standings:
-        if standing.rank is not None and standing.complete:
-            system = (standing.variant, standing.detector, standing.pooling)
-            of_system = cell_scores(scored, catalog, of_part, system)
-            if of_system:
-                low, high = interval(official_replicates(of_system))
-                standing = replace(standing, low=low, high=high)
-        standings.append(standing)
-    return replace(leaderboard, standings=tuple(standings))
-
-
-def labelled_cells(catalog: pa.Table) -> dict[str, int]:
-    """Count, for each machine, the (section, domain) cells whose test clips all have labels, of both classes."""
-    test = catalog.filter(pc.field("split") == "test")
-    groups = test.group_by(["machine", "section", "domain"]).aggregate(
-        [("label", "min"), ("label", "max"), ("label", "count"), ("clip", "count")]
+    standing: Standing,
+    scored: Sequence[Scored],
+    labels: Labels,
+    cells: pa.Table,
+    entries: Entries,
+    leaderboard: Leaderboard,
+) -> Standing:
+    if not standing.complete:
+        return standing
+    rows = cells.take(entries[standing.variant])
+    if leaderboard.ranked_on in ("development", "evaluation"):
+        rows = rows.filter(pc.field("part") == leaderboard.ranked_on)
+    of_entry = cell_scores(scored, labels, rows, leaderboard.year)
+    if not of_entry:
+        return standing
+    drawn = metric_replicates(of_entry)
+    return replace(
+        standing,
+        interval=interval(official_replicates(drawn, leaderboard.year)),
+        auc_interval=interval(mean_replicates(drawn, "auc")),
+        pauc_interval=interval(mean_replicates(drawn, "pauc")),
     )
-    counts: dict[str, int] = {}
-    for cell in groups.to_pylist():
-        labelled = cell["label_count"] == cell["clip_count"] and (cell["label_min"], cell["label_max"]) == (
-            0,
-            1,
-        )
-        counts[cell["machine"]] = counts.get(cell["machine"], 0) + labelled
-    return counts
 
 
-def _leaderboard_table(standings: Sequence[Standing], *, synthetic: bool) -> pa.Table:
+def _leaderboard_table(leaderboard: Leaderboard, *, synthetic: bool) -> pa.Table:
     rows = []
-    for standing in standings:
-        columns = dict(vars(standing))
+    for standing in leaderboard.standings:
+        columns = {"year": leaderboard.year, **vars(standing)}
         machines = columns.pop("machines")
+        for name in ("interval", "auc_interval", "pauc_interval"):
+            low, high = columns.pop(name) or (None, None)
+            prefix = name.removesuffix("interval")
+            columns |= {f"{prefix}low": low, f"{prefix}high": high}
         rows.append(
             columns | {"synthetic": synthetic} | {f"auc_{machine}": value for machine, value in machines.items()}
         )
@@ -107,7 +131,7 @@ def _write_parquet(table: pa.Table, path: Path, provenance: Mapping[str, Any]) -
 
 
 def _markdown(leaderboard: Leaderboard, machines: Sequence[str], provenance: Mapping[str, Any]) -> str:
-    table = markdown_table(heading(machines), [row(s) for s in leaderboard.ranked])
+    table = markdown_table(heading(leaderboard, machines), [row(s, leaderboard) for s in leaderboard.ranked])
     notes = [f"{note}\n" for note in footnotes(leaderboard, synthetic=bool(provenance["synthetic"]))]
     facts = [f"- {key}: `{value}`" for key, value in provenance.items()]
     return "\n".join([f"# Leaderboard: {provenance['run']}", "", table, "", *notes, *facts]) + "\n"

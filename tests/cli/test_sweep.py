@@ -40,7 +40,7 @@ def test_a_sweep_leaves_the_contracts_files(finished: Path):
     embeddings = ds.dataset(finished / "embeddings", partitioning="hive").to_table()
     assert embeddings.num_rows == 2 * 3 * 42 * 3
     scores = ds.dataset(finished / "scores", partitioning="hive").to_table()
-    assert scores.num_rows == 2 * 3 * 24 * 2 * 2
+    assert scores.num_rows == 2 * 3 * (24 + 18) * 2 * 2  # test clips and normal clips
     board = pq.read_table(run.leaderboard("parquet")).to_pylist()
     assert sorted(s["rank"] for s in board if s["rank"]) == [1, 2]
     manifest = json.loads(run.manifest.read_text())

@@ -7,25 +7,39 @@ from sklearn.metrics import roc_auc_score
 
 from rayasd.errors import UserError
 from rayasd.evaluation import bootstrap
-from rayasd.evaluation.bootstrap import CellScores, compare, interval, official_replicates
+from rayasd.evaluation.bootstrap import (
+    NUM_REPLICATES,
+    Cell,
+    CellScores,
+    compare,
+    interval,
+    mean_replicates,
+    metric_replicates,
+    official_replicates,
+)
 
 
 def cell(shift: float, clips: int = 40, seeds: int = 1, seed: int = 0) -> CellScores:
     rng = np.random.default_rng(seed)
     anomalous = np.arange(clips) % 2 == 1
     names = tuple(f"{clip:04}" for clip in range(clips))
-    return CellScores(names, anomalous, rng.standard_normal((seeds, clips)) + shift * anomalous)
+    domains = np.full(clips, "source", dtype=object)
+    return CellScores(names, anomalous, rng.standard_normal((seeds, clips)) + shift * anomalous, domains)
+
+
+def drawn_scores(cells: dict[Cell, CellScores], replicates: int = NUM_REPLICATES) -> np.ndarray:
+    return official_replicates(metric_replicates(cells, replicates), 2021)
 
 
 def test_each_replicate_is_the_official_score_of_its_clips():
     cells = {("fan", "03", "source"): cell(1.0, seeds=2), ("pump", "03", "target"): cell(0.3, 20, 2, 1)}
-    replicates = official_replicates(cells, 5)
+    replicates = drawn_scores(cells, 5)
     for r in range(5):
         by_seed = []
         for s in range(2):
             values = []
             for name, c in cells.items():
-                drawn = bootstrap._draws(name, c.anomalous, 5)[r]
+                drawn = bootstrap._draws(name, c, 5)[r]
                 labels, scores = c.anomalous[drawn], c.scores[s][drawn]
                 values += [roc_auc_score(labels, scores), roc_auc_score(labels, scores, max_fpr=0.1)]
             by_seed.append(hmean(values))
@@ -34,15 +48,36 @@ def test_each_replicate_is_the_official_score_of_its_clips():
 
 def test_draws_keep_the_number_of_each_label_and_come_from_the_cells_name():
     c = cell(1.0)
-    a = bootstrap._draws(("fan", "03", "source"), c.anomalous, 50)
+    a = bootstrap._draws(("fan", "03", "source"), c, 50)
     assert (c.anomalous[a].sum(axis=1) == 20).all()
     assert len(np.unique(a, axis=0)) == 50
-    np.testing.assert_array_equal(a, bootstrap._draws(("fan", "03", "source"), c.anomalous, 50))
-    assert not np.array_equal(a, bootstrap._draws(("fan", "03", "target"), c.anomalous, 50))
+    np.testing.assert_array_equal(a, bootstrap._draws(("fan", "03", "source"), c, 50))
+    assert not np.array_equal(a, bootstrap._draws(("pump", "03", "source"), c, 50))
+
+
+def test_cells_that_share_clips_share_their_draws():
+    c = cell(1.0)
+    mixed = replace(c, domains=np.array(["source", "target"] * 10 + ["target"] * 20, dtype=object))
+    both, of_source = ((mixed.domains == "source") | mixed.anomalous), mixed.domains == "source"
+    assert (both != of_source).any()
+    for anomalous in (False, True):
+        stratum = np.flatnonzero((mixed.domains == "source") & (mixed.anomalous == anomalous))
+        a, b = (bootstrap._draws(("fan", "03", name), mixed, 3) for name in ("source", "both"))
+        assert np.array_equal(np.isin(a, stratum), np.isin(b, stratum))
+        np.testing.assert_array_equal(a, b)  # by the clips' own domains, not the cell's name
+
+
+def test_means_have_intervals_too():
+    cells = {("fan", "03", "source"): cell(1.0, 200, seeds=2), ("pump", "03", "target"): cell(0.3, 200, 2, 1)}
+    drawn = metric_replicates(cells, 200)
+    for name, max_fpr in (("auc", None), ("pauc", 0.1)):
+        values = [roc_auc_score(c.anomalous, s, max_fpr=max_fpr) for c in cells.values() for s in c.scores]
+        low, high = interval(mean_replicates(drawn, name))
+        assert low < np.mean(values) < high
 
 
 def test_intervals_narrow_with_more_clips_and_hold_the_score():
-    few, many = (interval(official_replicates({("fan", "03", "source"): cell(1.0, n)})) for n in (20, 2000))
+    few, many = (interval(drawn_scores({("fan", "03", "source"): cell(1.0, n)})) for n in (20, 2000))
     assert many[1] - many[0] < (few[1] - few[0]) / 4
     whole = cell(1.0, 2000)
     values = [roc_auc_score(whole.anomalous, whole.scores[0], max_fpr=f) for f in (None, 0.1)]
@@ -50,7 +85,7 @@ def test_intervals_narrow_with_more_clips_and_hold_the_score():
 
 
 def test_a_perfect_system_is_sure():
-    assert interval(official_replicates({("fan", "03", "source"): cell(100.0)})) == (1.0, 1.0)
+    assert interval(drawn_scores({("fan", "03", "source"): cell(100.0)})) == (1.0, 1.0)
 
 
 FAN = ("fan", "03", "source")
@@ -58,27 +93,27 @@ FAN = ("fan", "03", "source")
 
 def test_a_better_system_leads_for_sure_and_an_equal_one_does_not():
     good, poor = {FAN: cell(2.0, 200, seed=1)}, {FAN: cell(0.2, 200, seed=2)}
-    result = compare(good, poor)
+    result = compare(good, poor, 2021)
     assert result.sure
     assert result.share > 0.99
     assert result.low <= result.lead <= result.high
-    back = compare(poor, good)
+    back = compare(poor, good, 2021)
     assert (back.lead, back.share) == pytest.approx((-result.lead, 1 - result.share))
-    same = compare(good, good)
+    same = compare(good, good, 2021)
     assert (same.lead, same.low, same.high, same.share, same.sure) == (0, 0, 0, 0.5, False)
 
 
 def test_pairing_is_sharper_than_two_intervals():
     base = cell(0.8, 200)
     shifted = replace(base, scores=base.scores + 0.05 * base.anomalous)  # a little better on the very same clips
-    lead = compare({FAN: shifted}, {FAN: base})
-    alone = interval(official_replicates({FAN: base}))
+    lead = compare({FAN: shifted}, {FAN: base}, 2021)
+    alone = interval(drawn_scores({FAN: base}))
     assert lead.high - lead.low < (alone[1] - alone[0]) / 3
 
 
 def test_systems_of_different_clips_are_not_compared():
     c = cell(1.0)
     with pytest.raises(UserError, match="only one of the two has scores of pump 03 source"):
-        compare({FAN: c, ("pump", "03", "source"): c}, {FAN: c})
+        compare({FAN: c, ("pump", "03", "source"): c}, {FAN: c}, 2021)
     with pytest.raises(UserError, match="not scored on the same clips, or labels, of fan 03 source"):
-        compare({FAN: c}, {FAN: replace(c, anomalous=~c.anomalous)})
+        compare({FAN: c}, {FAN: replace(c, anomalous=~c.anomalous)}, 2021)

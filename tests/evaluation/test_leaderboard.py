@@ -2,15 +2,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
-from rayasd.evaluation.cells import cell_scores, score_cells
-from rayasd.evaluation.leaderboard import rank, select
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.cells import cell_scores, labelled_cells, labels_of, score_cells
+from rayasd.evaluation.leaderboard import Leaderboard, rank
+from rayasd.evaluation.scores import Scored
+from rayasd.evaluation.selection import select
 from rayasd.inlier.scoring import SCHEMA
-from rayasd.report.write import labelled_cells, write_report
+from rayasd.report.tables import heading, row
+from rayasd.report.write import write_report
 from rayasd.unit import RunDirectory
 
 CLIPS = 10
@@ -23,26 +28,28 @@ def label(clip: int) -> int:
 def scores_file(path: Path, quality: dict[str, dict[str, float]], seed: int = 0) -> Path:
     """Write scores of one machine: quality[detector][section] shifts the anomalies; None fails the detector."""
     rng, rows = np.random.default_rng(seed), []
-    for section in ("00", "03"):
+    for section in next(iter(quality.values())):
         for detector, shifts in quality.items():
-            for domain in ("source", "target"):
+            for split, domain in (("test", "source"), ("test", "target"), ("train", "source")):
                 for clip in range(CLIPS):
                     shift = shifts[section]
-                    score = None if shift is None else rng.standard_normal() + shift * label(clip)
-                    rows.append({"clip": f"{section}/{domain}/{clip}", "section": section, "domain": domain,
-                                 "split": "test", "label": None, "detector": detector, "pooling": "mean",
-                                 "score": score, "reason": "no fit" if shift is None else None})  # fmt: skip
+                    anomaly = label(clip) if split == "test" else 0
+                    score = None if shift is None else rng.standard_normal() + shift * anomaly
+                    rows.append({"clip": f"{section}/{domain}/{clip}" + "t" * (split == "train"), "section": section,
+                                 "domain": domain, "split": split, "label": None, "checkpoint": 3,
+                                 "detector": detector, "pooling": "mean", "score": score,
+                                 "reason": "no fit" if shift is None else None})  # fmt: skip
     table = pa.Table.from_pylist(rows, SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
     return path
 
 
-def catalog(labelled: tuple[str, ...] = ("00", "03")) -> pa.Table:
+def catalog(labelled: tuple[str, ...] = ("00", "03"), sections: tuple[str, ...] = ("00", "03")) -> pa.Table:
     rows = [
         {"clip": f"{section}/{domain}/{clip}", "machine": "fan", "section": section, "domain": domain, "split": "test",
          "label": label(clip) if section in labelled else None}
-        for section in ("00", "03") for domain in ("source", "target") for clip in range(CLIPS)
+        for section in sections for domain in ("source", "target") for clip in range(CLIPS)
     ]  # fmt: skip
     return pa.Table.from_pylist(rows).cast(
         pa.schema(
@@ -51,14 +58,28 @@ def catalog(labelled: tuple[str, ...] = ("00", "03")) -> pa.Table:
     )
 
 
+RULES = EvaluationConfig(development=("00",), ensembles=())
+
+
+def cells_of(units: list[Scored], table: pa.Table | None = None, rules: EvaluationConfig = RULES) -> pa.Table:
+    return score_cells(units, labels_of(catalog() if table is None else table), rules)
+
+
+def board_of(
+    units: list[Scored], expected: dict[str, int], table: pa.Table | None = None, rules: EvaluationConfig = RULES
+) -> Leaderboard:
+    cells, entries = select(cells_of(units, table, rules), rules)
+    return rank(cells, entries, expected, rules)
+
+
 GOOD_ON_DEV = {"a": {"00": 3.0, "03": 0.0}, "b": {"00": 0.5, "03": 3.0}}
 
 
 def test_cells_equal_scikit_learn(tmp_path: Path):
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
-    cells = score_cells([("both", "fan", 0, path)], catalog(), ["00"])
+    cells = cells_of([Scored("both", "fan", 0, path)])
     assert cells.num_rows == 2 * 2 * 2
-    table = pq.read_table(path).to_pylist()
+    table = pq.read_table(path, filters=[("split", "=", "test")]).to_pylist()
     for cell in cells.to_pylist():
         rows = [r for r in table if all(r[k] == cell[k] for k in ("section", "domain", "detector"))]
         truth = [label(int(r["clip"].rpartition("/")[2])) for r in rows]
@@ -70,27 +91,27 @@ def test_cells_equal_scikit_learn(tmp_path: Path):
 
 def test_the_system_is_chosen_on_development_whatever_evaluation_says(tmp_path: Path):
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
-    cells = select(score_cells([("both", "fan", 0, path)], catalog(), ["00"]))
-    board = rank(cells, {"both": 4})
+    board = board_of([Scored("both", "fan", 0, path)], {"both": 4})
     first, second = board.standings
     assert (first.detector, first.rank, second.rank) == ("a", 1, None)
     assert second.evaluation > first.evaluation  # the oracle would have taken b
+    assert (board.oracle, second.oracle, first.oracle) == (second, True, False)
     assert board.ranked_on == "evaluation"
     assert first.complete
 
 
 def test_official_score_is_the_harmonic_mean_of_all_aucs_and_paucs(tmp_path: Path):
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
-    cells = select(score_cells([("both", "fan", 0, path)], catalog(), ["00"]))
+    cells, entries = select(cells_of([Scored("both", "fan", 0, path)]), RULES)
     chosen = [c for c in cells.to_pylist() if c["selected"] and c["part"] == "evaluation"]
     expected = hmean([c["auc"] for c in chosen] + [c["pauc"] for c in chosen])
-    assert rank(cells, {"both": 4}).ranked[0].evaluation == pytest.approx(expected, abs=1e-12)
+    assert rank(cells, entries, {"both": 4}, RULES).ranked[0].evaluation == pytest.approx(expected, abs=1e-12)
 
 
 def test_seeds_are_averaged_with_their_deviation(tmp_path: Path):
-    units = [("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", GOOD_ON_DEV, seed=s)) for s in range(3)]
-    board = rank(select(score_cells(units, catalog(), ["00"])), {"both": 12})
-    single = [rank(select(score_cells([u], catalog(), ["00"])), {"both": 4}) for u in units]
+    units = [Scored("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", GOOD_ON_DEV, seed=s)) for s in range(3)]
+    board = board_of(units, {"both": 12})
+    single = [board_of([u], {"both": 4}) for u in units]
     values = [next(s for s in b.standings if s.detector == "a").development for b in single]
     assert board.ranked[0].development == pytest.approx(np.mean(values))
     assert board.ranked[0].development_std == pytest.approx(np.std(values, ddof=1))
@@ -98,23 +119,24 @@ def test_seeds_are_averaged_with_their_deviation(tmp_path: Path):
 
 
 def test_unlabelled_evaluation_is_said_and_ranking_falls_back(tmp_path: Path):
-    path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
-    cells = select(score_cells([("both", "fan", 0, path)], catalog(labelled=("00",)), ["00"]))
-    evaluation = [c for c in cells.to_pylist() if c["part"] == "evaluation"]
+    unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", GOOD_ON_DEV))
+    table = catalog(labelled=("00",))
+    evaluation = [c for c in cells_of([unit], table).to_pylist() if c["part"] == "evaluation"]
     assert {c["status"] for c in evaluation} == {"unlabelled"}
     assert {c["auc"] for c in evaluation} == {None}
     assert evaluation[0]["reason"] == "10 of 10 clips have no label"
-    board = rank(cells, {"both": 2})
+    board = board_of([unit], {"both": 2}, table)
     assert board.ranked_on == "development"
     assert board.ranked[0].evaluation is None
+    assert board.oracle is None  # the chosen one is the best there is
 
 
 def test_a_failed_detector_is_neither_chosen_nor_averaged(tmp_path: Path):
     path = scores_file(tmp_path / "s.parquet", {"a": {"00": 5.0, "03": None}, "b": {"00": 0.1, "03": 0.1}})
-    cells = select(score_cells([("both", "fan", 0, path)], catalog(), ["00"]))
-    failed = [c for c in cells.to_pylist() if c["status"] == "failed"]
+    unit = Scored("both", "fan", 0, path)
+    failed = [c for c in cells_of([unit]).to_pylist() if c["status"] == "failed"]
     assert {(c["detector"], c["section"], c["reason"], c["auc"]) for c in failed} == {("a", "03", "no fit", None)}
-    board = rank(cells, {"both": 4})
+    board = board_of([unit], {"both": 4})
     assert board.ranked[0].detector == "b"
     assert [s.complete for s in board.standings] == [True, False]
 
@@ -122,16 +144,73 @@ def test_a_failed_detector_is_neither_chosen_nor_averaged(tmp_path: Path):
 def test_a_complete_system_ranks_above_one_with_missing_cells(tmp_path: Path):
     whole = scores_file(tmp_path / "w.parquet", {"a": {"00": 0.2, "03": 0.2}})
     part = scores_file(tmp_path / "p.parquet", {"a": {"00": 5.0, "03": 5.0}})
-    cells = select(score_cells([("whole", "fan", 0, whole), ("part", "fan", 0, part)], catalog(), ["00"]))
-    board = rank(cells, {"whole": 4, "part": 8})  # the other machine of 'part' failed
+    units = [Scored("whole", "fan", 0, whole), Scored("part", "fan", 0, part)]
+    board = board_of(units, {"whole": 4, "part": 8})  # the other machine of 'part' failed
     assert [s.variant for s in board.ranked] == ["whole", "part"]
     assert (board.ranked[1].cells_ok, board.ranked[1].cells_expected) == (4, 8)
 
 
+def test_leaving_a_section_out_each_section_counts_under_the_choice_of_the_others(tmp_path: Path):
+    sections = ("00", "01", "02")
+    quality = {"a": {"00": 9.0, "01": 9.0, "02": 0.0}, "b": {"00": 1.0, "01": 1.0, "02": 9.0}}
+    unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))
+    rules = EvaluationConfig(selection="leave-one-section-out", ensembles=())
+    table = catalog(sections, sections)
+    cells, entries = select(cells_of([unit], table, rules), rules)
+    chosen = {(c["section"], c["detector"]) for c in cells.to_pylist() if c["selected"]}
+    assert chosen == {("00", "b"), ("01", "b"), ("02", "a")}  # never what was best on the section itself
+    board = rank(cells, entries, {"both": 6}, rules)
+    entry = board.ranked[0]
+    assert (entry.detector, entry.complete, entry.development) == ("per section", True, None)
+    counted = [c for c in cells.to_pylist() if c["selected"]]
+    assert entry.evaluation == pytest.approx(hmean([c[m] for c in counted for m in ("auc", "pauc")]))
+    assert board.ranked_on == "leave-one-section-out"
+    assert board.oracle.development > entry.evaluation
+
+
+def test_leaving_a_section_out_the_variant_may_be_chosen_too(tmp_path: Path):
+    sections = ("00", "01", "02")
+    units = [
+        Scored(name, "fan", 0, scores_file(tmp_path / f"{name}.parquet", {"a": shifts}))
+        for name, shifts in (("x", {"00": 9.0, "01": 9.0, "02": 9.0}), ("y", {"00": 0.0, "01": 0.0, "02": 0.5}))
+    ]
+    rules = EvaluationConfig(selection="leave-one-section-out", ensembles=())
+    cells, entries = select(cells_of(units, catalog(sections, sections), rules), rules)
+    rows = cells.to_pylist()
+    assert {(rows[i]["section"], rows[i]["variant"]) for i in entries["any variant"]} == {(s, "x") for s in sections}
+    board = rank(cells, entries, {"x": 6, "y": 6}, rules)
+    assert {s.variant for s in board.ranked} == {"x", "y", "any variant"}
+
+
+def test_with_one_section_a_machine_is_left_out(tmp_path: Path):
+    units = [
+        Scored("both", machine, 0, scores_file(tmp_path / f"{machine}.parquet", {"a": {"00": a}, "b": {"00": b}}))
+        for machine, a, b in (("fan", 9.0, 0.0), ("pump", 9.0, 0.0), ("valve", 0.0, 9.0))
+    ]
+    rules = EvaluationConfig(selection="leave-one-section-out", ensembles=())
+    cells, _ = select(cells_of(units, catalog(("00",), ("00",)), rules), rules)
+    chosen = {(c["machine"], c["detector"]) for c in cells.to_pylist() if c["selected"]}
+    assert chosen >= {("valve", "a")}
+    assert ("valve", "b") not in chosen
+
+
+def test_an_earlier_checkpoint_can_be_chosen(tmp_path: Path):
+    path = scores_file(tmp_path / "s.parquet", {"a": {"00": 9.0, "03": 0.5}})
+    table = pq.read_table(path)
+    last = pq.read_table(scores_file(tmp_path / "l.parquet", {"a": {"00": 0.0, "03": 9.0}}))
+    at = table.schema.get_field_index("checkpoint")
+    last = last.set_column(at, table.schema.field("checkpoint"), pa.array([6] * last.num_rows, pa.int16()))
+    pq.write_table(pa.concat_tables([table, last]), path)
+    board = board_of([Scored("both", "fan", 0, path)], {"both": 4})
+    assert (board.ranked[0].checkpoint, board.oracle.checkpoint) == (3, 6)
+    assert "epochs" in heading(board, ["fan"])
+    assert row(board.ranked[0], board)[:4] == ["1", "both", "3", "a"]
+
+
 def test_scores_behind_the_cells_are_collected_seed_by_seed(tmp_path: Path):
-    units = [("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", GOOD_ON_DEV, seed=s)) for s in range(2)]
-    cells = score_cells(units, catalog(), ["00"])
-    collected = cell_scores(units, catalog(), cells, ("both", "b", "mean"))
+    units = [Scored("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", GOOD_ON_DEV, seed=s)) for s in range(2)]
+    cells = cells_of(units)
+    collected = cell_scores(units, labels_of(catalog()), cells.filter(pc.field("detector") == "b"), 2021)
     assert set(collected) == {("fan", s, d) for s in ("00", "03") for d in ("source", "target")}
     for cell in cells.to_pylist():
         if cell["detector"] == "b":
@@ -145,15 +224,21 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
     provenance = {"run": "run", "command": "rayasd sweep | more", "synthetic": True}
-    board = write_report(run, [("both", "fan", 0, path)], catalog(), ["00"], {"both": ["fan"]}, provenance)
+    board = write_report(run, [Scored("both", "fan", 0, path)], catalog(), RULES, {"both": ["fan"]}, provenance)
     table = pq.read_table(run.leaderboard("parquet"))
     assert table["detector"].to_pylist() == [s.detector for s in board.standings]
     assert table.schema.metadata[b"command"] == b"rayasd sweep | more"
     assert len(run.leaderboard("csv").read_text().splitlines()) == 1 + len(board.standings)
     first = board.ranked[0]
-    assert first.low < first.evaluation < first.high
-    assert all(s.low is None for s in board.standings if s.rank is None)
+    for value, interval in (
+        (first.evaluation, first.interval), (first.auc, first.auc_interval), (first.pauc, first.pauc_interval)
+    ):  # fmt: skip
+        assert interval[0] <= value <= interval[1]
+        assert interval[0] < interval[1]
+    assert first.precision is not None
+    assert all(s.interval is None for s in board.standings if s.rank is None)
     markdown = run.leaderboard("md").read_text()
     assert "Synthetic data" in markdown
     assert f"{100 * board.ranked[0].evaluation:.2f}" in markdown
-    assert labelled_cells(catalog()) == {"fan": 4}
+    assert "official 2021 eval" in markdown
+    assert labelled_cells(catalog(), RULES) == {"fan": 4}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
-from rayasd.evaluation.metrics import auc, harmonic_mean, official_score, partial_auc
+from rayasd.evaluation.metrics import auc, harmonic_mean, partial_auc
 
 # Few distinct values make ties; many make none.
 score = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
@@ -42,6 +42,5 @@ def test_ends_of_the_scale():
 def test_means_are_scipys_with_a_floor():
     values = np.random.default_rng(1).random(84)
     assert harmonic_mean(values) == pytest.approx(hmean(values), abs=1e-15)
-    assert official_score(values[:42], values[42:]) == pytest.approx(hmean(values), abs=1e-15)
     assert harmonic_mean([0.0, 1.0]) == pytest.approx(2 * np.finfo(float).eps, rel=1e-6)
     assert np.isnan(harmonic_mean([]))

@@ -7,13 +7,16 @@ import pytest
 from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
+from rayasd.config import EvaluationConfig
 from rayasd.data.catalog import SCHEMA as CATALOG_SCHEMA
 from rayasd.data.catalog import Catalog, with_ground_truth
-from rayasd.evaluation.cells import score_cells
-from rayasd.evaluation.leaderboard import rank, select
+from rayasd.evaluation.bootstrap import metric_replicates, official_replicates
+from rayasd.evaluation.cells import cell_scores, labelled_cells, labels_of, score_cells
+from rayasd.evaluation.leaderboard import rank
 from rayasd.evaluation.published import published_systems, why_not_benchmark
+from rayasd.evaluation.scores import Scored
+from rayasd.evaluation.selection import select
 from rayasd.inlier.scoring import SCHEMA
-from rayasd.report.write import labelled_cells
 
 
 def test_published_numbers_are_sorted_and_keep_to_their_part():
@@ -25,6 +28,9 @@ def test_published_numbers_are_sorted_and_keep_to_their_part():
     for system in (*evaluation, *development):
         assert 0.5 < system.score < 0.8
         assert system.source
+
+
+RULES = EvaluationConfig(ensembles=())
 
 
 @pytest.fixture(scope="module")
@@ -43,37 +49,71 @@ def official(shared: Path) -> Catalog:
 @pytest.mark.realdata
 def test_only_the_whole_benchmark_stands_beside_published_systems(official: Catalog):
     table = official.table
-    assert why_not_benchmark(table, "evaluation", synthetic=False) is None
-    assert why_not_benchmark(table, "evaluation", synthetic=True) == "the data are synthetic, not DCASE 2021 Task 2"
-    assert "8634 evaluation test clips instead of 8635" in str(
-        why_not_benchmark(table[1:], "evaluation", synthetic=False)
+    assert why_not_benchmark(table, "evaluation", RULES, synthetic=False) is None
+    assert (
+        why_not_benchmark(table, "evaluation", RULES, synthetic=True) == "the data are synthetic, not DCASE 2021 Task 2"
     )
-    assert "0 of its 42 development cells" in str(why_not_benchmark(table, "development", synthetic=False))
+    assert "8634 evaluation test clips instead of 8635" in str(
+        why_not_benchmark(table[1:], "evaluation", RULES, synthetic=False)
+    )
+    assert "0 of its 42 development cells" in str(why_not_benchmark(table, "development", RULES, synthetic=False))
+    other = EvaluationConfig(year=2022)
+    assert why_not_benchmark(table, "evaluation", other, synthetic=False) == "scored by the rules of 2022, not 2021"
+    other = EvaluationConfig(development=("03",))
+    assert "not divided as the benchmark" in str(why_not_benchmark(table, "evaluation", other, synthetic=False))
     unlabelled = table.set_column(5, CATALOG_SCHEMA.field("label"), pa.nulls(table.num_rows, pa.int8()))
     assert "8635 of the evaluation test clips have no label" in str(
-        why_not_benchmark(unlabelled, "evaluation", synthetic=False)
+        why_not_benchmark(unlabelled, "evaluation", RULES, synthetic=False)
     )
+
+
+def by_hand(rows: list[dict], year: int) -> float:
+    """Official score with scikit-learn and scipy alone."""
+
+    def metrics(clips: list[dict]) -> list[float]:
+        labels, scores = [row["label"] for row in clips], [row["score"] for row in clips]
+        return [roc_auc_score(labels, scores), roc_auc_score(labels, scores, max_fpr=0.1)]
+
+    sections = {(row["machine"], row["section"]) for row in rows}
+    of = {key: [row for row in rows if (row["machine"], row["section"]) == key] for key in sections}
+    values: dict[str, list[float]] = {machine: [] for machine, _ in sections}
+    for (machine, _), clips in of.items():
+        if year >= 2022:
+            values[machine].append(metrics(clips)[1])
+        for domain in ("source", "target"):
+            in_domain = [row for row in clips if row["domain"] == domain]
+            if year >= 2022:
+                values[machine].append(metrics([row for row in clips if row["label"] or row["domain"] == domain])[0])
+            else:
+                values[machine] += metrics(in_domain)
+    if year == 2020:
+        return float(np.mean([np.mean(of_machine) for of_machine in values.values()]))
+    return float(hmean([value for of_machine in values.values() for value in of_machine]))
 
 
 @pytest.mark.realdata
-def test_the_official_score_of_random_scores_equals_an_independent_computation(official: Catalog, tmp_path: Path):
+@pytest.mark.parametrize(("year", "num_cells"), [(2020, 42), (2021, 42), (2022, 63), (2025, 63)])
+def test_the_official_score_of_random_scores_equals_an_independent_computation(
+    official: Catalog, tmp_path: Path, year: int, num_cells: int
+):
     rng = np.random.default_rng(0)
     rows = official.table.to_pylist()
     for row in rows:
-        row |= {"detector": "random", "pooling": "mean", "score": round(rng.standard_normal(), 2), "reason": None}
+        row |= {"checkpoint": 1, "detector": "random", "pooling": "mean", "score": round(rng.standard_normal(), 2),
+                "reason": None}  # fmt: skip
     units = []
     for machine in official.machines:
         path = tmp_path / f"{machine}.parquet"
         of_machine = [{name: row[name] for name in SCHEMA.names} for row in rows if row["machine"] == machine]
         pq.write_table(pa.Table.from_pylist(of_machine, SCHEMA), path)
-        units.append(("both", machine, 0, path))
-    cells = select(score_cells(units, official.table, ["00", "01", "02"]))
-    board = rank(cells, {"both": sum(labelled_cells(official.table).values())})
-    values = []
-    for cell in sorted({(row["machine"], row["section"], row["domain"]) for row in rows}):
-        of_cell = [row for row in rows if (row["machine"], row["section"], row["domain"]) == cell]
-        labels, scores = [row["label"] for row in of_cell], [row["score"] for row in of_cell]
-        values += [roc_auc_score(labels, scores), roc_auc_score(labels, scores, max_fpr=0.1)]
-    assert len(values) == 84
+        units.append(Scored("both", machine, 0, path))
+    rules = EvaluationConfig(year=year, development=("none",), ensembles=())  # type: ignore[arg-type]
+    cells, entries = select(score_cells(units, labels_of(official.table), rules), rules)
+    assert cells.num_rows == num_cells == sum(labelled_cells(official.table, rules).values())
+    board = rank(cells, entries, {"both": num_cells}, rules)
     assert board.ranked[0].complete
-    assert board.ranked[0].evaluation == pytest.approx(hmean(values), abs=1e-12)
+    assert board.ranked[0].evaluation == pytest.approx(by_hand(rows, year), abs=1e-12)
+    replicate = official_replicates(
+        metric_replicates(cell_scores(units, labels_of(official.table), cells, year), 2), year
+    )
+    assert abs(replicate.mean() - board.ranked[0].evaluation) < 0.02

@@ -1,0 +1,65 @@
+"""From scores to decisions: a threshold from the scores of normal training clips, and how good the decisions are."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.stats import gamma
+from sklearn.metrics import precision_recall_fscore_support
+
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.cells import Labels, members_of
+from rayasd.evaluation.scores import Key, Scored, SectionScores, read_scores
+
+
+def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
+    """Score above which a clip is called anomalous.
+
+    The percentile of a gamma distribution fitted to the training scores (maximum likelihood, three parameters), as the
+    official baseline does; the percentile of the scores themselves where such a distribution cannot be fitted.
+
+    Args:
+        training: scores of a section's normal clips, (n,).
+        percentile: 0 to 100.
+
+    Returns:
+        None where there are no training scores.
+
+    """
+    if len(training) == 0 or not np.isfinite(training).all():
+        return None
+    if len(training) > 2 and np.ptp(training) > 0:
+        try:
+            shape, location, scale = gamma.fit(training)
+        except (ValueError, RuntimeError, FloatingPointError):
+            shape = location = scale = np.nan
+        found = float(gamma.ppf(percentile / 100, shape, loc=location, scale=scale))
+        # a fit that ran away puts its percentile far from the scores it was made of
+        if np.isfinite(found) and abs(found - np.median(training)) <= 10 * np.ptp(training):
+            return found
+    return float(np.percentile(training, percentile))
+
+
+def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
+    """Add threshold, precision, recall and F1 to the selected cells that are ok and have an AUC."""
+    rows = cells.to_pylist()
+    files = {(unit.variant, unit.machine, unit.seed): unit for unit in scored}
+    known: dict[tuple[Scored, str], dict[Key, SectionScores]] = {}
+    thresholds: dict[tuple[Scored, Key], float | None] = {}
+    for row in rows:
+        if not row["selected"] or row["status"] != "ok" or row["auc"] is None:
+            continue
+        unit, key = files[row["variant"], row["machine"], row["seed"]], Key(*(row[name] for name in Key._fields))
+        if (unit, key.section) not in known:
+            known[unit, key.section] = read_scores(unit.path, section=key.section)
+        of_section = known[unit, key.section][key]
+        if (unit, key) not in thresholds:
+            thresholds[unit, key] = threshold(of_section.training, evaluation.threshold_percentile)
+        row["threshold"] = thresholds[unit, key]
+        if row["threshold"] is not None:
+            anomalous, members = members_of(of_section, row["domain"], labels, evaluation.year)
+            called = of_section.scores[members] > row["threshold"]
+            values = precision_recall_fscore_support(anomalous[members], called, average="binary", zero_division=0.0)
+            row["precision"], row["recall"], row["f1"] = map(float, values[:3])
+    return pa.Table.from_pylist(rows, cells.schema)

@@ -1,0 +1,208 @@
+"""Ensembles: entries of the leaderboard whose clip scores are fused from several systems' or seeds' scores.
+
+An ensemble's scores are written like a unit's, so that everything that reads those reads these.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayasd.config import GREEDY, EvaluationConfig
+from rayasd.evaluation.cells import Labels, members_of
+from rayasd.evaluation.metrics import METRICS
+from rayasd.evaluation.scores import Key, Scored, SectionScores, System, read_scores
+from rayasd.evaluation.selection import LEAVE_ONE_OUT
+from rayasd.evaluation.years import cell_kinds, is_development, official_score
+from rayasd.files import replacing, write_json
+from rayasd.inlier.fusion import FUSIONS, z_normalised
+from rayasd.inlier.scoring import SCHEMA
+
+MAX_MEMBERS = 10
+FUSED = "fused"
+"""Detector of an ensemble over detectors."""
+
+Place = Callable[[str, str, int | None], Path]
+"""Maps entry, machine and seed to where the ensemble's scores go."""
+
+
+def write_ensembles(
+    scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: Place
+) -> list[Scored]:
+    """Fuse finished units' scores as ``evaluation.ensembles`` says and write a scores file for each entry and machine.
+
+    Every ensemble is over what is there: one over seeds needs two seeds of a machine. The greedy one picks its members
+    on the sections that choose and is made only where these have labels.
+    """
+    written: list[Scored] = []
+    for name in evaluation.ensembles:
+        if name == GREEDY:
+            written += _greedy(scored, labels, evaluation, place)
+        else:
+            written += _averages(scored, name, evaluation.fusion, place)
+    return written
+
+
+def _averages(scored: Sequence[Scored], name: str, method: str, place: Place) -> list[Scored]:
+    over = name.split("+")
+    groups: dict[tuple[str, str, int | None], list[Scored]] = {}
+    for unit in scored:
+        groups.setdefault((unit.variant, unit.machine, None if "seeds" in over else unit.seed), []).append(unit)
+    written = []
+    for (variant, machine, seed), units in groups.items():
+        members: dict[Key, list[SectionScores]] = {}
+        for unit in units:
+            for key, scores in read_scores(unit.path).items():
+                checkpoint = 0 if "checkpoints" in over else key.checkpoint
+                detector = FUSED if "detectors" in over else key.detector
+                members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
+        if all(len(of_key) > 1 for of_key in members.values()):
+            entry = Scored(f"{variant}+{name}", machine, seed, place(f"{variant}+{name}", machine, seed))
+            _write(entry.path, {key: fused(of_key, method) for key, of_key in members.items()})
+            written.append(entry)
+    return written
+
+
+def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
+    """Fuse scores of the same test clips, each scaled by its own training scores.
+
+    A normal clip is scored by those members that have a training score of it: seeds hold out different clips.
+    """
+    first = members[0]
+    normalise, combine = FUSIONS[method]
+    clips = np.array(sorted({clip for member in members for clip in member.training_clips}), dtype=object)
+    training = np.full((len(members), len(clips)), np.nan)
+    scores = np.full((len(members), len(first.clips)), np.nan)
+    reason = next((member.reason for member in members if member.failed), None)
+    for i, member in enumerate(members):
+        try:
+            if not np.isfinite(member.training).all():
+                raise ValueError("no training scores: a fold of the normal clips could not be fitted")
+            scores[i] = normalise(member.scores, member.training)
+            training[i, np.searchsorted(clips, member.training_clips)] = normalise(member.training, member.training)
+        except ValueError as error:
+            reason = reason or str(error)
+    if reason is not None:
+        return SectionScores(
+            first.clips, first.domains, np.full(len(first.clips), np.nan), reason, clips, np.full(len(clips), np.nan)
+        )
+    of_clips = np.array([combine(column[np.isfinite(column)]) for column in training.T])
+    return SectionScores(first.clips, first.domains, combine(scores), None, clips, of_clips)
+
+
+def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: Place) -> list[Scored]:
+    """Greedy forward selection with replacement (Caruana et al. 2004) among all systems, their seeds fused first."""
+    seeds: dict[System, dict[Where, list[SectionScores]]] = {}
+    for unit in scored:
+        for key, scores in read_scores(unit.path).items():
+            system = System(unit.variant, key.checkpoint, key.detector, key.pooling)
+            seeds.setdefault(system, {}).setdefault((unit.machine, key.section), []).append(scores)
+    places = sorted({where for of_system in seeds.values() for where in of_system})
+    candidates = {
+        s: {w: fused(m, "z-mean") for w, m in of.items()} for s, of in seeds.items() if len(of) == len(places)
+    }
+    candidates = {s: of for s, of in candidates.items() if not any(scores.failed for scores in of.values())}
+    systems = list(candidates)
+    if len(systems) < 2:
+        return []
+    scaled = {w: np.stack([z_normalised(of[w].scores, of[w].training) for of in candidates.values()]) for w in places}
+    cells = [cell for w in places for cell in _labelled(w, candidates[systems[0]][w], labels, evaluation.year)]
+    members: dict[Where, list[System]] = {}
+    for fold, choosing in _folds(places, evaluation):
+        basis = [cell for cell in cells if cell.where in choosing]
+        if not basis:
+            return []
+        picked = [systems[i] for i in _pick(scaled, basis, evaluation.year)]
+        members |= dict.fromkeys(fold, picked)
+    entry, written = f"all+{GREEDY}", []
+    for machine in sorted({machine for machine, _ in places}):
+        sections = [section for m, section in places if m == machine]
+        of_machine = {
+            Key(section, 0, "several", "several"): fused(
+                [candidates[system][machine, section] for system in members[machine, section]], "z-mean"
+            )
+            for section in sections
+        }
+        path = place(entry, machine, None)
+        _write(path, of_machine)
+        write_json(path.with_name("members.json"), {s: [list(m) for m in members[machine, s]] for s in sections})
+        written.append(Scored(entry, machine, None, path))
+    return written
+
+
+Where = tuple[str, str]
+"""machine, section"""
+
+
+class _Cell(NamedTuple):
+    where: Where
+    metric: str
+    anomalous: NDArray[np.bool_]
+    """Of the cell's clips."""
+    members: NDArray[np.bool_]
+    """Which of the section's clips these are."""
+
+
+def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_Cell]:
+    for kind in cell_kinds(year, scores.domains):
+        anomalous, members = members_of(scores, kind.domain, labels, year)
+        if anomalous.any() and anomalous.sum() < members.sum():
+            for metric in kind.metrics:
+                yield _Cell(where, metric, anomalous[members], members)
+
+
+def _folds(places: Sequence[Where], evaluation: EvaluationConfig) -> list[tuple[list[Where], Collection[Where]]]:
+    """Sections that are reported together, and the sections that choose for them."""
+    if evaluation.selection != LEAVE_ONE_OUT:
+        return [(list(places), {where for where in places if is_development(evaluation, *where)})]
+    by = 1 if len({section for _, section in places}) > 1 else 0
+    names = sorted({where[by] for where in places})
+    return [([w for w in places if w[by] == name], {w for w in places if w[by] != name}) for name in names]
+
+
+def _pick(scaled: Mapping[Where, NDArray[np.float64]], cells: Sequence[_Cell], year: int) -> list[int]:
+    """Add the system that raises the official score most, until none does; scores are (systems, clips) by section."""
+    machines = [cell.where[0] for cell in cells]
+    chosen: list[int] = []
+    best = -1.0
+    while len(chosen) < MAX_MEMBERS:
+        values = []
+        for cell in cells:
+            scores = scaled[cell.where][:, cell.members]
+            values.append(METRICS[cell.metric](cell.anomalous, scores + scores[chosen].sum(axis=0)))
+        official = official_score(year, machines, np.stack(values))
+        if official.max() <= best:
+            break
+        best = float(official.max())
+        chosen.append(int(official.argmax()))
+    return chosen
+
+
+def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
+    """Write scores as a detect unit does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        for key, scores in sections.items():
+            for clips, values, domains, split in (
+                (scores.clips, scores.scores, scores.domains, "test"),
+                (scores.training_clips, scores.training, [None] * len(scores.training), "train"),
+            ):
+                count = len(clips)
+                columns = {
+                    "clip": pa.array(list(clips), pa.string()),
+                    "section": pa.array([key.section] * count),
+                    "domain": pa.array(list(domains), pa.string()),
+                    "split": pa.array([split] * count),
+                    "label": pa.nulls(count, pa.int8()),
+                    "checkpoint": pa.array([key.checkpoint] * count, pa.int16()),
+                    "detector": pa.array([key.detector] * count),
+                    "pooling": pa.array([key.pooling] * count),
+                    "score": pa.array(values, from_pandas=True),
+                    "reason": pa.array([scores.reason] * count, pa.string()),
+                }
+                arrays = [columns[f.name].cast(f.type) for f in SCHEMA]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))

@@ -1,0 +1,115 @@
+"""Scores files as arrays: one system's scores of a section's test clips and of its normal training clips."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+Words = NDArray[np.object_]
+Scores = NDArray[np.float64]
+
+
+class Scored(NamedTuple):
+    """A scores file: of a finished detect unit, or of an ensemble."""
+
+    variant: str
+    machine: str
+    seed: int | None
+    """None: an ensemble over seeds."""
+    path: Path
+
+
+class System(NamedTuple):
+    """What is chosen and ranked."""
+
+    variant: str
+    checkpoint: int
+    """Epochs that the extractor was trained for."""
+    detector: str
+    pooling: str
+
+
+class Key(NamedTuple):
+    """One system's part of a scores file."""
+
+    section: str
+    checkpoint: int
+    detector: str
+    pooling: str
+
+
+@dataclass(frozen=True)
+class SectionScores:
+    """One system's scores in one section; higher is more anomalous."""
+
+    clips: Words
+    """Test clips, (clips,)."""
+    domains: Words
+    """(clips,)"""
+    scores: Scores
+    """(clips,); NaN where the detector failed."""
+    reason: str | None
+    """Why it failed."""
+    training_clips: Words
+    """Normal clips, (n,); none where there are no training scores."""
+    training: Scores
+    """(n,); NaN where the detector failed."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a test clip has no score."""
+        return not np.isfinite(self.scores).all()
+
+
+def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionScores]:
+    """Read a scores file, or one section of it, system by system in the file's order."""
+    filters = None if section is None else [("section", "=", section)]
+    table = pq.read_table(path, filters=filters).unify_dictionaries().combine_chunks()
+    columns = {name: _values(table[name]) for name in table.column_names}
+    in_test = columns["split"] == "test"
+    places: dict[Key, list[NDArray[np.int64]]] = {}
+    for block in _blocks(table):
+        at = block[0]
+        key = Key(*(columns[name][at] for name in Key._fields))
+        places.setdefault(key, []).append(block)
+    found = {}
+    for key, blocks in places.items():
+        rows = np.concatenate(blocks)
+        test, training = rows[in_test[rows]], rows[~in_test[rows]]
+        found[Key(key.section, int(key.checkpoint), key.detector, key.pooling)] = SectionScores(
+            clips=columns["clip"][test],
+            domains=columns["domain"][test],
+            scores=columns["score"][test],
+            reason=next((reason for reason in columns["reason"][test[:1]]), None),
+            training_clips=columns["clip"][training],
+            training=columns["score"][training],
+        )
+    return found
+
+
+def _blocks(table: pa.Table) -> list[NDArray[np.int64]]:
+    """Rows of each run of equal keys."""
+    if table.num_rows == 0:
+        return []
+    codes = np.stack([_codes(table[name]) for name in Key._fields])
+    starts = np.flatnonzero((codes[:, 1:] != codes[:, :-1]).any(axis=0)) + 1
+    return np.split(np.arange(table.num_rows), starts)
+
+
+def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    array = column.combine_chunks()
+    return (array.indices if pa.types.is_dictionary(array.type) else array).to_numpy(zero_copy_only=False)
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[np.generic]:
+    array = column.combine_chunks()
+    if pa.types.is_dictionary(array.type):
+        words = np.array([*array.dictionary.to_pylist(), None], dtype=object)
+        return words[array.indices.fill_null(len(words) - 1).to_numpy()]
+    if pa.types.is_string(array.type):
+        return np.array(array.to_pylist(), dtype=object)
+    return array.to_numpy(zero_copy_only=False)  # a null score is NaN

@@ -1,0 +1,91 @@
+"""Choosing: for each variant, checkpoint, detector and pooling that are best on sections other than those reported."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.scores import System
+from rayasd.evaluation.years import official_score
+
+LEAVE_ONE_OUT = "leave-one-section-out"
+ANY_VARIANT = "any variant"
+
+Row = Mapping[str, Any]
+"""A row of the cells table."""
+
+Entries = dict[str, list[int]]
+"""For each entry of the leaderboard, the places of the cells that count for it."""
+
+
+def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Entries]:
+    """Choose a system for each variant, and say which cells count for it.
+
+    By development sections: the system with the best official score there, averaged over seeds, counts everywhere.
+    Leave-one-section-out: in each section, the system that is best on all other sections counts (with one section, in
+    each machine the one that is best on all others); and there are entries whose variant is chosen in the same way.
+    Where nothing can be chosen for want of labels, the first complete system stands. Systems with failed cells are
+    chosen only if every other has them too; ties go to the one that comes first.
+
+    Returns:
+        The cells with ``selected`` set, and the entries of the leaderboard.
+
+    """
+    rows: list[Row] = cells.to_pylist()
+    variants: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        variants.setdefault(row["variant"], []).append(place)
+    entries = {variant: _chosen(rows, places, evaluation) for variant, places in variants.items()}
+    marks = np.zeros(len(rows), bool)
+    marks[[place for places in entries.values() for place in places]] = True
+    if evaluation.selection == LEAVE_ONE_OUT:
+        kinds = {variant: variant.partition("+")[2] for variant in variants}  # ensembles among ensembles
+        for kind in dict.fromkeys(kinds.values()):
+            among = [place for variant, places in variants.items() if kinds[variant] == kind for place in places]
+            if list(kinds.values()).count(kind) > 1:
+                entries[f"{ANY_VARIANT}+{kind}" if kind else ANY_VARIANT] = _chosen(rows, among, evaluation)
+    position = cells.schema.get_field_index("selected")
+    return cells.set_column(position, cells.schema.field("selected"), pa.array(marks)), entries
+
+
+def system_of(row: Row) -> System:
+    """Return the system of a cell."""
+    return System(*(row[name] for name in System._fields))
+
+
+def official(rows: Iterable[Row], year: int) -> list[float]:
+    """Compute the year's official score of cells that are ok, for each seed."""
+    seeds: dict[int | None, list[tuple[str, float]]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            values = seeds.setdefault(row["seed"], [])
+            values += [(row["machine"], row[name]) for name in ("auc", "pauc") if row[name] is not None]
+    return [float(official_score(year, *zip(*values, strict=True))) for values in seeds.values()]
+
+
+def _chosen(rows: Sequence[Row], places: Sequence[int], evaluation: EvaluationConfig) -> list[int]:
+    """Find the places of the cells that count, among cells at these places."""
+    systems: dict[System, list[int]] = {}
+    for place in places:
+        systems.setdefault(system_of(rows[place]), []).append(place)
+    if evaluation.selection != LEAVE_ONE_OUT:
+        return systems[_best(rows, systems, lambda row: row["part"] == "development", evaluation.year)]
+    name = "section" if len({row["section"] for row in rows}) > 1 else "machine"
+    chosen: list[int] = []
+    for fold in dict.fromkeys(rows[place][name] for place in places):
+        best = _best(rows, systems, lambda row, fold=fold: row[name] != fold, evaluation.year)  # type: ignore[misc]
+        chosen += [place for place in systems[best] if rows[place][name] == fold]
+    return chosen
+
+
+def _best(
+    rows: Sequence[Row], systems: Mapping[System, Sequence[int]], chooses: Callable[[Row], bool], year: int
+) -> System:
+    def quality(system: System) -> tuple[float, float]:
+        of_system = [rows[place] for place in systems[system]]
+        scores = official((row for row in of_system if chooses(row)), year)
+        return -sum(row["status"] == "failed" for row in of_system), float(np.mean(scores)) if scores else -1.0
+
+    return max(systems, key=quality)  # the first of equals

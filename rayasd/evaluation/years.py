@@ -1,0 +1,82 @@
+"""What changes from one year's DCASE Task 2 to the next: which sections are development, which cells count, the score.
+
+* 2020: no domains. AUC and pAUC of each machine ID; arithmetic means over IDs, then over machine types.
+* 2021: AUC and pAUC of each section and domain; harmonic mean over all of them.
+* 2022 to 2025: AUC of each section and domain, a domain's normal clips against the anomalous ones of both domains, and
+  one pAUC of each section over both; harmonic mean over all of them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rayasd.config import EvaluationConfig
+
+BOTH_DOMAINS = "both"
+
+_DEVELOPMENT_IDS_2020 = {"ToyCar": ("01", "02", "03", "04"), "ToyConveyor": ("01", "02", "03")}
+_DEVELOPMENT_MACHINES_SINCE_2023 = ("ToyCar", "ToyTrain", "bearing", "fan", "gearbox", "slider", "valve")
+
+RULES = {
+    2020: "arithmetic mean of AUC and pAUC over machine IDs, then over machine types",
+    2021: "harmonic mean of AUC and pAUC over (machine, section, domain) cells",
+    **dict.fromkeys(
+        range(2022, 2026),
+        "harmonic mean of each (machine, section, domain)'s AUC, its normal clips against the anomalies of both "
+        "domains, and each (machine, section)'s pAUC",
+    ),
+}
+
+
+class CellKind(NamedTuple):
+    """A kind of cell of a section: whose normal and anomalous clips, and which metrics of them count."""
+
+    domain: str
+    normal: NDArray[np.bool_]
+    """Clips whose domain lets them in if they are normal, (clips,)."""
+    anomalous: NDArray[np.bool_]
+    metrics: tuple[str, ...]
+    """Of auc and pauc."""
+
+
+def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> bool:
+    """Tell whether a section chooses (development) or reports (evaluation): as configured, else as the year divides."""
+    if evaluation.development:
+        return bool({machine, section, f"{machine}/{section}"} & set(evaluation.development))
+    if evaluation.year == 2020:
+        return section in _DEVELOPMENT_IDS_2020.get(machine, ("00", "02", "04", "06"))
+    if evaluation.year <= 2022:
+        return section in ("00", "01", "02")
+    return machine in _DEVELOPMENT_MACHINES_SINCE_2023
+
+
+def cell_kinds(year: int, domains: NDArray[np.object_]) -> list[CellKind]:
+    """List the cells of a section by the domains of its test clips (clips,)."""
+    everywhere = np.ones(len(domains), bool)
+    if year <= 2021:
+        return [CellKind(d, domains == d, domains == d, ("auc", "pauc")) for d in sorted(set(domains))]
+    kinds = [CellKind(d, domains == d, everywhere, ("auc",)) for d in sorted(set(domains))]
+    return [*kinds, CellKind(BOTH_DOMAINS, everywhere, everywhere, ("pauc",))]
+
+
+def official_score(year: int, machines: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
+    """Compute the year's score.
+
+    Args:
+        year: whose rule.
+        machines: of each value, (values,).
+        values: the AUCs and pAUCs that count, (values,) or (values, replicates); floored at the float epsilon.
+
+    Returns:
+        () or (replicates,); NaN where there is no value.
+
+    """
+    floored = np.maximum(np.asarray(values, dtype=np.float64), np.finfo(np.float64).eps)
+    if len(floored) == 0:
+        return np.full(floored.shape[1:], np.nan)
+    if year == 2020:
+        names = np.array(machines)
+        return np.mean([floored[names == name].mean(axis=0) for name in sorted(set(machines))], axis=0)
+    return len(floored) / (1 / floored).sum(axis=0)

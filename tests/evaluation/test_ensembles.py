@@ -1,0 +1,159 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from rayasd.config import EvaluationConfig, from_dict
+from rayasd.errors import UserError
+from rayasd.evaluation.cells import labels_of, score_cells
+from rayasd.evaluation.ensembles import write_ensembles
+from rayasd.evaluation.scores import Scored, read_scores
+from rayasd.report.write import write_report
+from rayasd.unit import RunDirectory
+from tests.evaluation.test_leaderboard import catalog, scores_file
+
+QUALITY = {"a": {"00": 1.0, "03": 1.0}, "b": {"00": 0.6, "03": 0.6}, "noise": {"00": 0.0, "03": 0.0}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> list[Scored]:
+    return [Scored("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", QUALITY, seed=s)) for s in range(4)]
+
+
+def rules(*ensembles: str, **changes: object) -> EvaluationConfig:
+    return EvaluationConfig(development=("00",), ensembles=ensembles, **changes)  # type: ignore[arg-type]
+
+
+def mean_auc(scored: list[Scored], detector: str) -> float:
+    cells = score_cells(scored, labels_of(catalog()), rules())
+    return pc.mean(cells.filter(pc.field("detector") == detector)["auc"]).as_py()
+
+
+def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Scored], run: RunDirectory):
+    (entry,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
+    assert entry[:3] == ("both+seeds", "fan", None)
+    fused, single = read_scores(entry.path), [read_scores(unit.path) for unit in units]
+    assert fused.keys() == single[0].keys()
+    for key, scores in fused.items():
+        z = [(s[key].scores - s[key].training.mean()) / s[key].training.std() for s in single]
+        np.testing.assert_allclose(scores.scores, np.mean(z, axis=0))
+        assert scores.clips.tolist() == single[0][key].clips.tolist()
+    assert mean_auc([entry], "a") > mean_auc(units, "a")  # independent noise averages out
+
+
+def test_no_test_clip_depends_on_another(units: list[Scored], run: RunDirectory):
+    (whole,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
+    expected = {k: dict(zip(s.clips, s.scores, strict=True)) for k, s in read_scores(whole.path).items()}
+    for unit in units:
+        table = pq.read_table(unit.path)
+        some = (
+            (pc.field("split") == "train") | pc.ends_with(pc.field("clip"), "/7") | pc.ends_with(pc.field("clip"), "/2")
+        )
+        pq.write_table(table.filter(some), unit.path)
+    (few,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
+    for key, scores in read_scores(few.path).items():
+        assert len(scores.clips) == 4
+        for clip, score in zip(scores.clips, scores.scores, strict=True):
+            assert score == expected[key][clip]
+
+
+def test_a_normal_clip_is_scored_by_the_members_that_have_it(units: list[Scored], run: RunDirectory):
+    table = pq.read_table(units[0].path)
+    kept = (pc.field("split") == "test") | pc.ends_with(pc.field("clip"), "1t") | pc.ends_with(pc.field("clip"), "2t")
+    pq.write_table(table.filter(kept), units[0].path)
+    (entry,) = write_ensembles(units[:2], {}, rules("seeds"), run.ensemble)
+    first, second = read_scores(units[0].path), read_scores(units[1].path)
+    for key, scores in read_scores(entry.path).items():
+        assert len(scores.training_clips) == 10
+        alone = list(scores.training_clips).index(f"{key.section}/source/5t")
+        there = second[key]
+        z = (there.training - there.training.mean()) / there.training.std()
+        assert scores.training[alone] == pytest.approx(z[list(there.training_clips).index(f"{key.section}/source/5t")])
+        assert len(first[key].training) == 2
+
+
+def test_detectors_are_averaged_within_each_seed(units: list[Scored], run: RunDirectory):
+    entries = write_ensembles(units, {}, rules("detectors", "seeds+detectors"), run.ensemble)
+    assert [(entry.variant, entry.seed) for entry in entries] == [
+        *(("both+detectors", seed) for seed in range(4)), ("both+seeds+detectors", None)
+    ]  # fmt: skip
+    assert {key.detector for entry in entries for key in read_scores(entry.path)} == {"fused"}
+
+
+def test_checkpoints_are_averaged(units: list[Scored], run: RunDirectory):
+    table = pq.read_table(units[0].path)
+    at = table.schema.get_field_index("checkpoint")
+    other = pq.read_table(units[1].path).set_column(
+        at, table.schema.field("checkpoint"), pa.array([9] * table.num_rows, pa.int16())
+    )
+    pq.write_table(pa.concat_tables([table, other]), units[0].path)
+    entries = write_ensembles(units, {}, rules("checkpoints"), run.ensemble)
+    assert [(entry.variant, entry.seed) for entry in entries] == [("both+checkpoints", 0)]  # others have one only
+
+
+def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path, run: RunDirectory):
+    quality = {"a": {"00": 1.0, "03": None}}
+    units = [Scored("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", quality, seed=s)) for s in range(2)]
+    (entry,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
+    by_section = {key.section: scores for key, scores in read_scores(entry.path).items()}
+    assert by_section["03"].reason == "no fit"
+    assert by_section["03"].failed
+    assert not by_section["00"].failed
+
+
+def test_one_seed_is_no_ensemble(units: list[Scored], run: RunDirectory):
+    assert write_ensembles(units[:1], {}, rules("seeds"), run.ensemble) == []
+
+
+def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path, run: RunDirectory):
+    # x is good where we choose, y where we report, z nowhere
+    quality = {"x": {"00": 9.0, "03": 0.0}, "y": {"00": 0.0, "03": 9.0}, "z": {"00": 0.0, "03": 0.0}}
+    units = [Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))]
+    (entry,) = write_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
+    members = (entry.path.parent / "members.json").read_text()
+    assert '"x"' in members
+    assert '"y"' not in members
+    left_out = rules("greedy", selection="leave-one-section-out")
+    (entry,) = write_ensembles(units, labels_of(catalog()), left_out, run.ensemble)
+    single, fused = read_scores(units[0].path), read_scores(entry.path)
+    for key, scores in fused.items():  # each section under the members that are good on the other one
+        liked = {"00": "y", "03": "x"}[key.section]
+        wanted = next(s for k, s in single.items() if (k.section, k.detector) == (key.section, liked))
+        assert np.corrcoef(scores.scores, wanted.scores)[0, 1] > 0.99
+
+
+def test_greedy_is_at_least_as_good_as_its_best_member_where_it_chose(units: list[Scored], run: RunDirectory):
+    (entry,) = write_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
+    seeds = write_ensembles(units, {}, rules("seeds"), run.ensemble)
+    board = {
+        name: score_cells(of, labels_of(catalog()), rules()).filter(pc.field("part") == "development")
+        for name, of in (("greedy", [entry]), ("seeds", seeds))
+    }
+    greedy = pc.mean(board["greedy"]["auc"]).as_py()
+    best = max(pc.mean(board["seeds"].filter(pc.field("detector") == d)["auc"]).as_py() for d in QUALITY)
+    assert greedy > best - 0.05
+    assert write_ensembles(units, {}, rules("greedy"), run.ensemble) == []  # nothing to choose by
+
+
+def test_ensembles_are_entries_of_the_leaderboard(units: list[Scored], run: RunDirectory):
+    provenance = {"run": "run", "synthetic": False}
+    board = write_report(run, units, catalog(), rules("seeds", "greedy"), {"both": ["fan"] * 4}, provenance)
+    assert {s.variant: s.cells_expected for s in board.ranked} == {"both": 16, "both+seeds": 4, "all+greedy": 4}
+    assert all(s.complete and s.interval and s.f1 is not None for s in board.ranked)
+    assert "ensembles" in run.leaderboard("md").read_text()
+    write_report(run, units, catalog(), rules(), {"both": ["fan"] * 4}, provenance)
+    assert not list(run.root.glob("ensembles/*"))
+
+
+def test_unknown_ensembles_are_refused():
+    for wrong in ("variants", "seeds+seeds", "greedy+seeds"):
+        with pytest.raises(UserError, match="is none of seeds, checkpoints, detectors, greedy"):
+            from_dict({"evaluation": {"ensembles": [wrong]}})

@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import hmean
+from sklearn.metrics import roc_auc_score
+
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.cells import labelled_cells, score_cells
+from rayasd.evaluation.scores import Scored
+from rayasd.evaluation.selection import official
+from rayasd.evaluation.years import RULES, is_development, official_score
+from rayasd.inlier.scoring import SCHEMA
+
+YEARS = sorted(RULES)
+
+
+def rules(year: int, **changes: object) -> EvaluationConfig:
+    return EvaluationConfig(year=year, ensembles=(), **changes)  # type: ignore[arg-type]
+
+
+Clip = tuple[str, int | None, float]
+
+
+def write(path: Path, clips: list[Clip]) -> tuple[Scored, dict[str, int | None], pa.Table]:
+    """One section of one machine: a scores file, its labels and its catalog."""
+    rows = [
+        {"clip": str(i), "section": "00", "domain": domain, "split": "test", "label": None, "checkpoint": 0,
+         "detector": "d", "pooling": "p", "score": score, "reason": None}
+        for i, (domain, _, score) in enumerate(clips)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
+    labels = {str(i): label for i, (_, label, _) in enumerate(clips)}
+    catalog = [{"clip": r["clip"], "machine": "fan", "section": "00", "domain": r["domain"], "split": "test",
+                "label": labels[r["clip"]]} for r in rows]  # fmt: skip
+    return Scored("both", "fan", 0, path), labels, pa.Table.from_pylist(catalog)
+
+
+def independent(clips: list[Clip], year: int) -> list[float]:
+    """Every AUC and pAUC of the year's rule that can be computed, by scikit-learn."""
+    groups: list[tuple[list[Clip], tuple[float | None, ...]]] = []
+    for domain in sorted({clip[0] for clip in clips}):
+        if year <= 2021:
+            groups.append(([c for c in clips if c[0] == domain], (None, 0.1)))
+        else:
+            groups.append(([c for c in clips if c[1] or c[0] == domain], (None,)))
+    if year >= 2022:
+        groups.append((clips, (0.1,)))
+    return [
+        roc_auc_score([c[1] for c in group], [c[2] for c in group], max_fpr=max_fpr)
+        for group, metrics in groups if {c[1] for c in group} == {0, 1}
+        for max_fpr in metrics
+    ]  # fmt: skip
+
+
+clips = st.lists(
+    st.tuples(st.sampled_from(["source", "target"]), st.sampled_from([0, 1]), st.sampled_from([0.0, 0.5, 1.0, 2.0])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(clips=clips, year=st.sampled_from(YEARS))
+def test_any_few_clips_with_ties_and_missing_classes(tmp_path_factory, clips: list[Clip], year: int):
+    unit, labels, catalog = write(tmp_path_factory.mktemp("s") / "s.parquet", clips)
+    cells = score_cells([unit], labels, rules(year)).to_pylist()
+    values = independent(clips, year)
+    found = [cell[name] for cell in cells for name in ("auc", "pauc") if cell[name] is not None]
+    assert sorted(found) == pytest.approx(sorted(values), abs=1e-12)
+    assert labelled_cells(catalog, rules(year)) == {"fan": sum(cell["status"] == "ok" for cell in cells)}
+    for cell in cells:
+        one_class = cell["num_normal"] == 0 or cell["num_anomaly"] == 0
+        assert (cell["status"] == "unlabelled") == one_class
+        assert not one_class or "AUC needs both" in cell["reason"]
+    scores = official(cells, year)
+    if values:
+        floored = np.maximum(values, np.finfo(float).eps)
+        assert scores == pytest.approx([np.mean(values) if year == 2020 else hmean(floored)], abs=1e-12)
+    else:
+        assert scores == []
+
+
+def test_since_2022_a_domains_normal_clips_meet_the_anomalies_of_both(tmp_path: Path):
+    three = [("source", 0, 1.0), ("target", 0, 3.0), ("target", 1, 2.0)]
+    unit, labels, _ = write(tmp_path / "s.parquet", three)
+    by_year = {
+        year: {c["domain"]: (c["auc"], c["pauc"]) for c in score_cells([unit], labels, rules(year)).to_pylist()}
+        for year in (2021, 2022)
+    }
+    assert by_year[2021] == {"source": (None, None), "target": (0.0, pytest.approx(0.4736842105263158))}
+    assert by_year[2022]["source"] == (1.0, None)
+    assert by_year[2022]["target"] == (0.0, None)
+    assert by_year[2022]["both"][0] is None
+
+
+def test_one_unknown_label_makes_its_section_unlabelled_since_2022(tmp_path: Path):
+    some = [("source", 0, 1.0), ("source", 1, 3.0), ("target", None, 2.0)]
+    unit, labels, catalog = write(tmp_path / "s.parquet", some)
+    assert [c["status"] for c in score_cells([unit], labels, rules(2021)).to_pylist()] == ["ok", "unlabelled"]
+    assert {c["status"] for c in score_cells([unit], labels, rules(2023)).to_pylist()} == {"unlabelled"}
+    assert labelled_cells(catalog, rules(2023)) == {"fan": 0}
+
+
+def test_2020_averages_a_machines_ids_first():
+    machines, values = ["ToyCar", "ToyCar", "ToyCar", "fan"], [0.9, 0.9, 0.9, 0.5]
+    assert official_score(2020, machines, values) == pytest.approx(0.7)
+    assert official_score(2021, machines, values) == pytest.approx(hmean(values))
+
+
+def test_zero_is_floored_and_nothing_is_nan():
+    for year in YEARS:
+        assert np.isnan(official_score(year, [], []))
+    assert official_score(2021, ["fan"] * 2, [0.0, 1.0]) == pytest.approx(2 * np.finfo(float).eps, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("year", "development", "evaluation"),
+    [
+        (2020, [("fan", "00"), ("valve", "06"), ("ToyCar", "01"), ("ToyConveyor", "03")],
+         [("fan", "01"), ("ToyCar", "05"), ("ToyConveyor", "04")]),
+        (2021, [("fan", "00"), ("ToyTrain", "02")], [("fan", "03"), ("pump", "05")]),
+        (2022, [("bearing", "02")], [("bearing", "03")]),
+        (2023, [("fan", "00"), ("bearing", "00")], [("shaker", "00"), ("bandsaw", "00")]),
+        (2025, [("ToyTrain", "00")], [("AutoTrash", "00")]),
+    ],
+)  # fmt: skip
+def test_each_year_divides_its_sections(year: int, development: list, evaluation: list):
+    assert all(is_development(rules(year), *where) for where in development)
+    assert not any(is_development(rules(year), *where) for where in evaluation)
+
+
+def test_a_division_of_ones_own_names_sections_machines_or_both():
+    own = rules(2021, development=("07", "fan", "pump/01"))
+    assert [is_development(own, *where) for where in (("x", "07"), ("fan", "03"), ("pump", "01"), ("pump", "00"))] == [
+        True, True, True, False
+    ]  # fmt: skip
