@@ -4,7 +4,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -196,9 +196,44 @@ class Config:
             UserError: there is no such variant.
 
         """
+        return from_dict(merge(self.as_dict(), nest(self.overrides(name))))
+
+    def overrides(self, name: str) -> Mapping[str, Any]:
+        """Return what a variant changes: settings by their dotted names.
+
+        Raises:
+            UserError: there is no such variant.
+
+        """
         if name not in self.variants:
             raise unknown("variant", name, self.variants)
-        return from_dict(merge(self.as_dict(), nest(self.variants[name])))
+        return self.variants[name]
+
+
+def varied(config: Config, variants: Sequence[str], key: str, values: Sequence[Any]) -> tuple[Config, tuple[str, ...]]:
+    """Make a variant of each of these for each value of a setting, named ``<variant>-<setting>-<value>``.
+
+    Where the setting takes anomalies out of the test, all variants leave out as many as the largest value does.
+
+    Returns:
+        The configuration with the new variants, and their names.
+
+    Raises:
+        UserError: no such variant or setting, or a value that it cannot have.
+
+    """
+    made: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        for value in values:
+            made[f"{variant}-{key.rpartition('.')[2]}-{value}"] = {**config.overrides(variant), key: value}
+    result = from_dict(merge(config.as_dict(), {"variants": made}))
+    resolved = [result.variant(name).exposure for name in made]
+    reserved = max(exposure.real_anomalies + exposure.contamination for exposure in resolved)
+    if len({exposure.real_anomalies + exposure.contamination for exposure in resolved}) > 1:
+        for overrides in made.values():
+            overrides.setdefault("exposure.reserved_anomalies", reserved)
+        result = from_dict(merge(config.as_dict(), {"variants": made}))
+    return result, tuple(made)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -82,6 +82,10 @@ class RunDirectory:
         """One row a system, as parquet, csv or md."""
         return self.root / f"leaderboard.{suffix}"
 
+    def plot(self, name: str) -> Path:
+        """Picture of the report (PNG)."""
+        return self.root / "plots" / f"{name}.png"
+
     def output(self, unit: Unit) -> Path:
         """Folder that a unit writes, and no other unit does."""
         if unit.stage == "train":

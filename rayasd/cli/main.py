@@ -8,6 +8,7 @@ import click
 
 from rayasd import __version__
 from rayasd.cli.data import data
+from rayasd.cli.export import export
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
 from rayasd.errors import UserError
 
@@ -28,7 +29,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, report, leaderboard, compare):
+for command in (data, sweep, train, embed, detect, report, leaderboard, compare, export):
     cli.add_command(command)
 
 

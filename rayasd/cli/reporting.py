@@ -28,8 +28,9 @@ from rayasd.evaluation.published import published_systems, why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import digest
+from rayasd.report.curves import find_curves
 from rayasd.report.tables import coverage, markdown_table, percent
-from rayasd.report.terminal import print_leaderboard
+from rayasd.report.terminal import print_curve, print_leaderboard
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
 from rayasd.sweep.store import RunStore
@@ -41,7 +42,7 @@ def report_run(
 ) -> None:
     """Write and print a run's leaderboard from what stands, with labels and rules that may have come since."""
     console = wide_console()
-    store, catalog, sweep = _open(run_dir)
+    store, catalog, sweep = open_run(run_dir)
     if ground_truth is not None:
         catalog = with_ground_truth(catalog, ground_truth)
         write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
@@ -65,15 +66,15 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     systems: list[dict[Cell, CellScores]] = []
     rows, years = [], set()
     for path, variant in zip(runs, variants, strict=True):
-        store, catalog, sweep = _open(path)
+        store, catalog, sweep = open_run(path)
         evaluation = store.config().evaluation
-        leaderboard = _write_report(store, sweep, catalog, evaluation)
+        leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
         entries = {entry.variant: entry for entry in leaderboard.ranked if not entry.variant.startswith(ANY_VARIANT)}
         if variant is not None and variant not in entries:
             raise unknown(f"variant of {path}", variant, entries)
         chosen = entries[variant] if variant is not None else next(iter(entries.values()))
         cells = _entry_cells(store, leaderboard, chosen.variant, part)
-        scored = [*_scored(store, sweep), *_ensembles(store)]
+        scored = [*scored_units(store, sweep), *ensembles(store)]
         systems.append(cell_scores(scored, labels_of(catalog.table), cells, evaluation.year))
         name = f"{store.paths.root.name} {chosen.variant} {chosen.detector} {chosen.pooling}"
         rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
@@ -111,7 +112,7 @@ def _domain_aucs(cells: pa.Table) -> list[float | None]:
     return [pc.mean(cells.filter(pc.field("domain") == domain)["auc"]).as_py() for domain in ("source", "target")]
 
 
-def _ensembles(store: RunStore) -> list[Scored]:
+def ensembles(store: RunStore) -> list[Scored]:
     """List the scores files of a run's ensembles, as its last report wrote them."""
     found = []
     for path in sorted(store.paths.root.glob("ensembles/*/*/*/part-0.parquet")):
@@ -127,10 +128,10 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     comparable = True
     years = set()
     for path in runs:
-        store, catalog, sweep = _open(path)
+        store, catalog, sweep = open_run(path)
         evaluation = store.config().evaluation
         years.add(evaluation.year)
-        leaderboard = _write_report(store, sweep, catalog, evaluation)
+        leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
         for standing in leaderboard.ranked:
             name = f"{standing.variant} {standing.detector} {standing.pooling}"
             where = f"{store.paths.root.name}, {counted(standing.num_seeds, 'seed')}, {coverage(standing)} cells"
@@ -189,13 +190,15 @@ def show_report(
     oracle: bool = False,
 ) -> Leaderboard:
     """Write the leaderboard's files and print it."""
-    leaderboard = _write_report(store, sweep, catalog, evaluation)
+    leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
     machines = sorted(leaderboard.standings[0].machines)
     title = f"{store.paths.root.name}: {counted(len(machines), 'machine type')}"
     synthetic = store.manifest()["data"]["synthetic"]
     print_leaderboard(
         console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems, oracle=oracle
     )
+    for curve in find_curves(store.config().variants, leaderboard):
+        print_curve(console, curve, leaderboard)
     written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
     console.print(written, highlight=False, soft_wrap=True)
     return leaderboard
@@ -219,14 +222,15 @@ def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: Evaluat
     return digest([__version__, RESULTS_VERSION, scores, labels, asdict(evaluation)])
 
 
-def _open(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
+def open_run(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
     """Read a run as it stands; nothing is to be done."""
     store = RunStore(run_dir)
     catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
     return store, catalog, survey(store, store.specs(), (), retry_failed=False)
 
 
-def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> Leaderboard:
+def write_leaderboard(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> Leaderboard:
+    """Write cells and leaderboard of what stands, with their provenance."""
     manifest = store.manifest()
     planned: dict[str, list[str]] = {}
     for unit in sweep.states:
@@ -244,10 +248,11 @@ def _write_report(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: E
         "evaluation": ", ".join(f"{name}={value}" for name, value in asdict(evaluation).items()),
         "inputs": _inputs(store, sweep, catalog, evaluation),
     }
-    return write_report(store.paths, _scored(store, sweep), catalog.table, evaluation, planned, provenance)
+    return write_report(store.paths, scored_units(store, sweep), catalog.table, evaluation, planned, provenance,
+                        store.config().variants)  # fmt: skip
 
 
-def _scored(store: RunStore, sweep: Sweep) -> list[Scored]:
+def scored_units(store: RunStore, sweep: Sweep) -> list[Scored]:
     """List the finished detect units with their scores."""
     return [
         Scored(unit.variant, unit.machine, unit.seed, store.paths.table(unit))

@@ -26,7 +26,7 @@ from rayasd.cli.display import (
 )
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
 from rayasd.cli.reporting import report_stands, show_report
-from rayasd.config import Config
+from rayasd.config import Config, varied
 from rayasd.data.catalog import (
     Catalog,
     check_outlier_exposure,
@@ -56,6 +56,7 @@ def run_sweep(
     seeds: str,
     detectors: str | None,
     overrides: Sequence[str],
+    vary: str | None,
     run_dir: Path,
     accept_changes: bool,
     dry_run: bool,
@@ -65,6 +66,8 @@ def run_sweep(
     console, store = wide_console(), RunStore(run_dir)
     config = presets.load(preset, [*overrides, *([] if detectors is None else [f"inlier.detectors={detectors}"])])
     chosen = choose("variant", variants, sorted(config.variants))
+    if vary is not None:
+        config, chosen = varied(config, chosen, *presets.parse_values(vary))
     weights = _check_variants(config, chosen)
     scanned = scan_labelled(data_source(source), ground_truth)
     if ground_truth is None and store.exists:

@@ -29,6 +29,8 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
     help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)' …; default from the preset.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting: exposure.epochs=50")
+@click.option("--vary", metavar="KEY=V1,V2,…",
+              help="A variant of each for each value, and a curve: exposure.real_anomalies=0,1,2,4")  # fmt: skip
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
               show_default=True, help="Where results go; a run that is there goes on.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True, help="Go on in a run of another configuration; redo what that changes.")
@@ -43,6 +45,7 @@ def sweep(**options: Any) -> None:
         rayasd sweep --machines all --data ROOT --preset demo
         rayasd sweep --preset serial-oe --seeds 0-3 --variants both,no-mixup --run-dir runs/ablation
         rayasd sweep --machines fan,pump --set exposure.epochs=50 --dry-run
+        rayasd sweep --vary exposure.real_anomalies=0,1,2,4,8,16,32 --run-dir runs/few-anomalies
     """
     from rayasd.cli.run import run_sweep
 

@@ -110,6 +110,8 @@ def _set_aside(split: NDArray[np.object_], table: pa.Table, spec: UnitSpec) -> N
         return
     section, domain = (np.array(table[name].to_pylist(), dtype=object) for name in ("section", "domain"))
     anomalous = pc.fill_null(pc.equal(table["label"], 1), False).to_numpy(zero_copy_only=False) & (split == "test")
+    if not anomalous.any():
+        raise UserError(f"{machine}: exposure asks for {total} anomalies a section, but no test clip is known as one")
     for name in sorted(set(section[anomalous])):
         cells = [np.flatnonzero(anomalous & (section == name) & (domain == d)) for d in sorted(set(domain))]
         cells = [

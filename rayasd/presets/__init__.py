@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rayasd.config import Config, from_dict, merge, nest
+from rayasd.config import Config, from_dict, merge, nest, split_list
 from rayasd.errors import UserError, unknown
 
 FOLDER = resources.files(__name__)
@@ -40,6 +40,20 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {override}: write it as key=value, for example exposure.epochs=50")
         found[key.strip()] = _toml_value(text.strip())
     return found
+
+
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """Read ``a.b=1,2,4``: a setting and values for it.
+
+    Raises:
+        UserError: there is no ``=``, or no value.
+
+    """
+    key, _, values = text.partition("=")
+    found = [_toml_value(value) for value in split_list(values)]
+    if not found:
+        raise UserError(f"--vary {text}: write it as key=value,value, for example exposure.real_anomalies=0,1,2")
+    return key.strip(), found
 
 
 def preset_names() -> list[str]:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.evaluation.leaderboard import Leaderboard
+from rayasd.report.curves import Curve, curve_rows
 from rayasd.report.tables import footnotes, heading, row
 
 _WORDS = {"variant", "detector", "pooling"}
@@ -52,3 +53,15 @@ def print_leaderboard(
         console.print(
             Text(note, style="yellow" if note.startswith(("Synthetic", "No labelled", "Incomplete")) else "dim")
         )
+
+
+def print_curve(console: Console, curve: Curve, leaderboard: Leaderboard) -> None:
+    """Print a curve's table."""
+    titles, rows = curve_rows(curve, leaderboard)
+    table = Table(title=Text(f"{curve.name}: {curve.setting}"), title_justify="left", header_style="bold",
+                  pad_edge=False, box=None)  # fmt: skip
+    for title in titles:
+        table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    console.print(table)

@@ -21,6 +21,7 @@ from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import Entries, select
 from rayasd.files import replacing, write_text
+from rayasd.report.curves import Curve, curve_rows, find_curves, plot_curve
 from rayasd.report.tables import footnotes, heading, markdown_table, row
 from rayasd.unit import RunDirectory
 
@@ -32,6 +33,7 @@ def write_report(
     evaluation: EvaluationConfig,
     planned: Mapping[str, Sequence[str]],
     provenance: Mapping[str, Any],
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Leaderboard:
     """Compute cells and leaderboard from all finished scores and write cells.parquet and leaderboard.parquet/.csv/.md.
 
@@ -42,6 +44,7 @@ def write_report(
         evaluation: the rules.
         planned: for each variant, the machine of every detect unit in the plan (once a seed).
         provenance: run, revision, command, data, synthetic: goes into every file.
+        variants: what each variant changes; those that differ in one number give a curve.
 
     Raises:
         UserError: nothing has been scored yet.
@@ -67,7 +70,10 @@ def write_report(
     _write_parquet(table, paths.leaderboard("parquet"), provenance)
     with replacing(paths.leaderboard("csv")) as path:
         pyarrow.csv.write_csv(table, path)
-    write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, provenance))
+    curves = find_curves(variants or {}, leaderboard)
+    for curve in curves:
+        plot_curve(paths.plot(f"{curve.name}-{curve.setting}"), curve, leaderboard)
+    write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, curves, provenance))
     return leaderboard
 
 
@@ -130,8 +136,15 @@ def _write_parquet(table: pa.Table, path: Path, provenance: Mapping[str, Any]) -
         pq.write_table(tagged, temporary, compression="zstd")
 
 
-def _markdown(leaderboard: Leaderboard, machines: Sequence[str], provenance: Mapping[str, Any]) -> str:
+def _markdown(
+    leaderboard: Leaderboard, machines: Sequence[str], curves: Sequence[Curve], provenance: Mapping[str, Any]
+) -> str:
     table = markdown_table(heading(leaderboard, machines), [row(s, leaderboard) for s in leaderboard.ranked])
     notes = [f"{note}\n" for note in footnotes(leaderboard, synthetic=bool(provenance["synthetic"]))]
     facts = [f"- {key}: `{value}`" for key, value in provenance.items()]
-    return "\n".join([f"# Leaderboard: {provenance['run']}", "", table, "", *notes, *facts]) + "\n"
+    lines = [f"# Leaderboard: {provenance['run']}", "", table, "", *notes]
+    for curve in curves:
+        titles, rows = curve_rows(curve, leaderboard)
+        lines += [f"## {curve.name}: {curve.setting}", "", markdown_table(titles, rows), ""]
+        lines += [f"![{curve.setting}](plots/{curve.name}-{curve.setting}.png)", ""]
+    return "\n".join([*lines, *facts]) + "\n"

@@ -176,7 +176,8 @@ class RunStore:
         plans = self.plans()
         resolved = {variant: config.variant(variant) for plan in plans for variant in plan.variants}
         weights = {v: data["pretrained"].get(c.network.pretrained) for v, c in resolved.items()}
-        prints = {v: digest([data["fingerprint"], weights[v]]) for v in resolved}
+        labels = {v: self._labels() if _uses_labels(c) else None for v, c in resolved.items()}
+        prints = {v: digest([data["fingerprint"], weights[v], labels[v]]) for v in resolved}
         return {
             unit: UnitSpec(
                 unit=unit, config=resolved[unit.variant], run=self.paths, cache=cache, data_root=Path(data["root"]),
@@ -184,6 +185,11 @@ class RunStore:
             )
             for unit in all_units(plans, config)
         }  # fmt: skip
+
+    def _labels(self) -> str:
+        """Digest of the test clips' labels, which decide what is learned where anomalies are trained on."""
+        table = read_catalog(self.paths.catalog, Path()).table
+        return digest([table[name].to_pylist() for name in ("clip", "label")])
 
     def is_done(self, spec: UnitSpec) -> bool:
         """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
@@ -207,6 +213,11 @@ class RunStore:
             "traceback": details,
         }
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
+
+
+def _uses_labels(config: Config) -> bool:
+    exposure = config.exposure
+    return bool(exposure.real_anomalies or exposure.contamination or exposure.reserved_anomalies)
 
 
 def _marker(path: Path) -> dict[str, Any]:

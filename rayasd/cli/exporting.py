@@ -1,0 +1,133 @@
+"""What ``rayasd export`` does."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayasd.cli.display import counted, wide_console
+from rayasd.cli.reporting import ensembles, open_run, scored_units, write_leaderboard
+from rayasd.config import Config
+from rayasd.errors import UserError, unknown
+from rayasd.evaluation.decisions import threshold
+from rayasd.evaluation.metrics import harmonic_mean
+from rayasd.evaluation.scores import Key, Scored, read_scores
+from rayasd.evaluation.selection import ANY_VARIANT
+from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
+from rayasd.report.tables import coverage
+
+
+def export_dcase(
+    run_dir: Path,
+    *,
+    label: str,
+    variant: str | None,
+    seed: int | None,
+    name: str,
+    abbreviation: str,
+    authors: Sequence[str],
+    out: Path | None,
+) -> None:
+    """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder."""
+    check_label(label)
+    store, catalog, sweep = open_run(run_dir)
+    config = store.config()
+    leaderboard = write_leaderboard(store, sweep, catalog, config.evaluation)
+    entries = [entry.variant for entry in leaderboard.ranked if not entry.variant.startswith(ANY_VARIANT)]
+    if variant is not None and variant not in entries:
+        raise unknown("entry", variant, entries)
+    entry = variant or entries[0]
+    cells = pq.read_table(store.paths.cells, filters=[("variant", "=", entry), ("selected", "=", True)])
+    seeds = sorted(seed for seed in pc.unique(cells["seed"]).to_pylist() if seed is not None)
+    if seed is not None and seed not in seeds:
+        raise unknown("seed", str(seed), map(str, seeds))
+    chosen = None if not seeds else seeds[0] if seed is None else seed
+    if chosen is not None:
+        cells = cells.filter(pc.field("seed") == chosen)
+    files = {(unit.variant, unit.machine, unit.seed): unit for unit in [*scored_units(store, sweep), *ensembles(store)]}
+    folder = out or store.paths.root / "submission" / label
+    folder.mkdir(parents=True, exist_ok=True)
+    systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
+    num_files = 0
+    for machine, key in systems:
+        unit = files[entry, machine, chosen]
+        scores = read_scores(unit.path, section=key.section)[key]
+        if scores.failed:
+            raise UserError(f"{entry} {key.detector} has no scores of {machine} section {key.section}: {scores.reason}")
+        limit = threshold(scores.training, config.evaluation.threshold_percentile)
+        if limit is None:
+            raise UserError(
+                f"{machine} section {key.section} has no scores of normal training clips to set a threshold by: "
+                "inlier.calibration_folds needs to be 2 or more, and the section as many normal clips"
+            )
+        num_files += write_results(folder, config.evaluation.year, machine, key.section, scores, limit)
+    members = _members(entry, sweep.specs, config, files[entry, cells["machine"][0].as_py(), chosen])
+    resolved = config.variant(next(iter(members))) if members else config
+    description = metadata(
+        label=label,
+        name=name,
+        abbreviation=abbreviation,
+        authors=[_author(text, corresponding=i == 0) for i, text in enumerate(authors)],
+        config=resolved,
+        systems=sorted({f"{key.detector} ({key.pooling})" for _, key in systems}),
+        num_subsystems=sum(members.values()),
+        total_parameters=_parameters(members, config),
+        results=_development_results(cells),
+    )
+    write_metadata(folder / f"{label}.meta.yaml", description)
+    of_seed = "" if chosen is None else f", seed {chosen}"
+    text = f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"
+    wide_console().print(text, highlight=False, soft_wrap=True)
+    standing = next(s for s in leaderboard.ranked if s.variant == entry)
+    if not standing.complete:
+        wide_console().print(f"incomplete: {coverage(standing)} labelled cells have scores", style="yellow")
+    if not authors:
+        wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
+
+
+def _members(entry: str, units: Any, config: Config, unit: Scored) -> dict[str, int]:
+    """Count the networks behind an entry, by variant."""
+    variant, _, ensemble = entry.partition("+")
+    path = unit.path.with_name("members.json")
+    if path.exists():
+        chosen = {(m[0], m[1]) for of_section in json.loads(path.read_text()).values() for m in of_section}
+        seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
+        return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
+    count = len({u.seed for u in units if u.variant == variant}) if "seeds" in ensemble else 1
+    exposure = config.variant(variant).exposure
+    if "checkpoints" in ensemble and exposure.keep_every:
+        count *= -(-exposure.epochs // exposure.keep_every)
+    return {variant: count}
+
+
+def _parameters(members: dict[str, int], config: Config) -> int:
+    from rayasd.exposure.network import num_parameters  # imports torch: 3 s
+
+    resolved = {variant: config.variant(variant) for variant in members}
+    networks = {v: num_parameters(c) if c.network.extractor == "network" else 0 for v, c in resolved.items()}
+    return sum(count * networks[variant] for variant, count in members.items())
+
+
+def _author(text: str, *, corresponding: bool) -> dict[str, Any]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 4 or not all(parts):
+        raise UserError(f"--author {text}: write it as LAST,FIRST,EMAIL,INSTITUTE")
+    last, first, email, institute = parts
+    person = {"lastname": last, "firstname": first, "email": email, "affiliation": {"institute": institute}}
+    return person | ({"corresponding": True} if corresponding else {})
+
+
+def _development_results(cells: pa.Table) -> dict[str, dict[str, float]]:
+    rows = [row for row in cells.to_pylist() if row["part"] == "development" and row["status"] == "ok"]
+    results = {}
+    for machine in sorted({row["machine"] for row in rows}):
+        of_machine = [row for row in rows if row["machine"] == machine]
+        results[machine] = {
+            f"harmonic_mean_{name}": round(100 * harmonic_mean([r[name] for r in of_machine if r[name] is not None]), 2)
+            for name in ("auc", "pauc")
+        }
+    return results

@@ -1,0 +1,146 @@
+"""Studies through the command line: curves, ensembles, other rules for a report, a submission."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from scipy.stats import hmean
+from sklearn.metrics import roc_auc_score
+
+from rayasd.unit import RunDirectory
+from tests.conftest import Rayasd, command_line, environment, small_sweep
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def study(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of two seeds of two variants that differ in the number of real anomalies."""
+    run = tmp_path_factory.mktemp("study") / "run"
+    more = ("--set", "exposure.epochs=1", "--set", "evaluation.ensembles=seeds,greedy", "--seeds", "0-1")
+    command = command_line(*small_sweep(tree, run, *more, "--vary", "exposure.real_anomalies=0,2"))
+    done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "both-real_anomalies: exposure.real_anomalies" in done.stdout
+    return run
+
+
+def test_a_curve_is_drawn_over_the_same_test_clips(study: Path):
+    cells = pq.read_table(RunDirectory(study).cells).to_pylist()
+    assert {cell["variant"] for cell in cells} == {
+        "both-real_anomalies-0", "both-real_anomalies-2", "both-real_anomalies-0+seeds",
+        "both-real_anomalies-2+seeds", "all+greedy",
+    }  # fmt: skip
+    assert {cell["num_anomaly"] for cell in cells} == {2}  # of 3, one is set aside in each domain, trained on or not
+    markdown = RunDirectory(study).leaderboard("md").read_text()
+    assert "| exposure.real_anomalies |" in markdown
+    picture = study / "plots/both-real_anomalies-exposure.real_anomalies.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert f"](plots/{picture.name})" in markdown
+
+
+def test_models_differ_by_what_they_were_shown(study: Path):
+    weights = {p.parent.parent.parent.name: p.read_bytes() for p in study.glob("models/*/fan/seed=0/model.safetensors")}
+    assert len(set(weights.values())) == 2
+
+
+def test_a_report_by_other_rules(study: Path, rayasd: Rayasd):
+    shown = rayasd("report", study, "--set", "evaluation.selection=leave-one-section-out", "--oracle")
+    assert shown.returncode == 0, shown.stderr
+    assert "official 2021 held out" in shown.stdout
+    assert "any variant" in shown.stdout
+    assert "any variant+seeds" in shown.stdout
+    assert "oracle" in shown.stdout
+    shown = rayasd("report", study, "--set", "evaluation.year=2022")
+    assert "official 2022 eval" in shown.stdout
+    assert {cell["domain"] for cell in pq.read_table(study / "cells.parquet").to_pylist()} == {
+        "source",
+        "target",
+        "both",
+    }
+    refused = rayasd("report", study, "--set", "exposure.epochs=5")
+    assert refused.returncode == 2
+    assert "a report can change evaluation.* alone" in refused.stderr
+    assert rayasd("report", study).returncode == 0
+
+
+def test_source_and_target_stand_side_by_side(study: Path, rayasd: Rayasd):
+    assert rayasd("report", study).returncode == 0
+    board = rayasd("leaderboard", study, "--format", "json")
+    for row in json.loads(board.stdout):
+        assert row["year"] == 2021
+        assert 0 <= row["source_auc"] <= 1
+        assert 0 <= row["target_auc"] <= 1
+    compared = rayasd("compare", study, study, "--variants", "both-real_anomalies-2+seeds", "both-real_anomalies-0")
+    assert compared.returncode == 0, compared.stderr
+    assert "source AUC" in compared.stdout
+    assert "lead of the first" in compared.stdout
+
+
+def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, rayasd: Rayasd):
+    assert rayasd("report", study).returncode == 0
+    label = "Doe_Lab_task2_1"
+    done = rayasd("export", "dcase", study, "--system-label", label, "--variant", "both-real_anomalies-2",
+                  "--seed", 1, "--author", "Doe,Jo,jo@lab.org,Lab")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = study / "submission" / label
+    assert len(list(folder.glob("*.csv"))) == 2 * 3 * 2 * 2
+    values, decided = [], []
+    for machine in ("fan", "pump", "valve"):
+        for domain in ("source", "target"):
+            file = folder / f"anomaly_score_{machine}_section_03_{domain}_test.csv"
+            rows = list(csv.reader(file.open(newline="")))
+            names = [name for name, _ in rows]
+            assert names == sorted(names)
+            assert all((tree / machine / f"{domain}_test" / name).exists() for name in names)
+            truth = ["anomaly" in name for name in names]
+            scores = [float(score) for _, score in rows]
+            values += [roc_auc_score(truth, scores), roc_auc_score(truth, scores, max_fpr=0.1)]
+            decisions = list(
+                csv.reader((folder / file.name.replace("anomaly_score", "decision_result")).open(newline=""))
+            )
+            assert [name for name, _ in decisions] == names
+            decided += [decision for _, decision in decisions]
+    assert set(decided) <= {"0", "1"}
+    cells = pq.read_table(study / "cells.parquet", filters=[("seed", "=", 1), ("selected", "=", True)]).to_pylist()
+    ours = [
+        cell[metric] for cell in cells for metric in ("auc", "pauc")
+        if cell["part"] == "evaluation" and cell["variant"] == "both-real_anomalies-2"
+    ]  # fmt: skip
+    floor = 2.220446049250313e-16
+    assert hmean([max(v, floor) for v in values]) == pytest.approx(hmean([max(v, floor) for v in ours]), abs=1e-9)
+    described = yaml.safe_load((folder / f"{label}.meta.yaml").read_text())
+    assert described["submission"]["label"] == label
+    assert described["submission"]["authors"][0]["lastname"] == "Doe"
+    assert described["system"]["complexity"]["total_parameters"] > 0
+    assert set(described["results"]["development_dataset"]) == {"fan", "pump", "valve"}
+
+
+@pytest.mark.parametrize("variant", ["both-real_anomalies-2+seeds", "all+greedy"])
+def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str):
+    done = rayasd("export", "dcase", study, "--system-label", "Doe_Lab_task2_2", "--variant", variant)
+    assert done.returncode == 0, done.stderr
+    described = yaml.safe_load((study / "submission/Doe_Lab_task2_2/Doe_Lab_task2_2.meta.yaml").read_text())
+    assert described["system"]["description"]["ensemble_method_subsystem_count"] >= 2
+    assert "no --author given" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--system-label", "Doe"], "write it as Lastname_Institute_task2_1"),
+        (["--system-label", "A_B_task2_1", "--variant", "bot"], "unknown entry 'bot'"),
+        (["--system-label", "A_B_task2_1", "--seed", "7"], "unknown seed '7'"),
+        (["--system-label", "A_B_task2_1", "--author", "Doe"], "LAST,FIRST,EMAIL,INSTITUTE"),
+        (["--system-label", "A_B_task2_1", "--abbreviation", "a" * 11], "at most 10 characters"),
+    ],
+)
+def test_a_wrong_submission_is_refused_in_one_line(study: Path, rayasd: Rayasd, arguments: list[str], said: str):
+    done = rayasd("export", "dcase", study, "--variant", "both-real_anomalies-0", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
