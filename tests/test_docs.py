@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import tomllib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +10,7 @@ from click.testing import CliRunner
 
 from rayasd.cli.main import cli
 from rayasd.presets import load
-from tests.conftest import Rayasd
+from tests.conftest import Rayasd, small_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,22 +44,47 @@ def test_every_link_of_the_docs_leads_somewhere(page: Path):
         assert (page.parent / target).exists(), target
 
 
+def write_examples(folder: Path) -> None:
+    """Write the examples of docs/extending.md, each to the file that its first line names."""
+    for language in ("python", "toml"):
+        for block in blocks(ROOT / "docs/extending.md", language):
+            (folder / block.splitlines()[0].removeprefix("# ")).write_text(block)
+
+
 def test_the_variant_of_the_docs_is_a_preset(tmp_path: Path):
-    (text,) = blocks(ROOT / "docs/extending.md", "toml")
-    assert tomllib.loads(text)
-    (tmp_path / "mine.toml").write_text(text)
+    write_examples(tmp_path)
     assert load(str(tmp_path / "mine.toml")).variant("long-windows").front_end.window_seconds == 4.0
 
 
 @pytest.mark.slow
-def test_the_detector_of_the_docs_gets_its_row(tree: Path, tmp_path: Path, rayasd: Rayasd):
-    (code,) = blocks(ROOT / "docs/extending.md", "python")
-    (tmp_path / "my_detectors.py").write_text(code)
-    sweep = ["sweep", "--data", tree, "--preset", "demo", "--variants", "statistics", "--executor", "local"]
-    detectors = "knn-1,my_detectors.ZDistance(floor=0.01)"
-    done = rayasd(*sweep, "--run-dir", tmp_path / "run", "--detectors", detectors, PYTHONPATH=str(tmp_path))
+def test_the_extensions_of_the_docs_get_their_rows(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    write_examples(tmp_path)
+    detector, pooling = "my_detectors.ZDistance(floor=0.01)", "my_poolings.second_largest"
+    done = rayasd(
+        "sweep", "--data", tree, "--preset", tmp_path / "envelope.toml", "--variants", "statistics,envelope",
+        "--executor", "local", "--run-dir", tmp_path / "run", "--detectors", f"knn-1,{detector}",
+        "--set", f'inlier.poolings=["mean", "{pooling}"]', PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     board = pq.read_table(tmp_path / "run/leaderboard.parquet").to_pylist()
-    mine = [row for row in board if row["detector"] == "my_detectors.ZDistance(floor=0.01)"]
-    assert len(mine) == 2  # one a pooling
-    assert all(row["cells_ok"] == row["cells_expected"] > 0 for row in mine)
+    assert {(row["variant"], row["detector"], row["pooling"]) for row in board} == {
+        (v, d, p) for v in ("statistics", "envelope") for d in ("knn-1", detector) for p in ("mean", pooling)
+    }
+    assert all(row["cells_ok"] == row["cells_expected"] > 0 for row in board)
+
+
+@pytest.mark.slow
+def test_the_loss_of_the_docs_is_what_is_learned(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    write_examples(tmp_path)
+    weights = []
+    for loss in ("bce", "my_losses.focal(gamma=1.0)"):
+        run = tmp_path / loss.partition("(")[0]
+        command = small_sweep(tree, run, "--machines", "fan", "--set", f"exposure.machine_loss={loss}")
+        done = rayasd(*command, PYTHONPATH=str(tmp_path))
+        assert done.returncode == 0, done.stdout + done.stderr
+        weights.append((run / "models/both/fan/seed=0/model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+    refused = rayasd(*small_sweep(tree, tmp_path / "no", "--set", "exposure.machine_loss=my_losses.focal(beta=1)"),
+                     PYTHONPATH=str(tmp_path))  # fmt: skip
+    assert refused.returncode == 2
+    assert "unexpected keyword argument 'beta'" in refused.stderr

@@ -134,7 +134,8 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
         leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
         for standing in leaderboard.ranked:
             name = f"{standing.variant} {standing.detector} {standing.pooling}"
-            where = f"{store.paths.root.name}, {counted(standing.num_seeds, 'seed')}, {coverage(standing)} cells"
+            seeds = counted(standing.num_seeds, "seed") if standing.num_seeds else "all seeds"
+            where = f"{store.paths.root.name}, {seeds}, {coverage(standing)} cells"
             score, deviation = getattr(standing, part), getattr(standing, f"{part}_std")
             source, target = _domain_aucs(_entry_cells(store, leaderboard, standing.variant, part))
             rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,

@@ -28,6 +28,7 @@ class Standing:
     detector: str
     pooling: str
     num_seeds: int
+    """0: an ensemble over seeds."""
     rank: int | None
     """Of an entry; None for all other systems."""
     oracle: bool
@@ -164,7 +165,7 @@ def _standing(
         checkpoint=one.checkpoint if one else None,
         detector=one.detector if one else PER_SECTION,
         pooling=one.pooling if one else PER_SECTION,
-        num_seeds=len({row["seed"] for row in rows}),
+        num_seeds=len({row["seed"] for row in rows} - {None}),
         rank=None,
         oracle=False,
         development=development,

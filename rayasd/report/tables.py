@@ -41,7 +41,7 @@ def row(standing: Standing, leaderboard: Leaderboard) -> list[str]:
         percent(standing.auc_all),
         between(standing.auc_interval),
         between(standing.pauc_interval),
-        str(standing.num_seeds),
+        str(standing.num_seeds or "all"),
         coverage(standing),
     ]
 
@@ -120,8 +120,13 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
         )
     if any("+" in s.variant for s in leaderboard.ranked):
         notes.append("Entries with a +: ensembles, over what stands after it; scores scaled by training scores alone.")
-    if oracle:
-        notes.append("Oracle: chosen on the sections that it is reported on. It is no result and has no rank.")
+    best = leaderboard.oracle
+    if oracle and best is not None:
+        notes.append(
+            "Oracle: chosen on the sections that it is reported on. It is no result and has no rank."
+            if best.rank is None
+            else f"Oracle: no system is better in hindsight than number {best.rank}."
+        )
     num_systems = len(leaderboard.standings)
     if num_systems > len(leaderboard.ranked):
         notes.append(
