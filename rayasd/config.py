@@ -119,6 +119,11 @@ class ExposureConfig:
     checkpoint_every: int = bounded(10, minimum=1)
     """Epochs between two resumable checkpoints."""
 
+    @property
+    def num_checkpoints(self) -> int:
+        """Weights that a training leaves to choose from."""
+        return max(1, -(-self.epochs // self.keep_every)) if self.keep_every else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:

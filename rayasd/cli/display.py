@@ -211,9 +211,10 @@ def print_plan(
 def _disk(unit: Unit, config: Config, num_clips: int, parameters: Mapping[str, int]) -> int:
     """Estimate the bytes that a unit leaves: its weights, or its table by the width of a row."""
     resolved = config.variant(unit.variant)
+    num_clips *= resolved.exposure.num_checkpoints
     windows = num_clips * resolved.embedding.num_windows
     if unit.stage == "train":
-        return 4 * parameters[unit.variant]
+        return 4 * parameters[unit.variant] * resolved.exposure.num_checkpoints
     if unit.stage == "embed":
         return windows * (4 * resolved.network.embedding_dim + 16)
     systems = len(resolved.inlier.detectors) * len(resolved.inlier.grid) * len(resolved.inlier.poolings)

@@ -98,9 +98,8 @@ def _members(entry: str, units: Any, config: Config, unit: Scored) -> dict[str, 
         seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
         return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
     count = len({u.seed for u in units if u.variant == variant}) if "seeds" in ensemble else 1
-    exposure = config.variant(variant).exposure
-    if "checkpoints" in ensemble and exposure.keep_every:
-        count *= -(-exposure.epochs // exposure.keep_every)
+    if "checkpoints" in ensemble:
+        count *= config.variant(variant).exposure.num_checkpoints
     return {variant: count}
 
 

@@ -59,6 +59,8 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     inlier = spec.config.inlier
     detectors = parse_detectors(inlier.detectors, inlier)
     embeddings = pq.read_table(spec.run.table(spec.upstream("embed")))
+    if embeddings["machine_logit"].null_count:  # a control has no logits: outlier exposure alone is nothing there
+        detectors = [d for d in detectors if isinstance(d, FusionSpec) or not hasattr(d.build(), "features")]
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]
     groups = test.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)

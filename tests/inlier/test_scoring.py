@@ -124,3 +124,8 @@ def test_a_detector_that_cannot_be_fitted_is_a_failed_row_with_its_reason(spec_o
 def test_features_that_are_not_there_are_a_reason(spec_of: SpecOf, config: Config):
     table = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), features="logits")
     assert table["reason"][0].as_py() == "ValueError: these embeddings have no product_logits"
+
+
+def test_outlier_exposure_alone_is_left_out_where_nothing_was_exposed(spec_of: SpecOf, config: Config):
+    table = scored(spec_of, config, detectors=("knn-1", "product-logit", "machine-logit"), poolings=("mean",))
+    assert set(table["detector"].to_pylist()) == {"knn-1"}
