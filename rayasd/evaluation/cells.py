@@ -153,6 +153,8 @@ def _members(clips: Words, kind: CellKind, labels: Labels) -> tuple[NDArray[np.b
 
 def _problem(clips: Words, kind: CellKind, labels: Labels) -> tuple[str, str] | None:
     """Status and reason of a cell that cannot be evaluated."""
+    if kind.problem is not None:
+        return "unlabelled", kind.problem
     concerned = kind.normal | kind.anomalous
     unknown = sum(labels.get(clip) is None for clip in clips[concerned])
     if unknown:

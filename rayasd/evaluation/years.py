@@ -39,6 +39,8 @@ class CellKind(NamedTuple):
     anomalous: NDArray[np.bool_]
     metrics: tuple[str, ...]
     """Of auc and pauc."""
+    problem: str | None = None
+    """Why the cell cannot be evaluated, whatever the labels."""
 
 
 def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> bool:
@@ -57,7 +59,9 @@ def cell_kinds(year: int, domains: NDArray[np.object_]) -> list[CellKind]:
     everywhere = np.ones(len(domains), bool)
     if year <= 2021:
         return [CellKind(d, domains == d, domains == d, ("auc", "pauc")) for d in sorted(set(domains))]
-    kinds = [CellKind(d, domains == d, everywhere, ("auc",)) for d in sorted(set(domains))]
+    unknown = int((~np.isin(domains, ("source", "target"))).sum())
+    problem = f"the domain of {unknown} of {len(domains)} clips is unknown" if unknown else None
+    kinds = [CellKind(d, domains == d, everywhere, ("auc",), problem) for d in sorted(set(domains))]
     return [*kinds, CellKind(BOTH_DOMAINS, everywhere, everywhere, ("pauc",))]
 
 

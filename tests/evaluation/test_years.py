@@ -106,6 +106,17 @@ def test_one_unknown_label_makes_its_section_unlabelled_since_2022(tmp_path: Pat
     assert labelled_cells(catalog, rules(2023)) == {"fan": 0}
 
 
+def test_unknown_domains_make_no_domains_auc_since_2022(tmp_path: Path):
+    some = [("source", 0, 1.0), ("source", 1, 3.0), ("unknown", 0, 2.0)]
+    unit, labels, catalog = write(tmp_path / "s.parquet", some)
+    cells = {c["domain"]: c for c in score_cells([unit], labels, rules(2022)).to_pylist()}
+    assert {domain: c["status"] for domain, c in cells.items()} == {
+        "source": "unlabelled", "unknown": "unlabelled", "both": "ok"
+    }  # fmt: skip
+    assert cells["source"]["reason"] == "the domain of 1 of 3 clips is unknown"
+    assert labelled_cells(catalog, rules(2022)) == {"fan": 1}
+
+
 def test_2020_averages_a_machines_ids_first():
     machines, values = ["ToyCar", "ToyCar", "ToyCar", "fan"], [0.9, 0.9, 0.9, 0.5]
     assert official_score(2020, machines, values) == pytest.approx(0.7)
