@@ -120,6 +120,11 @@ class ExposureConfig:
     """Epochs between two resumable checkpoints."""
 
     @property
+    def anomalies_aside(self) -> int:
+        """Anomalous clips of each section that leave the test."""
+        return max(self.real_anomalies + self.contamination, self.reserved_anomalies)
+
+    @property
     def num_checkpoints(self) -> int:
         """Weights that a training leaves to choose from."""
         return max(1, -(-self.epochs // self.keep_every)) if self.keep_every else 1
@@ -215,6 +220,9 @@ class Config:
         return self.variants[name]
 
 
+_SHARED = ("data", "evaluation")
+
+
 def varied(config: Config, variants: Sequence[str], key: str, values: Sequence[Any]) -> tuple[Config, tuple[str, ...]]:
     """Make a variant of each of these for each value of a setting, named ``<variant>-<setting>-<value>``.
 
@@ -224,19 +232,21 @@ def varied(config: Config, variants: Sequence[str], key: str, values: Sequence[A
         The configuration with the new variants, and their names.
 
     Raises:
-        UserError: no such variant or setting, or a value that it cannot have.
+        UserError: no such variant or setting, a value that it cannot have, or a setting that all variants share.
 
     """
+    if key.partition(".")[0] in _SHARED:
+        raise UserError(f"--vary {key}: {', '.join(_SHARED)} are of the whole run, variants cannot differ in them")
     made: dict[str, dict[str, Any]] = {}
     for variant in variants:
         for value in values:
-            made[f"{variant}-{key.rpartition('.')[2]}-{value}"] = {**config.overrides(variant), key: value}
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{variant}-{key.rpartition('.')[2]}-{value}").strip("-")
+            made[name] = {**config.overrides(variant), key: value}
     result = from_dict(merge(config.as_dict(), {"variants": made}))
     resolved = [result.variant(name).exposure for name in made]
-    reserved = max(exposure.real_anomalies + exposure.contamination for exposure in resolved)
-    if len({exposure.real_anomalies + exposure.contamination for exposure in resolved}) > 1:
-        for overrides in made.values():
-            overrides.setdefault("exposure.reserved_anomalies", reserved)
+    aside = {exposure.anomalies_aside for exposure in resolved}
+    if len(aside) > 1:
+        made = {name: {**overrides, "exposure.reserved_anomalies": max(aside)} for name, overrides in made.items()}
         result = from_dict(merge(config.as_dict(), {"variants": made}))
     return result, tuple(made)
 
@@ -258,6 +268,9 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
     if config.exposure.real_anomalies and config.exposure.real_anomalies_per_batch >= config.exposure.batch_size // 2:
         raise UserError("exposure.real_anomalies_per_batch must be smaller than half of exposure.batch_size")
+    for where in config.evaluation.development:
+        if where.isdecimal() and len(where) < 2:
+            raise UserError(f"evaluation.development: write section {where} as '{int(where):02}'")
     _check_ensembles(config.evaluation.ensembles)
     _check_variants(config.variants)
     if config.exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
@@ -286,7 +299,10 @@ def _check_ensembles(names: tuple[str, ...]) -> None:
 
 
 def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
-    for name in variants:
+    for name, overrides in variants.items():
+        for key in overrides:
+            if key.partition(".")[0] in _SHARED:
+                raise UserError(f"variants.{name}.{key}: {', '.join(_SHARED)} are of the whole run")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")
 

@@ -36,8 +36,8 @@ def find(kind: str, text: str, registry: Mapping[str, Any]) -> Any:
         module, _, name = found.rpartition(".")
         try:
             found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{kind} {text}: {error}") from None
+        except Exception as error:  # importing runs whatever a person wrote there
+            raise UserError(f"{kind} {text}: {said(error)}") from None
     if not callable(found):
         raise UserError(f"{kind} {text}: {path} is neither a class nor a function")
     if not parameters:
@@ -65,3 +65,9 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
         return ast.unparse(node.func), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (SyntaxError, ValueError):
         raise UserError(f"{kind} {text!r}: write a name, or package.name(parameter=value)") from None
+
+
+def said(error: Exception) -> str:
+    """One line of what somebody else's code raised; its kind too, unless that says nothing more."""
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, ImportError | AttributeError | TypeError) else f"{type(error).__name__}: {text}"

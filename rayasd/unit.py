@@ -11,8 +11,9 @@ from rayasd.files import digest
 Stage = Literal["train", "embed", "detect"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-RESULTS_VERSION = 2
-"""Raised whenever a change of the code changes a unit's result: units of an older version are done again."""
+RESULTS_VERSION: dict[Stage, int] = {"train": 2, "embed": 2, "detect": 3}
+"""Raised whenever a change of the code changes a stage's results, for that stage and those that build on it: units of
+an older version are done again."""
 
 _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size", "data.on_bad_clip"})
 """Settings that do not change a result."""
@@ -139,7 +140,7 @@ class UnitSpec:
         stages = STAGES[: STAGES.index(self.unit.stage) + 1]
         sections = {name: asdict(getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]}
         deciding = {k: v for k, v in flatten(sections).items() if k not in _WITHOUT_EFFECT}
-        return digest([RESULTS_VERSION, deciding, self.unit.machine, self.unit.seed, self.data])
+        return digest([RESULTS_VERSION[self.unit.stage], deciding, self.unit.machine, self.unit.seed, self.data])
 
 
 @dataclass(frozen=True)

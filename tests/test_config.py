@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from rayasd import presets
-from rayasd.config import flatten, from_dict
+from rayasd.config import flatten, from_dict, varied
 from rayasd.errors import UserError
 from rayasd.presets import load, to_toml
 
@@ -107,3 +107,33 @@ def test_every_variant_of_every_preset_resolves():
             config.variant(variant)
     assert load("demo").variant("untrained").exposure.epochs == 0
     assert load("demo").variant("statistics").network.extractor == "statistics"
+
+
+def test_vary_makes_a_variant_for_each_value_tested_on_the_same_clips():
+    config = load("demo", ["exposure.reserved_anomalies=3"])
+    varied_config, names = varied(config, ["both", "no-mixup"], "exposure.real_anomalies", [0, 2, 5])
+    assert names[:3] == ("both-real_anomalies-0", "both-real_anomalies-2", "both-real_anomalies-5")
+    assert len(names) == 6
+    resolved = [varied_config.variant(name).exposure for name in names]
+    assert [exposure.real_anomalies for exposure in resolved] == [0, 2, 5] * 2
+    assert {exposure.anomalies_aside for exposure in resolved} == {5}
+    assert resolved[4].mixup_schedule == "never"
+    fewer, names = varied(load("demo", ["exposure.reserved_anomalies=9"]), ["both"], "exposure.contamination", [0, 4])
+    assert {fewer.variant(name).exposure.anomalies_aside for name in names} == {9}
+    odd, names = varied(config, ["both"], "inlier.detectors", ["knn(n_neighbors=3)", "lof-8"])
+    assert names == ("both-detectors-knn-n_neighbors-3", "both-detectors-lof-8")
+    assert odd.variant(names[0]).inlier.detectors == ("knn(n_neighbors=3)",)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "said"),
+    [
+        ("evaluation.year", [2021, 2022], "are of the whole run"),
+        ("data.channel", ["0", "1"], "are of the whole run"),
+        ("exposure.epoch", [1], "did you mean 'exposure.epochs'"),
+        ("exposure.epochs", ["x"], "a value of type whole number is needed"),
+    ],
+)
+def test_vary_refuses_what_variants_cannot_have(key: str, values: list, said: str):
+    with pytest.raises(UserError, match=said):
+        varied(load("demo"), ["both"], key, values)

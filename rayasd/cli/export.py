@@ -24,6 +24,9 @@ def export() -> None:
 @click.option("--abbreviation", default="rayasd", show_default=True, help="Of the system, at most 10 characters.")
 @click.option("--author", "authors", multiple=True, metavar="LAST,FIRST,EMAIL,INSTITUTE",
               help="Once an author, the corresponding one first.")  # fmt: skip
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.threshold_percentile=95"
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Default RUN/submission/LABEL.")
 def dcase(run: Path, **options: Any) -> None:
     """Write RUN's scores and decisions as the official CSV files, and the description of the system as YAML.

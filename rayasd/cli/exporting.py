@@ -1,7 +1,8 @@
 """What ``rayasd export`` does."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayasd.cli.display import counted, wide_console
-from rayasd.cli.reporting import ensembles, open_run, scored_units, write_leaderboard
+from rayasd.cli.reporting import ensembles, open_run, scored_units, with_overrides, write_leaderboard
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
@@ -19,6 +20,7 @@ from rayasd.evaluation.scores import Key, Scored, read_scores
 from rayasd.evaluation.selection import ANY_VARIANT
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
 from rayasd.report.tables import coverage
+from rayasd.unit import Unit
 
 
 def export_dcase(
@@ -30,12 +32,13 @@ def export_dcase(
     name: str,
     abbreviation: str,
     authors: Sequence[str],
+    overrides: Sequence[str],
     out: Path | None,
 ) -> None:
     """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder."""
     check_label(label)
     store, catalog, sweep = open_run(run_dir)
-    config = store.config()
+    config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
     leaderboard = write_leaderboard(store, sweep, catalog, config.evaluation)
     entries = [entry.variant for entry in leaderboard.ranked if not entry.variant.startswith(ANY_VARIANT)]
     if variant is not None and variant not in entries:
@@ -62,10 +65,11 @@ def export_dcase(
         if limit is None:
             raise UserError(
                 f"{machine} section {key.section} has no scores of normal training clips to set a threshold by: "
-                "inlier.calibration_folds needs to be 2 or more, and the section as many normal clips"
+                "inlier.calibration_folds needs to be 2 or more, the section as many normal clips, and an ensemble "
+                "clips that all its members have scored (inlier.fit_on=train)"
             )
         num_files += write_results(folder, config.evaluation.year, machine, key.section, scores, limit)
-    members = _members(entry, sweep.specs, config, files[entry, cells["machine"][0].as_py(), chosen])
+    members = _members(entry, sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
         label=label,
@@ -89,12 +93,13 @@ def export_dcase(
         wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
 
 
-def _members(entry: str, units: Any, config: Config, unit: Scored) -> dict[str, int]:
+def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequence[Scored]) -> dict[str, int]:
     """Count the networks behind an entry, by variant."""
     variant, _, ensemble = entry.partition("+")
-    path = unit.path.with_name("members.json")
-    if path.exists():
-        chosen = {(m[0], m[1]) for of_section in json.loads(path.read_text()).values() for m in of_section}
+    files = {unit.path.with_name("members.json") for unit in scored}
+    if any(file.exists() for file in files):
+        sections = [of_section for file in files for of_section in json.loads(file.read_text()).values()]
+        chosen = {(member[0], member[1]) for of_section in sections for member in of_section}
         seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
         return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
     count = len({u.seed for u in units if u.variant == variant}) if "seeds" in ensemble else 1

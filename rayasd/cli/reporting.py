@@ -46,13 +46,14 @@ def report_run(
     if ground_truth is not None:
         catalog = with_ground_truth(catalog, ground_truth)
         write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
-    evaluation = _with_overrides(store.config(), overrides)
+    evaluation = with_overrides(store.config(), overrides)
     show_report(console, store, sweep, catalog, evaluation, all_systems=all_systems, oracle=oracle)
     if missing := len(sweep.states) - sweep.count(State.DONE):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
 
 
-def _with_overrides(config: Config, overrides: Sequence[str]) -> EvaluationConfig:
+def with_overrides(config: Config, overrides: Sequence[str]) -> EvaluationConfig:
+    """Change the rules of a run's report."""
     changes = presets.parse_overrides(overrides)
     for key in changes:
         if not key.startswith("evaluation."):
@@ -64,7 +65,7 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     """Print which of two systems is better on one part's sections, by how much, and how sure."""
     console = wide_console()
     systems: list[dict[Cell, CellScores]] = []
-    rows, years = [], set()
+    rows, rules = [], []
     for path, variant in zip(runs, variants, strict=True):
         store, catalog, sweep = open_run(path)
         evaluation = store.config().evaluation
@@ -73,26 +74,26 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
         if variant is not None and variant not in entries:
             raise unknown(f"variant of {path}", variant, entries)
         chosen = entries[variant] if variant is not None else next(iter(entries.values()))
-        cells = _entry_cells(store, leaderboard, chosen.variant, part)
+        if not chosen.complete:
+            raise UserError(f"{path}: {chosen.variant} is incomplete ({coverage(chosen)} cells): rayasd sweep goes on")
+        cells = _entry_cells(store, evaluation, chosen.variant, part)
         scored = [*scored_units(store, sweep), *ensembles(store)]
         systems.append(cell_scores(scored, labels_of(catalog.table), cells, evaluation.year))
         name = f"{store.paths.root.name} {chosen.variant} {chosen.detector} {chosen.pooling}"
         rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
-        years.add(evaluation.year)
-    if len(years) > 1:
-        raise UserError(f"the runs are scored by the rules of different years ({', '.join(map(str, sorted(years)))})")
+        rules.append(evaluation)
+    year, where = _common_rules(rules, part)
     if not all(systems):
-        raise UserError(f"no labelled {part} cells to compare on")
-    year = years.pop()
+        raise UserError(f"no labelled {where} cells to compare on")
     result = compare(systems[0], systems[1], year)
     table = Table(header_style="bold", pad_edge=False, box=None)
-    for title in ("system", f"official {year} {part}", "source AUC", "target AUC"):
+    for title in ("system", f"official {year} {where}", "source AUC", "target AUC"):
         table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
     for (name, source, target), score in zip(rows, (result.first, result.second), strict=True):
         table.add_row(Text(name), percent(score), source, target)
     console.print(table)
     console.print(
-        f"lead of the first: {percent(result.lead)} points of the official {year} score on the {part} sections, 95 % "
+        f"lead of the first: {percent(result.lead)} points of the official {year} score on the {where} sections, 95 % "
         f"interval {percent(result.low)} to {percent(result.high)}; it leads in {percent(result.share)} % of the draws",
         highlight=False,
     )
@@ -101,10 +102,26 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     console.print(Text(f"{verdict} (paired bootstrap over {len(systems[0])} cells' test clips)"))
 
 
-def _entry_cells(store: RunStore, leaderboard: Leaderboard, variant: str, part: str) -> pa.Table:
-    """Read the cells that count for a variant on one part; leave-one-section-out, there is one part."""
+def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, str]:
+    """Return the year and what the sections are called that several runs are put side by side on.
+
+    Raises:
+        UserError: the runs are scored by rules that do not go together.
+
+    """
+    found = {(evaluation.year, evaluation.selection, evaluation.development) for evaluation in rules}
+    if len(found) > 1:
+        several = "; ".join(f"{year}, {selection} {' '.join(development)}" for year, selection, development in found)
+        raise UserError(
+            f"the runs are scored by different rules (evaluation.year, .selection, .development: {several})"
+        )
+    return rules[0].year, "held-out" if rules[0].selection == LEAVE_ONE_OUT else part
+
+
+def _entry_cells(store: RunStore, evaluation: EvaluationConfig, variant: str, part: str) -> pa.Table:
+    """Read the cells that count for a variant on one part; leave-one-section-out, all sections are held out."""
     cells = pq.read_table(store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
-    return cells if leaderboard.ranked_on == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
+    return cells if evaluation.selection == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
 
 
 def _domain_aucs(cells: pa.Table) -> list[float | None]:
@@ -126,36 +143,37 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     console = wide_console()
     rows: list[dict[str, Any]] = []
     comparable = True
-    years = set()
+    rules = []
     for path in runs:
         store, catalog, sweep = open_run(path)
-        evaluation = store.config().evaluation
-        years.add(evaluation.year)
+        config = store.config()
+        evaluation = config.evaluation
+        rules.append(evaluation)
         leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
         for standing in leaderboard.ranked:
             name = f"{standing.variant} {standing.detector} {standing.pooling}"
             seeds = counted(standing.num_seeds, "seed") if standing.num_seeds else "all seeds"
-            where = f"{store.paths.root.name}, {seeds}, {coverage(standing)} cells"
+            origin = f"{store.paths.root.name}, {seeds}, {coverage(standing)} cells"
             score, deviation = getattr(standing, part), getattr(standing, f"{part}_std")
-            source, target = _domain_aucs(_entry_cells(store, leaderboard, standing.variant, part))
+            source, target = _domain_aucs(_entry_cells(store, evaluation, standing.variant, part))
             rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,
-                         "target_auc": target, "from": where})  # fmt: skip
+                         "target_auc": target, "from": origin})  # fmt: skip
         why_not = why_not_benchmark(catalog.table, part, evaluation, synthetic=store.manifest()["data"]["synthetic"])
+        if any(config.variant(unit.variant).exposure.anomalies_aside for unit in sweep.states):
+            why_not = "anomalies of its test clips were set aside, which the benchmark does not allow"
         if why_not is not None:
             click.echo(f"{path}: published systems are left out: {why_not}", err=True)
             comparable = False
-    if len(years) > 1:
-        raise UserError(f"the runs are scored by the rules of different years ({', '.join(map(str, sorted(years)))})")
+    year, where = _common_rules(rules, part)
     for system in published_systems(part) if comparable else ():
-        where = f"published: {system.source}"
+        origin = f"published: {system.source}"
         rows.append({"system": system.name, "score": system.score, "deviation": None, "source_auc": None,
-                     "target_auc": None, "from": where})  # fmt: skip
+                     "target_auc": None, "from": origin})  # fmt: skip
     rows.sort(key=lambda row: -(row["score"] or 0.0))
-    year = years.pop()
     if form == "json":
-        click.echo(json.dumps([{"part": part, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
+        click.echo(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
         return
-    titles = ["#", "system", f"official {year} {part}", "source AUC", "target AUC", "from"]
+    titles = ["#", "system", f"official {year} {where}", "source AUC", "target AUC", "from"]
     lines = [
         [
             str(i),

@@ -27,6 +27,7 @@ from rayasd.cli.display import (
 from rayasd.cli.options import cache_folder, choose, data_source, parse_seeds
 from rayasd.cli.reporting import report_stands, show_report
 from rayasd.config import Config, varied
+from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import (
     Catalog,
     check_outlier_exposure,
@@ -76,6 +77,10 @@ def run_sweep(
     trained = [variant for variant in chosen if "train" in stages_of(config.variant(variant))]
     if trained:
         check_outlier_exposure(scanned, plan.machines)
+    for variant in chosen:
+        for machine in plan.machines:
+            exposure = config.variant(variant).exposure
+            set_aside(scanned.table.filter(pc.field("machine") == machine), machine, exposure)
     if dry_run:
         from rayasd.exposure.network import num_parameters  # imports torch: 3 s
 

@@ -105,7 +105,7 @@ def _unit_cells(unit: Scored, labels: Labels, evaluation: EvaluationConfig) -> l
         failed = np.atleast_1d(~np.isfinite(scores).all(axis=1))
         for kind in cell_kinds(evaluation.year, first.domains):
             anomalous, members = _members(first.clips, kind, labels)
-            problem = _problem(first.clips, kind, labels)
+            problem = why_not_evaluated(first.clips, kind, labels)
             good = scores[~failed][:, members]
             values: dict[str, NDArray[np.float64]] = {name: np.full(len(scores), np.nan) for name in kind.metrics}
             if problem is None and not failed.all():
@@ -140,7 +140,7 @@ def labelled_cells(catalog: pa.Table, evaluation: EvaluationConfig) -> dict[str,
     for group in test.group_by(["machine", "section"]).aggregate([("clip", "list"), ("domain", "list")]).to_pylist():
         clips, domains = (np.array(group[f"{name}_list"], dtype=object) for name in ("clip", "domain"))
         kinds = cell_kinds(evaluation.year, domains)
-        counts[group["machine"]] += sum(_problem(clips, kind, labels) is None for kind in kinds)
+        counts[group["machine"]] += sum(why_not_evaluated(clips, kind, labels) is None for kind in kinds)
     return counts
 
 
@@ -151,7 +151,7 @@ def _members(clips: Words, kind: CellKind, labels: Labels) -> tuple[NDArray[np.b
     return anomalous, anomalous | ((label == 0) & kind.normal)
 
 
-def _problem(clips: Words, kind: CellKind, labels: Labels) -> tuple[str, str] | None:
+def why_not_evaluated(clips: Words, kind: CellKind, labels: Labels) -> tuple[str, str] | None:
     """Status and reason of a cell that cannot be evaluated."""
     if kind.problem is not None:
         return "unlabelled", kind.problem

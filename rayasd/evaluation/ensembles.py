@@ -3,6 +3,7 @@
 An ensemble's scores are written like a unit's, so that everything that reads those reads these.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayasd.config import GREEDY, EvaluationConfig
-from rayasd.evaluation.cells import Labels, members_of
+from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import Key, Scored, SectionScores, System, read_scores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
@@ -56,11 +57,15 @@ def _averages(scored: Sequence[Scored], name: str, method: str, place: Place) ->
     for (variant, machine, seed), units in groups.items():
         members: dict[Key, list[SectionScores]] = {}
         for unit in units:
-            for key, scores in read_scores(unit.path).items():
+            sections = read_scores(unit.path)
+            failed = {key[1:] for key, scores in sections.items() if scores.failed}
+            for key, scores in sections.items():
+                if "detectors" in over and key[1:] in failed:
+                    continue  # one that cannot be fitted somewhere leaves the others their ensemble
                 checkpoint = 0 if "checkpoints" in over else key.checkpoint
                 detector = FUSED if "detectors" in over else key.detector
                 members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
-        if all(len(of_key) > 1 for of_key in members.values()):
+        if members and all(len(of_key) > 1 for of_key in members.values()):
             entry = Scored(f"{variant}+{name}", machine, seed, place(f"{variant}+{name}", machine, seed))
             _write(entry.path, {key: fused(of_key, method) for key, of_key in members.items()})
             written.append(entry)
@@ -70,28 +75,30 @@ def _averages(scored: Sequence[Scored], name: str, method: str, place: Place) ->
 def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     """Fuse scores of the same test clips, each scaled by its own training scores.
 
-    A normal clip is scored by those members that have a training score of it: seeds hold out different clips.
+    The fused training scores are those of the normal clips that every member has scored. Seeds that hold out different
+    clips may have none in common; scores of some of the members would not be spread as the test clips' are.
     """
     first = members[0]
     normalise, combine = FUSIONS[method]
-    clips = np.array(sorted({clip for member in members for clip in member.training_clips}), dtype=object)
-    training = np.full((len(members), len(clips)), np.nan)
-    scores = np.full((len(members), len(first.clips)), np.nan)
+    clips = np.array(sorted(set.intersection(*(set(member.training_clips) for member in members))), dtype=object)
+    scores, training = [], []
     reason = next((member.reason for member in members if member.failed), None)
-    for i, member in enumerate(members):
-        try:
+    try:
+        for member in members:
             if not np.isfinite(member.training).all():
                 raise ValueError("no training scores: a fold of the normal clips could not be fitted")
-            scores[i] = normalise(member.scores, member.training)
-            training[i, np.searchsorted(clips, member.training_clips)] = normalise(member.training, member.training)
-        except ValueError as error:
-            reason = reason or str(error)
+            common = np.isin(member.training_clips, clips)
+            order = np.argsort(member.training_clips[common])
+            scores.append(normalise(member.scores, member.training))
+            training.append(normalise(member.training[common][order], member.training))
+    except ValueError as error:
+        reason = reason or str(error)
     if reason is not None:
-        return SectionScores(
-            first.clips, first.domains, np.full(len(first.clips), np.nan), reason, clips, np.full(len(clips), np.nan)
-        )
-    of_clips = np.array([combine(column[np.isfinite(column)]) for column in training.T])
-    return SectionScores(first.clips, first.domains, combine(scores), None, clips, of_clips)
+        nothing = np.full(len(first.clips), np.nan)
+        return SectionScores(first.clips, first.domains, nothing, reason, clips[:0], np.empty(0))
+    return SectionScores(
+        first.clips, first.domains, combine(np.stack(scores)), None, clips, combine(np.stack(training))
+    )
 
 
 def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: Place) -> list[Scored]:
@@ -106,6 +113,9 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
         s: {w: fused(m, "z-mean") for w, m in of.items()} for s, of in seeds.items() if len(of) == len(places)
     }
     candidates = {s: of for s, of in candidates.items() if not any(scores.failed for scores in of.values())}
+    tested = {s: tuple(tuple(scores.clips) for scores in of.values()) for s, of in candidates.items()}
+    most = max(Counter(tested.values()).items(), key=lambda item: item[1], default=((), 0))[0]
+    candidates = {s: of for s, of in candidates.items() if tested[s] == most}  # all are tested on the same clips
     systems = list(candidates)
     if len(systems) < 2:
         return []
@@ -149,8 +159,8 @@ class _Cell(NamedTuple):
 
 def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_Cell]:
     for kind in cell_kinds(year, scores.domains):
-        anomalous, members = members_of(scores, kind.domain, labels, year)
-        if anomalous.any() and anomalous.sum() < members.sum():
+        if why_not_evaluated(scores.clips, kind, labels) is None:
+            anomalous, members = members_of(scores, kind.domain, labels, year)
             for metric in kind.metrics:
                 yield _Cell(where, metric, anomalous[members], members)
 

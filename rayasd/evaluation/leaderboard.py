@@ -114,15 +114,22 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
         return held_out or row["part"] == ranked_on
 
     def standing(rows: Sequence[Row], number: int, variant: str | None = None) -> Standing:
-        reports = in_rank if held_out and variant is not None else lambda row: row["part"] == "evaluation"
-        chooses = (lambda row: variant is None) if held_out else lambda row: row["part"] == "development"
-        return _standing(rows, number, evaluation.year, machines, chooses, reports, in_rank, variant)
+        if held_out:  # an entry is chosen section by section: what chose it is no score of its own
+            chooses, reports = (lambda row: variant is None), (lambda row: variant is not None)
+        else:
+            chooses, reports = (lambda row: row["part"] == "development"), (lambda row: row["part"] == "evaluation")
+        found = _standing(rows, number, evaluation.year, machines, chooses, reports, in_rank, variant)
+        return found if variant is not None else replace(found, precision=None, recall=None, f1=None)
 
-    def count(entry: str) -> int:
-        kind = entry.partition("+")[2]
-        return expected.get(entry) or max(n for variant, n in expected.items() if variant.partition("+")[2] == kind)
+    def count(entry: str, rows: Sequence[Row]) -> int:
+        if entry in expected:
+            return expected[entry]
+        variants = {row["variant"] for row in rows}  # of an entry whose variant is chosen
+        seeds = {variant: len({row["seed"] for row in all_rows if row["variant"] == variant}) for variant in variants}
+        return max(expected[v] // seeds[v] for v in variants) * len({row["seed"] for row in rows})
 
-    ranked = [standing([all_rows[i] for i in places], count(name), name) for name, places in entries.items()]
+    counted = {name: [all_rows[i] for i in places] for name, places in entries.items()}
+    ranked = [standing(rows, count(name, rows), name) for name, rows in counted.items()]
     score = "development" if ranked_on == "development" else "evaluation"
     ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
     ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]

@@ -43,8 +43,8 @@ def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Ent
     if evaluation.selection == LEAVE_ONE_OUT:
         kinds = {variant: variant.partition("+")[2] for variant in variants}  # ensembles among ensembles
         for kind in dict.fromkeys(kinds.values()):
-            among = [place for variant, places in variants.items() if kinds[variant] == kind for place in places]
-            if list(kinds.values()).count(kind) > 1:
+            among = _comparable(rows, {v: places for v, places in variants.items() if kinds[v] == kind})
+            if among:
                 entries[f"{ANY_VARIANT}+{kind}" if kind else ANY_VARIANT] = _chosen(rows, among, evaluation)
     position = cells.schema.get_field_index("selected")
     return cells.set_column(position, cells.schema.field("selected"), pa.array(marks)), entries
@@ -63,6 +63,19 @@ def official(rows: Iterable[Row], year: int) -> list[float]:
             values = seeds.setdefault(row["seed"], [])
             values += [(row["machine"], row[name]) for name in ("auc", "pauc") if row[name] is not None]
     return [float(official_score(year, *zip(*values, strict=True))) for values in seeds.values()]
+
+
+def _comparable(rows: Sequence[Row], variants: Mapping[str, Sequence[int]]) -> list[int]:
+    """Find the places of the variants that were tested on the same clips, in the seeds that all of them have.
+
+    A variant that lacks a hard machine must not win for that. Nothing where fewer than two are left.
+    """
+    cell = ("machine", "section", "domain", "num_normal", "num_anomaly")
+    cells = {v: frozenset(tuple(rows[i][n] for n in cell) for i in places) for v, places in variants.items()}
+    widest = max(cells.values(), key=lambda of: (len(of), list(cells.values()).count(of)))
+    same = [variant for variant in variants if cells[variant] == widest]
+    seeds = set.intersection(*({rows[i]["seed"] for i in variants[variant]} for variant in same))
+    return [i for v in same for i in variants[v] if rows[i]["seed"] in seeds] if len(same) > 1 else []
 
 
 def _chosen(rows: Sequence[Row], places: Sequence[int], evaluation: EvaluationConfig) -> list[int]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import SectionScores
+from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.files import replacing, write_text
 
 MAX_ABBREVIATION = 10
@@ -116,7 +117,8 @@ def metadata(
                 "decision_making": f"percentile {config.evaluation.threshold_percentile:g} of a gamma distribution "
                 "fitted to scores of normal training clips",
                 "external_data_usage": "pre-trained model" if network.pretrained else None,
-                "development_data_usage": "detector and pooling chosen on the development set",
+                "development_data_usage": "detector and pooling chosen on "
+                + ("all other sections" if config.evaluation.selection == LEAVE_ONE_OUT else "the development set"),
             },
             "complexity": {"total_parameters": total_parameters},
             "source_code": None,

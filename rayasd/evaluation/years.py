@@ -57,12 +57,15 @@ def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> 
 def cell_kinds(year: int, domains: NDArray[np.object_]) -> list[CellKind]:
     """List the cells of a section by the domains of its test clips (clips,)."""
     everywhere = np.ones(len(domains), bool)
-    if year <= 2021:
+    if year == 2020:
+        name = str(domains[0]) if len(set(domains)) == 1 else BOTH_DOMAINS
+        return [CellKind(name, everywhere, everywhere, ("auc", "pauc"))]
+    if year == 2021:
         return [CellKind(d, domains == d, domains == d, ("auc", "pauc")) for d in sorted(set(domains))]
     unknown = int((~np.isin(domains, ("source", "target"))).sum())
     problem = f"the domain of {unknown} of {len(domains)} clips is unknown" if unknown else None
     kinds = [CellKind(d, domains == d, everywhere, ("auc",), problem) for d in sorted(set(domains))]
-    return [*kinds, CellKind(BOTH_DOMAINS, everywhere, everywhere, ("pauc",))]
+    return [*kinds, CellKind(BOTH_DOMAINS, everywhere, everywhere, ("pauc",), problem)]
 
 
 def official_score(year: int, machines: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:

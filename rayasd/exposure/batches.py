@@ -49,7 +49,8 @@ def epoch_batches(
     extra = config.exposure.target_domain_per_batch
     target_domain = target.training[target.in_target_domain(target.training)] if extra else once[:0]
     dealer = _deal(target_domain, rng) if len(target_domain) else None
-    pseudo = [_deal(other.training, rng) for other in others]
+    own = generator(seed, "exposed", target.name, epoch)  # the other machines' clips stay the same without them
+    pseudo = [_deal(other.training, rng if other.per_batch is None else own) for other in others]
     fixed = [which for which, other in enumerate(others) if other.per_batch is not None]
     even = [which for which in range(len(others)) if which not in fixed]
     turn = 0

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
@@ -70,14 +71,18 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips
         raise UserError(f"{machine} has no training clips in {catalog.root}")
     section = np.array(table["section"].to_pylist())
     source = np.array(table["domain"].to_pylist()) != "target"
-    if machine == spec.unit.machine:
-        _set_aside(split, table, spec)
     for name in sorted(set(section[train])):
         members = train[(section[train] == name) & source[train]]
         wanted = max(1, round(fraction * len(members)))
         count = min(wanted, len(members) - 1) if fraction > 0 else 0
         rng = generator(spec.unit.seed, "validation", machine, name)
         split[rng.permutation(members)[: max(count, 0)]] = "validation"
+    if machine == spec.unit.machine:
+        aside = set_aside(table, machine, spec.config.exposure)
+        split[aside.exposed], split[aside.reserved], split[aside.hidden] = "exposed", "reserved", "train"
+        for name in sorted(set(section[aside.hidden])):
+            members = aside.hidden[section[aside.hidden] == name]
+            split[members[: round(fraction * len(members))]] = "validation"
     mean, deviation = scaling(table.filter(pa.array(np.isin(split, ["train", "validation"]))))
     return MachineClips(
         name=machine,
@@ -95,42 +100,6 @@ def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
     """Return a machine's exposed anomalies as one more source of pseudo-anomalous clips."""
     none = np.empty(0, np.int64)
     return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
-
-
-def _set_aside(split: NDArray[np.object_], table: pa.Table, spec: UnitSpec) -> None:
-    """Take known anomalies out of the test: the first to train on, the next to hide among the normal clips.
-
-    A section's anomalies are drawn from its domains in turn, in one order, so that a smaller number's clips are among a
-    larger one's. Sections without a known anomaly are left as they are.
-    """
-    exposure, machine = spec.config.exposure, spec.unit.machine
-    used = exposure.real_anomalies + exposure.contamination
-    total = max(used, exposure.reserved_anomalies)
-    if total == 0:
-        return
-    section, domain = (np.array(table[name].to_pylist(), dtype=object) for name in ("section", "domain"))
-    anomalous = pc.fill_null(pc.equal(table["label"], 1), False).to_numpy(zero_copy_only=False) & (split == "test")
-    if not anomalous.any():
-        raise UserError(f"{machine}: exposure asks for {total} anomalies a section, but no test clip is known as one")
-    for name in sorted(set(section[anomalous])):
-        cells = [np.flatnonzero(anomalous & (section == name) & (domain == d)) for d in sorted(set(domain))]
-        cells = [
-            generator(exposure.anomaly_seed, "anomalies", machine, name).permutation(cell)
-            for cell in cells
-            if len(cell)
-        ]
-        in_turn = [cell[i] for i in range(max(map(len, cells))) for cell in cells if i < len(cell)]
-        drawn = in_turn[:total]
-        if len(drawn) < total or any(set(cell) <= set(drawn) for cell in cells):
-            raise UserError(
-                f"{machine} section {name}: setting {total} anomalies aside (exposure.real_anomalies, .contamination, "
-                f".reserved_anomalies) leaves none to test on in a domain, of {' + '.join(str(len(c)) for c in cells)}"
-            )
-        split[drawn] = "reserved"
-        split[drawn[: exposure.real_anomalies]] = "exposed"
-        hidden = drawn[exposure.real_anomalies : used]
-        split[hidden] = "train"
-        split[hidden[: round(exposure.validation_fraction * len(hidden))]] = "validation"
 
 
 def gather(

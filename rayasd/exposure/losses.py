@@ -17,6 +17,7 @@ from rayasd.registry import find
 
 MachineLoss = Callable[[Output, Targets], Tensor]
 ProductLoss = Callable[[Output, Targets, Tensor], Tensor]
+Losses = tuple[MachineLoss, ProductLoss]
 
 
 def machine_bce(output: Output, targets: Targets) -> Tensor:
@@ -40,7 +41,7 @@ MACHINE_LOSSES: dict[str, MachineLoss] = {"bce": machine_bce}
 PRODUCT_LOSSES: dict[str, ProductLoss] = {"bce": product_bce, "cross-entropy": product_cross_entropy}
 
 
-def find_losses(exposure: ExposureConfig) -> tuple[MachineLoss, ProductLoss]:
+def find_losses(exposure: ExposureConfig) -> Losses:
     """Look up the configured machine loss and product loss.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError
 from rayasd.files import replacing, write_json
-from rayasd.registry import find
+from rayasd.registry import find, said
 
 
 class Output(NamedTuple):
@@ -113,8 +113,10 @@ def make_control(config: Config) -> nn.Module:
     name = config.network.extractor
     try:
         control = find("network.extractor", name, {**CONTROLS, "network": Extractor})(config)
-    except TypeError as error:
-        raise UserError(f"network.extractor {name}: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor raises
+        raise UserError(f"network.extractor {name}: {said(error)}") from None
     if not isinstance(control, nn.Module):
         raise UserError(f"network.extractor {name}: must be a torch.nn.Module")
     return control

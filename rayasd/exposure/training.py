@@ -24,7 +24,7 @@ from rayasd.exposure.batches import (
 )
 from rayasd.exposure.clips import MachineClips, exposed_anomalies, load_machine
 from rayasd.exposure.device import Compute, choose_compute
-from rayasd.exposure.losses import find_losses, product_members
+from rayasd.exposure.losses import Losses, find_losses, product_members
 from rayasd.exposure.mixup import mixup, mixup_probability
 from rayasd.exposure.network import Extractor, kept_path, kept_weights, save_extractor, save_weights
 from rayasd.files import replacing, write_text
@@ -64,6 +64,7 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
         if total_epochs
         else None
     )
+    losses = find_losses(config.exposure)
     loader = BatchLoader(target, others, config, compute.device)
     weights = config.network.pretrained or "random: network.pretrained names no file"
     history = _resume(spec, extractor, optimizer, schedule, compute)
@@ -79,7 +80,9 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
         for batch in epoch_batches(target, others, config, seed, epoch):
             progress = (epoch * num_steps + batch.step) / (total_epochs * num_steps)
             learning_rate = optimizer.param_groups[0]["lr"]
-            sums += _step(extractor, optimizer, loader, batch, config, compute, (seed, machine, epoch), progress)
+            sums += _step(
+                extractor, optimizer, loader, batch, config, losses, compute, (seed, machine, epoch), progress
+            )  # fmt: skip
             assert schedule is not None
             if schedule.last_epoch + 1 < schedule.total_steps:  # the last step has the last rate
                 schedule.step()
@@ -97,7 +100,7 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
             "loss": total,
             "machine_loss": of_machine,
             "product_loss": of_product,
-            **_validate(extractor, loader, target, others, config, compute),
+            **_validate(extractor, loader, target, others, config, losses, compute),
         }
         history.append(row)
         report(Progress(epoch + 1, total_epochs, clips, total))
@@ -134,6 +137,7 @@ def _step(
     loader: BatchLoader,
     batch: Batch,
     config: Config,
+    losses: Losses,
     compute: Compute,
     key: tuple[int, str, int],
     progress: float,
@@ -148,7 +152,7 @@ def _step(
     torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
     with compute.autocast():
         output = extractor(waveforms)
-    machine_loss, product_loss = find_losses(exposure)
+    machine_loss, product_loss = losses
     members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
     of_machine, of_product = machine_loss(output, targets), product_loss(output, targets, members)
     loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
@@ -165,11 +169,12 @@ def _validate(
     target: MachineClips,
     others: list[MachineClips],
     config: Config,
+    losses: Losses,
     compute: Compute,
 ) -> dict[str, float | None]:
     """Losses and hit rates on held-out clips, one central window each; nothing where none are held out."""
     extractor.eval()
-    machine_loss, product_loss = find_losses(config.exposure)
+    machine_loss, product_loss = losses
     machine_logits, machine_targets, sums, hits, count = [], [], [0.0, 0.0], 0, 0
     for batch in validation_batches(target, others, config.exposure.batch_size):
         waveforms, targets = loader.load(batch, central_starts)

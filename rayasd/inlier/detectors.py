@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rayasd.config import InlierConfig, split_list
 from rayasd.errors import UserError, unknown
 from rayasd.inlier.fusion import FUSIONS
-from rayasd.registry import find, parse_call
+from rayasd.registry import find, parse_call, said
 
 Features = NDArray[np.float32]
 
@@ -76,8 +76,8 @@ class DetectorSpec:
         seeded = {"random_state": 0} if "random_state" in inspect.signature(factory).parameters else {}
         try:
             return factory(**{**seeded, **self.parameters})
-        except TypeError as error:
-            raise UserError(f"detector {self.name}: {error}") from None
+        except Exception as error:  # whatever a constructor raises
+            raise UserError(f"detector {self.name}: {said(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[Detector
 def most_neighbours(specs: Iterable[DetectorSpec | FusionSpec]) -> int:
     """Largest number of neighbours that any of these asks for."""
     single = [member for spec in specs for member in (spec.members if isinstance(spec, FusionSpec) else [spec])]
-    return max((spec.parameters.get("n_neighbors", 1) for spec in single), default=1)
+    wanted = [spec.parameters.get("n_neighbors") for spec in single]
+    return max((number for number in wanted if isinstance(number, int)), default=1)
 
 
 def fit_detector(detector: Any, X: Features, **more: Any) -> None:

@@ -1,7 +1,8 @@
 """rayasd's own detectors, as scikit-learn estimators: higher ``score_samples`` is more normal.
 
 ``fit(X)`` takes the normal windows of one section, (n, D). Further parameters of ``fit`` are given by their names:
-``domains``, (n,) strings source or target, and ``neighbours``, a search in X that other detectors share.
+``domains``, (n,) strings source, target or unknown; ``neighbours``, a search in X that other detectors share;
+``product``, the position of the section's own product logit.
 """
 
 from typing import Self
@@ -175,9 +176,9 @@ class OwnProductLogit(BaseEstimator):
 
     features = "logits"
 
-    def fit(self, X: Features) -> Self:
-        """Find the section's own product: the one with the largest mean logit of its normal windows (n, K)."""
-        self.product_ = int(X.mean(axis=0).argmax())
+    def fit(self, X: Features, product: int) -> Self:
+        """Keep which of the K logits of normal windows (n, K) is the section's own; nothing is learned."""
+        self.product_ = product
         return self
 
     def score_samples(self, X: Features) -> Scores:

@@ -42,7 +42,10 @@ class NeighbourSearch:
 
     def part(self, rows: NDArray[np.bool_]) -> "NeighbourSearch":
         """Search among these rows of the bank alone; asking again gives the same search."""
-        return self._parts.setdefault(rows.tobytes(), NeighbourSearch(self.bank[rows], self._most))
+        key = rows.tobytes()
+        if key not in self._parts:
+            self._parts[key] = NeighbourSearch(self.bank[rows], self._most)
+        return self._parts[key]
 
     def graph(self, X: Features, k: int) -> csr_matrix:
         """Return distances of the windows of X to their k nearest as a sparse matrix (m, n)."""

@@ -14,6 +14,7 @@ from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, wh
 from threadpoolctl import threadpool_limits
 
 from rayasd.config import InlierConfig
+from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.inlier.detectors import (
     DetectorSpec,
@@ -30,6 +31,14 @@ from rayasd.inlier.pooling import pool
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 Scores = NDArray[np.float64]
+
+COLUMNS = {
+    "embedding": ["embedding"],
+    "logits": ["product_logits"],
+    "both": ["embedding", "product_logits"],
+    "machine_logit": ["machine_logit"],
+}
+"""What detectors may see, and the columns that it is made of."""
 
 _WORD = pa.dictionary(pa.int32(), pa.string())
 
@@ -60,7 +69,11 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     detectors = parse_detectors(inlier.detectors, inlier)
     embeddings = pq.read_table(spec.run.table(spec.upstream("embed")))
     if embeddings["machine_logit"].null_count:  # a control has no logits: outlier exposure alone is nothing there
-        detectors = [d for d in detectors if isinstance(d, FusionSpec) or not hasattr(d.build(), "features")]
+        detectors = [detector for detector in detectors if not _needs_logits(detector)]
+        if not detectors:
+            raise UserError(f"{spec.unit}: every detector needs logits, and {spec.config.network.extractor} has none")
+    is_normal = pc.field("split").isin(["train", "validation"])
+    products = sorted(pc.unique(embeddings.filter(is_normal)["section"]).to_pylist())
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]
     groups = test.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)
@@ -73,11 +86,24 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
             report(Progress(done, groups.num_rows))
             of_group = (pc.field("checkpoint") == group["checkpoint"]) & (pc.field("section") == group["section"])
             bank = embeddings.filter(of_group & _fit_rows(inlier.fit_on))
-            section = Section(bank, test.filter(of_group), inlier, most_neighbours(detectors))
+            product = products.index(group["section"]) if group["section"] in products else -1
+            section = Section(bank, test.filter(of_group), inlier, most_neighbours(detectors), product)
             for detector in detectors:
                 for table in section.rows(detector):
                     writer.write_table(table)
     report(Progress(groups.num_rows, groups.num_rows))
+
+
+def _needs_logits(detector: DetectorSpec | FusionSpec) -> bool:
+    if isinstance(detector, FusionSpec):
+        return any(map(_needs_logits, detector.members))
+    return _features_of(detector, "embedding") in ("logits", "machine_logit")
+
+
+def _features_of(detector: DetectorSpec, default: str) -> str:
+    """Return what the detector's class says that it sees, else the default."""
+    declared = getattr(type(detector.build()), "features", None)
+    return declared if isinstance(declared, str) and declared in COLUMNS else default
 
 
 def _fit_rows(fit_on: str) -> pc.Expression:
@@ -95,6 +121,8 @@ class Fold:
     domains: NDArray[np.object_]
     """Of the bank's windows."""
     neighbours: NeighbourSearch
+    product: int
+    """Position of the section's own product logit."""
     clips: NDArray[np.int64]
     """Which clips are scored."""
     windows: Features
@@ -107,12 +135,13 @@ class Section:
     Windows of a clip lie together, and every clip has equally many.
     """
 
-    def __init__(self, bank: pa.Table, test: pa.Table, inlier: InlierConfig, most: int) -> None:
+    def __init__(self, bank: pa.Table, test: pa.Table, inlier: InlierConfig, most: int, product: int) -> None:
         self._inlier = inlier
         self._bank = bank
         self._test = test
         self._num_windows = pc.max(test["window"]).as_py() + 1
         self._most = most
+        self._product = product
         self._folds: dict[str, list[Fold]] = {}
         self._known: dict[str, dict[str, list[Scores | str]]] = {}
 
@@ -150,8 +179,7 @@ class Section:
         if self._bank.num_rows == 0:
             return ["the section has no normal clips to fit to"] * 2
         try:
-            which = getattr(spec.build(), "features", self._inlier.features)
-            whole, *folds = self._folds_of(which)
+            whole, *folds = self._folds_of(_features_of(spec, self._inlier.features))
         except ValueError as error:
             return [_reason(error)] * 2
         test = _fit_and_score(spec, whole)
@@ -178,11 +206,13 @@ class Section:
             domains = np.array(self._bank["domain"].to_pylist(), dtype=object)
             clips = np.arange(len(X) // self._num_windows)
             part = np.repeat(clips % max(self._num_folds, 1), self._num_windows)  # a domain's clips lie together
-            folds = [Fold(X, domains, NeighbourSearch(X, self._most), np.empty(0, np.int64), X_test)]
+            whole = NeighbourSearch(X, self._most)
+            folds = [Fold(X, domains, whole, self._product, np.empty(0, np.int64), X_test)]
             for k in range(self._num_folds):
                 out = part == k
                 search = NeighbourSearch(X[~out], self._most)
-                folds.append(Fold(search.bank, domains[~out], search, clips[clips % self._num_folds == k], X[out]))
+                scored = clips[clips % self._num_folds == k]
+                folds.append(Fold(search.bank, domains[~out], search, self._product, scored, X[out]))
             self._folds[which] = folds
         return self._folds[which]
 
@@ -198,14 +228,8 @@ def features(table: pa.Table, which: str) -> Features:
         ValueError: there are none of these features, or they are not finite.
 
     """
-    columns = {
-        "embedding": ["embedding"],
-        "logits": ["product_logits"],
-        "both": ["embedding", "product_logits"],
-        "machine_logit": ["machine_logit"],
-    }
     parts = []
-    for name in columns[which]:
+    for name in COLUMNS[which]:
         column = table[name].combine_chunks()
         if column.null_count:
             raise ValueError(f"these embeddings have no {name}")
@@ -223,7 +247,7 @@ def _fit_and_score(spec: DetectorSpec, fold: Fold) -> Scores | str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # convergence and duplicate warnings, once a grid point
             detector = spec.build()
-            fit_detector(detector, fold.bank, domains=fold.domains, neighbours=fold.neighbours)
+            fit_detector(detector, fold.bank, domains=fold.domains, neighbours=fold.neighbours, product=fold.product)
             return anomaly_scores(detector, fold.windows)
     except Exception as error:  # any class may be plugged in: whatever it raises is its cells' reason
         return _reason(error)

@@ -58,6 +58,8 @@ def write_report(
         if not any(folder in entry.path.parents for entry in ensembles):
             shutil.rmtree(folder)  # of an earlier report by other rules
     everything = [*scored, *ensembles]
+    if pc.all(pc.not_equal(catalog["split"], "test")).as_py():
+        raise UserError("nothing to report: the data hold no test clips")
     cells, entries = select(score_cells(everything, labels, evaluation), evaluation)
     cells = decide(cells, everything, labels, evaluation)
     _write_parquet(cells, paths.cells, provenance)

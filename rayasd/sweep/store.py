@@ -176,7 +176,7 @@ class RunStore:
         plans = self.plans()
         resolved = {variant: config.variant(variant) for plan in plans for variant in plan.variants}
         weights = {v: data["pretrained"].get(c.network.pretrained) for v, c in resolved.items()}
-        labels = {v: self._labels() if _uses_labels(c) else None for v, c in resolved.items()}
+        labels = {v: self._labels() if c.exposure.anomalies_aside else None for v, c in resolved.items()}
         prints = {v: digest([data["fingerprint"], weights[v], labels[v]]) for v in resolved}
         return {
             unit: UnitSpec(
@@ -215,11 +215,6 @@ class RunStore:
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
 
 
-def _uses_labels(config: Config) -> bool:
-    exposure = config.exposure
-    return bool(exposure.real_anomalies or exposure.contamination or exposure.reserved_anomalies)
-
-
 def _marker(path: Path) -> dict[str, Any]:
     """Read a marker or the lock; empty when it is absent or damaged, which is all the same to who asks."""
     try:
@@ -255,7 +250,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     one_sided = set(before.get("variants", {})) ^ set(after.get("variants", {}))
     lines = []
     for key in sorted(old.keys() | new.keys()):
-        if key.startswith("variants.") and key.split(".")[1] in one_sided:
+        if any(key.startswith(f"variants.{variant}.") for variant in one_sided):
             continue
         a, b = old.get(key, "absent"), new.get(key, "absent")
         if json.dumps(a) != json.dumps(b):  # lists and tuples alike

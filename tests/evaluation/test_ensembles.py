@@ -65,19 +65,19 @@ def test_no_test_clip_depends_on_another(units: list[Scored], run: RunDirectory)
             assert score == expected[key][clip]
 
 
-def test_a_normal_clip_is_scored_by_the_members_that_have_it(units: list[Scored], run: RunDirectory):
+def test_training_scores_are_of_the_clips_that_every_member_has(units: list[Scored], run: RunDirectory):
     table = pq.read_table(units[0].path)
     kept = (pc.field("split") == "test") | pc.ends_with(pc.field("clip"), "1t") | pc.ends_with(pc.field("clip"), "2t")
     pq.write_table(table.filter(kept), units[0].path)
     (entry,) = write_ensembles(units[:2], {}, rules("seeds"), run.ensemble)
-    first, second = read_scores(units[0].path), read_scores(units[1].path)
+    single = [read_scores(unit.path) for unit in units[:2]]
     for key, scores in read_scores(entry.path).items():
-        assert len(scores.training_clips) == 10
-        alone = list(scores.training_clips).index(f"{key.section}/source/5t")
-        there = second[key]
-        z = (there.training - there.training.mean()) / there.training.std()
-        assert scores.training[alone] == pytest.approx(z[list(there.training_clips).index(f"{key.section}/source/5t")])
-        assert len(first[key].training) == 2
+        assert [clip[-2:] for clip in scores.training_clips] == ["1t", "2t"]
+        z = []
+        for of_key in (seed[key] for seed in single):
+            scaled = (of_key.training - of_key.training.mean()) / of_key.training.std()
+            z.append(scaled[np.isin(of_key.training_clips, scores.training_clips)])
+        np.testing.assert_allclose(scores.training, np.mean(z, axis=0))
 
 
 def test_detectors_are_averaged_within_each_seed(units: list[Scored], run: RunDirectory):
@@ -107,6 +107,24 @@ def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path, run: RunD
     assert by_section["03"].reason == "no fit"
     assert by_section["03"].failed
     assert not by_section["00"].failed
+
+
+def test_detectors_that_failed_somewhere_leave_the_others_their_ensemble(tmp_path: Path, run: RunDirectory):
+    quality = {"a": {"00": 1.0, "03": 1.0}, "b": {"00": 1.0, "03": 1.0}, "c": {"00": 1.0, "03": None}}
+    unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))
+    (entry,) = write_ensembles([unit], {}, rules("detectors"), run.ensemble)
+    single = {(k.section, k.detector): s for k, s in read_scores(unit.path).items()}
+    for key, scores in read_scores(entry.path).items():
+        z = [(s.scores - s.training.mean()) / s.training.std() for s in (single[key.section, d] for d in "ab")]
+        np.testing.assert_allclose(scores.scores, np.mean(z, axis=0))
+
+
+def test_greedy_takes_members_that_were_tested_on_the_same_clips(units: list[Scored], run: RunDirectory):
+    fewer = units[3].path.with_name("fewer.parquet")
+    pq.write_table(pq.read_table(units[3].path).filter(~pc.ends_with(pc.field("clip"), "/1")), fewer)
+    mixed = [*units[:2], Scored("aside", "fan", 0, fewer)]
+    (entry,) = write_ensembles(mixed, labels_of(catalog()), rules("greedy"), run.ensemble)
+    assert "aside" not in (entry.path.parent / "members.json").read_text()
 
 
 def test_one_seed_is_no_ensemble(units: list[Scored], run: RunDirectory):

@@ -166,6 +166,7 @@ def test_leaving_a_section_out_each_section_counts_under_the_choice_of_the_other
     assert entry.evaluation == pytest.approx(hmean([c[m] for c in counted for m in ("auc", "pauc")]))
     assert board.ranked_on == "leave-one-section-out"
     assert board.oracle.development > entry.evaluation
+    assert all(s.evaluation is None for s in board.standings if s.rank is None)  # nothing of theirs was held out
 
 
 def test_leaving_a_section_out_the_variant_may_be_chosen_too(tmp_path: Path):
@@ -180,6 +181,27 @@ def test_leaving_a_section_out_the_variant_may_be_chosen_too(tmp_path: Path):
     assert {(rows[i]["section"], rows[i]["variant"]) for i in entries["any variant"]} == {(s, "x") for s in sections}
     board = rank(cells, entries, {"x": 6, "y": 6}, rules)
     assert {s.variant for s in board.ranked} == {"x", "y", "any variant"}
+
+
+def test_a_variant_does_not_win_by_what_it_lacks(tmp_path: Path):
+    sections = ("00", "01", "02")
+    hard, easy = dict.fromkeys(sections, 0.0), dict.fromkeys(sections, 2.0)
+    units = [
+        Scored(variant, machine, seed, scores_file(tmp_path / f"{variant}{machine}{seed}.parquet", {"a": shifts}, seed))
+        for variant, machine, seed, shifts in (
+            ("whole", "fan", 0, easy), ("whole", "pump", 0, hard),
+            ("whole", "fan", 1, easy), ("whole", "pump", 1, hard),
+            ("other", "fan", 0, hard), ("other", "pump", 0, hard), ("part", "fan", 0, easy),
+        )
+    ]  # fmt: skip
+    rules = EvaluationConfig(selection="leave-one-section-out", ensembles=())
+    cells, entries = select(cells_of(units, catalog(sections, sections), rules), rules)
+    rows = cells.to_pylist()
+    assert {(rows[i]["variant"], rows[i]["seed"]) for i in entries["any variant"]} == {("whole", 0)}
+    board = rank(cells, entries, {"whole": 24, "other": 12, "part": 12}, rules)
+    of = {s.variant: s for s in board.ranked}
+    assert (of["any variant"].cells_ok, of["any variant"].cells_expected) == (12, 12)
+    assert not of["part"].complete
 
 
 def test_with_one_section_a_machine_is_left_out(tmp_path: Path):

@@ -43,10 +43,12 @@ def write(path: Path, clips: list[Clip]) -> tuple[Scored, dict[str, int | None],
 def independent(clips: list[Clip], year: int) -> list[float]:
     """Every AUC and pAUC of the year's rule that can be computed, by scikit-learn."""
     groups: list[tuple[list[Clip], tuple[float | None, ...]]] = []
+    if year == 2020:
+        groups.append((clips, (None, 0.1)))
     for domain in sorted({clip[0] for clip in clips}):
-        if year <= 2021:
+        if year == 2021:
             groups.append(([c for c in clips if c[0] == domain], (None, 0.1)))
-        else:
+        elif year >= 2022:
             groups.append(([c for c in clips if c[1] or c[0] == domain], (None,)))
     if year >= 2022:
         groups.append((clips, (0.1,)))
@@ -106,15 +108,15 @@ def test_one_unknown_label_makes_its_section_unlabelled_since_2022(tmp_path: Pat
     assert labelled_cells(catalog, rules(2023)) == {"fan": 0}
 
 
-def test_unknown_domains_make_no_domains_auc_since_2022(tmp_path: Path):
+def test_unknown_domains_make_no_score_since_2022(tmp_path: Path):
     some = [("source", 0, 1.0), ("source", 1, 3.0), ("unknown", 0, 2.0)]
     unit, labels, catalog = write(tmp_path / "s.parquet", some)
     cells = {c["domain"]: c for c in score_cells([unit], labels, rules(2022)).to_pylist()}
     assert {domain: c["status"] for domain, c in cells.items()} == {
-        "source": "unlabelled", "unknown": "unlabelled", "both": "ok"
+        "source": "unlabelled", "unknown": "unlabelled", "both": "unlabelled"
     }  # fmt: skip
     assert cells["source"]["reason"] == "the domain of 1 of 3 clips is unknown"
-    assert labelled_cells(catalog, rules(2022)) == {"fan": 1}
+    assert labelled_cells(catalog, rules(2022)) == {"fan": 0}
 
 
 def test_2020_averages_a_machines_ids_first():

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayasd.config import Config
+from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.inlier.scoring import detect, features
 from tests.conftest import SpecOf
@@ -127,5 +128,29 @@ def test_features_that_are_not_there_are_a_reason(spec_of: SpecOf, config: Confi
 
 
 def test_outlier_exposure_alone_is_left_out_where_nothing_was_exposed(spec_of: SpecOf, config: Config):
-    table = scored(spec_of, config, detectors=("knn-1", "product-logit", "machine-logit"), poolings=("mean",))
+    table = scored(
+        spec_of, config, detectors=("knn-1", "product-logit", "z-mean(knn-1, machine-logit)"), poolings=("mean",)
+    )
     assert set(table["detector"].to_pylist()) == {"knn-1"}
+    with pytest.raises(UserError, match="every detector needs logits, and statistics has none"):
+        scored(spec_of, config, detectors=("product-logit",))
+
+
+class WithFeatures:
+    """A scikit-learn-style class with a parameter that happens to be called so."""
+
+    def __init__(self, features: int = 10) -> None:
+        self.features = features
+
+    def fit(self, X):
+        return self
+
+    def score_samples(self, X):
+        return X[:, 0]
+
+
+def test_a_parameter_called_features_is_nothing_special(spec_of: SpecOf, config: Config):
+    name = "tests.inlier.test_scoring.WithFeatures(features=3)"
+    table = scored(spec_of, config, detectors=("knn-1", name), poolings=("mean",))
+    assert set(table["detector"].to_pylist()) == {"knn-1", name}
+    assert table["score"].null_count == 0

@@ -1,0 +1,52 @@
+"""What it is worth to search neighbours once a section and share them over detectors and grid points.
+
+    python benchmarks/neighbours.py
+
+Random embeddings of one section as DCASE 2021 has them: 1003 normal and 400 test clips of 10 windows, D = 128;
+detectors fitted to all training clips (10030 windows) or to a sixth of them. Prints seconds and ratio, one thread.
+"""
+
+import time
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from rayasd.config import InlierConfig
+from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, parse_detectors
+from rayasd.inlier.neighbours import NeighbourSearch
+
+WINDOWS, DIM, TEST_CLIPS = 10, 128, 400
+DETECTORS = ("knn", "lof", "banks", "ldn")
+
+
+def seconds(bank: np.ndarray, test: np.ndarray, *, shared: bool) -> tuple[float, list[np.ndarray]]:
+    specs = parse_detectors(DETECTORS, InlierConfig())
+    domains = np.array(["source"] * (len(bank) - 3 * WINDOWS) + ["target"] * 3 * WINDOWS, dtype=object)
+    began, scores = time.perf_counter(), []
+    search = NeighbourSearch(bank, most_neighbours(specs)) if shared else None
+    for spec in specs:
+        detector = spec.build()
+        try:
+            fit_detector(detector, bank, domains=domains, **({"neighbours": search} if shared else {}))
+            scores.append(anomaly_scores(detector, test))
+        except ValueError:  # 32 neighbours among the 30 windows of the target domain
+            continue
+    return time.perf_counter() - began, scores
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    test = rng.standard_normal((TEST_CLIPS * WINDOWS, DIM)).astype(np.float32)
+    print(f"{'windows to fit to':>17} {'alone':>8} {'shared':>8} {'ratio':>6}")
+    for clips in (167, 1003):
+        bank = rng.standard_normal((clips * WINDOWS, DIM)).astype(np.float32)
+        with threadpool_limits(1):
+            alone, one = seconds(bank, test, shared=False)
+            together, other = seconds(bank, test, shared=True)
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4)
+        print(f"{len(bank):17} {alone:7.2f}s {together:7.2f}s {alone / together:6.1f}")
+
+
+if __name__ == "__main__":
+    main()
