@@ -2,18 +2,12 @@
 
 import dataclasses
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rayasd.errors import UserError, unknown
-
-
-def bounded(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """Declare a numeric field with its default and its valid range, both ends included."""
-    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+from rayasd.nested import bounded, build, merge, nest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +252,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         UserError: an unknown key, a value of the wrong type or out of range, or values that do not fit together.
 
     """
-    config: Config = _build(Config, values, "")
+    config: Config = build(Config, values)
     if config.front_end.f_min >= config.front_end.f_max:
         raise UserError("front_end.f_min must be below front_end.f_max")
     if config.front_end.f_max > config.data.sample_rate / 2:
@@ -305,102 +299,3 @@ def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
                 raise UserError(f"variants.{name}.{key}: {', '.join(_SHARED)} are of the whole run")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")
-
-
-def split_list(text: str) -> list[str]:
-    """Split at commas; those inside parentheses belong to a call."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested tables into one dictionary with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _build(cls: type, values: Any, path: str) -> Any:
-    values = _table(values, path.rstrip("."))
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    built = {}
-    for key, value in values.items():
-        if key not in known:
-            raise unknown("setting", f"{path}{key}", [f"{path}{name}" for name in known])
-        if dataclasses.is_dataclass(hints[key]):
-            built[key] = _build(hints[key], value, f"{path}{key}.")
-        elif key == "variants":
-            built[key] = {
-                name: flatten(_table(overrides, f"variants.{name}")) for name, overrides in _table(value, key).items()
-            }
-        else:
-            built[key] = _checked(f"{path}{key}", value, hints[key], known[key].metadata)
-    return cls(**built)
-
-
-def _table(values: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{name} is a table of settings, not {values!r}")
-    return values
-
-
-def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any:
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise UserError(f"{name} = {value!r}: choose one of {', '.join(map(str, typing.get_args(hint)))}")
-        return value
-    if origin is tuple:
-        element = typing.get_args(hint)[0]
-        if isinstance(value, str):
-            value = split_list(value)
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{name} = {value!r}: a list is needed")
-        return tuple(_checked(name, item, element, bounds) for item in value)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if hint is str and type(value) in (int, float):
-        value = str(value)
-    if type(value) is not hint:
-        raise UserError(f"{name} = {value!r}: a value of type {_type_name(hint)} is needed")
-    low, high = bounds.get("minimum"), bounds.get("maximum")
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise UserError(f"{name} = {value}: must be {span}")
-    return value
-
-
-def _type_name(hint: type | types.GenericAlias) -> str:
-    return {bool: "true/false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))  # type: ignore[arg-type]
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested tables over others."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn dotted keys into nested tables."""
-    nested: dict[str, Any] = {}
-    for dotted, value in flat.items():
-        *tables, leaf = dotted.split(".")
-        table = nested
-        for name in tables:
-            table = table.setdefault(name, {})
-        table[leaf] = value
-    return nested

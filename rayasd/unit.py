@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rayasd.config import Config, flatten
+from rayasd.config import Config
 from rayasd.files import digest
+from rayasd.nested import flatten
 
 Stage = Literal["train", "embed", "detect"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

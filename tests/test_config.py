@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from rayasd import presets
-from rayasd.config import flatten, from_dict, varied
+from rayasd.config import from_dict, varied
 from rayasd.errors import UserError
+from rayasd.nested import flatten
 from rayasd.presets import load, to_toml
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from rayasd import __version__, presets
 from rayasd.cli.display import counted, wide_console
-from rayasd.config import Config, EvaluationConfig, from_dict, merge, nest
+from rayasd.config import Config, EvaluationConfig, from_dict
 from rayasd.data.catalog import Catalog, read_catalog, with_ground_truth, write_catalog
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.bootstrap import Cell, CellScores, compare
@@ -28,6 +28,7 @@ from rayasd.evaluation.published import published_systems, why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import digest
+from rayasd.nested import merge, nest
 from rayasd.report.curves import find_curves
 from rayasd.report.tables import coverage, markdown_table, percent
 from rayasd.report.terminal import print_curve, print_leaderboard

@@ -7,8 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rayasd.config import Config, from_dict, merge, nest, split_list
+from rayasd.config import Config, from_dict
 from rayasd.errors import UserError, unknown
+from rayasd.nested import merge, nest, split_list
 
 FOLDER = resources.files(__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.evaluation.leaderboard import Leaderboard, Standing
+from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.files import replacing
 from rayasd.report.tables import between, percent
 
@@ -40,7 +41,7 @@ def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderbo
 
 def curve_rows(curve: Curve, leaderboard: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of a curve's table, in percent."""
-    part = "development" if leaderboard.ranked_on == "development" else "evaluation"
+    part = _reported(leaderboard)
     titles = [
         curve.setting,
         f"official {leaderboard.year} {part}",
@@ -69,7 +70,7 @@ def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
     """Draw score and AUC along the setting, with the score's 95 % intervals (PNG)."""
     from matplotlib.figure import Figure  # a second to import, and few reports have curves
 
-    part = "development" if leaderboard.ranked_on == "development" else "evaluation"
+    part = _reported(leaderboard)
     values = [value for value, _ in curve.points]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -78,7 +79,7 @@ def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
         [value for value, _ in whole],
         [100 * entry.interval[0] for _, entry in whole if entry.interval],
         [100 * entry.interval[1] for _, entry in whole if entry.interval],
-        alpha=0.2, linewidth=0, label="95 % interval",
+        alpha=0.2, linewidth=0, label="its 95 % interval",
     )  # fmt: skip
     for name, label in ((part, f"official {leaderboard.year} score"), ("source_auc", "source AUC"),
                         ("target_auc", "target AUC")):  # fmt: skip
@@ -88,12 +89,21 @@ def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
     if min(values) >= 0 and max(values) > 4 * sorted(values)[len(values) // 2]:
         axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set(xlabel=curve.setting, ylabel=f"percent, {part} sections", title=curve.name)
+    axes.set(xlabel=curve.setting, ylabel=f"percent, {_sections(leaderboard)} sections", title=curve.name)
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+def _reported(leaderboard: Leaderboard) -> str:
+    """Name the standing's score that ranks."""
+    return "development" if leaderboard.ranked_on == "development" else "evaluation"
+
+
+def _sections(leaderboard: Leaderboard) -> str:
+    return "held-out" if leaderboard.ranked_on == LEAVE_ONE_OUT else leaderboard.ranked_on
 
 
 def _common_name(names: list[str]) -> str:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rayasd import __version__
-from rayasd.config import Config, flatten, from_dict
+from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import digest, file_digest, read_json, remove_unfinished, write_json, write_text
+from rayasd.nested import flatten
 from rayasd.presets import to_toml
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.unit import RunDirectory, Unit, UnitSpec
