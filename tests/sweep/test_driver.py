@@ -14,7 +14,7 @@ from rayasd.files import write_json
 from rayasd.sweep.driver import State, check_request, drive, survey
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.plan import Plan, prerequisite
-from rayasd.sweep.store import RunStore, mark_done
+from rayasd.sweep.store import RunStore, differences, mark_done
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, Unit, UnitSpec
 
@@ -332,3 +332,10 @@ def test_a_run_of_which_nothing_came_leaves_no_folder(tmp_path: Path):
     with pytest.raises(UserError), store.held():
         raise UserError("bad data")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_variant_that_one_side_lacks_is_no_difference_whatever_its_name():
+    old = {"variants": {"both": {}}, "exposure": {"epochs": 3}}
+    new = {"variants": {"both": {}, "both-dropout-0.1": {"network.dropout": 0.1}}, "exposure": {"epochs": 3}}
+    assert differences(old, new) == []
+    assert differences(old, new | {"exposure": {"epochs": 4}}) == ["exposure.epochs: 3 -> 4"]
