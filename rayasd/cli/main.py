@@ -9,6 +9,7 @@ import click
 from rayasd import __version__
 from rayasd.cli.data import data
 from rayasd.cli.export import export
+from rayasd.cli.launch import launch
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
 from rayasd.errors import UserError
 
@@ -29,7 +30,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, report, leaderboard, compare, export):
+for command in (data, sweep, train, embed, detect, report, leaderboard, compare, export, launch):
     cli.add_command(command)
 
 

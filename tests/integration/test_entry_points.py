@@ -30,7 +30,8 @@ def test_shell_scripts_parse(script: Path):
 def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: Path, restarts: str, requeued: bool):
     """Slurm's own commands and rayasd are played by scripts that note how they were called."""
     commands = {
-        "rayasd": f"echo $$ > {tmp_path}/pid; trap 'exit 75' TERM; while :; do sleep 0.05; done",
+        "srun": f"echo $* > {tmp_path}/srun; trap 'exit 75' USR1; echo $$ > {tmp_path}/pid; "
+        "while :; do sleep 0.05; done",
         "scontrol": f"echo $* > {tmp_path}/scontrol",
         "sleep": 'exec /bin/sleep $([ "$1" = 60 ] && echo 0 || echo "$1")',
     }
@@ -49,5 +50,6 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: 
         job.send_signal(signal.SIGUSR1)
         output, _ = job.communicate(timeout=20)
     assert job.returncode == 75
+    assert (tmp_path / "srun").read_text().strip().endswith("rayasd launch --temp-dir /tmp -- sweep --data x")
     assert (tmp_path / "scontrol").exists() == requeued
     assert ("back into the queue" in output) == requeued

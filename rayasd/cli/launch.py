@@ -1,0 +1,37 @@
+"""``rayasd launch``: a Ray cluster of a job's own, for the time of one command."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--job", help="Name that all launchers of this job share; default from Slurm, OpenMPI or MPICH.")
+@click.option("--rank", type=click.IntRange(min=0), help="Of this launcher; 0 is the head, which runs the command.")
+@click.option("--size", type=click.IntRange(min=1), help="Launchers of the job, one a node.")
+@click.option("--node-address", "address", help="IPv4 address of this node; default: what its name resolves to.")
+@click.option("--cpus", type=click.IntRange(min=1), help="CPUs of this node; default: as Slurm gave, else all usable.")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
+@click.option("--wait", "wait_seconds", type=click.FloatRange(min=1), default=120.0, show_default=True,
+              help="Seconds until all nodes must have come.")  # fmt: skip
+@click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+              help="Folder that all nodes see, where the launchers meet; default: the current one.")  # fmt: skip
+@click.option("--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
+              show_default=True, help="Node-local folder for Ray's own files; a short path.")  # fmt: skip
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def launch(command: tuple[str, ...], folder: Path, temp_root: Path, wait_seconds: float, **place: Any) -> None:
+    """Run a rayasd COMMAND on a Ray cluster of all nodes of a job; run this once on every node.
+
+    \b
+        srun --ntasks-per-node=1 rayasd launch -- sweep --data /scratch/dcase --run-dir runs/night
+        mpirun -np 2 --map-by ppr:1:node rayasd launch -- sweep --data /scratch/dcase
+        rayasd launch --job night --rank 0 --size 2 -- sweep --data /scratch/dcase    # and rank 1 on the other
+    """
+    from rayasd.cluster.launch import launch as run
+    from rayasd.cluster.placement import find_placement
+
+    placement = find_placement(os.environ, **place)
+    folder = folder.absolute()
+    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds))

@@ -1,0 +1,171 @@
+"""One node's Ray: the command that starts it, its ports, and the end of exactly the processes that it started."""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayasd.cluster.placement import Placement
+from rayasd.errors import UserError
+
+OBJECT_STORE_BYTES = 100_000_000
+"""Specs and outcomes are small, everything large goes through files; Ray's default is 30 % of the node's memory."""
+
+PORTS_A_BLOCK = 100
+_FIRST_PORT, _NUM_BLOCKS = 20000, 120  # above Ray's own defaults, below the ports that systems give to clients
+_NAMED_PORTS = (
+    "port", "node-manager-port", "object-manager-port", "ray-client-server-port", "dashboard-port",
+    "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port",
+)  # fmt: skip
+_HEAD_ONLY = {"port", "ray-client-server-port", "dashboard-port"}
+_WORKER_PORTS_FROM = 20  # within the block; the rest of it is for workers
+
+_LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
+
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",  # without it, whoever reaches a port runs code as us
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without GPUs must not see any
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",  # workers leave 15 s after a lost head, not 60; 5 kills the driver
+    "RAY_grpc_client_keepalive_time_ms": "10000",  # a host that dies without a word is noticed in 20 s, not in 420
+    "RAY_grpc_client_keepalive_timeout_ms": "5000",
+}
+"""Environment of every Ray process of the job, and of the driver."""
+
+
+@dataclass
+class RayNode:
+    """Ray on this node, in the foreground of a process of ours (``ray start --block``): ending that ends all of it."""
+
+    placement: Placement
+    environment: Mapping[str, str]
+    ports: int
+    """First of the block."""
+    folder: Path
+    """Ray's own files: node-local, and the same path on all nodes, as Ray has it."""
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        """What ``ray start`` said."""
+        return self.folder / f"start-{self.placement.rank}.log"
+
+    def start(self, head_address: str | None) -> None:
+        """Start Ray: the head where ``head_address`` is None, else a worker of the one there."""
+        command = ray_command(self.placement, self.ports, self.folder, head_address)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
+            )  # fmt: skip
+
+    def check(self) -> None:
+        """Make sure that Ray still runs.
+
+        Raises:
+            UserError: it has ended; with the last line that it said.
+
+        """
+        assert self.process is not None
+        if self.process.poll() is not None:
+            lines = self.log.read_text(errors="replace").splitlines()
+            said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            code = self.process.returncode
+            raise UserError(f"Ray ended on {self.placement.address} (exit code {code}): {said[:300]}")
+
+    def stop(self, keep_logs: Path | None = None) -> None:
+        """End Ray's processes of this node, and no others; remove its files, after copying its logs if asked."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()  # ray start --block ends what it started
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
+                self.process.wait()
+        if keep_logs is not None:
+            logs = [self.log, *self.folder.glob("session_latest/logs/*.*")]
+            keep_logs.mkdir(parents=True, exist_ok=True)
+            for log in logs:
+                if log.is_file():
+                    shutil.copy(log, keep_logs)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def temporary_folder(root: Path, job: str) -> Path:
+    """Make the folder of a job's Ray below ``root``. Its name is short: the sockets' paths in it end at 107 bytes.
+
+    Raises:
+        UserError: it belongs to somebody else, cannot be made, or its path is too long.
+
+    """
+    folder = root / f"ra{zlib.crc32(job.encode()):08x}"
+    if len(str(folder)) > _LONGEST_FOLDER:
+        raise UserError(f"--temp-dir {root}: too long, {_LONGEST_FOLDER - 11} characters at most")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.stat().st_uid
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir") from None
+    if owner != os.getuid():
+        raise UserError(f"{folder} belongs to another user: choose another --temp-dir")
+    return folder
+
+
+def ray_command(placement: Placement, ports: int, folder: Path, head_address: str | None) -> list[str]:
+    """Return the words of ``ray start`` for one node. All that Ray would guess is said: it guesses for a whole host."""
+    head = head_address is None
+    options = {
+        "node-ip-address": placement.address,
+        "num-cpus": placement.cpus,
+        "num-gpus": placement.gpus,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "min-worker-port": ports + _WORKER_PORTS_FROM,
+        "max-worker-port": ports + PORTS_A_BLOCK - 1,
+    }
+    for i, name in enumerate(_NAMED_PORTS):
+        if head or name not in _HEAD_ONLY:
+            options[name] = ports + i
+    if head:
+        options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1", "temp-dir": str(folder)}
+    else:
+        options |= {"address": str(head_address)}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    return [*start, *(["--head"] if head else []), *words]
+
+
+def free_ports(job: str, address: str, rank: int) -> int:
+    """Find a free block of ports on this node, from a place of the job's own on, so that jobs seldom meet.
+
+    Raises:
+        UserError: every block has a port in use.
+
+    """
+    start = zlib.crc32(f"{job} {rank}".encode())
+    for i in range(_NUM_BLOCKS):
+        block = _FIRST_PORT + (start + i) % _NUM_BLOCKS * PORTS_A_BLOCK
+        if all(_is_free(address, block + offset) for offset in range(PORTS_A_BLOCK)):
+            return block
+    raise UserError(f"no free block of {PORTS_A_BLOCK} ports from {_FIRST_PORT} on at {address}")
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process with the launcher, even if that is killed (Linux; between fork and exec)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,0 +1,240 @@
+"""Run a command on a Ray cluster of its own, made of one launcher a node, and end exactly what was started.
+
+The launchers meet in a folder that all nodes see. The head (rank 0) puts its address and the job's secret there, starts
+Ray, waits for the others, runs the command and puts its exit code there; the others start Ray, and end it when the exit
+code stands. Whatever goes wrong on a node is written there too, so that all end with its reason.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rayasd.cluster.daemon import SETTINGS, RayNode, end_with_parent, free_ports, temporary_folder
+from rayasd.cluster.placement import Placement
+from rayasd.errors import UserError
+from rayasd.files import read_json, write_json
+
+EXIT_INTERRUPTED = 75
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The folder in which a job's launchers meet; nobody else can read it."""
+
+    folder: Path
+
+    @property
+    def token(self) -> Path:
+        """The job's secret."""
+        return self.folder / "token"
+
+    @property
+    def head(self) -> Path:
+        """Where the head's Ray listens."""
+        return self.folder / "head.json"
+
+    @property
+    def end(self) -> Path:
+        """Exit code of the command."""
+        return self.folder / "end.json"
+
+    def node(self, rank: int) -> Path:
+        """State of a launcher."""
+        return self.folder / f"node-{rank}.json"
+
+    def trouble(self) -> str | None:
+        """Return what went wrong on some node, if anything did."""
+        for path in sorted(self.folder.glob("node-*.json")):
+            state = _read(path)
+            if "trouble" in state:
+                return str(state["trouble"])
+        return None
+
+
+class Interruption(Exception):  # noqa: N818 - no error
+    """A signal asked the job to end."""
+
+
+def launch(
+    placement: Placement,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    folder: Path,
+    temp_root: Path,
+    wait_seconds: float,
+) -> int:
+    """Do this node's part; returns the exit code of the command, 75 when a signal ended it, or 1.
+
+    Args:
+        placement: of this launcher.
+        command: words of a rayasd command line, run on the head with ``RAY_ADDRESS`` set.
+        environment: of the processes to start.
+        folder: seen by all nodes.
+        temp_root: on each node, for Ray's own files.
+        wait_seconds: for the other nodes.
+
+    Raises:
+        UserError: Ray does not start, or the nodes do not come together.
+
+    """
+    meeting = Meeting(folder / f"launch-{placement.job}")
+    settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
+    settings.pop("RAY_AUTH_TOKEN", None)
+    interrupted = _catch_signals()
+    if placement.is_head:
+        _convene(meeting)  # before anything that another job of this name could lose
+    ports = free_ports(placement.job, placement.address, placement.rank)
+    node = RayNode(placement, settings, ports, temporary_folder(temp_root, placement.job))
+    failed = True
+    try:
+        if placement.is_head:
+            code = _head(node, meeting, command, wait_seconds, interrupted)
+        else:
+            code = _worker(node, meeting, wait_seconds, interrupted)
+        failed = code not in (0, EXIT_INTERRUPTED)
+        return code
+    except Interruption:
+        failed = False
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        with suppress(OSError):
+            write_json(meeting.node(placement.rank), {"trouble": str(error)})
+        raise
+    finally:
+        node.stop(folder / f"ray-logs-{placement.job}-{placement.rank}" if failed else None)
+        if placement.is_head:
+            _dissolve(meeting, placement)
+
+
+def _convene(meeting: Meeting) -> None:
+    """Make the meeting's folder and the job's secret in it.
+
+    Raises:
+        UserError: there is one of this name.
+
+    """
+    try:
+        meeting.folder.mkdir(parents=True, mode=0o700)
+    except FileExistsError:
+        raise UserError(
+            f"{meeting.folder} is there: a job of this name runs, or was killed; choose another --job, or delete it"
+        ) from None
+    with os.fdopen(os.open(meeting.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _head(
+    node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds: float, interrupted: Callable[[], bool]
+) -> int:
+    placement = node.placement
+    node.start(None)
+    address = f"{placement.address}:{node.ports}"
+    write_json(meeting.head, {"address": address})
+    _wait_for_nodes(node, meeting, address, wait_seconds, interrupted)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "rayasd", *command],
+        env={**node.environment, "RAY_ADDRESS": address},
+        preexec_fn=end_with_parent,
+    )
+    told = False
+    while driver.poll() is None:
+        if interrupted() and not told:
+            driver.send_signal(signal.SIGTERM)  # it saves, says how to go on and exits with 75
+            told = True
+        time.sleep(_POLL_SECONDS)
+    code = driver.returncode if driver.returncode >= 0 else 128 - driver.returncode
+    write_json(meeting.end, {"code": code})
+    return code
+
+
+def _wait_for_nodes(
+    node: RayNode, meeting: Meeting, address: str, wait_seconds: float, interrupted: Callable[[], bool]
+) -> None:
+    """Wait until Ray counts as many nodes as there are launchers.
+
+    Raises:
+        UserError: Ray or a launcher has failed, or the time is over; says who is missing.
+
+    """
+    size = node.placement.size
+    words = [sys.executable, "-m", "rayasd.cluster.waiting", address, str(size), str(wait_seconds)]
+    with subprocess.Popen(
+        words, env=dict(node.environment), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent
+    ) as waiting:
+        try:
+            while waiting.poll() is None:
+                node.check()
+                if interrupted():
+                    raise Interruption
+                if trouble := meeting.trouble():
+                    raise UserError(trouble)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            waiting.kill()
+        if waiting.returncode == 0:
+            return
+        assert waiting.stdout is not None
+        count = waiting.stdout.read().decode().strip() or "0"
+    silent = [str(rank) for rank in range(1, size) if not meeting.node(rank).exists()]
+    who = f"no word from rank {', '.join(silent)}" if silent else "all launchers came, but not their Ray"
+    raise UserError(f"{count} of {size} nodes came together within {wait_seconds:g} s: {who}")
+
+
+def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, interrupted: Callable[[], bool]) -> int:
+    until = time.monotonic() + wait_seconds
+    while not (head := _read(meeting.head)):
+        if interrupted():
+            raise Interruption
+        if time.monotonic() > until:
+            raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
+        time.sleep(_POLL_SECONDS)
+    write_json(meeting.node(node.placement.rank), {"host": os.uname().nodename, "address": node.placement.address})
+    node.start(head["address"])
+    while True:
+        if end := _read(meeting.end):
+            return 0 if end["code"] in (0, EXIT_INTERRUPTED) else 1
+        if not meeting.folder.exists():
+            return 1  # the head is gone without a word
+        if trouble := meeting.trouble():
+            raise UserError(trouble)
+        node.check()
+        time.sleep(_POLL_SECONDS)  # a signal goes to all nodes: the head ends the driver first, then us
+
+
+def _dissolve(meeting: Meeting, placement: Placement) -> None:
+    """Remove the meeting's folder, once the others have read the end (or have gone)."""
+    if placement.size > 1 and meeting.folder.exists():
+        time.sleep(4 * _POLL_SECONDS)
+    shutil.rmtree(meeting.folder, ignore_errors=True)
+
+
+def _catch_signals() -> Callable[[], bool]:
+    """Note SIGTERM, SIGINT and SIGUSR1 (a batch system's word of a time limit) instead of dying of them."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, note)
+    return lambda: bool(caught)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path) or {}
+    except (ValueError, OSError, json.JSONDecodeError):
+        return {}

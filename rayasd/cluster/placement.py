@@ -1,0 +1,109 @@
+"""Where a launcher stands in its job: its rank, how many there are, and what its node gives it."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rayasd.errors import UserError
+
+_RANK_AND_SIZE = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # before Slurm's: mpirun inside a job starts its ranks by srun
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
+_JOB = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One launcher's place. Rank 0 is the head: it also runs the driver."""
+
+    job: str
+    """Name that all launchers of a job share, and no other job's."""
+    rank: int
+    size: int
+    address: str
+    """IPv4 address of this node that the other nodes reach."""
+    cpus: int
+    gpus: int
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the driver runs here."""
+        return self.rank == 0
+
+
+def find_placement(
+    environment: Mapping[str, str],
+    *,
+    job: str | None = None,
+    rank: int | None = None,
+    size: int | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    gpus: int | None = None,
+) -> Placement:
+    """Read the variables that Slurm, MPICH and OpenMPI set; what is given here comes before them.
+
+    Raises:
+        UserError: rank and size do not go together, or a job of several launchers has no name.
+
+    """
+    if (rank is None) != (size is None):
+        raise UserError("give --rank and --size together, or neither")
+    if rank is None or size is None:
+        found = ((environment[r], environment[s]) for r, s in _RANK_AND_SIZE if r in environment and s in environment)
+        rank, size = map(int, next(found, ("0", "1")))
+    if not 0 <= rank < size:
+        raise UserError(f"rank {rank} of {size}: ranks go from 0 to size - 1")
+    name = job or next((environment[variable] for variable in _JOB if variable in environment), None)
+    if name is None:
+        if size > 1:
+            raise UserError(f"{size} launchers, but nothing names their job: give all of them the same --job NAME")
+        name = f"alone-{os.getpid()}"
+    restart, step = (environment.get(f"SLURM_{variable}", "0") for variable in ("RESTART_COUNT", "STEP_ID"))
+    parts = [name] if job or "SLURM_JOB_ID" not in environment else [name, step, restart]
+    return Placement(
+        job=re.sub(r"[^A-Za-z0-9]+", "-", "-".join(parts)).strip("-")[:60],
+        rank=rank,
+        size=size,
+        address=address or ("127.0.0.1" if size == 1 else own_address(environment)),
+        cpus=_cpus(environment) if cpus is None else cpus,
+        gpus=_gpus(environment) if gpus is None else gpus,
+    )
+
+
+def own_address(environment: Mapping[str, str]) -> str:
+    """Find this node's address: what its name resolves to, unless that is the loopback.
+
+    Raises:
+        UserError: the name leads nowhere; --node-address says what to do.
+
+    """
+    name = environment.get("SLURMD_NODENAME") or socket.gethostname()
+    try:
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(name, None, socket.AF_INET)}
+    except OSError:
+        addresses = set()
+    outside = sorted(address for address in addresses if not address.startswith("127."))
+    if not outside:
+        raise UserError(f"host name {name} leads to no address that other nodes reach: give --node-address")
+    return outside[0]
+
+
+def _cpus(environment: Mapping[str, str]) -> int:
+    """CPUs of this launcher: as Slurm gave them, else those that it may run on (Ray would take the whole host)."""
+    for variable in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        if environment.get(variable, "").isdecimal():
+            return int(environment[variable])
+    return len(os.sched_getaffinity(0))
+
+
+def _gpus(environment: Mapping[str, str]) -> int:
+    """GPUs of this launcher. ``SLURM_GPUS_PER_TASK`` may be empty, and the visible ones may be more than are ours."""
+    if environment.get("SLURM_GPUS_ON_NODE", "").isdecimal():
+        return int(environment["SLURM_GPUS_ON_NODE"])
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return 0 if visible is None else len([gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"])

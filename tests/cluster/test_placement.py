@@ -1,0 +1,65 @@
+import socket
+
+import pytest
+
+from rayasd.cluster import placement
+from rayasd.cluster.placement import find_placement
+from rayasd.errors import UserError
+
+SLURM = {"SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "3", "SLURMD_NODENAME": "n2"}
+
+
+@pytest.fixture(autouse=True)
+def names(monkeypatch: pytest.MonkeyPatch):
+    """Host n2 has an address; this host's own name leads to the loopback."""
+
+    def lookup(name, *_):
+        if name == "nowhere":
+            raise OSError
+        return [(socket.AF_INET, 0, 0, "", ("10.0.0.2" if name == "n2" else "127.0.1.1", 0))]
+
+    monkeypatch.setattr(placement.socket, "getaddrinfo", lookup)
+
+
+def test_slurms_variables():
+    place = find_placement(SLURM | {"SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS_PER_TASK": ""})
+    assert (place.rank, place.size, place.address, place.cpus, place.gpus) == (1, 3, "10.0.0.2", 8, 2)
+    assert not place.is_head
+    again = find_placement(SLURM | {"SLURM_RESTART_COUNT": "1"})
+    assert again.job != place.job  # a requeued job does not meet in its earlier self's folder
+
+
+def test_an_mpi_launcher_within_a_slurm_job_counts_its_own_ranks():
+    mpi = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "SLURMD_NODENAME": "n2"}
+    place = find_placement(SLURM | mpi)
+    assert (place.rank, place.size) == (0, 2)
+    assert find_placement(mpi | {"PMIX_NAMESPACE": "prterun-n2-7@1"}).job == "prterun-n2-7-1"
+    mpich = {"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_JOBID": "kvs_1", "SLURMD_NODENAME": "n2"}
+    assert (find_placement(mpich).rank, find_placement(mpich).job) == (1, "kvs-1")
+
+
+def test_alone_it_stays_on_the_loopback():
+    place = find_placement({"CUDA_VISIBLE_DEVICES": "0,3"})
+    assert (place.rank, place.size, place.address, place.gpus) == (0, 1, "127.0.0.1", 2)
+    assert place.cpus >= 1
+    assert find_placement({"CUDA_VISIBLE_DEVICES": "-1"}).gpus == 0
+
+
+def test_options_come_before_variables():
+    place = find_placement(SLURM, job="mine", rank=0, size=2, address="10.1.1.1", cpus=4, gpus=0)
+    assert (place.job, place.rank, place.size, place.address, place.cpus) == ("mine", 0, 2, "10.1.1.1", 4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "said"),
+    [
+        ({}, {"rank": 0}, "--rank and --size together"),
+        ({}, {"rank": 2, "size": 2, "job": "x"}, "rank 2 of 2"),
+        ({}, {"rank": 0, "size": 2}, "give all of them the same --job NAME"),
+        (SLURM | {"SLURMD_NODENAME": "nowhere"}, {}, "host name nowhere leads to no address"),
+        (SLURM | {"SLURMD_NODENAME": "local"}, {}, "give --node-address"),
+    ],
+)
+def test_what_cannot_be_known_is_asked_for(environment: dict, options: dict, said: str):
+    with pytest.raises(UserError, match=said):
+        find_placement(environment, **options)

@@ -1,0 +1,120 @@
+"""Launchers of one job, as processes of this host on the loopback."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import command_line, environment, small_sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def start(folder: Path, cache: Path, rank: int, size: int, job: str, *command: object, wait: int = 120):
+    words = ("launch", "--job", job, "--rank", rank, "--size", size, "--node-address", "127.0.0.1", "--cpus", 1,
+             "--gpus", 0, "--wait", wait, "--", *command)  # fmt: skip
+    return subprocess.Popen(
+        command_line(*words), env=environment(cache), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def processes_of(marker: str) -> list[str]:
+    """Command lines of processes with this word in their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if marker in line and str(os.getpid()) != path.parent.name:
+            found.append(line)
+    return found
+
+
+def temporary_folders() -> set[Path]:
+    return set(Path("/tmp").glob("ra????????"))
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    """Name of a job; nothing of it may be left."""
+    before = temporary_folders()
+    yield f"test-{os.getpid()}-{tmp_path.name[-8:]}"
+    assert not list(tmp_path.glob("launch-*"))
+    assert temporary_folders() <= before
+    until = time.monotonic() + 20
+    while processes_of(str(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert processes_of(str(tmp_path)) == []
+
+
+def test_two_launchers_are_one_cluster_and_leave_nothing(tree: Path, cache: Path, tmp_path: Path, job: str):
+    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", "--variants", "both,statistics")]
+    sweep = [word for word in sweep if word not in ("--executor", "local")]
+    launchers = [start(tmp_path, cache, rank, 2, job, *sweep) for rank in (1, 0)]
+    outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
+    assert "2 CPUs and 0 GPUs on 2 nodes" in outputs[1]
+    assert (tmp_path / "run/leaderboard.md").exists()
+    local = command_line(*small_sweep(tree, tmp_path / "local", "--variants", "both,statistics"))
+    subprocess.run(local, env=environment(cache), check=True, capture_output=True, timeout=240)
+    weights = [(tmp_path / run / "models/both/fan/seed=0/model.safetensors").read_bytes() for run in ("run", "local")]
+    assert weights[0] == weights[1]  # the same numbers as without a cluster
+
+
+def test_a_missing_node_is_a_failed_job_with_its_reason(cache: Path, tmp_path: Path, job: str):
+    head = start(tmp_path, cache, 0, 2, job, "report", "--help", wait=20)
+    output, _ = head.communicate(timeout=120)
+    assert head.returncode != 0
+    assert "1 of 2 nodes came together within 20 s: no word from rank 1" in output
+    assert "Traceback" not in output
+
+
+def test_a_second_job_of_the_same_name_is_refused_and_disturbs_nothing(cache: Path, tmp_path: Path, job: str):
+    first = start(tmp_path, cache, 0, 2, job, "report", "--help", wait=30)
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("launch-*/head.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    second = start(tmp_path, cache, 0, 2, job, "report", "--help")
+    output, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "a job of this name runs, or was killed" in output
+    worker = start(tmp_path, cache, 1, 2, job, "report", "--help")
+    assert "Compute RUN's leaderboard" in first.communicate(timeout=120)[0]
+    worker.communicate(timeout=60)
+    assert (first.returncode, worker.returncode) == (0, 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_a_signal_saves_and_ends_with_75(tree: Path, cache: Path, tmp_path: Path, job: str, number: signal.Signals):
+    sweep = [str(w) for w in small_sweep(tree, tmp_path / "run", "--set", "exposure.epochs=2000")]
+    sweep = [word for word in sweep if word not in ("--executor", "local")]
+    head = start(tmp_path, cache, 0, 1, job, *sweep)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("run/models/both/*/seed=0/state.pt")) and time.monotonic() < until:
+        time.sleep(0.2)
+    head.send_signal(number)
+    output, _ = head.communicate(timeout=60)
+    assert head.returncode == 75, output
+    assert "interrupted: the same command goes on from here" in output
+
+
+def test_a_killed_launcher_takes_its_ray_with_it(tree: Path, cache: Path, tmp_path: Path, job: str):
+    sweep = [str(w) for w in small_sweep(tree, tmp_path / "run", "--set", "exposure.epochs=2000")]
+    head = start(tmp_path, cache, 0, 1, job, *[word for word in sweep if word not in ("--executor", "local")])
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("run/models/both/*/seed=0/state.pt")) and time.monotonic() < until:
+        time.sleep(0.2)
+    head.kill()
+    head.communicate(timeout=60)
+    until = time.monotonic() + 40
+    mine = [folder.name for folder in temporary_folders()]
+    while any(processes_of(name) for name in mine) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not any(processes_of(name) for name in mine)
+    for leftover in (*tmp_path.glob("launch-*"), *temporary_folders()):  # files do outlive a killed launcher
+        subprocess.run(["rm", "-rf", leftover], check=True)
