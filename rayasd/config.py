@@ -165,6 +165,8 @@ class EvaluationConfig:
     """Sections that choose: '00', a machine 'fan', or 'fan/00'; all others are evaluation. Empty: the year's own."""
     selection: Literal["development", "leave-one-section-out"] = "development"
     """Choose on the development sections and rank on the others; or choose for each section on all other sections."""
+    criterion: Literal["official", "auc"] = "official"
+    """What chooses: the official score; or the mean AUC, steadier where cells have few clips and one can be 0."""
     ensembles: tuple[str, ...] = ("seeds",)
     """Entries that average scores over seeds, checkpoints, detectors, or several ('seeds+detectors'); and 'greedy',
     which picks members among all systems on the sections that choose."""

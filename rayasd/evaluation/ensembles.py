@@ -18,7 +18,7 @@ from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import Key, Scored, SectionScores, System, read_scores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
-from rayasd.evaluation.years import cell_kinds, is_development, official_score
+from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
 from rayasd.files import replacing, write_json
 from rayasd.inlier.fusion import FUSIONS, z_normalised
 from rayasd.inlier.scoring import SCHEMA
@@ -126,7 +126,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
         basis = [cell for cell in cells if cell.where in choosing]
         if not basis:
             return []
-        picked = [systems[i] for i in _pick(scaled, basis, evaluation.year)]
+        picked = [systems[i] for i in _pick(scaled, basis, evaluation)]
         members |= dict.fromkeys(fold, picked)
     entry, written = f"all+{GREEDY}", []
     for machine in sorted({machine for machine, _ in places}):
@@ -174,8 +174,10 @@ def _folds(places: Sequence[Where], evaluation: EvaluationConfig) -> list[tuple[
     return [([w for w in places if w[by] == name], {w for w in places if w[by] != name}) for name in names]
 
 
-def _pick(scaled: Mapping[Where, NDArray[np.float64]], cells: Sequence[_Cell], year: int) -> list[int]:
-    """Add the system that raises the official score most, until none does; scores are (systems, clips) by section."""
+def _pick(
+    scaled: Mapping[Where, NDArray[np.float64]], cells: Sequence[_Cell], evaluation: EvaluationConfig
+) -> list[int]:
+    """Add the system that raises the choosing score most, until none does; scores are (systems, clips) by section."""
     machines = [cell.where[0] for cell in cells]
     chosen: list[int] = []
     best = -1.0
@@ -184,11 +186,11 @@ def _pick(scaled: Mapping[Where, NDArray[np.float64]], cells: Sequence[_Cell], y
         for cell in cells:
             scores = scaled[cell.where][:, cell.members]
             values.append(METRICS[cell.metric](cell.anomalous, scores + scores[chosen].sum(axis=0)))
-        official = official_score(year, machines, np.stack(values))
-        if official.max() <= best:
+        reached = choosing_score(evaluation, machines, [cell.metric for cell in cells], np.stack(values))
+        if reached.max() <= best:
             break
-        best = float(official.max())
-        chosen.append(int(official.argmax()))
+        best = float(reached.max())
+        chosen.append(int(reached.argmax()))
     return chosen
 
 

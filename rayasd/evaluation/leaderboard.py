@@ -79,6 +79,8 @@ class Leaderboard:
     """evaluation; development, where no evaluation section has labels; or leave-one-section-out."""
     chosen: bool
     """Whether there were labelled sections to choose on."""
+    criterion: str = "official"
+    """What chose: the official score or the mean AUC."""
 
     @property
     def ranked(self) -> list[Standing]:
@@ -136,7 +138,8 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
     others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
     others.sort(key=lambda s: (not s.complete, -(s.development or -1.0), s.variant, s.detector))
-    board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, held_out or "development" in parts)
+    chosen = held_out or "development" in parts
+    board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, chosen, evaluation.criterion)
     return _with_oracle(board)
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from rayasd.config import EvaluationConfig
+from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import System
-from rayasd.evaluation.years import official_score
+from rayasd.evaluation.years import choosing_score, official_score
 
 LEAVE_ONE_OUT = "leave-one-section-out"
 ANY_VARIANT = "any variant"
@@ -57,12 +58,28 @@ def system_of(row: Row) -> System:
 
 def official(rows: Iterable[Row], year: int) -> list[float]:
     """Compute the year's official score of cells that are ok, for each seed."""
-    seeds: dict[int | None, list[tuple[str, float]]] = {}
+    return [
+        float(official_score(year, machines, values)) for machines, _, values in map(_columns, _values(rows).values())
+    ]
+
+
+_Value = tuple[str, str, float]
+"""machine, metric and value"""
+
+
+def _values(rows: Iterable[Row]) -> dict[int | None, list[_Value]]:
+    """Collect the AUCs and pAUCs that count of cells that are ok, for each seed."""
+    seeds: dict[int | None, list[_Value]] = {}
     for row in rows:
         if row["status"] == "ok":
             values = seeds.setdefault(row["seed"], [])
-            values += [(row["machine"], row[name]) for name in ("auc", "pauc") if row[name] is not None]
-    return [float(official_score(year, *zip(*values, strict=True))) for values in seeds.values()]
+            values += [(row["machine"], name, row[name]) for name in METRICS if row[name] is not None]
+    return seeds
+
+
+def _columns(values: Sequence[_Value]) -> tuple[list[str], list[str], list[float]]:
+    machines, metrics, numbers = zip(*values, strict=True)
+    return list(machines), list(metrics), list(numbers)
 
 
 def _comparable(rows: Sequence[Row], variants: Mapping[str, Sequence[int]]) -> list[int]:
@@ -84,21 +101,25 @@ def _chosen(rows: Sequence[Row], places: Sequence[int], evaluation: EvaluationCo
     for place in places:
         systems.setdefault(system_of(rows[place]), []).append(place)
     if evaluation.selection != LEAVE_ONE_OUT:
-        return systems[_best(rows, systems, lambda row: row["part"] == "development", evaluation.year)]
+        return systems[_best(rows, systems, lambda row: row["part"] == "development", evaluation)]
     name = "section" if len({row["section"] for row in rows}) > 1 else "machine"
     chosen: list[int] = []
     for fold in dict.fromkeys(rows[place][name] for place in places):
-        best = _best(rows, systems, lambda row, fold=fold: row[name] != fold, evaluation.year)  # type: ignore[misc]
+        best = _best(rows, systems, lambda row, fold=fold: row[name] != fold, evaluation)  # type: ignore[misc]
         chosen += [place for place in systems[best] if rows[place][name] == fold]
     return chosen
 
 
 def _best(
-    rows: Sequence[Row], systems: Mapping[System, Sequence[int]], chooses: Callable[[Row], bool], year: int
+    rows: Sequence[Row],
+    systems: Mapping[System, Sequence[int]],
+    chooses: Callable[[Row], bool],
+    evaluation: EvaluationConfig,
 ) -> System:
     def quality(system: System) -> tuple[float, float]:
         of_system = [rows[place] for place in systems[system]]
-        scores = official((row for row in of_system if chooses(row)), year)
+        seeds = _values(row for row in of_system if chooses(row)).values()
+        scores = [float(choosing_score(evaluation, *_columns(values))) for values in seeds]
         return -sum(row["status"] == "failed" for row in of_system), float(np.mean(scores)) if scores else -1.0
 
     return max(systems, key=quality)  # the first of equals

@@ -87,3 +87,20 @@ def official_score(year: int, machines: Sequence[str], values: ArrayLike) -> NDA
         names = np.array(machines)
         return np.mean([floored[names == name].mean(axis=0) for name in sorted(set(machines))], axis=0)
     return len(floored) / (1 / floored).sum(axis=0)
+
+
+def choosing_score(
+    evaluation: EvaluationConfig, machines: Sequence[str], metrics: Sequence[str], values: ArrayLike
+) -> NDArray[np.float64]:
+    """Compute what systems are chosen by: the official score, or the mean AUC.
+
+    Args:
+        evaluation: the rules.
+        machines: of each value, (values,).
+        metrics: auc or pauc of each value, (values,).
+        values: as of ``official_score``.
+
+    """
+    if evaluation.criterion == "official":
+        return official_score(evaluation.year, machines, values)
+    return np.asarray(values, dtype=np.float64)[np.array(metrics) == "auc"].mean(axis=0)

@@ -103,6 +103,8 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
             "No labelled evaluation sections: ranked by the development score, on which detector and pooling were "
             "chosen too, so these figures flatter."
         )
+    if leaderboard.criterion == "auc" and leaderboard.chosen:
+        notes.append("Chosen by the mean AUC, not by the official score.")
     notes.append(
         f"Official: DCASE {leaderboard.year} score, {RULES[leaderboard.year]}; pAUC up to a false-positive rate of 0.1."
     )

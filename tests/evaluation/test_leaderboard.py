@@ -183,6 +183,20 @@ def test_leaving_a_section_out_the_variant_may_be_chosen_too(tmp_path: Path):
     assert {s.variant for s in board.ranked} == {"x", "y", "any variant"}
 
 
+def test_the_mean_auc_may_choose_instead_of_the_official_score(tmp_path: Path):
+    path = scores_file(tmp_path / "s.parquet", {"a": {"00": 9.0, "03": 1.0}, "b": {"00": -0.5, "03": 1.0}})
+    table = pq.read_table(path)
+    of_target = (pc.field("detector") == "a") & (pc.field("domain") == "target")
+    upside_down = table.filter(of_target)
+    at = upside_down.schema.get_field_index("score")
+    upside_down = upside_down.set_column(at, "score", pc.negate(upside_down["score"]))
+    pq.write_table(pa.concat_tables([table.filter(~of_target), upside_down]), path)
+    for criterion, expected in (("official", "b"), ("auc", "a")):  # a: AUC 1 and 0; b: less than a half, never 0
+        rules = EvaluationConfig(development=("00",), ensembles=(), criterion=criterion)  # type: ignore[arg-type]
+        board = board_of([Scored("both", "fan", 0, path)], {"both": 4}, rules=rules)
+        assert board.ranked[0].detector == expected
+
+
 def test_a_variant_does_not_win_by_what_it_lacks(tmp_path: Path):
     sections = ("00", "01", "02")
     hard, easy = dict.fromkeys(sections, 0.0), dict.fromkeys(sections, 2.0)
