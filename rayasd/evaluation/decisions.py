@@ -45,15 +45,15 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
     """Add threshold, precision, recall and F1 to the selected cells that are ok and have an AUC."""
     rows = cells.to_pylist()
     files = {(unit.variant, unit.machine, unit.seed): unit for unit in scored}
-    known: dict[tuple[Scored, str], dict[Key, SectionScores]] = {}
+    known: dict[Scored, dict[Key, SectionScores]] = {}
     thresholds: dict[tuple[Scored, Key], float | None] = {}
     for row in rows:
         if not row["selected"] or row["status"] != "ok" or row["auc"] is None:
             continue
         unit, key = files[row["variant"], row["machine"], row["seed"]], Key(*(row[name] for name in Key._fields))
-        if (unit, key.section) not in known:
-            known[unit, key.section] = read_scores(unit.path, section=key.section)
-        of_section = known[unit, key.section][key]
+        if unit not in known:
+            known[unit] = read_scores(unit.path)
+        of_section = known[unit][key]
         if (unit, key) not in thresholds:
             thresholds[unit, key] = threshold(of_section.training, evaluation.threshold_percentile)
         row["threshold"] = thresholds[unit, key]

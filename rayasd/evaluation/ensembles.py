@@ -6,7 +6,7 @@ An ensemble's scores are written like a unit's, so that everything that reads th
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -196,25 +196,20 @@ def _pick(
 
 def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
     """Write scores as a detect unit does."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for key, scores in sections.items():
+        normal = [None] * len(scores.training_clips)
+        for clips, values, domains, split in (
+            (scores.clips, scores.scores, scores.domains, "test"),
+            (scores.training_clips, scores.training, normal, "train"),
+        ):
+            rows = {**key._asdict(), "split": split, "label": None, "reason": scores.reason}
+            for name, value in rows.items():
+                columns[name] += [value] * len(clips)
+            columns["clip"] += list(clips)
+            columns["domain"] += list(domains)
+            columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
+    arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        for key, scores in sections.items():
-            for clips, values, domains, split in (
-                (scores.clips, scores.scores, scores.domains, "test"),
-                (scores.training_clips, scores.training, [None] * len(scores.training), "train"),
-            ):
-                count = len(clips)
-                columns = {
-                    "clip": pa.array(list(clips), pa.string()),
-                    "section": pa.array([key.section] * count),
-                    "domain": pa.array(list(domains), pa.string()),
-                    "split": pa.array([split] * count),
-                    "label": pa.nulls(count, pa.int8()),
-                    "checkpoint": pa.array([key.checkpoint] * count, pa.int16()),
-                    "detector": pa.array([key.detector] * count),
-                    "pooling": pa.array([key.pooling] * count),
-                    "score": pa.array(values, from_pandas=True),
-                    "reason": pa.array([scores.reason] * count, pa.string()),
-                }
-                arrays = [columns[f.name].cast(f.type) for f in SCHEMA]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
