@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayasd.cli.display import counted, wide_console
-from rayasd.cli.reporting import ensembles, open_run, scored_units, with_overrides, write_leaderboard
+from rayasd.cli.reporting import ensembles, open_run, ranked_entries, scored_units, with_overrides
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
@@ -19,7 +19,6 @@ from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import Key, Scored, read_scores
 from rayasd.evaluation.selection import ANY_VARIANT
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
-from rayasd.report.tables import coverage
 from rayasd.unit import Unit
 
 
@@ -39,8 +38,8 @@ def export_dcase(
     check_label(label)
     store, catalog, sweep = open_run(run_dir)
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
-    leaderboard = write_leaderboard(store, sweep, catalog, config.evaluation)
-    entries = [entry.variant for entry in leaderboard.ranked if not entry.variant.startswith(ANY_VARIANT)]
+    ranked = ranked_entries(store, sweep, catalog, config.evaluation)
+    entries = [name for name in ranked if not name.startswith(ANY_VARIANT)]
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
     entry = variant or entries[0]
@@ -86,9 +85,9 @@ def export_dcase(
     of_seed = "" if chosen is None else f", seed {chosen}"
     text = f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"
     wide_console().print(text, highlight=False, soft_wrap=True)
-    standing = next(s for s in leaderboard.ranked if s.variant == entry)
-    if not standing.complete:
-        wide_console().print(f"incomplete: {coverage(standing)} labelled cells have scores", style="yellow")
+    ok, expected = (ranked[entry][name] for name in ("cells_ok", "cells_expected"))
+    if ok < expected:
+        wide_console().print(f"incomplete: {ok} of {expected} labelled cells have scores", style="yellow")
     if not authors:
         wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import digest
 from rayasd.nested import merge, nest
 from rayasd.report.curves import find_curves
-from rayasd.report.tables import coverage, markdown_table, percent
+from rayasd.report.tables import markdown_table, percent
 from rayasd.report.terminal import print_curve, print_leaderboard
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
@@ -70,37 +70,39 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     for path, variant in zip(runs, variants, strict=True):
         store, catalog, sweep = open_run(path)
         evaluation = store.config().evaluation
-        leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
-        entries = {entry.variant: entry for entry in leaderboard.ranked if not entry.variant.startswith(ANY_VARIANT)}
+        entries = ranked_entries(store, sweep, catalog, evaluation)
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(ANY_VARIANT)}
         if variant is not None and variant not in entries:
             raise unknown(f"variant of {path}", variant, entries)
         chosen = entries[variant] if variant is not None else next(iter(entries.values()))
-        if not chosen.complete:
-            raise UserError(f"{path}: {chosen.variant} is incomplete ({coverage(chosen)} cells): rayasd sweep goes on")
-        cells = _entry_cells(store, evaluation, chosen.variant, part)
+        if chosen["cells_ok"] < chosen["cells_expected"]:
+            raise UserError(f"{path}: {chosen['variant']} is incomplete ({_coverage(chosen)}): rayasd sweep goes on")
+        cells = _entry_cells(store, evaluation, chosen["variant"], part)
         scored = [*scored_units(store, sweep), *ensembles(store)]
         systems.append(cell_scores(scored, labels_of(catalog.table), cells, evaluation.year))
-        name = f"{store.paths.root.name} {chosen.variant} {chosen.detector} {chosen.pooling}"
+        name = f"{store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
         rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
         rules.append(evaluation)
     year, where = _common_rules(rules, part)
     if not all(systems):
         raise UserError(f"no labelled {where} cells to compare on")
-    result = compare(systems[0], systems[1], year)
+    official, auc = compare(systems[0], systems[1], year)
     table = Table(header_style="bold", pad_edge=False, box=None)
-    for title in ("system", f"official {year} {where}", "source AUC", "target AUC"):
+    for title in ("system", f"official {year} {where}", "AUC", "source AUC", "target AUC"):
         table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
-    for (name, source, target), score in zip(rows, (result.first, result.second), strict=True):
-        table.add_row(Text(name), percent(score), source, target)
+    scores = ((official.first, auc.first), (official.second, auc.second))
+    for (name, source, target), (score, mean) in zip(rows, scores, strict=True):
+        table.add_row(Text(name), percent(score), percent(mean), source, target)
     console.print(table)
-    console.print(
-        f"lead of the first: {percent(result.lead)} points of the official {year} score on the {where} sections, 95 % "
-        f"interval {percent(result.low)} to {percent(result.high)}; it leads in {percent(result.share)} % of the draws",
-        highlight=False,
-    )
-    better = rows[0][0] if result.lead > 0 else rows[1][0]
-    verdict = f"better: {better}" if result.sure else "no sure difference"
-    console.print(Text(f"{verdict} (paired bootstrap over {len(systems[0])} cells' test clips)"))
+    for measure, result in ((f"official {year} score", official), ("mean AUC", auc)):
+        better = rows[0][0] if result.lead > 0 else rows[1][0]
+        verdict = f"better: {better}" if result.sure else "no sure difference"
+        text = (
+            f"{measure}: the first leads by {percent(result.lead)} points, 95 % interval {percent(result.low)} to "
+            f"{percent(result.high)}, in {percent(result.share)} % of the draws; {verdict}"
+        )
+        console.print(Text(text))
+    console.print(f"paired bootstrap over the test clips of {len(systems[0])} {where} cells", style="dim")
 
 
 def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, str]:
@@ -150,13 +152,12 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
         config = store.config()
         evaluation = config.evaluation
         rules.append(evaluation)
-        leaderboard = write_leaderboard(store, sweep, catalog, evaluation)
-        for standing in leaderboard.ranked:
-            name = f"{standing.variant} {standing.detector} {standing.pooling}"
-            seeds = counted(standing.num_seeds, "seed") if standing.num_seeds else "all seeds"
-            origin = f"{store.paths.root.name}, {seeds}, {coverage(standing)} cells"
-            score, deviation = getattr(standing, part), getattr(standing, f"{part}_std")
-            source, target = _domain_aucs(_entry_cells(store, evaluation, standing.variant, part))
+        for entry in ranked_entries(store, sweep, catalog, evaluation).values():
+            name = f"{entry['variant']} {entry['detector']} {entry['pooling']}"
+            seeds = counted(entry["num_seeds"], "seed") if entry["num_seeds"] else "all seeds"
+            origin = f"{store.paths.root.name}, {seeds}, {_coverage(entry)}"
+            score, deviation = entry[part], entry[f"{part}_std"]
+            source, target = _domain_aucs(_entry_cells(store, evaluation, entry["variant"], part))
             rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,
                          "target_auc": target, "from": origin})  # fmt: skip
         why_not = why_not_benchmark(catalog.table, part, evaluation, synthetic=store.manifest()["data"]["synthetic"])
@@ -231,6 +232,20 @@ def report_stands(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: E
         return False
     inputs = _inputs(store, sweep, catalog, evaluation)
     return (pq.read_schema(files[0]).metadata or {}).get(b"inputs") == inputs.encode()
+
+
+def ranked_entries(
+    store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig
+) -> dict[str, dict[str, Any]]:
+    """Read the ranked rows of leaderboard.parquet by variant, best first; writes the report first if it is stale."""
+    if not report_stands(store, sweep, catalog, evaluation):
+        write_leaderboard(store, sweep, catalog, evaluation)
+    rows = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)]).to_pylist()
+    return {row["variant"]: row for row in sorted(rows, key=lambda row: row["rank"])}
+
+
+def _coverage(entry: Mapping[str, Any]) -> str:
+    return f"{entry['cells_ok']}/{entry['cells_expected']} cells"
 
 
 def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> str:

@@ -1,6 +1,6 @@
 """How sure a score is: bootstrap over test clips, drawn within domain and label, for one system or two in pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,7 +81,7 @@ class Comparison:
     """One system against another on the same clips."""
 
     first: float
-    """Official score, mean over seeds."""
+    """Its score, mean over seeds."""
     second: float
     low: float
     """95 % interval of the first's lead."""
@@ -100,8 +100,13 @@ class Comparison:
         return self.low > 0 or self.high < 0
 
 
-def compare(first: Mapping[Cell, CellScores], second: Mapping[Cell, CellScores], year: int) -> Comparison:
+def compare(
+    first: Mapping[Cell, CellScores], second: Mapping[Cell, CellScores], year: int
+) -> tuple[Comparison, Comparison]:
     """Compare two systems by a paired bootstrap: both are scored on the same draws of the same clips.
+
+    Returns:
+        By the official score, and by the mean AUC, which is steadier where cells have few clips.
 
     Raises:
         UserError: they were not scored on the same clips with the same labels.
@@ -114,20 +119,23 @@ def compare(first: Mapping[Cell, CellScores], second: Mapping[Cell, CellScores],
             raise UserError(f"only one of the two has scores of {name}: both need the same machines and sections")
         if a.clips != b.clips or not np.array_equal(a.anomalous, b.anomalous):
             raise UserError(f"the two were not scored on the same clips, or labels, of {name}")
-    draws = [official_replicates(metric_replicates(system), year) for system in (first, second)]
-    lead = draws[0] - draws[1]
-    low, high = interval(lead)
-    share = float(np.mean(lead > 0) + np.mean(lead == 0) / 2)
-    return Comparison(_official(first, year), _official(second, year), low, high, share)
+    drawn = [metric_replicates(system) for system in (first, second)]
+    whole = [_undrawn(system) for system in (first, second)]
+
+    def comparison(measure: Callable[[Mapping[Cell, Mapping[str, Replicates]]], NDArray[np.float64]]) -> Comparison:
+        lead = measure(drawn[0]) - measure(drawn[1])
+        share = float(np.mean(lead > 0) + np.mean(lead == 0) / 2)
+        return Comparison(float(measure(whole[0])[0]), float(measure(whole[1])[0]), *interval(lead), share)
+
+    return comparison(lambda m: official_replicates(m, year)), comparison(lambda m: mean_replicates(m, "auc"))
 
 
-def _official(cells: Mapping[Cell, CellScores], year: int) -> float:
-    """Official score, mean over seeds."""
-    whole = {
+def _undrawn(cells: Mapping[Cell, CellScores]) -> dict[Cell, dict[str, Replicates]]:
+    """Compute the metrics of all clips, as one replicate."""
+    return {
         cell: {name: METRICS[name](of.anomalous, of.scores)[:, None] for name in of.metrics}
         for cell, of in cells.items()
     }
-    return float(official_replicates(whole, year)[0])
 
 
 def interval(replicates: NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -78,7 +78,7 @@ def test_source_and_target_stand_side_by_side(study: Path, rayasd: Rayasd):
     compared = rayasd("compare", study, study, "--variants", "both-real_anomalies-2+seeds", "both-real_anomalies-0")
     assert compared.returncode == 0, compared.stderr
     assert "source AUC" in compared.stdout
-    assert "lead of the first" in compared.stdout
+    assert "mean AUC: the first leads by" in compared.stdout
 
 
 def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, rayasd: Rayasd):

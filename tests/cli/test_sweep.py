@@ -91,7 +91,7 @@ def test_report_is_computed_afresh_from_scores(finished: Path, rayasd: Rayasd):
 def test_two_variants_are_compared_in_pairs(finished: Path, rayasd: Rayasd):
     shown = rayasd("compare", finished, finished, "--variants", "both", "statistics")
     assert shown.returncode == 0, shown.stderr
-    assert "lead of the first:" in shown.stdout
+    assert "official 2021 score: the first leads by" in shown.stdout
     assert "paired bootstrap over 6 cells' test clips" in shown.stdout
     same = rayasd("compare", finished, finished, "--part", "development")
     assert "no sure difference" in same.stdout

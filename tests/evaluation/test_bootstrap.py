@@ -93,20 +93,22 @@ FAN = ("fan", "03", "source")
 
 def test_a_better_system_leads_for_sure_and_an_equal_one_does_not():
     good, poor = {FAN: cell(2.0, 200, seed=1)}, {FAN: cell(0.2, 200, seed=2)}
-    result = compare(good, poor, 2021)
+    result, by_auc = compare(good, poor, 2021)
     assert result.sure
     assert result.share > 0.99
     assert result.low <= result.lead <= result.high
-    back = compare(poor, good, 2021)
+    assert by_auc.sure
+    assert by_auc.low < by_auc.lead < by_auc.high
+    back, _ = compare(poor, good, 2021)
     assert (back.lead, back.share) == pytest.approx((-result.lead, 1 - result.share))
-    same = compare(good, good, 2021)
+    same, _ = compare(good, good, 2021)
     assert (same.lead, same.low, same.high, same.share, same.sure) == (0, 0, 0, 0.5, False)
 
 
 def test_pairing_is_sharper_than_two_intervals():
     base = cell(0.8, 200)
     shifted = replace(base, scores=base.scores + 0.05 * base.anomalous)  # a little better on the very same clips
-    lead = compare({FAN: shifted}, {FAN: base}, 2021)
+    lead, _ = compare({FAN: shifted}, {FAN: base}, 2021)
     alone = interval(drawn_scores({FAN: base}))
     assert lead.high - lead.low < (alone[1] - alone[0]) / 3
 
