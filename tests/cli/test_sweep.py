@@ -92,7 +92,7 @@ def test_two_variants_are_compared_in_pairs(finished: Path, rayasd: Rayasd):
     shown = rayasd("compare", finished, finished, "--variants", "both", "statistics")
     assert shown.returncode == 0, shown.stderr
     assert "official 2021 score: the first leads by" in shown.stdout
-    assert "paired bootstrap over 6 cells' test clips" in shown.stdout
+    assert "paired bootstrap over the test clips of 6 evaluation cells" in shown.stdout
     same = rayasd("compare", finished, finished, "--part", "development")
     assert "no sure difference" in same.stdout
     refused(rayasd("compare", finished, finished, "--variants", "both", "bothh"), "did you mean 'both'?")
