@@ -1,5 +1,6 @@
 """What ``rayasd sweep`` and its single stages do, once their heavy imports are paid for."""
 
+import signal
 import sys
 import time
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow.compute as pc
@@ -40,7 +42,7 @@ from rayasd.errors import UserError
 from rayasd.files import file_digest
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
-from rayasd.sweep.driver import State, check_request, drive, survey
+from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Request
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
@@ -146,9 +148,16 @@ def _run(
             check_request(request, running)
             console.print(running.describe(), highlight=False)
             store.record("sweep started", waiting=waiting, executor=running.describe())
+            interrupted = _note_interruptions()
             with Display(console, store.paths, began) as display:
+
+                def on_change(sweep: Sweep) -> None:
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+                    display.update(sweep)
+
                 drive(sweep, store, running, request, max_tries=max_tries, fail_fast=fail_fast,
-                      on_change=display.update)  # fmt: skip
+                      on_change=on_change)  # fmt: skip
             store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
         except KeyboardInterrupt:
             store.record("sweep interrupted")
@@ -172,6 +181,19 @@ def _run(
         lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
         complete = complete and not (failed and lacking)
     return 0 if complete else 1
+
+
+def _note_interruptions() -> Event:
+    """Remember Ctrl-C and SIGTERM besides raising them: raised within a callback of Ray's, Python only prints them."""
+    interrupted = Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    return interrupted
 
 
 def _check_variants(config: Config, chosen: Sequence[str]) -> dict[str, str]:
