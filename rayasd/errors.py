@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+EXIT_INTERRUPTED = 75
+"""Exit code of a command that was interrupted and can be resumed: batch scripts put it back in the queue."""
+
 
 class UserError(Exception):
     """Usage, configuration or data that cannot work: one line that a person can act on (exit code 2)."""

@@ -57,6 +57,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty when it is absent, damaged or something else, which is all the same to who asks."""
+    try:
+        record = read_json(path)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 def digest(value: Any) -> str:
     """Sha256 (hexadecimal) of a JSON-like value, whatever the order of its keys."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

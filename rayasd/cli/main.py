@@ -11,9 +11,9 @@ from rayasd.cli.data import data
 from rayasd.cli.export import export
 from rayasd.cli.launch import launch
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
-from rayasd.errors import UserError
+from rayasd.errors import EXIT_INTERRUPTED, UserError
 
-EXIT_UNITS_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
+EXIT_UNITS_FAILED, EXIT_USAGE = 1, 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

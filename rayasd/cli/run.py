@@ -138,6 +138,7 @@ def _run(
     if waiting:
         console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
         running = _start(executor, address, store)
+        interrupted = _note_interruptions()  # after Ray's own SIGTERM handler, which would end the driver at once
         try:
             gpus = gpus_per_unit
             if device == "cuda" and not any(node.gpus for node in running.nodes):
@@ -148,7 +149,6 @@ def _run(
             check_request(request, running)
             console.print(running.describe(), highlight=False)
             store.record("sweep started", waiting=waiting, executor=running.describe())
-            interrupted = _note_interruptions()
             with Display(console, store.paths, began) as display:
 
                 def on_change(sweep: Sweep) -> None:

@@ -5,7 +5,6 @@ Ray, waits for the others, runs the command and puts its exit code there; the ot
 code stands. Whatever goes wrong on a node is written there too, so that all end with its reason.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -22,10 +21,9 @@ from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, end_with_parent, free_ports, temporary_folder
 from rayasd.cluster.placement import Placement
-from rayasd.errors import UserError
-from rayasd.files import read_json, write_json
+from rayasd.errors import EXIT_INTERRUPTED, UserError
+from rayasd.files import read_record, write_json
 
-EXIT_INTERRUPTED = 75
 _POLL_SECONDS = 0.5
 
 
@@ -234,7 +232,6 @@ def _catch_signals() -> Callable[[], bool]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path) or {}
-    except (ValueError, OSError, json.JSONDecodeError):
-        return {}
+    with suppress(OSError):  # a shared file system may fail for a moment: asked again soon
+        return read_record(path)
+    return {}

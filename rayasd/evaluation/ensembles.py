@@ -17,7 +17,7 @@ from rayasd.config import GREEDY, EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import Key, Scored, SectionScores, System, read_scores
-from rayasd.evaluation.selection import LEAVE_ONE_OUT
+from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
 from rayasd.files import replacing, write_json
 from rayasd.inlier.fusion import FUSIONS, z_normalised
@@ -169,7 +169,7 @@ def _folds(places: Sequence[Where], evaluation: EvaluationConfig) -> list[tuple[
     """Sections that are reported together, and the sections that choose for them."""
     if evaluation.selection != LEAVE_ONE_OUT:
         return [(list(places), {where for where in places if is_development(evaluation, *where)})]
-    by = 1 if len({section for _, section in places}) > 1 else 0
+    by = ("machine", "section").index(left_out(section for _, section in places))
     names = sorted({where[by] for where in places})
     return [([w for w in places if w[by] == name], {w for w in places if w[by] != name}) for name in names]
 

@@ -84,7 +84,7 @@ def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionS
             clips=columns["clip"][test],
             domains=columns["domain"][test],
             scores=columns["score"][test],
-            reason=next((reason for reason in columns["reason"][test[:1]]), None),
+            reason=columns["reason"][test[0]] if len(test) else None,
             training_clips=columns["clip"][training],
             training=columns["score"][training],
         )

@@ -82,6 +82,11 @@ def _columns(values: Sequence[_Value]) -> tuple[list[str], list[str], list[float
     return list(machines), list(metrics), list(numbers)
 
 
+def left_out(sections: Iterable[str]) -> str:
+    """Tell what is left out at a time: section, or machine where there is one section."""
+    return "section" if len(set(sections)) > 1 else "machine"
+
+
 def _comparable(rows: Sequence[Row], variants: Mapping[str, Sequence[int]]) -> list[int]:
     """Find the places of the variants that were tested on the same clips, in the seeds that all of them have.
 
@@ -102,7 +107,7 @@ def _chosen(rows: Sequence[Row], places: Sequence[int], evaluation: EvaluationCo
         systems.setdefault(system_of(rows[place]), []).append(place)
     if evaluation.selection != LEAVE_ONE_OUT:
         return systems[_best(rows, systems, lambda row: row["part"] == "development", evaluation)]
-    name = "section" if len({row["section"] for row in rows}) > 1 else "machine"
+    name = left_out(row["section"] for row in rows)
     chosen: list[int] = []
     for fold in dict.fromkeys(rows[place][name] for place in places):
         best = _best(rows, systems, lambda row, fold=fold: row[name] != fold, evaluation)  # type: ignore[misc]

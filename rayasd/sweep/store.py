@@ -18,7 +18,7 @@ from rayasd import __version__
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import digest, file_digest, read_json, remove_unfinished, write_json, write_text
+from rayasd.files import digest, file_digest, read_json, read_record, remove_unfinished, write_json, write_text
 from rayasd.nested import flatten
 from rayasd.presets import to_toml
 from rayasd.sweep.plan import Plan, all_units
@@ -144,13 +144,13 @@ class RunStore:
         mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": now()}
         try:
             self.paths.root.mkdir(parents=True, exist_ok=True)
-            holder = _marker(self.paths.lock)
+            holder = read_record(self.paths.lock)
             if holder.get("host") == mine["host"] and _started(holder["pid"]) != holder["started"]:
                 self.paths.lock.unlink(missing_ok=True)  # its process has ended without a word
             with self.paths.lock.open("x", encoding="utf-8") as file:
                 json.dump(mine, file)
         except FileExistsError:
-            holder = {"pid": "?", "host": "?", "since": "?"} | _marker(self.paths.lock)
+            holder = {"pid": "?", "host": "?", "since": "?"} | read_record(self.paths.lock)
             raise UserError(
                 f"{self.paths.root} is held by process {holder['pid']} on {holder['host']} since {holder['since']}; "
                 f"if that is gone, delete {self.paths.lock}"
@@ -194,14 +194,14 @@ class RunStore:
 
     def is_done(self, spec: UnitSpec) -> bool:
         """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
-        marker = _marker(self.paths.marker(spec.unit, "DONE"))
+        marker = read_record(self.paths.marker(spec.unit, "DONE"))
         return marker.get("identity") == spec.identity and all(
             _size(spec.output / name) == file["bytes"] for name, file in marker["files"].items()
         )
 
     def failure(self, spec: UnitSpec) -> str | None:
         """Reason why the unit failed for good in an earlier sweep of the same configuration, if it did."""
-        marker = _marker(self.paths.marker(spec.unit, "FAILED"))
+        marker = read_record(self.paths.marker(spec.unit, "FAILED"))
         return marker["reason"] if marker.get("identity") == spec.identity else None
 
     def mark_failed(self, spec: UnitSpec, reason: str, details: str, tries: int) -> None:
@@ -214,15 +214,6 @@ class RunStore:
             "traceback": details,
         }
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
-
-
-def _marker(path: Path) -> dict[str, Any]:
-    """Read a marker or the lock; empty when it is absent or damaged, which is all the same to who asks."""
-    try:
-        marker = read_json(path)
-    except ValueError:
-        return {}
-    return marker if isinstance(marker, dict) else {}
 
 
 def mark_done(spec: UnitSpec, **details: Any) -> None:

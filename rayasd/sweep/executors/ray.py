@@ -3,7 +3,6 @@
 import os
 import re
 import secrets
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ class RayExecutor:
         import ray
 
         self._ray = ray
-        ours = signal.getsignal(signal.SIGTERM)
         try:
             context = ray.init(
                 address="local" if own else address,  # none would join whatever cluster somebody started on this host
@@ -51,7 +49,6 @@ class RayExecutor:
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
             where = "a Ray on this host" if own else f"the Ray cluster at {address}"
             raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
-        signal.signal(signal.SIGTERM, ours)  # Ray's own would end the driver without a word of how to go on
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         dashboard = context.dashboard_url
         self._dashboard = f", dashboard http://{dashboard}" if dashboard else ""
