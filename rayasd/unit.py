@@ -1,6 +1,6 @@
 """Units of work and the run directory: the one place that knows every path of a run and what a unit's identity is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -60,10 +60,27 @@ class RunDirectory:
         """Who drives this run (JSON), while somebody does."""
         return self.root / "lock.json"
 
+    def part_lock(self, machine: str) -> Path:
+        """Who drives this machine's part of the run (JSON), while somebody does."""
+        return self.root / f"lock-{machine}.json"
+
+    def part_locks(self) -> list[Path]:
+        """List the locks of parts that stand."""
+        return sorted(self.root.glob("lock-*.json"))
+
+    @property
+    def stop(self) -> Path:
+        """While this stands, nothing more starts, and running units save where they are and end."""
+        return self.root / "stop"
+
     @property
     def events(self) -> Path:
         """What happened, one JSON line an event."""
         return self.root / "events.jsonl"
+
+    def part_events(self, machines: Iterable[str]) -> Path:
+        """Events of a driver of these machines alone: hosts must not write into one file."""
+        return self.root / f"events-{'+'.join(sorted(machines))}.jsonl"
 
     @property
     def catalog(self) -> Path:
@@ -125,6 +142,8 @@ class UnitSpec:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_threads: int = 1
+    num_ranks: int = 1
+    """Processes of one host that train the unit together, a GPU each or all on CPUs; not part of its identity."""
 
     @property
     def output(self) -> Path:
@@ -158,8 +177,14 @@ class Progress:
     """What a person should know: the device and why, where the weights come from."""
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[Progress], bool | None]
+"""Takes a stage's progress; True asks it to stop at the next point from which it can go on."""
 
 
-def silent(progress: Progress) -> None:
+def silent(progress: Progress) -> bool:
     """Report to nobody."""
+    return False
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """The unit was asked to stop and has saved where it stands."""

@@ -90,22 +90,40 @@ class BatchLoader:
             Waveforms (N, samples) and targets of the batch's clips, the target machine's first.
 
         """
-        sizes = [len(chosen) for chosen in batch.members]
+        return self.waveforms(batch, self.starts(batch, start), np.arange(batch.num_clips)), self.targets(batch)
+
+    def starts(self, batch: Batch, start: Callable[[Indices], Indices]) -> Indices:
+        """Choose the first sample of each clip's window, (N,)."""
         slack = np.concatenate(
             [m.waveforms.frames[c] - self.length for m, c in zip(self.machines, batch.members, strict=True)]
         )
-        starts = start(np.maximum(slack, 0))
-        samples = np.empty((batch.num_clips, self.length), np.int16)
-        ends = np.cumsum(sizes)
-        for machine, chosen, end in zip(self.machines, batch.members, ends, strict=True):
-            rows = slice(end - len(chosen), end)
-            gather(machine, chosen, starts[rows], self.length, samples[rows])
-        which = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        mean, deviation = self.scales[which].split(1, dim=1)
+        return start(np.maximum(slack, 0))
+
+    def waveforms(self, batch: Batch, starts: Indices, rows: Indices) -> Tensor:
+        """Cut the windows of the batch's clips ``rows`` (ascending); ``starts`` (N,) are of all its clips.
+
+        Returns:
+            Waveforms (len(rows), samples).
+
+        """
+        clips = np.concatenate(batch.members)
+        ends = np.cumsum([0, *map(len, batch.members)])
+        bounds = np.searchsorted(rows, ends)
+        samples = np.empty((len(rows), self.length), np.int16)
+        for machine, begin, end in zip(self.machines, bounds[:-1], bounds[1:], strict=True):
+            chosen = rows[begin:end]
+            gather(machine, clips[chosen], starts[chosen], self.length, samples[begin:end])
+        which = np.repeat(np.arange(len(self.machines)), np.diff(bounds))
+        mean, deviation = self.scales[torch.from_numpy(which)].split(1, dim=1)
+        return standardise(samples, mean, deviation, self.device)
+
+    def targets(self, batch: Batch) -> Targets:
+        """Give the targets of all the batch's clips."""
+        num_normal = len(batch.members[0])
+        machine = (torch.arange(batch.num_clips) < num_normal).float()
         product = torch.zeros(batch.num_clips, self.num_products)
-        product[torch.arange(sizes[0]), self.products[torch.from_numpy(batch.members[0])]] = 1.0
-        targets = Targets((which == 0).float().to(self.device), product.to(self.device))
-        return standardise(samples, mean, deviation, self.device), targets
+        product[torch.arange(num_normal), self.products[torch.from_numpy(batch.members[0])]] = 1.0
+        return Targets(machine.to(self.device), product.to(self.device))
 
 
 def random_starts(rng: np.random.Generator) -> Callable[[Indices], Indices]:

@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from rayasd.exposure.clips import Indices
 
 
 class Targets(NamedTuple):
@@ -29,22 +32,36 @@ def mixup_probability(schedule: str, progress: float) -> float:
     return {"always": 1.0, "never": 0.0}[schedule]
 
 
-def mixup(waveforms: Tensor, targets: Targets, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Targets]:
-    """Mix each clip with a partner drawn from the whole batch, weights from Beta(alpha, alpha), one a clip.
+class Mix(NamedTuple):
+    """Who is mixed with whom in a batch of N clips."""
+
+    partner: Indices
+    """(N,), a permutation of the batch's clips."""
+    weight: NDArray[np.float32]
+    """(N,), of the clip itself; its partner has the rest."""
+
+
+def draw_mix(num_clips: int, alpha: float, rng: np.random.Generator) -> Mix:
+    """Draw partners from the whole batch and weights from Beta(alpha, alpha), one a clip."""
+    partner = rng.permutation(num_clips)
+    return Mix(partner, rng.beta(alpha, alpha, num_clips).astype(np.float32))
+
+
+def mixup(values: Tensor, held: Indices, mix: Mix, rows: Indices) -> Tensor:
+    """Mix the batch's clips ``rows`` with their partners.
 
     Args:
-        waveforms: (N, samples).
-        targets: of the same N clips, mixed with the same weights.
-        alpha: both parameters of the Beta distribution.
-        rng: source of weights and partners.
+        values: (len(held), …), waveforms or targets of the clips ``held``.
+        held: clips of the batch, ascending: all of ``rows`` and of their partners are among them.
+        mix: of the whole batch.
+        rows: clips of the batch.
+
+    Returns:
+        (len(rows), …).
 
     """
-    num_clips = len(waveforms)
-    partner = torch.from_numpy(rng.permutation(num_clips)).to(waveforms.device)
-    weight = torch.from_numpy(rng.beta(alpha, alpha, num_clips).astype(np.float32)).to(waveforms.device)
-
-    def mix(values: Tensor) -> Tensor:
-        w = weight.view(-1, *[1] * (values.dim() - 1))
-        return w * values + (1 - w) * values[partner]
-
-    return mix(waveforms), Targets(mix(targets.machine), mix(targets.product))
+    own, partner = (
+        torch.from_numpy(np.searchsorted(held, clips)).to(values.device) for clips in (rows, mix.partner[rows])
+    )
+    weight = torch.from_numpy(mix.weight[rows]).to(values.device).view(-1, *[1] * (values.dim() - 1))
+    return weight * values[own] + (1 - weight) * values[partner]

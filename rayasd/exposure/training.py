@@ -6,11 +6,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from rayasd.config import Config
+from rayasd.config import Config, ExposureConfig
 from rayasd.data.catalog import Catalog, check_outlier_exposure, read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure.batches import (
@@ -25,11 +26,12 @@ from rayasd.exposure.batches import (
 from rayasd.exposure.clips import MachineClips, exposed_anomalies, load_machine
 from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.losses import Losses, find_losses, product_members
-from rayasd.exposure.mixup import mixup, mixup_probability
+from rayasd.exposure.mixup import Targets, draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Extractor, kept_path, kept_weights, save_extractor, save_weights
+from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import replacing, write_text
 from rayasd.randomness import generator, torch_seed
-from rayasd.unit import Progress, Report, UnitSpec, silent
+from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 STATE = "state.pt"
 HISTORY = "history.jsonl"
@@ -40,12 +42,23 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
 
     Writes model.safetensors, config.json, history.jsonl; every ``exposure.keep_every`` epochs, weights to choose from;
     and every ``exposure.checkpoint_every`` epochs, state.pt from which an interrupted training goes on to bit-identical
-    weights (same device and thread count).
+    weights (same device, number of ranks and thread count).
+
+    ``spec.num_ranks`` processes share each batch; up to rounding, what is learned does not depend on their number.
 
     Raises:
         UserError: no second machine to learn from, or a loss that is no longer finite.
+        Stopped: ``report`` answered True at an epoch's end; state.pt is of this epoch.
 
     """
+    if spec.num_ranks > 1:
+        on_ranks(_train, spec, report)
+    else:
+        _train(Ranks(), spec, report)
+
+
+def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
+    """Train as one of ``ranks``, all with equal weights; the first one alone validates, writes and is asked to stop."""
     config, machine, seed = spec.config, spec.unit.machine, spec.unit.seed
     compute = choose_compute(spec.device, config.network.precision)
     catalog = read_catalog(spec.run.catalog, spec.data_root)
@@ -69,30 +82,32 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     weights = config.network.pretrained or "random: network.pretrained names no file"
     history = _resume(spec, extractor, optimizer, schedule, compute)
     for epochs, path in kept_weights(spec.output).items():
-        if epochs > len(history):
+        if epochs > len(history) and ranks.first:
             path.unlink()  # of an earlier training
-    report(Progress(len(history), total_epochs, note=f"{compute.reason}; backbone weights {weights}"))
+    together = f", {ranks.size} ranks" if ranks.size > 1 else ""
+    report(Progress(len(history), total_epochs, note=f"{compute.reason}{together}; backbone weights {weights}"))
 
     for epoch in range(len(history), total_epochs):
         extractor.train()
         sums = torch.zeros(3, device=compute.device)
-        clips = 0
         for batch in epoch_batches(target, others, config, seed, epoch):
             progress = (epoch * num_steps + batch.step) / (total_epochs * num_steps)
             learning_rate = optimizer.param_groups[0]["lr"]
             sums += _step(
-                extractor, optimizer, loader, batch, config, losses, compute, (seed, machine, epoch), progress
+                ranks, extractor, optimizer, loader, batch, config, losses, compute, (seed, machine, epoch), progress
             )  # fmt: skip
             assert schedule is not None
             if schedule.last_epoch + 1 < schedule.total_steps:  # the last step has the last rate
                 schedule.step()
-            clips += batch.num_clips
+            report(Progress(epoch, total_epochs, batch.num_clips))
         total, of_machine, of_product = (sums / num_steps).tolist()
         if not math.isfinite(total):
             raise UserError(
                 f"{spec.unit}: the loss is {total} in epoch {epoch + 1}: lower exposure.learning_rate "
                 f"(now {config.exposure.learning_rate:g})"
             )
+        if not ranks.first:
+            continue
         row = {
             "epoch": epoch + 1,
             "learning_rate": learning_rate,
@@ -103,15 +118,18 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
             **_validate(extractor, loader, target, others, config, losses, compute),
         }
         history.append(row)
-        report(Progress(epoch + 1, total_epochs, clips, total))
+        stop = report(Progress(epoch + 1, total_epochs, loss=total))
         if config.exposure.keep_every and (epoch + 1) % config.exposure.keep_every == 0 and epoch + 1 < total_epochs:
             save_weights(kept_path(spec.output, epoch + 1), extractor)
-        if (epoch + 1) % config.exposure.checkpoint_every == 0 and epoch + 1 < total_epochs:
+        if epoch + 1 < total_epochs and (stop or (epoch + 1) % config.exposure.checkpoint_every == 0):
             _checkpoint(spec, extractor, optimizer, schedule, history)
+        if epoch + 1 < total_epochs and stop:
+            raise Stopped(f"stopped after epoch {epoch + 1}")
 
-    _write_history(spec.output, history)
-    save_extractor(spec.output, extractor, config, target.sections)
-    (spec.output / STATE).unlink(missing_ok=True)
+    if ranks.first:
+        _write_history(spec.output, history)
+        save_extractor(spec.output, extractor, config, target.sections)
+        (spec.output / STATE).unlink(missing_ok=True)
 
 
 def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineClips, list[MachineClips]]:
@@ -132,6 +150,7 @@ def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineCli
 
 
 def _step(
+    ranks: Ranks,
     extractor: Extractor,
     optimizer: torch.optim.Optimizer,
     loader: BatchLoader,
@@ -145,21 +164,42 @@ def _step(
     """Do one optimiser step; returns total, machine and product loss, (3,), on the device."""
     exposure = config.exposure
     rng = generator(*key, batch.step, "step")
-    waveforms, targets = loader.load(batch, random_starts(rng))
-    mixed = bool(rng.random() < mixup_probability(exposure.mixup_schedule, progress))
-    if mixed:
-        waveforms, targets = mixup(waveforms, targets, exposure.mixup_alpha, rng)
+    waveforms, targets, mixed = _load(ranks, loader, batch, exposure, progress, rng)
     torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
-    with compute.autocast():
+    with ranks.whole_batch(batch.num_clips), compute.autocast():
         output = extractor(waveforms)
+    output = ranks.gather(output, batch.num_clips)
     machine_loss, product_loss = losses
     members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
     of_machine, of_product = machine_loss(output, targets), product_loss(output, targets, members)
     loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    ranks.sum_gradients(extractor.parameters())
     optimizer.step()
     return torch.stack([loss, of_machine, of_product]).detach()
+
+
+def _load(
+    ranks: Ranks,
+    loader: BatchLoader,
+    batch: Batch,
+    exposure: ExposureConfig,
+    progress: float,
+    rng: np.random.Generator,
+) -> tuple[Tensor, Targets, bool]:
+    """Load this rank's waveforms of a step and the whole batch's targets; tells whether they are mixed.
+
+    Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
+    """
+    rows, everyone = ranks.rows(batch.num_clips), np.arange(batch.num_clips)
+    starts, targets = loader.starts(batch, random_starts(rng)), loader.targets(batch)
+    if rng.random() >= mixup_probability(exposure.mixup_schedule, progress):
+        return loader.waveforms(batch, starts, rows), targets, False
+    mix = draw_mix(batch.num_clips, exposure.mixup_alpha, rng)
+    needed = np.union1d(rows, mix.partner[rows])
+    waveforms = mixup(loader.waveforms(batch, starts, needed), needed, mix, rows)
+    return waveforms, Targets(*(mixup(values, everyone, mix, everyone) for values in targets)), True
 
 
 @torch.inference_mode()

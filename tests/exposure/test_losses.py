@@ -7,7 +7,7 @@ import torch
 from rayasd.config import ExposureConfig
 from rayasd.errors import UserError
 from rayasd.exposure.losses import find_losses, machine_bce, product_bce, product_cross_entropy, product_members
-from rayasd.exposure.mixup import Targets, mixup, mixup_probability
+from rayasd.exposure.mixup import Targets, draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Output
 
 
@@ -94,7 +94,9 @@ def test_mixup_mixes_waveforms_and_both_targets_alike():
     product = torch.nn.functional.one_hot(torch.arange(num_clips) % 3, 3).float() * machine[:, None]
     # the waveform carries its own targets, so that equal mixing can be read from it
     waveforms = torch.cat([machine[:, None], product], dim=1)
-    mixed, t = mixup(waveforms, Targets(machine, product), 0.2, np.random.default_rng(0))
+    mix, everyone = draw_mix(num_clips, 0.2, np.random.default_rng(0)), np.arange(num_clips)
+    mixed, *both = (mixup(values, everyone, mix, everyone) for values in (waveforms, machine, product))
+    t = Targets(*both)
     torch.testing.assert_close(mixed[:, 0], t.machine)
     torch.testing.assert_close(mixed[:, 1:], t.product)
     torch.testing.assert_close(t.product.sum(dim=1), t.machine)  # pseudo-anomalous parts add no product

@@ -16,7 +16,7 @@ from rayasd.exposure.batches import BatchLoader, central_starts, epoch_batches
 from rayasd.exposure.clips import load_machine
 from rayasd.exposure.embedding import embed, window_starts
 from rayasd.exposure.training import load_target_and_others, train
-from rayasd.unit import Progress
+from rayasd.unit import Progress, Stopped
 from tests.conftest import SpecOf
 
 
@@ -67,11 +67,32 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(spec_of: SpecOf, last_
     state = torch.load(undisturbed.output / training.STATE, weights_only=True)
     assert len(json.loads(state["history"])) == last_epoch
     torch.manual_seed(12345)  # whatever else the process did must not matter
-    epochs = []
-    train(undisturbed, lambda progress: epochs.append(progress.done))
-    assert epochs[1:] == list(range(last_epoch + 1, 4))
+    reports: list[Progress] = []
+    train(undisturbed, reports.append)
+    assert [progress.done for progress in reports if progress.loss] == list(range(last_epoch + 1, 4))
     assert weights(undisturbed) == expected
     assert history(undisturbed) == expected_history
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(spec_of: SpecOf, small_config: Config):
+    spec = spec_of(config=with_exposure(small_config, checkpoint_every=10))
+    train(spec)
+    expected, expected_history = weights(spec), history(spec)
+    (spec.output / "model.safetensors").unlink()
+    with pytest.raises(Stopped):
+        train(spec, lambda progress: True)  # asked at once, it stops at the end of the epoch
+    assert [row["epoch"] for row in history(spec)] == [1]
+    train(spec, lambda progress: progress.done == 3)  # there is nothing to stop after the last epoch
+    assert weights(spec) == expected
+    assert history(spec) == expected_history
+
+
+def test_progress_within_an_epoch_counts_each_clip_once(spec_of: SpecOf):
+    reports: list[Progress] = []
+    train(spec_of(), reports.append)
+    assert [(p.done, p.clips, p.loss is not None) for p in reports[1:]] == [
+        row for epoch in range(3) for row in ((epoch, 16, False), (epoch, 16, False), (epoch + 1, 0, True))
+    ]
 
 
 def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(spec_of: SpecOf, small_config: Config):
