@@ -1,0 +1,56 @@
+"""``rayasd doctor``: what could stop a sweep on this node."""
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
+              show_default=True, help="Where results are to go; need not be there.")  # fmt: skip
+@click.option("--data", "source", type=click.Path(path_type=Path),
+              help="Recordings that must be readable; default $RAYASD_DATA.")  # fmt: skip
+@click.option("--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
+              envvar="RAYASD_TMP", show_envvar=True, show_default=True,
+              help="Node-local folder for Ray's own files; a short path.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def doctor(run_dir: Path, source: Path | None, temp_root: Path, form: str) -> None:
+    """Check this node: packages, GPUs, CPUs, memory, folders, launcher, ports, tokens.
+
+    Exit code 1 if anything is bad. Leaves nothing behind.
+
+    \b
+        rayasd doctor --run-dir /scratch/runs/night --data /scratch/dcase
+        srun --ntasks-per-node=1 rayasd doctor --format json
+    """
+    import json
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from rayasd import __version__
+    from rayasd.cli.display import counted, wide_console
+    from rayasd.cli.options import cache_folder
+    from rayasd.cluster.doctor import examine
+
+    if source is None and "RAYASD_DATA" in os.environ:
+        source = Path(os.environ["RAYASD_DATA"])
+    findings = examine(os.environ, run_dir=run_dir, cache=cache_folder(None), data=source, temp_root=temp_root)
+    bad, notes = (sum(finding.state == state for finding in findings) for state in ("bad", "note"))
+    host = os.uname().nodename
+    if form == "json":
+        listed = [vars(finding) for finding in findings]
+        click.echo(json.dumps({"host": host, "rayasd": __version__, "bad": bad, "notes": notes, "findings": listed},
+                              indent=2, ensure_ascii=False))  # fmt: skip
+    else:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in (host, "", f"rayasd {__version__}"):
+            table.add_column(name, no_wrap=name != f"rayasd {__version__}", overflow="fold")
+        styles = {"ok": "green", "note": "yellow", "bad": "red"}
+        for finding in findings:
+            table.add_row(Text(finding.what), Text(finding.state, style=styles[finding.state]), Text(finding.said))
+        console = wide_console()
+        console.print(table)
+        console.print(f"{bad} bad, {counted(notes, 'note')}", style="red" if bad else "", highlight=False)
+    raise SystemExit(1 if bad else 0)

@@ -1,0 +1,220 @@
+"""Jobs on a Ray head that this test starts, as a person with the token and one without would send them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rayasd.cli.submit import with_absolute_paths
+from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command, temporary_folder
+from rayasd.cluster.jobs import Jobs
+from rayasd.cluster.placement import Placement
+from rayasd.errors import UserError
+from tests.conftest import Rayasd, command_line, environment, small_sweep
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    token: Path
+
+    def words(self, *more: object) -> list[object]:
+        python = [] if more[0] in ("--follow", "--stop", "--list") else ["--python", sys.executable]
+        return ["submit", "--address", self.address, "--token-file", self.token, *python, *more]
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+    except urllib.error.HTTPError:
+        return True  # it wants a token
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return a Ray of this module's own on the loopback, which wants a token."""
+    job = f"submit-{os.getpid()}"
+    token = tmp_path_factory.mktemp("secret") / "token"
+    token.touch(0o600)
+    token.write_text("5" * 64)
+    place = Placement(job=job, rank=0, size=1, address="127.0.0.1", cpus=2, gpus=0)
+    variables = environment(cache, **SETTINGS, RAY_AUTH_TOKEN_PATH=str(token))
+    node = RayNode(place, variables, free_ports(job, place.address, 0), temporary_folder(Path("/tmp"), job))
+    words = dict(word.partition("=")[::2] for word in ray_command(place, node.ports, node.folder, None))
+    address = f"http://127.0.0.1:{words['--dashboard-port']}"
+    try:
+        node.start(None)
+        wait_until(lambda: node.check() or answers(address))
+        yield Cluster(address, token)
+    finally:
+        node.stop()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd: Rayasd, cluster: Cluster, tmp_path: Path):
+    shown = rayasd(*cluster.words("--", "report", "--help"))
+    assert shown.returncode == 0, shown.stderr
+    assert "Compute RUN's leaderboard afresh" in shown.stdout
+    refused = rayasd(*cluster.words("--job-id", "bad", "--", "report", "nothing-here"))
+    assert refused.returncode == 2
+    assert f"error: {tmp_path}/work/nothing-here is not a run directory" in refused.stdout
+    again = rayasd(*cluster.words("--follow", "bad"))
+    assert (again.returncode, again.stdout) == (2, refused.stdout)
+    taken = rayasd(*cluster.words("--job-id", "bad", "--", "report", "--help"))
+    assert taken.returncode == 2
+    assert "Job with submission_id bad already exists" in taken.stderr
+    assert "failed" in rayasd(*cluster.words("--list")).stdout
+    for action in ("--follow", "--stop"):
+        unknown = rayasd(*cluster.words(action, "nix"))
+        assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+        assert "Job nix does not exist" in unknown.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_without_the_token_nothing_is_done_and_one_line_says_why(rayasd: Rayasd, cluster: Cluster, tmp_path: Path):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("6" * 64)
+    said = f"error: the cluster at {cluster.address}"
+    words = ("submit", "--address", cluster.address, "--", "report", "--help")
+    for variables, reason in (
+        ({}, "wants a token: give --token-file, or set RAY_AUTH_TOKEN_PATH"),
+        ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, "refuses this token: give that cluster's own by --token-file or"),
+        ({"RAY_AUTH_TOKEN": "7" * 64}, "refuses this token: give that cluster's own by --token-file or"),
+    ):
+        refused = rayasd(*words, HOME=str(tmp_path), **variables)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.startswith(f"{said} {reason}")
+        assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
+    rayasd: Rayasd, cluster: Cluster, tree: Path, cache: Path, tmp_path: Path
+):
+    sweep = small_sweep(tree, Path("run"), "--set", "exposure.epochs=3000")
+    sweep[sweep.index("local")] = "ray"
+    sent = rayasd(*cluster.words("--no-wait", "--job-id", "long", "--", *sweep))
+    assert (sent.returncode, sent.stdout) == (0, "long\n")
+    run = tmp_path / "work/run"
+    wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")))
+    with subprocess.Popen(command_line(*cluster.words("--follow", "long")), env=environment(cache), text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watcher:  # fmt: skip
+        assert watcher.stdout is not None
+        wait_until(lambda: "to do, 0 done before" in watcher.stdout.readline(), 30)
+        watcher.send_signal(signal.SIGINT)
+        _, errors = watcher.communicate(timeout=30)
+    assert watcher.returncode == 75
+    assert "job long goes on" in errors
+    assert "Traceback" not in errors
+    assert "running" in rayasd(*cluster.words("--list")).stdout
+    stopped = rayasd(*cluster.words("--stop", "long"))
+    assert (stopped.returncode, stopped.stdout) == (0, "job long: stopped\n")
+    last = rayasd(*cluster.words("--follow", "long"))
+    assert last.returncode == 75
+    assert last.stdout.endswith("interrupted: the same command goes on from here\n")
+    assert not list(run.glob("lock*"))
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://127.0.0.1:9", "no Ray dashboard answers at http://127.0.0.1:9: [Errno 111] Connection refused"),
+        ("127.0.0.1:9", "no Ray dashboard answers at http://127.0.0.1:9"),
+        ("ray://127.0.0.1:9", "give the dashboard's, for example http://HEAD:8265"),
+    ],
+)
+def test_where_nobody_listens_one_line_says_so_at_once(rayasd: Rayasd, address: str, said: str):
+    began = time.monotonic()
+    refused = rayasd("submit", "--address", address, "--list", timeout=60)
+    assert time.monotonic() - began < 10
+    assert refused.returncode == 2
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_one_thing_at_a_time(rayasd: Rayasd):
+    for words in ([], ["--list", "--stop", "x"], ["--follow", "x", "--", "report"]):
+        refused = rayasd("submit", "--address", "127.0.0.1:9", *words)
+        assert refused.returncode == 2
+        assert "give one of: -- COMMAND, --follow ID, --stop ID, --list" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("sweep --data d --run-dir=r --seeds 0-4", "sweep --data /here/d --run-dir=/here/r --seeds 0-4"),
+        ("sweep --data /d --dry-run", "sweep --run-dir /here/runs/default --data /d --dry-run"),
+        ("sweep --run-dir /r --preset mine.toml --set a=b", "sweep --run-dir /r --preset /here/mine.toml --set a=b"),
+        ("sweep --run-dir /r --preset demo", "sweep --run-dir /r --preset demo"),
+        ("report r --ground-truth g --all", "report /here/r --ground-truth /here/g --all"),
+        ("compare a /b --variants x y", "compare /here/a /b --variants x y"),
+        ("--debug data check d", "--debug data check /here/d"),
+        ("report --help", "report --help"),
+    ],
+)
+def test_relative_paths_are_taken_from_here(given: str, sent: str):
+    assert with_absolute_paths(given.split(), Path("/here")) == sent.split()
+
+
+def test_an_unknown_command_is_not_sent():
+    with pytest.raises(UserError, match="did you mean 'sweep'"):
+        with_absolute_paths(["swep"], Path("/here"))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "followed"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 75)],
+)
+def test_how_a_job_ends_is_an_exit_code(status: str, code: int | None, followed: int):
+    said: list[str] = []
+    assert jobs_of(FakeClient(status, code)).follow("j", said.append) == followed
+    assert "".join(said) == "working\n" + ("its node was lost\n" if code is None and followed == 1 else "")
+
+
+def test_a_lost_connection_is_said_in_one_line():
+    said: list[str] = []
+    assert jobs_of(FakeClient("RUNNING", None, lost=True)).follow("j", said.append) == 1
+    assert "".join(said) == "working\nlost sight of job j, which may go on: the cluster at http://h:1: closed\n"
+
+
+def jobs_of(client: object) -> Jobs:
+    jobs = Jobs.__new__(Jobs)
+    jobs.address, jobs._client = "http://h:1", client
+    return jobs
+
+
+class FakeClient:
+    def __init__(self, status: str, code: int | None, *, lost: bool = False) -> None:
+        self.status, self.code, self.lost = status, code, lost
+
+    def get_job_info(self, _: str) -> SimpleNamespace:
+        from ray.job_submission import JobStatus
+
+        return SimpleNamespace(status=JobStatus(self.status), driver_exit_code=self.code, message="its node was lost")
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        yield "working\n"
+        if self.lost:
+            raise RuntimeError("closed")
