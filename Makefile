@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: venv demo test test-fast lint format clean
+.PHONY: venv demo test test-fast test-cluster lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-fast | lint | format | venv | clean"
+	@echo "make demo | test | test-fast | test-cluster | lint | format | venv | clean"
 
 # Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mpi]'
 	touch $@
 
 venv: $(VENV)/.installed
@@ -27,6 +27,11 @@ test: venv
 
 test-fast: venv
 	$(BIN)/python -m pytest -m "not slow"
+
+# A Slurm cluster of two hosts on this machine: root on Debian, where the first line installs what is missing.
+test-cluster: venv
+	tests/slurm/install.sh
+	$(BIN)/python -m pytest tests/slurm -m slurm
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,0 +1,261 @@
+"""Sweeps under Slurm and MPI on two hosts: they end as a sweep of one process does, whatever happens on the way."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import command_line, environment
+from tests.slurm.hosts import Hosts, wait_for
+from tests.slurm.jobs import (
+    LOCAL_TEMP,
+    ROOT,
+    Job,
+    events,
+    left_behind,
+    moment,
+    results,
+    submit,
+    sweep_words,
+    training_hosts,
+    wait_until_clean,
+)
+
+pytestmark = pytest.mark.timeout(600)
+TWO_HOSTS = ("--nodes=2", "--cpus-per-task=2")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Results of the same sweep in plain processes of this host."""
+    run = tmp_path_factory.mktemp("local") / "run"
+    command = command_line("sweep", *sweep_words(tree, run, "--executor", "local"))
+    subprocess.run(command, env=environment(cache), check=True, timeout=300, stdout=subprocess.DEVNULL)
+    return results(run)
+
+
+@pytest.fixture
+def job(hosts: Hosts, tree: Path, cache: Path, tmp_path: Path):
+    """Submit a sweep on both hosts; afterwards nothing of it is left."""
+    jobs: list[Job] = []
+
+    def start(*more: object, options: tuple[str, ...] = TWO_HOSTS, run: str = "run", script: str = "train.sh") -> Job:
+        words = sweep_words(tree, tmp_path / run, *more)
+        jobs.append(submit(hosts, tmp_path, cache, script, *words, options=options))
+        return jobs[-1]
+
+    yield start
+    for each in jobs:
+        hosts.run("scancel", each.number)
+    wait_until_clean(hosts)
+
+
+@pytest.fixture
+def figures(record_property, capsys: pytest.CaptureFixture):
+    """Note a measured figure: in the JUnit report, and on the screen."""
+
+    def note(what: str, seconds: float) -> None:
+        record_property(what, round(seconds, 1))
+        with capsys.disabled():
+            print(f"\n[{what}: {seconds:.1f} s] ", end="")
+
+    return note
+
+
+def training_on_both(run: Path) -> bool:
+    return len(set(training_hosts(run).values())) == 2
+
+
+def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undisturbed, tmp_path, figures):
+    batch = job()
+    assert batch.wait() == "COMPLETED", batch.log
+    run = tmp_path / "run"
+    markers = [path.read_text() for path in run.glob("models/*/*/*/DONE")]
+    assert {host for host in ("h1", "h2") if any(f'"host": "{host}"' in marker for marker in markers)} == {"h1", "h2"}
+    assert results(run) == undisturbed  # bit by bit: each unit trains in one process on one thread, as there
+    started = next(event for event in events(run) if event["event"] == "unit started")
+    began = time.mktime(time.strptime(batch.facts()["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+    figures("job start to first unit", moment(started) - began)
+    assert left_behind(hosts) == []
+    assert "ssh -N -L" in batch.log
+
+
+@pytest.mark.parametrize("loud", [True, False], ids=["loudly", "silently"])
+def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, undisturbed, tmp_path, figures, loud: bool):
+    batch, run = job(), tmp_path / "run"
+    wait_for(lambda: training_on_both(run), 120)
+    lost = next(machine for machine, host in training_hosts(run).items() if host == "h2")
+    hosts.kill(2, loud=loud)
+    killed = time.time()
+    try:
+        again = f"train {lost} both seed 0"
+        wait_for(lambda: [e.get("unit") for e in events(run) if e["event"] == "unit started"].count(again) == 2, 90)
+        restarted = [event for event in events(run) if event["event"] == "unit started" and event["unit"] == again][-1]
+        figures(f"host lost {'loudly' if loud else 'silently'} to its unit's new start", moment(restarted) - killed)
+        assert moment(restarted) - killed < 60
+        assert batch.wait() == "COMPLETED", batch.log
+    finally:
+        hosts.boot(2)
+        wait_for(lambda: hosts.states().get("h2") == "idle", 120)
+    assert results(run) == undisturbed
+
+
+def test_a_network_that_comes_back_loses_nothing(job, hosts, undisturbed, tmp_path):
+    batch, run = job(), tmp_path / "run"
+    wait_for(lambda: training_on_both(run), 120)
+    hosts.cut(2)
+    time.sleep(8)
+    hosts.heal(2)
+    assert batch.wait() == "COMPLETED", batch.log
+    assert results(run) == undisturbed
+
+
+def test_a_killed_driver_is_put_back_in_the_queue(job, hosts, undisturbed, tmp_path):
+    batch, run = job(), tmp_path / "run"
+    wait_for(lambda: training_on_both(run), 120)
+    hosts.node(1, "sh", "-c", "kill -9 $(pgrep -f 'rayasd sweep')")
+    batch.wait(60, "PENDING")
+    assert batch.wait() == "COMPLETED", batch.log
+    assert batch.facts()["Restarts"] == "1"
+    assert "the driver was ended by SIGKILL" in batch.log
+    assert results(run) == undisturbed
+
+
+def test_a_lost_head_is_put_back_in_the_queue(job, hosts, undisturbed, tmp_path):
+    batch, run = job(), tmp_path / "run"
+    wait_for(lambda: training_on_both(run), 120)
+    hosts.kill(1)
+    try:
+        batch.wait(150, "PENDING")
+    finally:
+        hosts.boot(1)
+    assert batch.wait(300) == "COMPLETED", batch.log
+    assert results(run) == undisturbed
+    wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 120)
+
+
+def test_at_the_time_limit_units_save_and_the_job_goes_on_later(job, undisturbed, tmp_path):
+    batch = job(options=(*TWO_HOSTS, "--time=1", "--signal=B:USR1@25"))
+    assert batch.wait(500) == "COMPLETED", batch.log
+    assert int(batch.facts()["Restarts"]) >= 1
+    kinds = [event["event"] for event in events(tmp_path / "run")]
+    assert "unit stopped" in kinds
+    assert results(tmp_path / "run") == undisturbed
+
+
+def test_a_preempted_job_goes_on_later(job, hosts, undisturbed, tmp_path):
+    batch, run = job(), tmp_path / "run"
+    wait_for(lambda: training_on_both(run), 120)
+    urgent = ("--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3")
+    assert hosts.run("sbatch", *urgent, cwd=tmp_path).returncode == 0
+    batch.wait(90, "PENDING")
+    assert batch.wait(300) == "COMPLETED", batch.log
+    assert results(run) == undisturbed
+
+
+def test_a_cancelled_job_leaves_nothing_and_stays_cancelled(job, hosts, tmp_path, figures):
+    batch, run = job(), tmp_path / "run"
+    wait_for(lambda: training_on_both(run), 120)
+    hosts.run("scancel", batch.number)
+    figures("scancel until nothing is left", wait_until_clean(hosts, seconds=30))
+    time.sleep(3)
+    assert batch.state() == "CANCELLED"
+    assert not (run / "lock.json").exists()
+
+
+def test_two_jobs_on_one_host_do_not_disturb_each_other(job, undisturbed, tmp_path):
+    options = ("--nodes=1", "--nodelist=h1", "--cpus-per-task=1", "--mem=100")
+    batches = [job(options=options, run=name) for name in ("one", "two")]
+    for batch in batches:
+        batch.wait(60, "RUNNING")
+    for batch, name in zip(batches, ("one", "two"), strict=True):
+        assert batch.wait() == "COMPLETED", batch.log
+        assert results(tmp_path / name) == undisturbed
+
+
+def launch_by_hand(hosts: Hosts, k: int, folder: Path, *words: object) -> subprocess.Popen[str]:
+    """Start a launcher on a host."""
+    command = [sys.executable, "-m", "rayasd", "launch", "--temp-dir", LOCAL_TEMP, "--cpus", 1, "--gpus", 0, *words]
+    return subprocess.Popen(
+        hosts.words(f"h{k}", *command, cwd=folder), env=hosts.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_three_hosts_asked_two_come(hosts, tmp_path):
+    words = ("--job", "short", "--size", 3, "--wait", 25)
+    launchers = [launch_by_hand(hosts, k, tmp_path, *words, "--rank", k - 1, "--", "report", "x") for k in (1, 2)]
+    outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [2, 2]
+    assert "2 of 3 nodes came together within 25 s: no word from rank 2" in outputs[0]
+    wait_until_clean(hosts)
+
+
+def test_a_ray_that_cannot_start_is_a_failed_job_with_its_reason(job, hosts, tmp_path):
+    take_all = (
+        "import socket,time; s=[socket.create_server(('', p)) for p in range(20000, 32000, 100)]; time.sleep(300)"
+    )
+    squatter = subprocess.Popen(hosts.words("h2", sys.executable, "-c", take_all), env=hosts.environment)
+    try:
+        batch = job()
+        assert batch.wait(90) == "FAILED"
+        assert "error: no free block of 100 ports from 20000 on at 10.78.0.2" in batch.log
+    finally:
+        squatter.kill()
+        squatter.wait()
+
+
+def test_a_client_without_the_token_is_refused(job, hosts, tmp_path):
+    job()
+    wait_for(lambda: training_on_both(tmp_path / "run"), 120)
+    address = (
+        next(event["executor"] for event in events(tmp_path / "run") if "executor" in event).split()[2].rstrip(":")
+    )
+    client = f"import ray; ray.init(address={address!r}); print('let in')"
+    asked = hosts.node(2, "env", "-u", "RAY_AUTH_MODE", f"HOME={tmp_path}", sys.executable, "-c", client, timeout=100)
+    assert asked.returncode != 0
+    assert "let in" not in asked.stdout
+    (token,) = tmp_path.glob("launch-*/token")
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.read_text() not in hosts.node(1, "ps", "-eo", "args").stdout
+
+
+def test_mpirun_starts_the_launchers(hosts, undisturbed, tree, cache, tmp_path):
+    words = sweep_words(tree, tmp_path / "run")
+    done = hosts.mpirun(
+        "--host", "h1,h2", "-x", "RAYASD_CACHE", sys.executable, "-m", "rayasd", "launch", "--temp-dir", LOCAL_TEMP,
+        "--cpus", 2, "--gpus", 0, "--", "sweep", *words, cwd=tmp_path, timeout=240, RAYASD_CACHE=str(cache),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "4 CPUs and 0 GPUs on 2 nodes" in done.stdout
+    assert results(tmp_path / "run") == undisturbed
+    wait_until_clean(hosts)
+
+
+def test_mpi_ranks_do_the_units(hosts, undisturbed, tree, cache, tmp_path):
+    words = sweep_words(tree, tmp_path / "run", "--executor", "mpi", "--device", "cpu")
+    done = hosts.mpirun(
+        "--host", "h1:2,h2:1", "-x", "RAYASD_CACHE", sys.executable, "-m", "rayasd", "sweep", *words,
+        cwd=tmp_path, timeout=240, RAYASD_CACHE=str(cache),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "MPI, 2 ranks that work" in done.stdout
+    markers = [path.read_text() for path in (tmp_path / "run").glob("models/*/*/*/DONE")]
+    assert {host for host in ("h1", "h2") if any(f'"host": "{host}"' in marker for marker in markers)} == {"h1", "h2"}
+    assert results(tmp_path / "run") == undisturbed
+
+
+def test_an_array_does_the_same_without_a_cluster(hosts, undisturbed, tree, cache, tmp_path):
+    words = sweep_words(tree, tmp_path / "run")
+    done = hosts.run(
+        ROOT / "slurm/array.sh", "--cpus-per-task=1", "--mem=100", "--", *words, cwd=tmp_path, timeout=90,
+        RAYASD_CACHE=str(cache), RAYASD_VENV=sys.prefix,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    numbers = done.stdout.strip().splitlines()[-1].replace(",", "").split()
+    report = Job(hosts, numbers[-1], tmp_path)
+    assert report.wait(300) == "COMPLETED", report.log
+    assert results(tmp_path / "run").keys() == undisturbed.keys()
+    assert results(tmp_path / "run") == undisturbed
