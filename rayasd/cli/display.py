@@ -19,7 +19,7 @@ from rich.text import Text
 
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
-from rayasd.files import read_json
+from rayasd.files import read_record
 from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.plan import Plan
 from rayasd.unit import STAGES, RunDirectory, Unit
@@ -32,8 +32,14 @@ _SHOWN_REASONS = 10
 class Display:
     """Draws a sweep from the units' states and their progress files; only the driver draws."""
 
-    def __init__(self, console: Console, paths: RunDirectory, began: float) -> None:
-        self.console, self.paths, self.began = console, paths, began
+    def __init__(
+        self,
+        console: Console,
+        paths: RunDirectory,
+        began: float,
+        publish: Callable[[Mapping[str, int], Mapping[Unit, Mapping[str, Any]]], None] = lambda states, progress: None,
+    ) -> None:
+        self.console, self.paths, self.began, self.publish = console, paths, began, publish
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
         self._seen: dict[Unit, State] = {}
@@ -59,18 +65,19 @@ class Display:
         if time.monotonic() - self._drawn < (_REDRAW_SECONDS if self._live else _PLAIN_SECONDS):
             return
         self._drawn = time.monotonic()
-        progress = {unit: read_json(self.paths.progress(unit)) or {} for unit in sweep.units(State.RUNNING)}
+        progress = read_progress(self.paths, sweep)
         for reported in progress.values():
             for note in reported.get("notes", ()):
                 self._say_once(note)
+        self.publish({state.value: sweep.count(state) for state in State}, progress)
         if self._live:
-            self._live.update(self._picture(sweep, progress), refresh=True)
+            self._live.update(Group(running_table(progress), Text(self._summary(sweep), style="bold")), refresh=True)
         else:
             self._line(self._summary(sweep))
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
         if state is State.DONE:
-            marker = read_json(self.paths.marker(unit, "DONE")) or {}
+            marker = read_record(self.paths.marker(unit, "DONE"))
             for note in marker.get("notes", ()):
                 self._say_once(note)
             if not self._live:
@@ -87,26 +94,37 @@ class Display:
         self.console.print(Text(text, style=style), soft_wrap=True)  # one line in a log, however long
 
     def _summary(self, sweep: Sweep) -> str:
-        counts = ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
-        return f"{elapsed(time.monotonic() - self.began)}  {counts}"
+        return f"{elapsed(time.monotonic() - self.began)}  {counts(sweep)}"
 
-    def _picture(self, sweep: Sweep, progress: Mapping[Unit, Mapping[str, Any]]) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name, justify in (("stage", "left"), ("machine", "left"), ("variant", "left"), ("seed", "right"),
-                              ("", "left"), ("done", "right"), ("loss", "right"), ("clips/s", "right"),
-                              ("left", "right")):  # fmt: skip
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        for unit, state in progress.items():
-            done, total = state.get("done", 0), state.get("total", 0)
-            loss, rate = state.get("loss"), state.get("clips_per_second", 0.0)
-            left = state.get("seconds_left")
-            table.add_row(
-                unit.stage, Text(unit.machine), Text(unit.variant), str(unit.seed),
-                ProgressBar(total=max(total, 1), completed=done, width=20), f"{done}/{total}" if total else "loading",
-                "" if loss is None else f"{loss:.4f}", f"{rate:.0f}" if rate else "",
-                "" if left is None else elapsed(left),
-            )  # fmt: skip
-        return Group(table, Text(self._summary(sweep), style="bold"))
+
+def counts(sweep: Sweep) -> str:
+    """Say how many units are in each state."""
+    return ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
+
+
+def read_progress(paths: RunDirectory, sweep: Sweep) -> dict[Unit, dict[str, Any]]:
+    """Read how far each running unit is; empty for one that has not begun."""
+    return {unit: read_record(paths.progress(unit)) for unit in sweep.units(State.RUNNING)}
+
+
+def running_table(progress: Mapping[Unit, Mapping[str, Any]]) -> Table:
+    """Lay out running units, one a row."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name, justify in (("stage", "left"), ("machine", "left"), ("variant", "left"), ("seed", "right"),
+                          ("", "left"), ("done", "right"), ("loss", "right"), ("clips/s", "right"),
+                          ("left", "right"), ("host", "left")):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for unit, state in progress.items():
+        done, total = state.get("done", 0), state.get("total", 0)
+        loss, rate = state.get("loss"), state.get("clips_per_second", 0.0)
+        left = state.get("seconds_left")
+        table.add_row(
+            unit.stage, Text(unit.machine), Text(unit.variant), str(unit.seed),
+            ProgressBar(total=max(total, 1), completed=done, width=20), f"{done}/{total}" if total else "loading",
+            "" if loss is None else f"{loss:.4f}", f"{rate:.0f}" if rate else "",
+            "" if left is None else elapsed(left), Text(state.get("host", "")),
+        )  # fmt: skip
+    return table
 
 
 @contextmanager

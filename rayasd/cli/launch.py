@@ -1,6 +1,7 @@
 """``rayasd launch``: a Ray cluster of a job's own, for the time of one command."""
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,17 @@ import click
               help="Folder that all nodes see, where the launchers meet; default: the current one.")  # fmt: skip
 @click.option("--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
               show_default=True, help="Node-local folder for Ray's own files; a short path.")  # fmt: skip
+@click.option("--on-lost-head", metavar="COMMAND",
+              help="Bash command for a node that is left when the head's host is lost without a word.")  # fmt: skip
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def launch(command: tuple[str, ...], folder: Path, temp_root: Path, wait_seconds: float, **place: Any) -> None:
+def launch(
+    command: tuple[str, ...],
+    folder: Path,
+    temp_root: Path,
+    wait_seconds: float,
+    on_lost_head: str | None,
+    **place: Any,
+) -> None:
     """Run a rayasd COMMAND on a Ray cluster of all nodes of a job; run this once on every node.
 
     \b
@@ -29,9 +39,12 @@ def launch(command: tuple[str, ...], folder: Path, temp_root: Path, wait_seconds
         mpirun -np 2 --map-by ppr:1:node rayasd launch -- sweep --data /scratch/dcase
         rayasd launch --job night --rank 0 --size 2 -- sweep --data /scratch/dcase    # and rank 1 on the other
     """
+    from rayasd.cluster.launch import EXIT_HEAD_LOST
     from rayasd.cluster.launch import launch as run
     from rayasd.cluster.placement import find_placement
 
     placement = find_placement(os.environ, **place)
-    folder = folder.absolute()
-    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds))
+    code = run(placement, command, os.environ, folder=folder.absolute(), temp_root=temp_root, wait_seconds=wait_seconds)
+    if code == EXIT_HEAD_LOST and on_lost_head:
+        subprocess.run(["bash", "-c", on_lost_head], check=False)
+    raise SystemExit(code)

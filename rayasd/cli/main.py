@@ -8,8 +8,11 @@ import click
 
 from rayasd import __version__
 from rayasd.cli.data import data
+from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
 from rayasd.cli.launch import launch
+from rayasd.cli.status import status, stop
+from rayasd.cli.submit import submit
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
 from rayasd.errors import EXIT_INTERRUPTED, UserError
 
@@ -30,19 +33,21 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, report, leaderboard, compare, export, launch):
+for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, export, launch, submit,
+                doctor):  # fmt: skip
     cli.add_command(command)
 
 
 def _interrupt(*_: object) -> None:
-    """Let SIGTERM do what Ctrl-C does: end the units and say that the run can be resumed."""
+    """Let a signal do what Ctrl-C does: end the units and say that the run can be resumed."""
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 some units failed, 2 usage or configuration, 75 interrupted."""
     debug = "--debug" in sys.argv[1:]
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -1,10 +1,11 @@
 """What ``rayasd sweep`` and its single stages do, once their heavy imports are paid for."""
 
+import os
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -43,7 +44,8 @@ from rayasd.files import file_digest
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
-from rayasd.sweep.executors import Executor, Request
+from rayasd.sweep.executors import Executor, Request, Resources
+from rayasd.sweep.executors.local import LocalExecutor, visible_gpus
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Stage, Unit
@@ -63,10 +65,14 @@ def run_sweep(
     run_dir: Path,
     accept_changes: bool,
     dry_run: bool,
+    set_up_only: bool,
+    only: str | None,
     **execution: Any,
 ) -> int:
     """Do everything from clips to the leaderboard; returns the exit code."""
     console, store = wide_console(), RunStore(run_dir)
+    if not (dry_run or set_up_only):
+        _check_this_host(execution)
     config = presets.load(preset, [*overrides, *([] if detectors is None else [f"inlier.detectors={detectors}"])])
     chosen = choose("variant", variants, sorted(config.variants))
     if vary is not None:
@@ -76,6 +82,9 @@ def run_sweep(
     if ground_truth is None and store.exists:
         scanned = with_labels_of(scanned, read_catalog(store.paths.catalog, scanned.root))
     plan = Plan(choose("machine", machines, scanned.machines), chosen, parse_seeds(seeds))
+    part = plan.machines if only is None else choose("machine", only, list(plan.machines))
+    if only is not None:
+        store = RunStore(run_dir, part)
     trained = [variant for variant in chosen if "train" in stages_of(config.variant(variant))]
     if trained:
         check_outlier_exposure(scanned, plan.machines)
@@ -104,13 +113,22 @@ def run_sweep(
         }
         _say_what_is_odd(console, catalog, plan)
         store.set_up(config, catalog, data, plan, sys.argv, accept_changes=accept_changes)
-        return _run(console, store, plan.units(config), **execution)
+        if set_up_only:
+            console.print(Text(f"set up: {store.paths.root}, machines {', '.join(plan.machines)}"), soft_wrap=True)
+            return 0
+        units = [unit for unit in plan.units(config) if unit.machine in part]
+        return _run(console, store, units, **execution)
 
 
-def run_stages(run_dir: Path, stages: Sequence[Stage], **execution: Any) -> int:
-    """Run what is missing of these stages of a run; returns the exit code."""
+def run_stages(run_dir: Path, stages: Sequence[Stage], machines: str, **execution: Any) -> int:
+    """Run what is missing of these stages of a run, for these machines; returns the exit code."""
     store = RunStore(run_dir)
-    asked = [unit for unit in store.specs() if unit.stage in stages]
+    available = sorted({unit.machine for unit in store.specs()})
+    chosen = choose("machine", machines, available)
+    if set(chosen) != set(available):
+        store = RunStore(run_dir, chosen)
+    asked = [unit for unit in store.specs() if unit.stage in stages and unit.machine in chosen]
+    _check_this_host(execution)
     with store.held():
         return _run(wide_console(), store, asked, **execution)
 
@@ -124,75 +142,121 @@ def _run(
     address: str | None,
     cpus_per_unit: float,
     gpus_per_unit: float | None,
+    ranks_per_unit: int | None,
     device: str,
     max_tries: int,
+    hang_seconds: float,
+    grace: float,
     retry_failed: bool,
     fail_fast: bool,
     cache: Path | None,
 ) -> int:
     began = time.monotonic()
-    specs = store.specs(device=device, cache=cache_folder(cache), num_threads=max(1, round(cpus_per_unit)))
+    num_ranks = ranks_per_unit or max(1, int(gpus_per_unit or 1))
+    specs = store.specs(
+        device=device, cache=cache_folder(cache), num_threads=max(1, round(cpus_per_unit)), num_ranks=num_ranks
+    )
     sweep = survey(store, specs, set(asked), retry_failed=retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
     if waiting:
         console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
-        running = _start(executor, address, store)
-        interrupted = _note_interruptions()  # after Ray's own SIGTERM handler, which would end the driver at once
+        running = _start(executor, address, cpus_per_unit, store)
+        interrupted = _note_interruptions(store, grace)  # after Ray's own SIGTERM handler, which would end us at once
         try:
-            gpus = gpus_per_unit
-            if device == "cuda" and not any(node.gpus for node in running.nodes):
-                raise UserError("--device cuda, but no node has a GPU")
-            if gpus is None:
-                gpus = 1.0 if device != "cpu" and any(node.gpus >= 1 for node in running.nodes) else 0.0
-            request = Request(cpus_per_unit, gpus)
-            check_request(request, running)
-            console.print(running.describe(), highlight=False)
-            store.record("sweep started", waiting=waiting, executor=running.describe())
-            with Display(console, store.paths, began) as display:
+            request = _request(running.nodes, cpus_per_unit, gpus_per_unit, device)
+            console.print(running.describe(), highlight=False, soft_wrap=True)
+            store.record("sweep started", waiting=waiting, executor=running.describe().splitlines()[0])
+            with Display(console, store.paths, began, running.publish) as display:
 
                 def on_change(sweep: Sweep) -> None:
                     if interrupted.is_set():
                         raise KeyboardInterrupt
                     display.update(sweep)
 
-                drive(sweep, store, running, request, max_tries=max_tries, fail_fast=fail_fast,
-                      on_change=on_change)  # fmt: skip
+                left = drive(sweep, store, running, request, max_tries=max_tries, fail_fast=fail_fast,
+                             hang_seconds=hang_seconds, on_change=on_change)  # fmt: skip
             store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
+            if left:
+                console.print(left, highlight=False)
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             store.record("sweep interrupted")
             raise
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             running.close()
+            for unit in sweep.units(State.RUNNING):
+                store.paths.progress(unit).unlink(missing_ok=True)
     elif done == len(asked):
         console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
     print_failures(console, sweep, asked)
     complete = all(sweep.states[unit] is State.DONE for unit in asked)
     scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
-    if scored and any(unit.stage == "detect" for unit in asked):
-        catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-        evaluation = store.config().evaluation
-        if waiting == 0 and report_stands(store, sweep, catalog, evaluation):
-            console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
-        else:
-            show_report(console, store, sweep, catalog, evaluation)
-        failed = print_failed_cells(console, pq.read_table(store.paths.cells))
-        ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
-        lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
-        complete = complete and not (failed and lacking)
+    if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
+        complete = _report(console, store, sweep, waiting) and complete
     return 0 if complete else 1
 
 
-def _note_interruptions() -> Event:
-    """Remember Ctrl-C and SIGTERM besides raising them: raised within a callback of Ray's, Python only prints them."""
+def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bool:
+    """Show the leaderboard; tells whether every ranked system has all its cells."""
+    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
+    evaluation = store.config().evaluation
+    if waiting == 0 and report_stands(store, sweep, catalog, evaluation):
+        console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
+    else:
+        show_report(console, store, sweep, catalog, evaluation)
+    failed = print_failed_cells(console, pq.read_table(store.paths.cells))
+    ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
+    lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
+    return not (failed and lacking)
+
+
+def _check_this_host(execution: Mapping[str, Any]) -> None:
+    """Refuse at once what this host cannot give, where units run here: before data are read or Ray is started."""
+    standing = execution["address"] or os.environ.get("RAY_ADDRESS", "local") != "local"
+    if execution["executor"] == "local" or (execution["executor"] == "ray" and not standing):
+        here = Resources(len(os.sched_getaffinity(0)), len(visible_gpus()))
+        _request([here], execution["cpus_per_unit"], execution["gpus_per_unit"], execution["device"])
+
+
+def _request(nodes: Sequence[Resources], cpus: float, gpus: float | None, device: str) -> Request:
+    """Settle what a unit asks for.
+
+    Raises:
+        UserError: no node can give it.
+
+    """
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus-per-unit {gpus:g}: a part of one GPU, or a whole number")
+    if device == "cuda" and not any(node.gpus for node in nodes):
+        raise UserError("--device cuda, but no node has a GPU")
+    if gpus is None:
+        gpus = 1.0 if device != "cpu" and any(node.gpus >= 1 for node in nodes) else 0.0
+    request = Request(cpus, gpus)
+    check_request(request, nodes)
+    return request
+
+
+def _note_interruptions(store: RunStore, grace: float) -> Event:
+    """Remember Ctrl-C and SIGTERM besides raising them: raised within a callback of Ray's, Python only prints them.
+
+    SIGUSR1, a batch system's word that the time limit is near, asks the run to stop, and interrupts it ``grace``
+    seconds later if units have not ended by then.
+    """
     interrupted = Event()
 
     def interrupt(*_: object) -> None:
         interrupted.set()
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    def stop(*_: object) -> None:
+        store.paths.stop.touch()
+        signal.setitimer(signal.ITIMER_REAL, grace)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, interrupt)
+    signal.signal(signal.SIGUSR1, stop)
     return interrupted
 
 
@@ -241,11 +305,13 @@ def _say_what_is_odd(console: Console, catalog: Catalog, plan: Plan) -> None:
         console.print(Text(f"skipped  {count} clips: {odd}", style="yellow"))
 
 
-def _start(executor: str, address: str | None, store: RunStore) -> Executor:
+def _start(executor: str, address: str | None, cpus_per_unit: float, store: RunStore) -> Executor:
     if executor == "local":
-        from rayasd.sweep.executors.local import LocalExecutor
-
         return LocalExecutor()
+    if executor == "mpi":
+        from rayasd.sweep.executors.mpi import MPIExecutor
+
+        return MPIExecutor(cpus_per_unit)
     from rayasd.sweep.executors.ray import RayExecutor
 
-    return RayExecutor(address, store.paths.root / "ray-token")
+    return RayExecutor(address, store.paths.root / "ray-token", store.paths.root.name)

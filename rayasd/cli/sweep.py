@@ -1,5 +1,6 @@
 """``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect, report."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,9 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
               show_default=True, help="Where results go; a run that is there goes on.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True, help="Go on in a run of another configuration; redo what that changes.")
 @click.option("--dry-run", is_flag=True, help="Print units, resources and disk, and start nothing.")
+@click.option("--set-up-only", is_flag=True, help="Decode and write the plan; train, embed, detect do the rest.")
+@click.option("--only", metavar="MACHINES",
+              help="Do these machines alone, of a run that is set up; other commands may do the rest.")  # fmt: skip
 @execution_options
 def sweep(**options: Any) -> None:
     """Train, embed, detect and rank: from recordings to a leaderboard.
@@ -49,17 +53,28 @@ def sweep(**options: Any) -> None:
     """
     from rayasd.cli.run import run_sweep
 
-    raise SystemExit(run_sweep(**options))
+    raise SystemExit(_run(options["executor"], lambda: run_sweep(**options)))
+
+
+def _run(executor: str, command: Callable[[], int]) -> int:
+    """Run a command here, or on rank 0 of an MPI job while the other ranks work for it."""
+    if executor != "mpi":
+        return command()
+    from rayasd.sweep.executors.mpi import on_rank_0
+
+    return on_rank_0(command)
 
 
 def _stage_command(stage: "Stage", text: str) -> click.Command:
     @click.command(stage, help=text)
     @RUN
+    @click.option("--machines", default="all", show_default=True,
+                  help="all, or some; others may be done by another command at the same time.")  # fmt: skip
     @execution_options
-    def command(run: Path, **options: Any) -> None:
+    def command(run: Path, machines: str, **options: Any) -> None:
         from rayasd.cli.run import run_stages
 
-        raise SystemExit(run_stages(run, (stage,), **options))
+        raise SystemExit(_run(options["executor"], lambda: run_stages(run, (stage,), machines, **options)))
 
     return command
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import signal
 import socket
@@ -66,19 +67,17 @@ class RayNode:
                 stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
 
-    def check(self) -> None:
-        """Make sure that Ray still runs.
+    @property
+    def ended(self) -> bool:
+        """Whether Ray no longer runs."""
+        return self.process is not None and self.process.poll() is not None
 
-        Raises:
-            UserError: it has ended; with the last line that it said.
-
-        """
+    def last_words(self) -> str:
+        """Say how Ray ended, with the last line that it said."""
         assert self.process is not None
-        if self.process.poll() is not None:
-            lines = self.log.read_text(errors="replace").splitlines()
-            said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-            code = self.process.returncode
-            raise UserError(f"Ray ended on {self.placement.address} (exit code {code}): {said[:300]}")
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace")).splitlines()
+        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"Ray ended on {self.placement.address} (exit code {self.process.returncode}): {said[:300]}"
 
     def stop(self, keep_logs: Path | None = None) -> None:
         """End Ray's processes of this node, and no others; remove its files, after copying its logs if asked."""

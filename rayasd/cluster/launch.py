@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,11 @@ from rayasd.cluster.placement import Placement
 from rayasd.errors import EXIT_INTERRUPTED, UserError
 from rayasd.files import read_record, write_json
 
+EXIT_HEAD_LOST = 76
+"""A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""
+
 _POLL_SECONDS = 0.5
+_LAST_WORD_SECONDS = 20.0  # for the head to say why it ends: a lost one says nothing
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def launch(
     temp_root: Path,
     wait_seconds: float,
 ) -> int:
-    """Do this node's part; returns the exit code of the command, 75 when a signal ended it, or 1.
+    """Do this node's part; returns the exit code of the command, 75 when a signal ended it, 76 for a lost head, or 1.
 
     Args:
         placement: of this launcher.
@@ -91,17 +95,19 @@ def launch(
     meeting = Meeting(folder / f"launch-{placement.job}")
     settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
     settings.pop("RAY_AUTH_TOKEN", None)
-    interrupted = _catch_signals()
+    signals = _catch_signals()
     if placement.is_head:
+        for earlier in placement.earlier:  # what an attempt left that was ended with its host
+            shutil.rmtree(Meeting(folder / f"launch-{earlier}").folder, ignore_errors=True)
         _convene(meeting)  # before anything that another job of this name could lose
     ports = free_ports(placement.job, placement.address, placement.rank)
     node = RayNode(placement, settings, ports, temporary_folder(temp_root, placement.job))
     failed = True
     try:
         if placement.is_head:
-            code = _head(node, meeting, command, wait_seconds, interrupted)
+            code = _head(node, meeting, command, wait_seconds, signals)
         else:
-            code = _worker(node, meeting, wait_seconds, interrupted)
+            code = _worker(node, meeting, wait_seconds, signals)
         failed = code not in (0, EXIT_INTERRUPTED)
         return code
     except Interruption:
@@ -134,33 +140,30 @@ def _convene(meeting: Meeting) -> None:
         file.write(secrets.token_hex(32))
 
 
-def _head(
-    node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds: float, interrupted: Callable[[], bool]
-) -> int:
+def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds: float, signals: list[int]) -> int:
     placement = node.placement
     node.start(None)
     address = f"{placement.address}:{node.ports}"
     write_json(meeting.head, {"address": address})
-    _wait_for_nodes(node, meeting, address, wait_seconds, interrupted)
+    _wait_for_nodes(node, meeting, address, wait_seconds, signals)
     driver = subprocess.Popen(
         [sys.executable, "-m", "rayasd", *command],
         env={**node.environment, "RAY_ADDRESS": address},
         preexec_fn=end_with_parent,
     )
-    told = False
     while driver.poll() is None:
-        if interrupted() and not told:
-            driver.send_signal(signal.SIGTERM)  # it saves, says how to go on and exits with 75
-            told = True
+        while signals:  # on SIGUSR1, units save at their epoch's end; on the others, they end at once
+            driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
         time.sleep(_POLL_SECONDS)
-    code = driver.returncode if driver.returncode >= 0 else 128 - driver.returncode
+    code = driver.returncode
+    if code < 0:  # killed, for memory or by somebody: all that was finished stands
+        print(f"the driver was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     write_json(meeting.end, {"code": code})
     return code
 
 
-def _wait_for_nodes(
-    node: RayNode, meeting: Meeting, address: str, wait_seconds: float, interrupted: Callable[[], bool]
-) -> None:
+def _wait_for_nodes(node: RayNode, meeting: Meeting, address: str, wait_seconds: float, signals: list[int]) -> None:
     """Wait until Ray counts as many nodes as there are launchers.
 
     Raises:
@@ -174,8 +177,9 @@ def _wait_for_nodes(
     ) as waiting:
         try:
             while waiting.poll() is None:
-                node.check()
-                if interrupted():
+                if node.ended:
+                    raise UserError(node.last_words())
+                if signals:
                     raise Interruption
                 if trouble := meeting.trouble():
                     raise UserError(trouble)
@@ -191,24 +195,29 @@ def _wait_for_nodes(
     raise UserError(f"{count} of {size} nodes came together within {wait_seconds:g} s: {who}")
 
 
-def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, interrupted: Callable[[], bool]) -> int:
+def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[int]) -> int:
     until = time.monotonic() + wait_seconds
     while not (head := _read(meeting.head)):
-        if interrupted():
+        if signals:
             raise Interruption
         if time.monotonic() > until:
             raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
         time.sleep(_POLL_SECONDS)
     write_json(meeting.node(node.placement.rank), {"host": os.uname().nodename, "address": node.placement.address})
     node.start(head["address"])
+    ended_at = None
     while True:
         if end := _read(meeting.end):
             return 0 if end["code"] in (0, EXIT_INTERRUPTED) else 1
         if not meeting.folder.exists():
-            return 1  # the head is gone without a word
+            return 1  # the head was quicker
         if trouble := meeting.trouble():
             raise UserError(trouble)
-        node.check()
+        if node.ended:  # Ray leaves, too, when it has lost the head's
+            ended_at = ended_at or time.monotonic()
+            if time.monotonic() - ended_at > _LAST_WORD_SECONDS:
+                print(f"the head at {head['address']} is lost; here, {node.last_words()}", file=sys.stderr, flush=True)
+                return EXIT_HEAD_LOST
         time.sleep(_POLL_SECONDS)  # a signal goes to all nodes: the head ends the driver first, then us
 
 
@@ -219,7 +228,7 @@ def _dissolve(meeting: Meeting, placement: Placement) -> None:
     shutil.rmtree(meeting.folder, ignore_errors=True)
 
 
-def _catch_signals() -> Callable[[], bool]:
+def _catch_signals() -> list[int]:
     """Note SIGTERM, SIGINT and SIGUSR1 (a batch system's word of a time limit) instead of dying of them."""
     caught: list[int] = []
 
@@ -228,7 +237,7 @@ def _catch_signals() -> Callable[[], bool]:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, note)
-    return lambda: bool(caught)
+    return caught
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class Placement:
     """IPv4 address of this node that the other nodes reach."""
     cpus: int
     gpus: int
+    earlier: tuple[str, ...] = ()
+    """Names of the same job before it was put back in the queue."""
 
     @property
     def is_head(self) -> bool:
@@ -64,9 +66,10 @@ def find_placement(
             raise UserError(f"{size} launchers, but nothing names their job: give all of them the same --job NAME")
         name = f"alone-{os.getpid()}"
     restart, step = (environment.get(f"SLURM_{variable}", "0") for variable in ("RESTART_COUNT", "STEP_ID"))
-    parts = [name] if job or "SLURM_JOB_ID" not in environment else [name, step, restart]
+    in_slurm = not job and "SLURM_JOB_ID" in environment
     return Placement(
-        job=re.sub(r"[^A-Za-z0-9]+", "-", "-".join(parts)).strip("-")[:60],
+        job=f"{name}-{step}-{restart}" if in_slurm else re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60],
+        earlier=tuple(f"{name}-{step}-{attempt}" for attempt in range(int(restart))) if in_slurm else (),
         rank=rank,
         size=size,
         address=address or ("127.0.0.1" if size == 1 else own_address(environment)),

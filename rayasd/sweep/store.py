@@ -1,15 +1,13 @@
 """The run directory as a whole: whose configuration and data it holds, which units are done, what happened."""
 
 import json
-import os
 import platform
 import socket
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,10 @@ from rayasd import __version__
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import digest, file_digest, read_json, read_record, remove_unfinished, write_json, write_text
+from rayasd.files import digest, file_digest, now, read_json, read_record, remove_unfinished, write_json, write_text
 from rayasd.nested import flatten
 from rayasd.presets import to_toml
+from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
@@ -30,8 +29,10 @@ PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyar
 class RunStore:
     """Reads and writes the files of a run that belong to no single unit."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, part: Sequence[str] | None = None) -> None:
+        """Take the run in ``root``; ``part``: these machines of it alone, so that others may do the rest meanwhile."""
         self.paths = RunDirectory(root.absolute())
+        self.part = part
 
     @property
     def exists(self) -> bool:
@@ -96,11 +97,15 @@ class RunStore:
             accept_changes: go on in a run of another configuration or other data.
 
         Raises:
-            UserError: another configuration or other data, with the differences.
+            UserError: another configuration or other data, with the differences; or a part of a run that is not set up.
 
         """
         manifest: dict[str, Any] = {"created": now(), "invocations": []}
         plans = [plan]
+        if self.part is not None and (not self.exists or plan not in self.plans()):
+            raise UserError(
+                f"{self.paths.root} has not been set up for this: the same command with --set-up-only first"
+            )
         if self.exists:
             manifest, before = self.manifest(), self.config()
             found = differences(before.as_dict(), config.as_dict())
@@ -113,6 +118,8 @@ class RunStore:
                     + "\n  ".join(found)
                     + "\nChoose another --run-dir, or --accept-changes to redo only what these change."
                 )
+            if self.part is not None:
+                return  # others read what stands there
             plans = list(dict.fromkeys([*self.plans(), plan]))
             config = replace(config, variants={**before.variants, **config.variants})
         invocation = {
@@ -135,43 +142,53 @@ class RunStore:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep every other driver out of this run while the block lasts.
+        """Keep every other driver out of this run, or out of our part of it, while the block lasts.
 
         Raises:
             UserError: another one is at work (says who and since when), or the folder cannot be written.
 
         """
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "since": now()}
-        try:
-            self.paths.root.mkdir(parents=True, exist_ok=True)
-            holder = read_record(self.paths.lock)
-            if holder.get("host") == mine["host"] and _started(holder["pid"]) != holder["started"]:
-                self.paths.lock.unlink(missing_ok=True)  # its process has ended without a word
-            with self.paths.lock.open("x", encoding="utf-8") as file:
-                json.dump(mine, file)
-        except FileExistsError:
-            holder = {"pid": "?", "host": "?", "since": "?"} | read_record(self.paths.lock)
-            raise UserError(
-                f"{self.paths.root} is held by process {holder['pid']} on {holder['host']} since {holder['since']}; "
-                f"if that is gone, delete {self.paths.lock}"
-            ) from None
-        except OSError as error:
-            raise UserError(f"cannot write the run directory {self.paths.root}: {error.strerror}") from None
-        try:
-            remove_unfinished(self.paths.root)
+        paths, whole = self.paths, self.part is None
+        locks = [paths.lock] if self.part is None else [paths.part_lock(machine) for machine in self.part]
+        with ExitStack() as stack:
+            try:
+                paths.root.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, paths.root)  # nothing came of it
+                for lock in locks:
+                    stack.enter_context(locked(lock))
+                for other in paths.part_locks() if whole else [paths.lock]:
+                    if other.exists():
+                        refuse_if_held(other)
+            except OSError as error:
+                raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}") from None
+            if whole:
+                remove_unfinished(paths.root)
+                paths.stop.unlink(missing_ok=True)
             yield
-        finally:
-            self.paths.lock.unlink(missing_ok=True)
-            with suppress(OSError):  # nothing came of it: leave no empty folder
-                self.paths.root.rmdir()
+
+    def holders(self) -> list[dict[str, Any]]:
+        """List who drives the run, or parts of it, now: host, pid, since."""
+        return [holder for lock in (self.paths.lock, *self.paths.part_locks()) if (holder := holder_of(lock))]
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
-        with self.paths.events.open("a", encoding="utf-8") as file:
+        path = self.paths.events if self.part is None else self.paths.part_events(self.part)
+        with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def specs(self, *, device: str = "auto", cache: Path = Path(), num_threads: int = 1) -> dict[Unit, UnitSpec]:
+    def events(self) -> list[dict[str, Any]]:
+        """Read all events, in the order of their times; a line that is not whole (yet) is left out."""
+        lines = [line for path in self.paths.root.glob("events*.jsonl") for line in path.open(encoding="utf-8")]
+        events = []
+        for line in lines:
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return sorted(events, key=lambda event: str(event["time"]))
+
+    def specs(
+        self, *, device: str = "auto", cache: Path = Path(), num_threads: int = 1, num_ranks: int = 1
+    ) -> dict[Unit, UnitSpec]:
         """Spell out every unit of the plan, each after the one it builds on."""
         data, config = self.manifest()["data"], self.config()
         plans = self.plans()
@@ -182,7 +199,7 @@ class RunStore:
         return {
             unit: UnitSpec(
                 unit=unit, config=resolved[unit.variant], run=self.paths, cache=cache, data_root=Path(data["root"]),
-                data=prints[unit.variant], device=device, num_threads=num_threads,
+                data=prints[unit.variant], device=device, num_threads=num_threads, num_ranks=num_ranks,
             )
             for unit in all_units(plans, config)
         }  # fmt: skip
@@ -214,6 +231,11 @@ class RunStore:
             "traceback": details,
         }
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def mark_done(spec: UnitSpec, **details: Any) -> None:
@@ -261,19 +283,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return output.stdout.strip()
-
-
-def now() -> str:
-    """Return this moment in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _started(pid: int) -> str | None:
-    """Moment in which a process of this host began (clock ticks since boot); None when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None
 
 
 def _package_version(name: str) -> str | None:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import socket
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from rayasd import __version__
 from rayasd.errors import UserError
 from rayasd.files import remove_unfinished
 from rayasd.sweep.store import mark_done
-from rayasd.unit import Progress, RunDirectory, Unit, UnitSpec
+from rayasd.unit import Progress, RunDirectory, Stopped, Unit, UnitSpec
 
 _STAGE_FUNCTIONS = {
     "train": ("rayasd.exposure.training", "train"),
@@ -33,6 +34,12 @@ class Outcome:
     """Traceback."""
     hopeless: bool = False
     """Trying again would give the same: bad configuration or data."""
+    stopped: bool = False
+    """The run was asked to stop; the unit has saved where it stands."""
+    host_lost: bool = False
+    """Its host went, with all that ran there."""
+    pause_seconds: float = 0.0
+    """How long to wait before trying again: what it lacked may be free then."""
 
 
 def do_unit(spec: UnitSpec) -> Outcome:
@@ -41,6 +48,7 @@ def do_unit(spec: UnitSpec) -> Outcome:
     try:
         spec.output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(spec.output)
+        reporter(Progress(0, 0))  # the first sign of life, before imports that take seconds
         spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
         module, name = _STAGE_FUNCTIONS[spec.unit.stage]
         if spec.unit.stage != "detect":
@@ -52,6 +60,8 @@ def do_unit(spec: UnitSpec) -> Outcome:
         mark_done(
             spec, rayasd=__version__, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes
         )
+    except Stopped:
+        return Outcome(spec.unit, stopped=True)
     except Exception as error:
         hopeless = isinstance(error, UserError)
         reason = str(error) if hopeless else f"{type(error).__name__}: {error}"
@@ -72,27 +82,31 @@ class FileReporter:
     first: tuple[int, float] | None = None
     """What was done, and when, at the first report: not 0 after an interruption, and after all imports."""
     notes: list[str] = field(default_factory=list)
+    stopping: bool = False
 
     @property
     def seconds(self) -> float:
         """Since the unit began."""
         return time.monotonic() - self.started
 
-    def __call__(self, progress: Progress) -> None:
-        """Take a stage's report."""
+    def __call__(self, progress: Progress) -> bool:
+        """Take a stage's report; tells whether the run has been asked to stop."""
         self.clips += progress.clips
         self.loss = self.loss if progress.loss is None else progress.loss
-        self.first = self.first or (progress.done, time.monotonic())
+        if progress.total:
+            self.first = self.first or (progress.done, time.monotonic())
         if progress.note:
             self.notes.append(progress.note)
         moment = time.monotonic()
         if moment - self.written < _REPORT_INTERVAL and not progress.note:
-            return
+            return self.stopping
         self.written = moment
         path = self.run.progress(self.unit)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
         os.replace(temporary, path)  # not flushed: losing it loses nothing
+        self.stopping = self.run.stop.exists()
+        return self.stopping
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         first, began = self.first or (0, self.started)
@@ -104,4 +118,6 @@ class FileReporter:
             "clips_per_second": self.clips / seconds,
             "seconds_left": seconds / done * (progress.total - progress.done) if done else None,
             "notes": self.notes,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
         }

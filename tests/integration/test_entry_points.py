@@ -32,7 +32,8 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: 
     commands = {
         "srun": f"echo $* > {tmp_path}/srun; trap 'exit 75' USR1; echo $$ > {tmp_path}/pid; "
         "while :; do sleep 0.05; done",
-        "scontrol": f"echo $* > {tmp_path}/scontrol",
+        "scontrol": f"echo $* >> {tmp_path}/scontrol; echo '   Command={ROOT}/slurm/train.sh --data x'",
+        "squeue": "echo RUNNING",
         "sleep": 'exec /bin/sleep $([ "$1" = 60 ] && echo 0 || echo "$1")',
     }
     (tmp_path / "bin").mkdir()
@@ -40,7 +41,12 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: 
         path = tmp_path / "bin" / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
-    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "RAYASD_VENV": str(tmp_path)}
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_RESTART_COUNT": restarts,
+        "RAYASD_VENV": str(tmp_path),
+        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+    }
     with subprocess.Popen(["bash", ROOT / "slurm/train.sh", "--data", "x"], env={**os.environ, **variables},
                           stdout=subprocess.PIPE, text=True) as job:  # fmt: skip
         deadline = time.monotonic() + 20
@@ -50,6 +56,8 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: 
         job.send_signal(signal.SIGUSR1)
         output, _ = job.communicate(timeout=20)
     assert job.returncode == 75
-    assert (tmp_path / "srun").read_text().strip().endswith("rayasd launch --temp-dir /tmp -- sweep --data x")
-    assert (tmp_path / "scontrol").exists() == requeued
+    called = (tmp_path / "srun").read_text().strip()
+    assert "rayasd launch --temp-dir /tmp --on-lost-head . '" in called
+    assert called.endswith("requeue 'the head is lost' -- sweep --data x")
+    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == requeued
     assert ("back into the queue" in output) == requeued

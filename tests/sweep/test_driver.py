@@ -1,8 +1,11 @@
 import json
 import os
+import signal
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pyarrow as pa
 import pytest
@@ -11,6 +14,7 @@ from rayasd import presets
 from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
+from rayasd.sweep import driver, lock
 from rayasd.sweep.driver import State, check_request, drive, survey
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.plan import Plan, prerequisite
@@ -31,6 +35,8 @@ class FakeExecutor:
         self.running: list[UnitSpec] = []
         self.log: list[Unit] = []
         self.most = 0
+        self.hanging: set[Unit] = set()
+        self.cancelled: list[Unit] = []
 
     def describe(self) -> str:
         return "fake"
@@ -40,15 +46,35 @@ class FakeExecutor:
         self.log.append(spec.unit)
         self.most = max(self.most, len(self.running))
 
+    def cancel(self, unit: Unit) -> None:
+        self.running = [spec for spec in self.running if spec.unit != unit]
+        self.hanging.discard(unit)
+        self.cancelled.append(unit)
+
     def wait(self, timeout: float) -> list[Outcome]:
-        spec = self.running.pop(0)
+        spec = next((spec for spec in self.running if spec.unit not in self.hanging), None)
+        if spec is None:
+            for spec in self.running:  # it began, and says nothing more
+                if not (sign := spec.run.progress(spec.unit)).exists():
+                    sign.parent.mkdir(parents=True, exist_ok=True)
+                    sign.touch()
+            time.sleep(0.02)
+            return []
+        self.running.remove(spec)
         results = self.script.get(spec.unit, [])
         error = results.pop(0) if results else None
         if error is None:
             spec.output.mkdir(parents=True, exist_ok=True)
             (spec.output / "part-0.parquet").write_text("x")
             mark_done(spec)
-        return [Outcome(spec.unit, error, "traceback", hopeless=bool(error and error.startswith("hopeless")))]
+        if error == "stopped":
+            return [Outcome(spec.unit, stopped=True)]
+        return [
+            Outcome(
+                spec.unit, error, "traceback", hopeless=bool(error and error.startswith("hopeless")),
+                host_lost=error == "host lost", pause_seconds=0.6 if error == "pause" else 0.0,
+            )
+        ]  # fmt: skip
 
     def close(self) -> None: ...
 
@@ -141,6 +167,69 @@ def test_a_unit_that_keeps_dying_fails_alone_with_its_reason(store: RunStore):
     assert run(store, FakeExecutor(), retry_failed=True).count(State.DONE) == len(sweep.states)
 
 
+def test_a_lost_host_is_not_the_units_fault_but_not_for_ever(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    executor = FakeExecutor({unit: ["host lost"] * 5})
+    assert run(store, executor, max_tries=1).states[unit] is State.DONE
+    assert executor.log.count(unit) == 6
+    unit = Unit("train", "both", "pump", 0)
+    store.paths.marker(unit, "DONE").unlink()
+    executor = FakeExecutor({unit: ["host lost"] * 50})
+    assert run(store, executor, max_tries=1).states[unit] is State.FAILED
+    assert executor.log.count(unit) == 21
+
+
+def test_a_unit_that_was_killed_for_memory_waits_while_others_go_on(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    executor = FakeExecutor({unit: ["pause"]})
+    began = time.monotonic()
+    assert run(store, executor).states[unit] is State.DONE
+    assert time.monotonic() - began > 0.5
+    assert executor.log.index(Unit("train", "both", "pump", 0)) < len(executor.log) - executor.log[::-1].index(unit) - 1
+
+
+def test_a_unit_without_a_sign_of_life_is_ended_and_tried_again(store: RunStore):
+    unit = Unit("train", "both", "fan", 0)
+    executor = FakeExecutor()
+    executor.hanging = {unit}
+    sweep = run(store, executor, hang_seconds=0.3)
+    assert executor.cancelled == [unit]
+    assert sweep.states[unit] is State.DONE
+    events = [json.loads(line) for line in store.paths.events.read_text().splitlines()]
+    assert [e["reason"] for e in events if "reason" in e] == ["ended after 0.3 s without a sign of life"]
+
+
+def test_nodes_that_come_and_go_are_followed(store: RunStore):
+    executor = FakeExecutor(slots=1)
+    executor.nodes = []
+    comes = iter([[], [], [Resources(2, 0)], [Resources(1, 0)]])
+    sweep = run(store, executor, on_change=lambda _: setattr(executor, "nodes", next(comes, executor.nodes)))
+    assert set(sweep.states.values()) == {State.DONE}
+
+
+def test_without_any_node_for_its_units_the_sweep_ends_and_says_so(store: RunStore, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(driver, "_STRANDED_SECONDS", 0.2)
+    executor = FakeExecutor()
+    executor.nodes = []
+    sweep = survey(store, specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
+    assert "no node is left on which a unit fits (it asks for 1 CPUs" in str(
+        drive(sweep, store, executor, Request(1, 0))
+    )
+    assert sweep.count(State.WAITING) > 0
+
+
+def test_a_run_that_is_asked_to_stop_starts_nothing_more(store: RunStore):
+    unit = Unit("embed", "statistics", "fan", 0)
+    executor = FakeExecutor({unit: ["stopped"]}, slots=1)
+    sweep = survey(store, specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
+    left = drive(sweep, store, executor, Request(1, 0), on_change=lambda _: store.paths.stop.touch())
+    assert left == "stopped as asked"
+    assert executor.log == [unit]
+    assert sweep.states[unit] is State.WAITING
+    with store.held():  # whoever goes on begins afresh
+        assert set(run(store, FakeExecutor()).states.values()) == {State.DONE}
+
+
 def test_a_hopeless_unit_is_tried_once(store: RunStore):
     unit = Unit("train", "both", "fan", 0)
     executor = FakeExecutor({unit: ["hopeless: bad data"] * 5})
@@ -201,16 +290,16 @@ def test_fractions_of_a_gpu_that_do_not_fit_are_not_counted():
 def test_any_node_that_fits_will_do():
     executor = FakeExecutor()
     executor.nodes = [Resources(2, 1), Resources(64, 0)]
-    check_request(Request(32, 0), executor)
+    check_request(Request(32, 0), executor.nodes)
     with pytest.raises(UserError):
-        check_request(Request(32, 1), executor)
+        check_request(Request(32, 1), executor.nodes)
 
 
 def test_a_request_beyond_every_node_is_refused_with_the_numbers():
     with pytest.raises(UserError, match="asks for 1 CPUs and 1 GPUs, but the largest node has 2 CPUs and 0 GPUs"):
-        check_request(Request(1, 1), FakeExecutor())
+        check_request(Request(1, 1), FakeExecutor().nodes)
     with pytest.raises(UserError, match="asks for 64 CPUs"):
-        check_request(Request(64, 0), FakeExecutor())
+        check_request(Request(64, 0), FakeExecutor().nodes)
 
 
 class TestRunDirectory:
@@ -268,9 +357,60 @@ class TestRunDirectory:
         with store.held():
             pass
 
-    def test_a_lock_that_was_cut_off_is_said_with_the_way_out(self, store: RunStore):
-        store.paths.lock.write_text("")
-        with pytest.raises(UserError, match=r"held by process \? on \? .* delete .*lock.json"), store.held():
+    @pytest.mark.parametrize("content", ["", '{"host": "elsewhere", "pid": 1, "started": "1", "since": "then"}'])
+    def test_a_lock_that_nobody_renews_is_taken_over(
+        self, store: RunStore, content: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(lock, "GONE_SECONDS", 0.3)
+        store.paths.lock.write_text(content)
+        with store.held():
+            assert store.holders()[0]["pid"] == os.getpid()
+        assert not store.paths.lock.exists()
+
+    def test_a_lock_that_another_host_renews_is_respected(self, store: RunStore):
+        write_json(store.paths.lock, {"host": "elsewhere", "pid": 7, "started": "1", "since": "then"})
+        renewed = Timer(1.0, os.utime, (store.paths.lock,))
+        renewed.start()
+        with pytest.raises(UserError, match="held by process 7 on elsewhere since then"), store.held():
+            pass
+        renewed.join()
+
+    def test_a_batch_job_that_was_put_back_in_the_queue_takes_its_own_lock_over_at_once(
+        self, store: RunStore, monkeypatch: pytest.MonkeyPatch
+    ):
+        earlier = {"host": "elsewhere", "pid": 7, "started": "1", "since": "then", "job": "42", "restart": 0}
+        write_json(store.paths.lock, earlier)
+        monkeypatch.setenv("SLURM_JOB_ID", "42")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        began = time.monotonic()
+        with store.held():
+            pass
+        assert time.monotonic() - began < 2
+
+    def test_a_driver_that_was_taken_for_gone_leaves(self, store: RunStore, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(lock, "RENEW_SECONDS", 0.05)
+        told = []
+        monkeypatch.setattr(lock.os, "kill", lambda pid, number: told.append((pid, number)))
+        with store.held():
+            other = {"host": "elsewhere", "pid": 7, "started": "1", "since": "then"}
+            write_json(store.paths.lock, other)
+            time.sleep(0.3)
+        assert told == [(os.getpid(), signal.SIGTERM)]
+        assert json.loads(store.paths.lock.read_text()) == other  # theirs stays
+
+    def test_parts_of_a_run_go_side_by_side_but_not_beside_the_whole(self, store: RunStore):
+        fan, pump = (RunStore(store.paths.root, [machine]) for machine in ("fan", "pump"))
+        with fan.held(), pump.held():
+            assert len(store.holders()) == 2
+            fan.record("x"), pump.record("y")
+            with pytest.raises(UserError, match="is held by"), store.held():
+                pass
+            with pytest.raises(UserError, match="is held by"), RunStore(store.paths.root, ["fan"]).held():
+                pass
+        assert sorted(event["event"] for event in store.events()) == ["x", "y"]
+        with store.held(), pytest.raises(UserError, match="is held by"), fan.held():
+            pass
+        with store.held():  # nothing is left of those that were refused
             pass
 
     def test_what_a_killed_driver_left_half_written_is_removed(self, store: RunStore):

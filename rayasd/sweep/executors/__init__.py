@@ -1,12 +1,12 @@
 """Where units run. An executor takes specs and gives outcomes; the driver alone decides what runs when."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import Stage, UnitSpec
+from rayasd.unit import Stage, Unit, UnitSpec
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,28 @@ class Resources:
 
 @dataclass(frozen=True)
 class Request:
-    """Resources of one unit by stage: detectors never need a GPU. At most one GPU."""
+    """Resources of one unit by stage: embedding uses one GPU at most, detectors none."""
 
     cpus: float
     gpus: float
+    """A part of one, or a whole number."""
 
     def of(self, stage: Stage) -> Resources:
         """Resources of a unit of this stage."""
-        return Resources(self.cpus, 0.0 if stage == "detect" else self.gpus)
+        return Resources(self.cpus, {"train": self.gpus, "embed": min(self.gpus, 1.0), "detect": 0.0}[stage])
 
     def usable(self, nodes: Sequence[Resources]) -> Resources:
-        """Say what units of this size can use of all nodes: three of 0.6 GPUs do not fit on two."""
-        gpus = sum(node.gpus for node in nodes)
-        per_gpu = math.floor(1 / self.gpus + 1e-9) if self.gpus else 0
-        return Resources(sum(node.cpus for node in nodes), gpus * per_gpu * self.gpus)
+        """Say what units of this size can use of all nodes: three of 0.6 GPUs do not fit on two, nor 5 of 2 CPUs on 8.
+
+        (Embedding units of one GPU may use more than this says where training takes several.)
+        """
+        cpus = sum(math.floor(node.cpus / self.cpus + 1e-9) for node in nodes) * self.cpus
+        if self.gpus > 1:
+            gpus = sum(math.floor(node.gpus / self.gpus + 1e-9) for node in nodes) * self.gpus
+        else:
+            per_gpu = math.floor(1 / self.gpus + 1e-9) if self.gpus else 0
+            gpus = sum(node.gpus for node in nodes) * per_gpu * self.gpus
+        return Resources(cpus, gpus)
 
 
 class Executor(Protocol):
@@ -51,7 +59,7 @@ class Executor(Protocol):
 
     @property
     def nodes(self) -> Sequence[Resources]:
-        """Resources of each node; a unit runs within one."""
+        """Resources of each node as it is now: nodes come and go. A unit runs within one."""
 
     def describe(self) -> str:
         """Say in one line where units run, for people."""
@@ -61,6 +69,12 @@ class Executor(Protocol):
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Give the outcomes that came within ``timeout`` seconds; returns as soon as there is one."""
+
+    def cancel(self, unit: Unit) -> None:
+        """End a running unit; no outcome of it follows."""
+
+    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+        """Let those who watch the executor from outside see units by state, and how far the running ones are."""
 
     def close(self) -> None:
         """End everything that this executor started."""

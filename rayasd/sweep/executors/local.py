@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,18 +22,18 @@ _spawn = multiprocessing.get_context("spawn")  # a forked child would inherit to
 class _Worker:
     process: Any
     pipe: Connection
-    gpu: int | None
-    """First GPU that the worker sees; fixed for its life, as CUDA reads it once."""
+    gpus: tuple[int, ...]
+    """GPUs that the worker sees; fixed for its life, as CUDA reads them once."""
     unit: Unit | None = None
     share: float = 0.0
-    """GPUs that the running unit holds."""
+    """What the running unit holds of each of them."""
 
 
 class LocalExecutor:
     """A pool of worker processes, each doing one unit at a time; a worker that dies takes only its unit with it."""
 
     def __init__(self, num_cpus: int | None = None, gpus: list[str] | None = None) -> None:
-        self.gpus = _visible_gpus() if gpus is None else gpus
+        self.gpus = visible_gpus() if gpus is None else gpus
         self.nodes = [Resources(num_cpus or len(os.sched_getaffinity(0)), len(self.gpus))]
         self._workers: list[_Worker] = []
 
@@ -42,12 +43,12 @@ class LocalExecutor:
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Give the unit to an idle worker, or to a new one."""
-        gpu = self._free_gpu(resources.gpus) if resources.gpus else None
+        gpus = self._free_gpus(resources.gpus)
         for worker in [w for w in self._workers if w.unit is None and not w.process.is_alive()]:
             self._workers.remove(worker)
-        idle = [w for w in self._workers if w.unit is None and w.gpu == gpu]
-        worker = idle[0] if idle else self._start(gpu)
-        worker.unit, worker.share = spec.unit, resources.gpus
+        idle = [w for w in self._workers if w.unit is None and w.gpus == gpus]
+        worker = idle[0] if idle else self._start(gpus)
+        worker.unit, worker.share = spec.unit, min(resources.gpus, 1.0)
         worker.pipe.send(spec)
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -71,6 +72,16 @@ class LocalExecutor:
             worker.unit, worker.share = None, 0.0
         return outcomes
 
+    def cancel(self, unit: Unit) -> None:
+        """Kill the unit's worker: one that hangs may not listen to anything less."""
+        for worker in [w for w in self._workers if w.unit == unit]:
+            worker.process.kill()
+            worker.process.join()
+            self._workers.remove(worker)
+
+    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+        """Nobody watches from outside."""
+
     def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
@@ -82,17 +93,20 @@ class LocalExecutor:
                 worker.process.join()
         self._workers.clear()
 
-    def _free_gpu(self, share: float) -> int:
-        used = [sum(w.share for w in self._workers if w.unit and w.gpu == g) for g in range(len(self.gpus))]
-        return min(range(len(self.gpus)), key=lambda g: used[g] + share)
+    def _free_gpus(self, wanted: float) -> tuple[int, ...]:
+        """Choose the GPUs of a unit: a part of the one that is used least, or several that nobody uses."""
+        used = [sum(w.share for w in self._workers if w.unit and g in w.gpus) for g in range(len(self.gpus))]
+        if wanted <= 1:
+            return (min(range(len(used)), key=lambda g: used[g]),) if wanted else ()
+        return tuple(g for g in range(len(used)) if used[g] == 0)[: round(wanted)]
 
-    def _start(self, gpu: int | None) -> _Worker:
+    def _start(self, gpus: tuple[int, ...]) -> _Worker:
         ours, theirs = _spawn.Pipe()
-        visible = "" if gpu is None else self.gpus[gpu]
+        visible = ",".join(self.gpus[gpu] for gpu in gpus)
         process = _spawn.Process(target=_serve, args=(theirs, os.getpid(), visible), daemon=True)
         process.start()
         theirs.close()
-        worker = _Worker(process, ours, gpu)
+        worker = _Worker(process, ours, gpus)
         self._workers.append(worker)
         return worker
 
@@ -117,7 +131,7 @@ def _die_with(parent: int) -> None:
     os._exit(1)
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """List the GPUs of this host that we may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -1,19 +1,30 @@
 """Units on a Ray cluster: training and embedding as tasks, inlier models in a pool of actors."""
 
+import getpass
 import os
 import re
 import secrets
+import signal
 import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rayasd.errors import UserError
+from rayasd.files import read_record
 from rayasd.sweep.executors import Resources
+from rayasd.sweep.executors.ray_metrics import Metrics
 from rayasd.sweep.worker import Outcome, do_unit
-from rayasd.unit import UnitSpec
+from rayasd.unit import Unit, UnitSpec
 
 OBJECT_STORE_BYTES = 100_000_000
 """Specs and outcomes are small, everything large goes through files: Ray's smallest store is enough."""
+
+_LOOK_SECONDS = 5.0  # between questions which nodes are up
+_HOST_PAUSE_SECONDS = 20.0  # after a host was lost: until then, Ray might send the unit there again
+_MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
 
 _NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """A task without GPUs must not see any; Ray hides them only if told so."""
@@ -22,7 +33,7 @@ _NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 class RayExecutor:
     """Drives a Ray cluster: a standing one by address, else one of this host's own that ends with the driver."""
 
-    def __init__(self, address: str | None, token_file: Path, num_cpus: int | None = None) -> None:
+    def __init__(self, address: str | None, token_file: Path, run_name: str, num_cpus: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = address or os.environ.get("RAY_ADDRESS")
         own = not address or address == "local"
@@ -50,17 +61,29 @@ class RayExecutor:
             where = "a Ray on this host" if own else f"the Ray cluster at {address}"
             raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
-        dashboard = context.dashboard_url
-        self._dashboard = f", dashboard http://{dashboard}" if dashboard else ""
-        if dashboard and self._token:
-            self._dashboard += f" (token in {self._token})"
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.nodes = [Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
+        self._dashboard = _dashboard_line(context.dashboard_url)
+        self._metrics = Metrics(run_name)
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
-        self._idle_actors: list[Any] = []
+        self._idle: list[Any] = []
+        """Actors without a unit. They hold their CPUs until somebody else needs them: a new one takes seconds."""
+        self._cpus_of_actor = 0.0
         # Retries are the driver's alone: Ray would repeat a task killed for memory without end.
-        self._task = ray.remote(max_retries=0)(do_unit)
-        self._actor = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
+        self._task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(do_unit)
+        self._actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
+        self._look_at_nodes()
+
+    @property
+    def nodes(self) -> list[Resources]:
+        """Resources of the nodes that are up, as of a few seconds ago."""
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._look_at_nodes()
+        return self._nodes
+
+    def _look_at_nodes(self) -> None:
+        self._looked = time.monotonic()
+        self._up = [node for node in self._ray.nodes() if node["Alive"]]
+        amounts = [node["Resources"] for node in self._up]
+        self._nodes = [Resources(amount.get("CPU", 0.0), amount.get("GPU", 0.0)) for amount in amounts]
 
     def describe(self) -> str:
         """Say where units run and where to watch them."""
@@ -72,10 +95,11 @@ class RayExecutor:
         """Start a unit; its name is what the dashboard shows."""
         actor = None
         if spec.unit.stage == "detect":
-            # Actors hold no CPU for life (a waiting one would starve the tasks): the driver counts what runs in them.
-            actor = self._idle_actors.pop() if self._idle_actors else self._actor.remote()
+            self._cpus_of_actor = resources.cpus
+            actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=resources.cpus).remote()
             reference = actor.detect.options(name=str(spec.unit)).remote(spec)
         else:
+            self._make_room(resources.cpus)
             options = {"name": str(spec.unit), "num_cpus": resources.cpus, "num_gpus": resources.gpus}
             reference = self._task.options(**options).remote(spec)
         self._running[reference] = (spec, actor)
@@ -83,6 +107,7 @@ class RayExecutor:
     def wait(self, timeout: float) -> list[Outcome]:
         """Collect what finished; a lost worker or node is an outcome of the unit that it took with it."""
         if not self._running:
+            time.sleep(timeout)
             return []
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
         outcomes = []
@@ -90,15 +115,34 @@ class RayExecutor:
             spec, actor = self._running.pop(reference)
             try:
                 outcomes.append(self._ray.get(reference))
+                if actor is not None:
+                    self._idle.append(actor)
             except self._ray.exceptions.RayError as error:
-                first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                outcomes.append(Outcome(spec.unit, f"its Ray worker was lost: {first_line[:300]}", str(error)))
+                outcomes.append(self._lost(spec, error))
                 if actor is not None:  # whatever ended one (its node, memory) may have ended the idle ones too
-                    self._idle_actors.clear()
-                    actor = None
-            if actor is not None:
-                self._idle_actors.append(actor)
+                    self._idle.clear()
         return outcomes
+
+    def cancel(self, unit: Unit) -> None:
+        """End the unit's worker: by Ray's own means, and by a signal on its host if it does not listen to those."""
+        reference, (spec, actor) = next((r, s) for r, s in self._running.items() if s[0].unit == unit)
+        del self._running[reference]
+        worker = read_record(spec.run.progress(unit))
+        if actor is None:
+            self._ray.cancel(reference, force=True)
+        else:
+            self._ray.kill(actor)
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        for node in self._up:
+            if node["NodeManagerHostname"] == worker.get("host"):
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                killer = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_worker)
+                killer.options(name=f"end {unit}").remote(worker["host"], worker["pid"])
+
+    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+        """Set Ray's metrics."""
+        self._metrics.publish(states, progress)
 
     def close(self) -> None:
         """Cancel what still runs and leave the cluster; our own ends with us."""
@@ -110,6 +154,36 @@ class RayExecutor:
         if self._token is not None:
             self._token.unlink(missing_ok=True)
 
+    def _make_room(self, cpus: float) -> None:
+        """End idle actors whose CPUs a task needs."""
+        total = sum(node.cpus for node in self.nodes)
+        held = self._cpus_of_actor * (len(self._running) + len(self._idle))
+        while self._idle and held + cpus > total:
+            self._ray.kill(self._idle.pop())
+            held -= self._cpus_of_actor
+
+    def _lost(self, spec: UnitSpec, error: Exception) -> Outcome:
+        """Say how a unit lost its worker."""
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        kinds = self._ray.exceptions
+        gone = self._host_is_gone(spec)  # Ray itself takes 15 s or more to know
+        host_lost = gone or isinstance(error, (kinds.NodeDiedError, kinds.ActorUnavailableError))
+        return Outcome(
+            spec.unit,
+            f"its Ray worker was lost: {first_line[:300]}",
+            str(error),
+            host_lost=host_lost or "because its node has died" in str(error),
+            pause_seconds=(
+                _MEMORY_PAUSE_SECONDS if isinstance(error, kinds.OutOfMemoryError) else _HOST_PAUSE_SECONDS * gone
+            ),
+        )
+
+    def _host_is_gone(self, spec: UnitSpec) -> bool:
+        """Whether nothing answers any more where the unit ran."""
+        host = read_record(spec.run.progress(spec.unit)).get("host")
+        nodes = [node for node in self._up if node["NodeManagerHostname"] == host]
+        return any(not _answers(node["NodeManagerAddress"], node["NodeManagerPort"], 2.0) for node in nodes)
+
 
 class InlierModels:
     """Actor that fits and applies the inlier models of one unit after another."""
@@ -117,6 +191,25 @@ class InlierModels:
     def detect(self, spec: UnitSpec) -> Outcome:
         """Do a detect unit."""
         return do_unit(spec)
+
+
+def _kill_worker(host: str, pid: int) -> None:
+    """Kill a Ray worker of this host, if it is one."""
+    with suppress(OSError):
+        if socket.gethostname() == host and b"ray::" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def _dashboard_line(url: str | None) -> str:
+    """Say where the dashboard is, and how to see it from another host."""
+    if not url:
+        return ""
+    host, _, port = url.rpartition(":")
+    line = f"\ndashboard http://{url}"
+    if host in ("127.0.0.1", "localhost"):
+        line += f", from elsewhere by ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return f"{line}; its token is in {token}" if token else line
 
 
 def _check_reachable(address: str) -> None:
@@ -129,10 +222,17 @@ def _check_reachable(address: str) -> None:
     match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
     if match is None:
         return  # auto, or a name that Ray resolves
+    if not _answers(match[1], int(match[2]), 5.0):
+        raise UserError(f"no Ray cluster answers at {address}")
+
+
+def _answers(host: str, port: int, seconds: float) -> bool:
+    """Whether somebody listens there."""
     try:
-        socket.create_connection((match[1], int(match[2])), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+        socket.create_connection((host, port), timeout=seconds).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _authenticate(token_file: Path) -> Path | None:

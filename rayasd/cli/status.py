@@ -1,0 +1,109 @@
+"""``rayasd status`` and ``rayasd stop``: a run seen and told from any host, by its files alone."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rayasd.sweep.driver import Sweep
+    from rayasd.sweep.store import RunStore
+
+RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+_LOOK_SECONDS = 2.0
+
+
+@click.command()
+@RUN
+@click.option("--watch", is_flag=True, help="Look again every 2 seconds, until nobody works on the run.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def status(run: Path, watch: bool, form: str) -> None:
+    """How far RUN is: who drives it, what runs where, what failed. Reads files alone; needs no Ray.
+
+    \b
+        rayasd status runs/night --watch
+        rayasd status runs/night --format json | jq .states
+    """
+    from rayasd.cli.display import wide_console
+    from rayasd.sweep.store import RunStore
+
+    store, console = RunStore(run), wide_console()
+    while True:
+        state, sweep = _look(store)
+        if form == "json":
+            click.echo(json.dumps(state))
+        else:
+            if watch and console.is_terminal:
+                console.clear()
+            _show(state, sweep)
+        if not (watch and state["holders"]):
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+@click.command()
+@RUN
+@click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
+              help="Wait until nobody works on the run, for so long at most.")  # fmt: skip
+def stop(run: Path, wait_seconds: float) -> None:
+    """Ask whoever drives RUN to stop: units save at their epoch's end, and the sweep exits with 75.
+
+    The same sweep command, or rayasd train, embed and detect, go on from there.
+    """
+    from rayasd.errors import UserError
+    from rayasd.sweep.store import RunStore
+
+    store = RunStore(run)
+    store.manifest()
+    if not store.holders():
+        raise UserError(f"nobody works on {store.paths.root}")
+    store.paths.stop.touch()
+    until = time.monotonic() + wait_seconds
+    while (holders := store.holders()) and time.monotonic() < until:
+        time.sleep(0.2)
+    click.echo("stopped" if not holders else f"asked to stop: {store.paths.stop}")
+
+
+def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
+    from rayasd.cli.display import read_progress
+    from rayasd.sweep.driver import State, survey
+
+    specs = store.specs()
+    holders = store.holders()
+    sweep = survey(store, specs, set(specs), retry_failed=False)
+    for unit in sweep.units(State.WAITING):
+        if holders and store.paths.progress(unit).exists():
+            sweep.states[unit] = State.RUNNING
+    events = store.events()
+    state = {
+        "run": str(store.paths.root),
+        "holders": holders,
+        "states": {state.value: sweep.count(state) for state in State},
+        "running": [{"unit": str(unit), **progress} for unit, progress in read_progress(store.paths, sweep).items()],
+        "failed": [{"unit": str(unit), "reason": sweep.reasons[unit]} for unit in sweep.units(State.FAILED)],
+        "last_event": events[-1] if events else None,
+    }
+    return state, sweep
+
+
+def _show(state: dict[str, Any], sweep: "Sweep") -> None:
+    from rich.text import Text
+
+    from rayasd.cli.display import counts, print_failures, running_table, wide_console
+    from rayasd.sweep.driver import State
+
+    console = wide_console()
+    for holder in state["holders"]:
+        who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+        console.print(Text(f"{state['run']}: driven by {who}"), soft_wrap=True)
+    if not state["holders"]:
+        console.print(Text(f"{state['run']}: nobody works on it"), soft_wrap=True)
+    if running := sweep.units(State.RUNNING):
+        console.print(running_table(dict(zip(running, state["running"], strict=True))))
+    console.print(counts(sweep), style="bold", highlight=False)
+    print_failures(console, sweep, list(sweep.states))
+    if event := state["last_event"]:
+        what = " ".join(str(event[key]) for key in ("time", "event", "unit", "reason") if key in event)
+        console.print(Text(f"last: {what}", style="dim"), soft_wrap=True)

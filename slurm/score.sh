@@ -1,0 +1,21 @@
+#!/bin/bash
+#SBATCH --job-name=rayasd-score
+#SBATCH --nodes=1 --ntasks-per-node=1 --no-kill
+#SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+#SBATCH --output=rayasd-%j.log
+# Embed and score what is missing of a run whose extractors stand, and rank it afresh: after --set-up-only with more
+# detectors or windows, or after a training by hand. Resources as for train.sh; options after RUN are of `rayasd embed`:
+#
+#   sbatch --nodes=2 --cpus-per-task=16 slurm/score.sh runs/night --cpus-per-unit 2
+set -u
+script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1) # $0 is a copy
+here=$(dirname "$(readlink -f "${script:-$0}")")
+[ -f "$here/job.bash" ] || here=$(dirname "$(readlink -f "$0")")
+# shellcheck source=slurm/job.bash
+. "$here/job.bash"
+[ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
+prepare
+
+for stage in embed detect; do
+    run_on_nodes "$stage" "$@" || exit
+done

@@ -1,0 +1,151 @@
+"""Runs seen and told from outside: status, stop, signals, parts of a run."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from rayasd.files import write_json
+from rayasd.sweep.store import RunStore
+from tests.cli.test_sweep import models, wait_until
+from tests.conftest import Rayasd, command_line, environment, small_sweep
+
+LONG = ("--machines", "fan", "--set", "exposure.epochs=400", "--set", "exposure.checkpoint_every=100000")
+"""Long enough to be stopped; the only checkpoint is the one that the stop makes."""
+
+
+def begin(run: Path, tree: Path, cache: Path, *more: object) -> subprocess.Popen[str]:
+    """Start a long sweep and wait until it trains."""
+    driver = subprocess.Popen(
+        command_line(*small_sweep(tree, run, *LONG, *more)), env=environment(cache), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+    def trains() -> bool:
+        (progress,) = list(run.glob("models/both/fan/seed=0/progress.json")) or [None]
+        return progress is not None and json.loads(progress.read_text())["done"] > 2
+
+    wait_until(trains, driver)
+    return driver
+
+
+@pytest.mark.slow
+def test_a_run_is_seen_and_stopped_from_elsewhere_and_goes_on(tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd):
+    run = tmp_path / "run"
+    with begin(run, tree, cache) as driver:
+        shown = rayasd("status", run)
+        assert f"driven by process {driver.pid} on" in shown.stdout
+        assert "2 waiting, 1 running" in shown.stdout
+        state = json.loads(rayasd("status", run, "--format", "json").stdout)
+        assert state["states"] == {"done": 0, "waiting": 2, "running": 1, "failed": 0, "blocked": 0}
+        assert [unit["unit"] for unit in state["running"]] == ["train fan both seed 0"]
+        assert state["running"][0]["total"] == 400
+        assert state["running"][0]["host"] == os.uname().nodename
+        stopped = rayasd("stop", run, "--wait", 60)
+        assert (stopped.returncode, stopped.stdout) == (0, "stopped\n")
+        output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert "stopped as asked" in output
+    shown = rayasd("status", run)
+    assert "nobody works on it" in shown.stdout
+    assert "3 waiting" in shown.stdout
+    nobody = rayasd("stop", run)
+    assert (nobody.returncode, nobody.stderr) == (2, f"error: nobody works on {run}\n")
+    assert (run / "models/both/fan/seed=0/state.pt").exists()
+    done = rayasd(*small_sweep(tree, run, *LONG))
+    assert done.returncode == 0, done.stdout + done.stderr
+    undisturbed = tmp_path / "undisturbed"
+    assert rayasd(*small_sweep(tree, undisturbed, *LONG)).returncode == 0
+    assert models(run) == models(undisturbed)
+    watched = rayasd("status", run, "--watch")  # ends, since nobody works on it
+    assert "3 done" in watched.stdout
+
+
+@pytest.mark.slow
+def test_usr1_lets_units_save_at_their_epochs_end(tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    with begin(run, tree, cache) as driver:
+        driver.send_signal(signal.SIGUSR1)
+        driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert (run / "models/both/fan/seed=0/state.pt").exists()
+    assert [event["event"] for event in RunStore(run).events()][-3:] == [
+        "unit stopped", "sweep ended", "sweep interrupted",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_after_the_grace_the_sweep_is_interrupted_all_the_same(tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    with begin(run, tree, cache, "--grace", 2) as driver:
+        (worker,) = {json.loads(p.read_text())["pid"] for p in run.glob("models/both/fan/seed=0/progress.json")}
+        os.kill(worker, signal.SIGSTOP)
+        driver.send_signal(signal.SIGUSR1)
+        began = time.monotonic()
+        driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert time.monotonic() - began < 20
+    assert not Path(f"/proc/{worker}").exists()
+
+
+@pytest.mark.slow
+def test_parts_of_a_run_give_what_the_whole_gives(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert rayasd(*small_sweep(tree, whole)).returncode == 0
+    early = rayasd(*small_sweep(tree, parts, "--only", "fan"))
+    assert early.returncode == 2
+    assert "has not been set up for this: the same command with --set-up-only first" in early.stderr
+    set_up = rayasd(*small_sweep(tree, parts, "--set-up-only"))
+    assert set_up.returncode == 0
+    assert "machines fan, pump, valve" in set_up.stdout
+    other = rayasd(*small_sweep(tree, parts, "--only", "fan", "--set", "exposure.epochs=4"))
+    assert other.returncode == 2
+    assert "exposure.epochs: 3 -> 4" in other.stderr
+    unknown = rayasd(*small_sweep(tree, parts, "--only", "fam"))
+    assert unknown.returncode == 2
+    assert "did you mean 'fan'?" in unknown.stderr
+    for machines in ("fan", "pump,valve"):
+        done = rayasd(*small_sweep(tree, parts, "--only", machines))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert not (parts / "leaderboard.md").exists()
+    assert rayasd("report", parts).returncode == 0
+    assert models(parts) == models(whole)
+    assert (parts / "leaderboard.csv").read_text() == (whole / "leaderboard.csv").read_text()
+    assert {path.name for path in parts.glob("events*")} == {"events-fan.jsonl", "events-pump+valve.jsonl"}
+    assert not list(parts.glob("lock*"))
+
+
+def test_status_of_no_run_is_one_line(tmp_path: Path, rayasd: Rayasd):
+    for command in ("status", "stop"):
+        done = rayasd(command, tmp_path)
+        assert done.returncode == 2
+        assert "is not a run directory: it has no manifest.json" in done.stderr
+        assert "Traceback" not in done.stderr
+    write_json(tmp_path / "manifest.json", {})
+    assert "manifest.json is damaged" in rayasd("status", tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (("--gpus-per-unit", "1", "--executor", "ray"), "a unit asks for 1 CPUs and 1 GPUs, but the largest node has"),
+        (("--gpus-per-unit", "2"), "a unit asks for 1 CPUs and 2 GPUs"),
+        (("--gpus-per-unit", "1.5"), "--gpus-per-unit 1.5: a part of one GPU, or a whole number"),
+        (("--device", "cuda", "--executor", "ray"), "--device cuda, but no node has a GPU"),
+        (("--cpus-per-unit", "9999"), "lower --cpus-per-unit"),
+    ],
+)
+def test_what_this_host_cannot_give_is_refused_at_once(
+    tree: Path, tmp_path: Path, rayasd: Rayasd, request_: tuple[str, ...], said: str
+):
+    began = time.monotonic()
+    arguments = [*small_sweep(tree, tmp_path / "run"), *request_]
+    done = rayasd(*arguments, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert time.monotonic() - began < 20  # Ray's start alone would take about as long on a busy machine
+    assert not (tmp_path / "run").exists()

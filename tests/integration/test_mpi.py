@@ -1,0 +1,98 @@
+"""The MPI executor on this host."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_sweep import models, wait_until
+from tests.conftest import command_line, environment, small_sweep
+
+pytestmark = [pytest.mark.mpi, pytest.mark.slow]
+LONG = ("--machines", "fan,pump", "--set", "exposure.epochs=200")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mpi() -> None:
+    if not shutil.which("mpirun"):
+        pytest.skip("no mpirun")
+    tried = subprocess.run(
+        [sys.executable, "-c", "from mpi4py import MPI"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"mpi4py does not work: {tried.stderr.strip().splitlines()[-1]}")
+
+
+def mpirun(ranks: int, tree: Path, run: Path, cache: Path, *more: object) -> subprocess.Popen[str]:
+    words = small_sweep(tree, run, *more)
+    words[words.index("local")] = "mpi"
+    command = ["mpirun", "--oversubscribe", "-np", str(ranks), *command_line(*words)]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.Popen(command, env=environment(cache, **root), text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def training(run: Path) -> list[int]:
+    """Process ids of the workers that train."""
+    records = [json.loads(path.read_text()) for path in run.glob("models/both/*/seed=0/progress.json")]
+    return [record["pid"] for record in records if record["done"] > 2]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("local") / "run"
+    command = command_line(*small_sweep(tree, run, *LONG))
+    subprocess.run(command, env=environment(cache), check=True, timeout=240, stdout=subprocess.DEVNULL)
+    return run
+
+
+def test_three_ranks_survive_a_killed_worker_and_give_the_same_numbers(undisturbed, tree, cache, tmp_path):
+    run = tmp_path / "run"
+    with mpirun(3, tree, run, cache, *LONG) as job:
+        wait_until(lambda: len(training(run)) == 2, job)
+        os.kill(training(run)[0], signal.SIGKILL)
+        output, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, output
+    assert "MPI, 2 ranks that work" in output
+    assert "its worker process died (SIGKILL)" in (run / "events.jsonl").read_text()
+    assert models(run) == models(undisturbed)
+    assert (run / "leaderboard.csv").read_text() == (undisturbed / "leaderboard.csv").read_text()
+
+
+def test_a_frozen_worker_is_ended_and_a_signal_interrupts(undisturbed, tree, cache, tmp_path):
+    run = tmp_path / "run"
+    with mpirun(3, tree, run, cache, *LONG, "--set", "exposure.epochs=20000", "--hang-after", 25) as job:
+        wait_until(lambda: len(training(run)) == 2, job)
+        frozen = training(run)[0]
+        os.kill(frozen, signal.SIGSTOP)
+        wait_until(lambda: not Path(f"/proc/{frozen}").exists(), job, seconds=90)
+        workers = training(run)
+        job.send_signal(signal.SIGUSR1)  # mpirun hands it on
+        output, _ = job.communicate(timeout=90)
+    assert "ended after 25 s without a sign of life" in (run / "events.jsonl").read_text()
+    assert "stopped as asked" in output
+    assert job.returncode == 75
+    assert not (run / "lock.json").exists()
+    time.sleep(1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_one_rank_alone_is_refused(tree, cache, tmp_path):
+    job = mpirun(1, tree, tmp_path / "run", cache)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert "--executor mpi needs a rank that drives and at least one that works" in output
+    assert "Traceback" not in output
+
+
+def test_what_rank_0_refuses_ends_all(tree, cache, tmp_path):
+    job = mpirun(3, tree, tmp_path / "run", cache, "--preset", "nowhere")
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert output.count("error: ") == 1
