@@ -1,24 +1,20 @@
+import importlib.metadata
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from rayasd.cluster import doctor
-from rayasd.cluster.doctor import Finding
+from rayasd.cluster.doctor import examine, job, node, software
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from tests.conftest import Rayasd
 
 PLACE = Placement(job="j", rank=1, size=2, address="127.0.0.1", cpus=1, gpus=0)
 GPU = {"name": "H200", "bytes": 150e9, "capability": "9.0", "trouble": None}
-
-
-def only(findings: list[Finding]) -> tuple[str, str]:
-    (finding,) = findings
-    return finding.state, finding.said
 
 
 def test_the_command_says_what_is_bad_and_leaves_nothing(rayasd: Rayasd, tmp_path: Path):
@@ -28,7 +24,7 @@ def test_the_command_says_what_is_bad_and_leaves_nothing(rayasd: Rayasd, tmp_pat
     answer = json.loads(good.stdout)
     assert answer["bad"] == 0
     states = {finding["what"]: finding["state"] for finding in answer["findings"]}
-    assert states["packages"] == states["torch"] == states["run folder"] == states["temp folder"] == "ok"
+    assert states["packages"] == states["torch, GPUs"] == states["run folder"] == states["temp folder"] == "ok"
     (tmp_path / "file").touch()
     slurm = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURMD_NODENAME": "nowhere.invalid"}
     bad = rayasd("doctor", "--run-dir", tmp_path / "file/run", "--temp-dir", tmp_path / ("x" * 60),
@@ -49,33 +45,42 @@ def test_the_command_says_what_is_bad_and_leaves_nothing(rayasd: Rayasd, tmp_pat
 
 
 def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(doctor, "packages", lambda: 1 // 0)
-    monkeypatch.setattr(doctor, "_ask", lambda *_: (None, "exit code -6: it said nothing"))
-    findings = doctor.examine({}, run_dir=tmp_path, cache=tmp_path, data=None, temp_root=Path("/tmp"))
+    monkeypatch.setattr(software, "packages", lambda: 1 // 0)
+    monkeypatch.setattr(software, "_ask", lambda *_: (None, "exit code -6: it said nothing"))
+    findings = examine({}, run_dir=tmp_path, cache=tmp_path, data=None, temp_root=Path("/tmp"))
     said = {finding.what: (finding.state, finding.said) for finding in findings}
     assert said["packages"][0] == "bad"
     assert "could not be checked: ZeroDivisionError" in said["packages"][1]
-    assert said["torch"] == ("bad", "torch and torchaudio do not load: exit code -6: it said nothing")
+    assert said["torch, GPUs"] == (
+        "bad",
+        "torch, torchaudio and soundfile do not load: exit code -6: it said nothing",
+    )
 
 
 @pytest.mark.parametrize(
-    ("gpus", "options", "states", "said"),
+    ("gpus", "given", "options", "state", "said"),
     [
-        ([GPU], {"given": 1}, ["ok"], "H200, 150.0 GB, capability 9.0, driver 580"),
-        ([GPU | {"trouble": "no kernel image"}], {"given": 1}, ["bad"], "no kernel image"),
-        ([GPU, GPU], {"given": 0}, ["ok", "ok", "note"], "launch would offer 0 of 2: give --gpus 2"),
-        ([GPU], {"given": 2, "visible": "0"}, ["ok", "bad"], "torch sees 1 (CUDA_VISIBLE_DEVICES=0): driver 580"),
-        ([], {"given": 2, "cuda": None}, ["bad"], "torch sees 0: torch is built without CUDA"),
-        ([], {"given": 2, "driver": None}, ["bad"], "torch sees 0: no driver found"),
-        ([], {"given": 0}, ["note"], "driver 580 is here, but torch, built for CUDA 13.0, sees no GPU"),
-        ([], {"given": 0, "visible": ""}, ["ok"], "none (CUDA_VISIBLE_DEVICES=): units train on CPUs"),
-        ([], {"given": 0, "driver": None}, ["ok"], "none: units train on CPUs"),
+        ([GPU], 1, {}, "ok", "1 × H200, 150.0 GB, capability 9.0; torch for CUDA 13.0, driver 580"),
+        ([GPU, GPU], 2, {"visible": "0,1"}, "ok", "2 × H200, 150.0 GB, capability 9.0 (CUDA_VISIBLE_DEVICES=0,1);"),
+        ([GPU, GPU | {"trouble": "no kernel image"}], 2, {}, "bad", "; GPU 1: no kernel image"),
+        ([GPU, GPU], 0, {}, "note", "launch would offer 0: give --gpus 2"),
+        ([GPU], 2, {"visible": "0"}, "bad", "driver 580; launch would offer 2, but torch sees 1"),
+        ([], 2, {"cuda": None}, "bad", "torch for CPUs, driver 580; launch would offer 2, but torch sees 0"),
+        ([], 2, {"driver": None}, "bad", "driver not found; launch would offer 2, but torch sees 0"),
+        ([], 0, {}, "note", "no GPU; torch for CUDA 13.0, driver 580; units train on CPUs"),
+        ([], 0, {"visible": ""}, "ok", "no GPU (CUDA_VISIBLE_DEVICES=);"),
+        ([], 0, {"driver": None}, "ok", "no GPU; torch for CUDA 13.0, driver not found; units train on CPUs"),
     ],
 )
-def test_gpus_are_compared_with_what_launch_would_offer(gpus: list, options: dict, states: list[str], said: str):
-    found = doctor.judge_gpus(gpus, **({"cuda": "13.0", "driver": "580", "visible": None} | options))
-    assert [finding.state for finding in found] == states
-    assert said in found[-1].said
+def test_gpus_are_compared_with_what_launch_would_offer(
+    monkeypatch: pytest.MonkeyPatch, gpus: list, given: int, options: dict, state: str, said: str
+):
+    monkeypatch.setattr(software, "_ask", lambda *_: ({"cuda": options.get("cuda", "13.0"), "gpus": gpus}, ""))
+    monkeypatch.setattr(software, "_driver", lambda: options.get("driver", "580"))
+    environment = {"CUDA_VISIBLE_DEVICES": options["visible"]} if "visible" in options else {}
+    found = software.torch_and_gpus(environment, replace(PLACE, gpus=given))
+    assert found[0] == state
+    assert said in found[1]
 
 
 def test_limits_of_this_cgroup_and_of_those_above_it(tmp_path: Path):
@@ -89,23 +94,30 @@ def test_limits_of_this_cgroup_and_of_those_above_it(tmp_path: Path):
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text + "\n")
-    texts = [text for _, text in doctor._cgroup_files("memory", "max", "limit", own, root)]
-    assert texts == ["9223372036854771712", "800", "500", "max"]
-    assert not list(doctor._cgroup_files("pids", "none", "none", own, root))
+    assert list(node._cgroup_files("memory", "max", "limit", own, root)) == ["9223372036854771712", "800", "500", "max"]
+    assert not list(node._cgroup_files("pids", "none", "none", own, root))
 
 
-@pytest.mark.parametrize(("quota", "said"), [([1.5], "the cgroup allows 1.5: give --cpus 1"), ([], "usable, launch")])
-def test_a_quota_of_cpus_is_named(monkeypatch: pytest.MonkeyPatch, quota: list[float], said: str):
+@pytest.mark.parametrize(
+    ("texts", "state", "said"),
+    [
+        (["max 100000", "75000 50000"], "note", "the cgroup allows 1.5: give --cpus 1"),
+        (["150000"], "note", "the cgroup allows 1.5: give --cpus 1"),
+        (["-1", "max 100000", "400000 100000"], "ok", "usable, launch"),
+        ([], "ok", "usable, launch"),
+    ],
+)
+def test_a_quota_of_cpus_is_named(monkeypatch: pytest.MonkeyPatch, texts: list[str], state: str, said: str):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(doctor, "_cpu_quotas", lambda: iter(quota))
-    state, found = only(doctor.cpus(None))
-    assert (state == "note") == bool(quota)
-    assert said in found
+    monkeypatch.setattr(node, "_cgroup_files", lambda *_: iter(texts))
+    found = node.cpus(None)
+    assert found[0] == state
+    assert said in found[1]
 
 
 def test_memory_that_is_little_is_a_note(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "_cgroup_files", lambda *_: iter([(Path("x"), "1000000000"), (Path("y"), "max")]))
-    state, said = only(doctor.memory())
+    monkeypatch.setattr(node, "_cgroup_files", lambda *_: iter(["1000000000", "max"]))
+    state, said = node.memory()
     assert state == "note"
     assert said.startswith("1.0 GB for this cgroup")
 
@@ -116,30 +128,32 @@ def test_the_file_system_of_a_path(tmp_path: Path):
         "r / rootfs rw 0 0\nd / ext4 rw 0 0\nn /net\\040disk nfs4 rw 0 0\nl /net\\040disk/fast lustre rw 0 0\n"
     )
     for path, kind in {"/x": "ext4", "/net disk/runs": "nfs4", "/net disk/fast/a": "lustre", "/net": "ext4"}.items():
-        assert doctor.file_system(Path(path), mounts)[0] == kind
+        assert node.file_system(Path(path), mounts)[0] == kind
 
 
 def test_folders_are_judged_by_their_file_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(doctor, "file_system", lambda _: ("nfs4", Path("/net")))
-    assert only(doctor.folder("run folder", tmp_path, shared=True))[0] == "ok"
-    state, said = only(doctor.temp_folder(Path("/tmp")))
+    monkeypatch.setattr(node, "file_system", lambda _: ("nfs4", Path("/net")))
+    assert node.folder(tmp_path, shared=True)[0] == "ok"
+    state, said = node.temp_folder(Path("/tmp"))
     assert state == "note"
-    assert "/tmp is on nfs4: Ray's sockets and logs want a disk of this node" in said
-    monkeypatch.setattr(doctor, "file_system", lambda _: ("xfs", Path("/")))
-    for found in (doctor.folder("run folder", tmp_path, shared=True), doctor.recordings(tmp_path, shared=True)):
-        assert "most likely of this node alone" in only(found)[1]
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e7))
-    assert only(doctor.folder("run folder", tmp_path))[0] == "bad"
-    state, said = only(doctor.shared_memory())
+    assert said.startswith("/tmp (nfs4)")
+    assert "Ray's sockets and logs want a disk of this node" in said
+    monkeypatch.setattr(node, "file_system", lambda _: ("xfs", Path("/")))
+    for found in (node.folder(tmp_path, shared=True), node.recordings(tmp_path, shared=True)):
+        assert found[0] == "note"
+        assert "most likely of this node alone" in found[1]
+    monkeypatch.setattr(node.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e7))
+    assert node.folder(tmp_path)[0] == "bad"
+    state, said = node.shared_memory()
     assert (state, "Ray falls back" in said) == ("note", True)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_clock_that_is_off_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    assert only(doctor.clock(tmp_path))[0] == "ok"
+    assert node.folder(tmp_path)[0] == "ok"
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 60)
-    state, said = only(doctor.clock(tmp_path))
+    state, said = node.folder(tmp_path)
     assert state == "note"
     assert "s from this node's clock" in said
 
@@ -149,24 +163,24 @@ def test_a_clock_that_is_off_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path
     [
         (1, 1, "ok", "MPICH 4, world of size 1"),
         (2, 2, "ok", "world of size 2"),
-        (1, 2, "note", "MPICH 4, 2 worlds of size 1: start with its own mpirun"),
+        (1, 2, "note", "MPICH 4, world of size 1, but 2 launched: start with its own mpirun"),
     ],
 )
 def test_mpis_world_is_compared_with_the_launchers(
     monkeypatch: pytest.MonkeyPatch, world: int, size: int, state: str, said: str
 ):
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: object())
-    monkeypatch.setattr(doctor, "_ask", lambda *_: ({"size": world, "library": "MPICH 4"}, ""))
+    monkeypatch.setattr(software.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(software, "_ask", lambda *_: ({"size": world, "library": "MPICH 4"}, ""))
     place = Placement(job="j", rank=0, size=size, address="127.0.0.1", cpus=1, gpus=0)
-    found = only(doctor.mpi(place))
+    found = software.mpi(place)
     assert found[0] == state
     assert said in found[1]
 
 
 def test_ports_need_an_address_of_this_host(monkeypatch: pytest.MonkeyPatch):
-    assert only(doctor.ports(PLACE))[0] == "ok"
+    assert job.ports(PLACE)[0] == "ok"
     elsewhere = Placement(job="j", rank=0, size=2, address="192.0.2.77", cpus=1, gpus=0)
-    assert only(doctor.ports(elsewhere)) == (
+    assert job.ports(elsewhere) == (
         "bad",
         "192.0.2.77 is no address of this host (Cannot assign requested address): give launch --node-address",
     )
@@ -174,8 +188,8 @@ def test_ports_need_an_address_of_this_host(monkeypatch: pytest.MonkeyPatch):
     def none(*_: object) -> int:
         raise UserError("no free block")
 
-    monkeypatch.setattr(doctor, "free_ports", none)
-    assert only(doctor.ports(PLACE)) == ("bad", "no free block")
+    monkeypatch.setattr(job, "free_ports", none)
+    assert job.ports(PLACE) == ("bad", "no free block")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +202,7 @@ def test_ports_need_an_address_of_this_host(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_a_standing_cluster_must_answer(address: str, state: str, said: str):
-    found = only(doctor.ray_address({"RAY_ADDRESS": address}))
+    found = job.ray_address({"RAY_ADDRESS": address})
     assert found[0] == state
     assert said in found[1]
 
@@ -200,28 +214,40 @@ def test_a_token_is_found_and_never_shown(tmp_path: Path, monkeypatch: pytest.Mo
     file.chmod(0o644)
     named = {"RAY_AUTH_TOKEN_PATH": str(file)}
     found = [
-        only(doctor.ray_token({})),
-        only(doctor.ray_token({"RAY_AUTH_TOKEN": "secret"})),
-        only(doctor.ray_token(named)),
-        only(doctor.ray_token({"RAY_AUTH_MODE": "token"})),
-        only(doctor.ray_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")})),
-        only(doctor.ray_token({"RAY_AUTH_MODE": "disabled"})),
+        job.ray_token({}),
+        job.ray_token({"RAY_AUTH_TOKEN": "secret"}),
+        job.ray_token(named),
+        job.ray_token({"RAY_AUTH_MODE": "token"}),
+        job.ray_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}),
+        job.ray_token({"RAY_AUTH_MODE": "disabled"}),
     ]
     file.chmod(0o600)
-    found.append(only(doctor.ray_token(named)))
+    found.append(job.ray_token(named))
     file.write_text("")
-    found.append(only(doctor.ray_token(named)))
+    found.append(job.ray_token(named))
     assert [state for state, _ in found] == ["ok", "ok", "note", "bad", "bad", "note", "ok", "bad"]
     assert found[2][1] == f"{file} can be read by others: chmod 600 {file}"
     assert not any("secret" in said for _, said in found)
 
 
-def test_threads_and_tasks_and_minor_versions():
-    assert only(doctor.threads({}))[0] == only(doctor.threads({"OMP_NUM_THREADS": "1"}))[0] == "ok"
-    assert only(doctor.threads({"OMP_NUM_THREADS": "16"}))[0] == "note"
-    assert only(doctor.launcher({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"}))[0] == "ok"
-    state, said = only(doctor.launcher({"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "PATH": "/bin"}))
+def test_threads_and_tasks():
+    assert node.threads({})[0] == node.threads({"OMP_NUM_THREADS": "1"})[0] == "ok"
+    assert node.threads({"OMP_NUM_THREADS": "16"})[0] == "note"
+    assert job.launcher({"SLURM_NTASKS": "2", "SLURM_NNODES": "2"})[0] == "ok"
+    state, said = job.launcher({"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "PATH": "/bin"})
     assert (state, "launch wants one a node" in said, "PATH" in said) == ("note", True, False)
-    assert doctor._same_minor("2.11.0+cu130", "2.11.1") == []
-    assert only(doctor._same_minor("2.11.0", "2.10.0"))[0] == "bad"
-    assert only(doctor.placement({"SLURM_PROCID": "x", "SLURM_NTASKS": "2"})[0])[0] == "bad"
+    assert job.placement({"SLURM_PROCID": "x", "SLURM_NTASKS": "2"})[0][0] == "bad"
+
+
+def test_packages_are_compared_with_what_rayasd_asks_for(monkeypatch: pytest.MonkeyPatch):
+    def version(name: str, real=importlib.metadata.version) -> str:
+        if name == "timm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return {"torch": "2.11.1+cu130", "torchaudio": "2.10.0"}.get(name) or real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    state, said = software.packages()
+    assert state == "bad"
+    assert said.startswith(
+        "timm is not installed, rayasd needs >=1.0.15; torchaudio 2.10.0, rayasd needs <2.12,>=2.11 ("
+    )

@@ -1,0 +1,164 @@
+"""Checks of this node: CPUs, threads, memory, and the folders with their space and clocks."""
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from rayasd.cluster.daemon import OBJECT_STORE_BYTES, temporary_folder
+from rayasd.cluster.doctor import Said
+from rayasd.cluster.placement import Placement
+from rayasd.errors import UserError
+
+_OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")
+_LITTLE_MEMORY, _LITTLE_SPACE, _NO_SPACE = 4e9, 5e9, 2e8
+_CLOCKS_DIFFER_SECONDS = 5.0
+
+
+def cpus(place: Placement | None) -> Said:
+    """Compare the CPUs that this process may use with those that ``rayasd launch`` would offer."""
+    usable = len(os.sched_getaffinity(0))
+    given = usable if place is None else place.cpus
+    said = f"{usable} of {os.cpu_count()} usable, launch would offer {given}"
+    if given > usable:
+        return "bad", f"{said}: give srun --cpus-per-task={given} too, or launch --cpus {usable}"
+    # Version 1 has the period in a file of its own; nobody changes its 100 ms.
+    quotas = [(*text.split(), "100000")[:2] for text in _cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us")]
+    allowed = min((int(quota) / int(period) for quota, period in quotas if quota not in ("max", "-1")), default=given)
+    if allowed < given:
+        return "note", f"{said}, but the cgroup allows {allowed:g}: give --cpus {max(1, int(allowed))}"
+    return "ok", said
+
+
+def threads(environment: Mapping[str, str]) -> Said:
+    """Look at ``OMP_NUM_THREADS``."""
+    number = environment.get("OMP_NUM_THREADS") or "unset"
+    if number in ("unset", "1"):
+        return "ok", f"OMP_NUM_THREADS is {number}; units have as many as --cpus-per-unit says"
+    return "note", f"OMP_NUM_THREADS={number}: what rayasd does not limit takes that many in every unit; better unset"
+
+
+def memory() -> Said:
+    """Look for the memory limit of this job; Ray looks at the root of the cgroups only."""
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = _cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
+    limit = min([host, *(int(text) for text in limits if text.isdecimal())])
+    said = f"{_size(limit)} for this cgroup, {_size(host)} on the host"
+    if limit < _LITTLE_MEMORY:
+        return "note", f"{said}: little, since a unit takes 1 GB before its data: ask for more (--mem)"
+    return "ok", said
+
+
+def _cgroup_files(
+    controller: str, new: str, old: str, own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[str]:
+    """Read a file of our own cgroup and of all above it, of version 2 (``new``) and version 1 (``old``)."""
+    for line in own.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            bases, name = [root, root / "unified"], new
+        elif controller in controllers.split(","):
+            bases, name = [root / controller], old
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for base in bases:
+            for folder in (group, *group.parents):
+                with suppress(OSError):
+                    yield (base / folder / name).read_text().strip()
+
+
+def shared_memory() -> Said:
+    """Compare the shared memory with the object store that we ask for."""
+    free = shutil.disk_usage("/dev/shm").free
+    said = f"{_size(free)} free, {_size(OBJECT_STORE_BYTES)} wanted for Ray's object store"
+    if free < OBJECT_STORE_BYTES:
+        return "note", f"{said}: Ray falls back to slower files in the temp folder"
+    return "ok", said
+
+
+def temp_folder(root: Path) -> Said:
+    """Make the folder that Ray's own files would go to: writable, its path short enough, not on a network."""
+    root = root.absolute()
+    try:
+        there = _nearest(root)
+        made = temporary_folder(root, f"doctor {socket.gethostname()} {os.getpid()}")
+    except (UserError, OSError) as error:
+        return "bad", str(error)
+    with suppress(OSError):  # another doctor on this host may be in what we made
+        while made != there:
+            made.rmdir()
+            made = made.parent
+    kind, _ = file_system(root)
+    local = kind.startswith(_OF_ONE_NODE)
+    return _judged(root, kind, [] if local else ["Ray's sockets and logs want a disk of this node: give --temp-dir"])
+
+
+def folder(path: Path, *, shared: bool = False) -> Said:
+    """Write a file in a folder, or as near to it as there is one; ``shared``: all nodes of the job must see it."""
+    path = path.absolute()
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".rayasd-doctor-", dir=_nearest(path), buffering=0) as trial:
+            before = time.time()
+            trial.write(b"1")
+            os.fsync(trial.fileno())  # a network folder tells only now that a quota is used up, and its own time
+            dated = os.fstat(trial.fileno()).st_mtime
+            seconds = dated - min(max(dated, before), time.time())
+    except OSError as error:
+        return "bad", f"cannot write {path}: {error.strerror}"
+    kind, mount = file_system(path)
+    notes = _alone(kind, mount) if shared else []
+    if abs(seconds) > _CLOCKS_DIFFER_SECONDS:
+        notes.append(f"files are dated {seconds:+.0f} s from this node's clock: times of a run will look wrong")
+    return _judged(path, kind, notes)
+
+
+def recordings(source: Path | None, *, shared: bool = False) -> Said:
+    """Look whether the data can be read; what is in them is ``rayasd data check``'s to say."""
+    if source is None:
+        return "ok", "none named (--data ROOT)"
+    source = source.absolute()
+    try:
+        if source.is_dir():
+            next(source.iterdir(), None)
+        else:
+            source.open("rb").close()
+    except OSError as error:
+        return "bad", f"cannot read {source}: {error.strerror}"
+    kind, mount = file_system(source)
+    notes = _alone(kind, mount) if shared else []
+    return "note" if notes else "ok", "; ".join([f"{source} ({kind}) can be read", *notes])
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> tuple[str, Path]:
+    """Find the type of the file system that a path is on or would be on, and where that is mounted."""
+    place = Path(os.path.realpath(path))
+    lines = reversed(mounts.read_text().splitlines())  # a later mount hides an earlier one
+    mounted = [(kind, Path(point.replace("\\040", " "))) for _, point, kind, *_ in map(str.split, lines)]
+    return max((found for found in mounted if place.is_relative_to(found[1])), key=lambda found: len(found[1].parts))
+
+
+def _alone(kind: str, mount: Path) -> list[str]:
+    said = f"{mount} is most likely of this node alone, but all nodes of the job must see it"
+    return [said] if kind.startswith(_OF_ONE_NODE) else []
+
+
+def _judged(path: Path, kind: str, notes: list[str]) -> Said:
+    """Add the free space to what else is to be said of a folder."""
+    free = shutil.disk_usage(_nearest(path)).free
+    if free < _LITTLE_SPACE:
+        notes = [*notes, "little space: make room, or choose another"]
+    said = "; ".join([f"{path} ({kind}), {_size(free)} free", *notes])
+    return "bad" if free < _NO_SPACE else "note" if notes else "ok", said
+
+
+def _nearest(path: Path) -> Path:
+    return next(there for there in (path, *path.parents) if there.exists())
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
