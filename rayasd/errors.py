@@ -6,6 +6,9 @@ from difflib import get_close_matches
 EXIT_INTERRUPTED = 75
 """Exit code of a command that was interrupted and can be resumed: batch scripts put it back in the queue."""
 
+EXIT_STOPPED = 77
+"""Exit code of a command that somebody stopped: it can be resumed, but not by itself."""
+
 
 class UserError(Exception):
     """Usage, configuration or data that cannot work: one line that a person can act on (exit code 2)."""

@@ -68,19 +68,10 @@ class RunDirectory:
         """List the locks of parts that stand."""
         return sorted(self.root.glob("lock-*.json"))
 
-    @property
-    def stop(self) -> Path:
-        """While this stands, nothing more starts, and running units save where they are and end."""
-        return self.root / "stop"
-
-    @property
-    def events(self) -> Path:
-        """What happened, one JSON line an event."""
-        return self.root / "events.jsonl"
-
-    def part_events(self, machines: Iterable[str]) -> Path:
-        """Events of a driver of these machines alone: hosts must not write into one file."""
-        return self.root / f"events-{'+'.join(sorted(machines))}.jsonl"
+    def of_driver(self, name: str, part: Iterable[str] | None) -> Path:
+        """File that one driver writes: events.jsonl, or events-fan.jsonl of one that does the fans alone."""
+        stem, dot, suffix = name.partition(".")
+        return self.root / (name if part is None else f"{stem}-{'+'.join(sorted(part))}{dot}{suffix}")
 
     @property
     def catalog(self) -> Path:
@@ -142,6 +133,8 @@ class UnitSpec:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_threads: int = 1
+    stop: Path | None = None
+    """While this file stands, units save where they are at their next good moment and end."""
     num_ranks: int = 1
     """Processes of one host that train the unit together, a GPU each or all on CPUs; not part of its identity."""
 

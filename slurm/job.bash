@@ -7,7 +7,7 @@ prepare() {
     [ ! -f "${RAYASD_SITE:-$here/site.env}" ] || . "${RAYASD_SITE:-$here/site.env}"
     # shellcheck disable=SC2086 # a list of modules
     [ -z "${RAYASD_MODULES:-}" ] || module load $RAYASD_MODULES
-    export PATH="${RAYASD_VENV:-$here/../.venv}/bin:$PATH"
+    export RAYASD_MAX_RESTARTS="${RAYASD_MAX_RESTARTS:-10}" PATH="${RAYASD_VENV:-$here/../.venv}/bin:$PATH"
     # shellcheck disable=SC2034,SC2206 # for the scripts; a prefix of several words
     rayasd=(${RAYASD_CONTAINER:-} rayasd)
 }
@@ -23,20 +23,25 @@ submit() {
 
 # Put the job back in the queue, unless it is cancelled, preempted, or was there too often.
 requeue() {
+    local job=$SLURM_JOB_ID
+    [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     [ "${SLURM_RESTART_COUNT:-0}" -lt "${RAYASD_MAX_RESTARTS:-10}" ] || return 0
-    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ] || return 0
+    command -v scontrol >/dev/null || { echo "$1, but there is no scontrol here" >&2; return 0; }
+    [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ] || return 0
     echo "$1: back into the queue"
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$job"
     sleep 60 # until Slurm ends this attempt; an exit now would end the job for good
 }
 
 # Run a command. When Slurm says that the time limit is near, interrupt it and put the job back in the queue.
 run() {
     "$@" &
-    local step=$! code
-    trap 'kill -USR1 "$step"' USR1 TERM # srun hands USR1 on to what it started; of TERM it would end it at once
-    wait "$step"; code=$?
-    while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done # a trapped signal ends wait early
+    local step=$! code=0
+    trap 'kill -USR1 "$step"' USR1
+    [ "$1" = srun ] || trap 'kill -TERM "$step"' TERM # what srun started has its TERM from Slurm
+    [ "$1" != srun ] || trap : TERM
+    wait "$step" || code=$?
+    while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done # a trapped signal ends wait early
     [ "$code" -ne 75 ] || requeue interrupted
     return "$code"
 }
@@ -44,6 +49,7 @@ run() {
 # Run a launcher on each node. Where the head's host is lost and this script with it, a node that is left puts the job
 # back in the queue: with --no-kill, Slurm itself would leave it running, without anything that runs.
 run_on_nodes() {
-    run srun --no-kill --ntasks-per-node=1 "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" \
-        --on-lost-head ". '$here/job.bash'; requeue 'the head is lost'" -- "$@"
+    local cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} # srun no longer takes it over from sbatch
+    run srun --no-kill --ntasks-per-node=1 --cpus-per-task="$cpus" \
+        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" --on-lost-head ". '$here/job.bash'; requeue 'the head is lost'" -- "$@"
 }

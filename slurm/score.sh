@@ -8,7 +8,8 @@
 #
 #   sbatch --nodes=2 --cpus-per-task=16 slurm/score.sh runs/night --cpus-per-unit 2
 set -u
-script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1) # $0 is a copy
+# Slurm runs a copy of this script; the job knows where it came from.
+script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)
 here=$(dirname "$(readlink -f "${script:-$0}")")
 [ -f "$here/job.bash" ] || here=$(dirname "$(readlink -f "$0")")
 # shellcheck source=slurm/job.bash

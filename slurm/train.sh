@@ -3,16 +3,18 @@
 #SBATCH --nodes=1 --ntasks-per-node=1 --no-kill
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 #SBATCH --output=rayasd-%j.log
-# A sweep on any number of nodes. Options of this script are options of `rayasd sweep`; resources come on sbatch's command
-# line, or from slurm/site.env where the script submits itself:
+# A sweep on any number of nodes. Options of this script are options of `rayasd sweep`; resources come on sbatch's
+# command line, or from slurm/site.env where the script submits itself:
 #
-#   sbatch --nodes=2 --cpus-per-task=16 --gpus-per-node=4 --time=8:00:00 slurm/train.sh --data /scratch/dcase --run-dir runs/night
+#   sbatch --nodes=2 --cpus-per-task=16 --gpus-per-node=4 --time=8:00:00 slurm/train.sh \
+#       --data /scratch/dcase --run-dir runs/night
 #   slurm/train.sh --nodes=2 --exclusive -- --data /scratch/dcase --run-dir runs/night
 #
-# Each node runs one launcher; the first also runs the driver. Near the time limit, units save at their epoch's end and the
-# job goes back in the queue, where it goes on. --no-kill: the job outlives a lost node.
+# Each node runs one launcher; the first also runs the driver. Near the time limit, units save at their epoch's end and
+# the job goes back in the queue, where it goes on. --no-kill: the job outlives a lost node.
 set -u
-script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1) # $0 is a copy
+# Slurm runs a copy of this script; the job knows where it came from.
+script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)
 here=$(dirname "$(readlink -f "${script:-$0}")")
 [ -f "$here/job.bash" ] || here=$(dirname "$(readlink -f "$0")")
 # shellcheck source=slurm/job.bash

@@ -1,6 +1,5 @@
 """What the ``rayasd data`` commands do, once their imports are paid for."""
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
 from rayasd.data.catalog import Catalog, Oddity, scan_labelled
 from rayasd.data.manifest import index_tree, write_manifest
 from rayasd.errors import UserError
+from rayasd.host import usable_cpus
 
 _SHOWN_PATHS = 3
 
@@ -94,7 +94,7 @@ def _read_all(console: Console, catalog: Catalog, config: Config) -> tuple[dict[
         return facts, window if short else None, False
 
     facts, oddities = {}, []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, clip_progress(console, "reading") as on_progress:
+    with ThreadPoolExecutor(usable_cpus()) as pool, clip_progress(console, "reading") as on_progress:
         for done, (clip, (fact, problem, unusable)) in enumerate(zip(clips, pool.map(read, clips), strict=True), 1):
             if fact is not None:
                 facts[clip] = fact

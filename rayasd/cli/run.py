@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,13 +39,14 @@ from rayasd.data.catalog import (
     with_labels_of,
 )
 from rayasd.data.waveforms import data_fingerprint, decode
-from rayasd.errors import UserError
+from rayasd.errors import EXIT_STOPPED, UserError
 from rayasd.files import file_digest
+from rayasd.host import usable_cpus, visible_gpus
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Request, Resources
-from rayasd.sweep.executors.local import LocalExecutor, visible_gpus
+from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Stage, Unit
@@ -72,7 +73,7 @@ def run_sweep(
     """Do everything from clips to the leaderboard; returns the exit code."""
     console, store = wide_console(), RunStore(run_dir)
     if not (dry_run or set_up_only):
-        _check_this_host(execution)
+        _check_request(**execution)
     config = presets.load(preset, [*overrides, *([] if detectors is None else [f"inlier.detectors={detectors}"])])
     chosen = choose("variant", variants, sorted(config.variants))
     if vary is not None:
@@ -128,7 +129,7 @@ def run_stages(run_dir: Path, stages: Sequence[Stage], machines: str, **executio
     if set(chosen) != set(available):
         store = RunStore(run_dir, chosen)
     asked = [unit for unit in store.specs() if unit.stage in stages and unit.machine in chosen]
-    _check_this_host(execution)
+    _check_request(**execution)
     with store.held():
         return _run(wide_console(), store, asked, **execution)
 
@@ -153,6 +154,7 @@ def _run(
 ) -> int:
     began = time.monotonic()
     num_ranks = ranks_per_unit or max(1, int(gpus_per_unit or 1))
+    asked_for = (cpus_per_unit, gpus_per_unit, num_ranks, device)
     specs = store.specs(
         device=device, cache=cache_folder(cache), num_threads=max(1, round(cpus_per_unit)), num_ranks=num_ranks
     )
@@ -164,7 +166,7 @@ def _run(
         running = _start(executor, address, cpus_per_unit, store)
         interrupted = _note_interruptions(store, grace)  # after Ray's own SIGTERM handler, which would end us at once
         try:
-            request = _request(running.nodes, cpus_per_unit, gpus_per_unit, device)
+            request = _request(running.nodes, *asked_for)
             console.print(running.describe(), highlight=False, soft_wrap=True)
             store.record("sweep started", waiting=waiting, executor=running.describe().splitlines()[0])
             with Display(console, store.paths, began, running.publish) as display:
@@ -179,6 +181,8 @@ def _run(
             store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
             if left:
                 console.print(left, highlight=False)
+                if store.stop_file.exists() and store.stop_file.read_text():
+                    return EXIT_STOPPED
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             store.record("sweep interrupted")
@@ -212,27 +216,46 @@ def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bo
     return not (failed and lacking)
 
 
-def _check_this_host(execution: Mapping[str, Any]) -> None:
-    """Refuse at once what this host cannot give, where units run here: before data are read or Ray is started."""
-    standing = execution["address"] or os.environ.get("RAY_ADDRESS", "local") != "local"
-    if execution["executor"] == "local" or (execution["executor"] == "ray" and not standing):
-        here = Resources(len(os.sched_getaffinity(0)), len(visible_gpus()))
-        _request([here], execution["cpus_per_unit"], execution["gpus_per_unit"], execution["device"])
+def _check_request(
+    *,
+    executor: str,
+    address: str | None,
+    cpus_per_unit: float,
+    gpus_per_unit: float | None,
+    ranks_per_unit: int | None,
+    device: str,
+    **_: Any,
+) -> None:
+    """Refuse at once what cannot be given, where that is known before data are read or Ray is started."""
+    standing = address or os.environ.get("RAY_ADDRESS", "local") != "local"
+    if executor == "mpi":
+        nodes = _mpi(cpus_per_unit).nodes
+    elif executor == "local" or not standing:
+        nodes = [Resources(usable_cpus(), len(visible_gpus()))]
+    else:
+        return
+    num_ranks = ranks_per_unit or max(1, int(gpus_per_unit or 1))
+    _request(nodes, cpus_per_unit, gpus_per_unit, num_ranks, device)
 
 
-def _request(nodes: Sequence[Resources], cpus: float, gpus: float | None, device: str) -> Request:
-    """Settle what a unit asks for.
+def _request(nodes: Sequence[Resources], cpus: float, gpus: float | None, num_ranks: int, device: str) -> Request:
+    """Settle what a unit asks for: by default a GPU a rank, where there are any.
 
     Raises:
-        UserError: no node can give it.
+        UserError: no node can give it, or it makes no sense.
 
     """
-    if gpus is not None and gpus > 1 and gpus != int(gpus):
-        raise UserError(f"--gpus-per-unit {gpus:g}: a part of one GPU, or a whole number")
-    if device == "cuda" and not any(node.gpus for node in nodes):
+    most = max((node.gpus for node in nodes), default=0.0)
+    if device == "cuda" and not most:
         raise UserError("--device cuda, but no node has a GPU")
-    if gpus is None:
-        gpus = 1.0 if device != "cpu" and any(node.gpus >= 1 for node in nodes) else 0.0
+    if device == "cpu" or (gpus is None and not most):
+        gpus = 0.0
+    elif gpus is None:
+        gpus = float(num_ranks) if num_ranks > 1 else min(1.0, most)
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus-per-unit {gpus:g}: a part of one GPU, or a whole number")
+    if gpus and num_ranks not in (1, gpus):
+        raise UserError(f"--ranks-per-unit {num_ranks} with {gpus:g} GPUs a unit: each rank has one, or all use CPUs")
     request = Request(cpus, gpus)
     check_request(request, nodes)
     return request
@@ -251,7 +274,7 @@ def _note_interruptions(store: RunStore, grace: float) -> Event:
         raise KeyboardInterrupt
 
     def stop(*_: object) -> None:
-        store.paths.stop.touch()
+        store.stop_file.touch()
         signal.setitimer(signal.ITIMER_REAL, grace)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
@@ -309,9 +332,13 @@ def _start(executor: str, address: str | None, cpus_per_unit: float, store: RunS
     if executor == "local":
         return LocalExecutor()
     if executor == "mpi":
-        from rayasd.sweep.executors.mpi import MPIExecutor
-
-        return MPIExecutor(cpus_per_unit)
+        return _mpi(cpus_per_unit)
     from rayasd.sweep.executors.ray import RayExecutor
 
-    return RayExecutor(address, store.paths.root / "ray-token", store.paths.root.name)
+    return RayExecutor(address, store.paths.of_driver("ray-token", store.part), store.paths.root.name)
+
+
+def _mpi(cpus_per_unit: float) -> Executor:
+    from rayasd.sweep.executors.mpi import MPIExecutor
+
+    return MPIExecutor(cpus_per_unit)

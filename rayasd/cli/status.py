@@ -27,6 +27,7 @@ def status(run: Path, watch: bool, form: str) -> None:
         rayasd status runs/night --format json | jq .states
     """
     from rayasd.cli.display import wide_console
+    from rayasd.sweep.lock import GONE_SECONDS
     from rayasd.sweep.store import RunStore
 
     store, console = RunStore(run), wide_console()
@@ -38,7 +39,7 @@ def status(run: Path, watch: bool, form: str) -> None:
             if watch and console.is_terminal:
                 console.clear()
             _show(state, sweep)
-        if not (watch and state["holders"]):
+        if not (watch and any(holder["silent"] < 2 * GONE_SECONDS for holder in state["holders"])):
             return
         time.sleep(_LOOK_SECONDS)
 
@@ -48,9 +49,9 @@ def status(run: Path, watch: bool, form: str) -> None:
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
               help="Wait until nobody works on the run, for so long at most.")  # fmt: skip
 def stop(run: Path, wait_seconds: float) -> None:
-    """Ask whoever drives RUN to stop: units save at their epoch's end, and the sweep exits with 75.
+    """Ask whoever drives RUN to stop: units save at their epoch's end, and the sweep exits with 77.
 
-    The same sweep command, or rayasd train, embed and detect, go on from there.
+    It stays stopped: batch scripts do not put it back in the queue. The same command goes on from there.
     """
     from rayasd.errors import UserError
     from rayasd.sweep.store import RunStore
@@ -59,11 +60,11 @@ def stop(run: Path, wait_seconds: float) -> None:
     store.manifest()
     if not store.holders():
         raise UserError(f"nobody works on {store.paths.root}")
-    store.paths.stop.touch()
+    store.stop()
     until = time.monotonic() + wait_seconds
     while (holders := store.holders()) and time.monotonic() < until:
         time.sleep(0.2)
-    click.echo("stopped" if not holders else f"asked to stop: {store.paths.stop}")
+    click.echo("stopped" if not holders else "asked to stop: rayasd status shows how far that is")
 
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
@@ -93,11 +94,13 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
 
     from rayasd.cli.display import counts, print_failures, running_table, wide_console
     from rayasd.sweep.driver import State
+    from rayasd.sweep.lock import GONE_SECONDS
 
     console = wide_console()
     for holder in state["holders"]:
         who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        console.print(Text(f"{state['run']}: driven by {who}"), soft_wrap=True)
+        quiet = f", silent for {holder['silent']:.0f} s" if holder["silent"] > GONE_SECONDS else ""
+        console.print(Text(f"{state['run']}: driven by {who}{quiet}"), soft_wrap=True)
     if not state["holders"]:
         console.print(Text(f"{state['run']}: nobody works on it"), soft_wrap=True)
     if running := sweep.units(State.RUNNING):

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, end_with_parent, free_ports, temporary_folder
 from rayasd.cluster.placement import Placement
-from rayasd.errors import EXIT_INTERRUPTED, UserError
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from rayasd.files import read_record, write_json
 
 EXIT_HEAD_LOST = 76
@@ -46,6 +47,11 @@ class Meeting:
     def head(self) -> Path:
         """Where the head's Ray listens."""
         return self.folder / "head.json"
+
+    @property
+    def complete(self) -> Path:
+        """Stands once all nodes have come together."""
+        return self.folder / "complete.json"
 
     @property
     def end(self) -> Path:
@@ -96,19 +102,21 @@ def launch(
     settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
     settings.pop("RAY_AUTH_TOKEN", None)
     signals = _catch_signals()
+    if placement.by_mpi:
+        end_with_parent()  # mpirun, if killed, leaves its ranks
     if placement.is_head:
         for earlier in placement.earlier:  # what an attempt left that was ended with its host
             shutil.rmtree(Meeting(folder / f"launch-{earlier}").folder, ignore_errors=True)
-        _convene(meeting)  # before anything that another job of this name could lose
-    ports = free_ports(placement.job, placement.address, placement.rank)
-    node = RayNode(placement, settings, ports, temporary_folder(temp_root, placement.job))
-    failed = True
+        _convene(meeting)
+    node, failed = None, True
     try:
+        ports = free_ports(placement.job, placement.address, placement.rank)
+        node = RayNode(placement, settings, ports, temporary_folder(temp_root, placement.job))
         if placement.is_head:
             code = _head(node, meeting, command, wait_seconds, signals)
         else:
             code = _worker(node, meeting, wait_seconds, signals)
-        failed = code not in (0, EXIT_INTERRUPTED)
+        failed = code not in (0, EXIT_INTERRUPTED, EXIT_STOPPED)
         return code
     except Interruption:
         failed = False
@@ -118,9 +126,13 @@ def launch(
             write_json(meeting.node(placement.rank), {"trouble": str(error)})
         raise
     finally:
-        node.stop(folder / f"ray-logs-{placement.job}-{placement.rank}" if failed else None)
         if placement.is_head:
-            _dissolve(meeting, placement)
+            meeting.token.unlink(missing_ok=True)  # first, since a batch system may kill us before the rest is done
+            _wait_for_others(meeting, placement)
+        if node is not None:
+            node.stop(folder / f"ray-logs-{placement.job}-{placement.rank}" if failed else None)
+        if placement.is_head:
+            shutil.rmtree(meeting.folder, ignore_errors=True)
 
 
 def _convene(meeting: Meeting) -> None:
@@ -146,6 +158,7 @@ def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds:
     address = f"{placement.address}:{node.ports}"
     write_json(meeting.head, {"address": address})
     _wait_for_nodes(node, meeting, address, wait_seconds, signals)
+    write_json(meeting.complete, {})
     driver = subprocess.Popen(
         [sys.executable, "-m", "rayasd", *command],
         env={**node.environment, "RAY_ADDRESS": address},
@@ -203,40 +216,66 @@ def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[
         if time.monotonic() > until:
             raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
         time.sleep(_POLL_SECONDS)
-    write_json(meeting.node(node.placement.rank), {"host": os.uname().nodename, "address": node.placement.address})
+    mine = meeting.node(node.placement.rank)
+    write_json(mine, {"host": os.uname().nodename, "address": node.placement.address})
     node.start(head["address"])
-    ended_at = None
-    while True:
-        if end := _read(meeting.end):
-            return 0 if end["code"] in (0, EXIT_INTERRUPTED) else 1
-        if not meeting.folder.exists():
-            return 1  # the head was quicker
-        if trouble := meeting.trouble():
-            raise UserError(trouble)
-        if node.ended:  # Ray leaves, too, when it has lost the head's
-            ended_at = ended_at or time.monotonic()
-            if time.monotonic() - ended_at > _LAST_WORD_SECONDS:
-                print(f"the head at {head['address']} is lost; here, {node.last_words()}", file=sys.stderr, flush=True)
-                return EXIT_HEAD_LOST
-        time.sleep(_POLL_SECONDS)  # a signal goes to all nodes: the head ends the driver first, then us
+    ended_at = asked_at = None
+    try:
+        while True:
+            # a signal goes to all nodes: the head ends the driver first, then us; but somebody may mean us alone
+            asked_at = asked_at or (time.monotonic() if signals else None)
+            if meeting.end.exists() or not meeting.folder.exists():
+                return 0  # what became of the command is the head's to say
+            if trouble := meeting.trouble():
+                raise UserError(trouble)
+            if asked_at and time.monotonic() - asked_at > _LAST_WORD_SECONDS:
+                raise Interruption
+            if node.ended:  # Ray leaves, too, when it has lost the head's
+                ended_at = ended_at or time.monotonic()
+                if _answers(head["address"]):
+                    if not meeting.complete.exists():
+                        raise UserError(node.last_words())
+                    print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
+                    return 0
+                if time.monotonic() - ended_at > _LAST_WORD_SECONDS:
+                    print(f"the head at {head['address']} is lost: {node.last_words()}", file=sys.stderr, flush=True)
+                    return EXIT_HEAD_LOST
+            time.sleep(_POLL_SECONDS)
+    finally:
+        with suppress(OSError):
+            write_json(mine, {"left": True})
 
 
-def _dissolve(meeting: Meeting, placement: Placement) -> None:
-    """Remove the meeting's folder, once the others have read the end (or have gone)."""
-    if placement.size > 1 and meeting.folder.exists():
-        time.sleep(4 * _POLL_SECONDS)
-    shutil.rmtree(meeting.folder, ignore_errors=True)
+def _wait_for_others(meeting: Meeting, placement: Placement) -> None:
+    """Give the others time to read how it ended: a network file system may show it late. Lost ones never will."""
+    until = time.monotonic() + _LAST_WORD_SECONDS
+    came = [rank for rank in range(1, placement.size) if meeting.node(rank).exists()]
+    while time.monotonic() < until and any(not _read(meeting.node(rank)).keys() & {"left", "trouble"} for rank in came):
+        if not meeting.end.exists():  # we were interrupted, or failed, before there was a command
+            write_json(meeting.end, {"code": 1})
+        time.sleep(_POLL_SECONDS / 5)
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _catch_signals() -> list[int]:
-    """Note SIGTERM, SIGINT and SIGUSR1 (a batch system's word of a time limit) instead of dying of them."""
+    """Note SIGTERM, SIGINT, SIGHUP and SIGUSR1 (a batch system's word of a time limit) instead of dying of them."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, note)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, note)
     return caught
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayasd.errors import UserError
+from rayasd.host import usable_cpus, visible_gpus
 
+_SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 _RANK_AND_SIZE = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # before Slurm's: mpirun inside a job starts its ranks by srun
     ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
+    _SLURM,
 )
 _JOB = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
 
@@ -28,6 +30,8 @@ class Placement:
     """IPv4 address of this node that the other nodes reach."""
     cpus: int
     gpus: int
+    by_mpi: bool = False
+    """Whether an MPI started this launcher."""
     earlier: tuple[str, ...] = ()
     """Names of the same job before it was put back in the queue."""
 
@@ -55,9 +59,9 @@ def find_placement(
     """
     if (rank is None) != (size is None):
         raise UserError("give --rank and --size together, or neither")
+    names = next(((r, s) for r, s in _RANK_AND_SIZE if r in environment and s in environment), None)
     if rank is None or size is None:
-        found = ((environment[r], environment[s]) for r, s in _RANK_AND_SIZE if r in environment and s in environment)
-        rank, size = map(int, next(found, ("0", "1")))
+        rank, size = (int(environment[name]) for name in names) if names else (0, 1)
     if not 0 <= rank < size:
         raise UserError(f"rank {rank} of {size}: ranks go from 0 to size - 1")
     name = job or next((environment[variable] for variable in _JOB if variable in environment), None)
@@ -65,15 +69,18 @@ def find_placement(
         if size > 1:
             raise UserError(f"{size} launchers, but nothing names their job: give all of them the same --job NAME")
         name = f"alone-{os.getpid()}"
-    restart, step = (environment.get(f"SLURM_{variable}", "0") for variable in ("RESTART_COUNT", "STEP_ID"))
+    restart = environment.get("SLURM_RESTART_COUNT", "0")
+    # each of Slurm's steps may be a job of ours; of mpirun's ranks, some are in its own step and some in none
+    step = environment.get("SLURM_STEP_ID", "0") if names == _SLURM else "mpi"
     in_slurm = not job and "SLURM_JOB_ID" in environment
     return Placement(
         job=f"{name}-{step}-{restart}" if in_slurm else re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60],
+        by_mpi=names not in (None, _SLURM),
         earlier=tuple(f"{name}-{step}-{attempt}" for attempt in range(int(restart))) if in_slurm else (),
         rank=rank,
         size=size,
         address=address or ("127.0.0.1" if size == 1 else own_address(environment)),
-        cpus=_cpus(environment) if cpus is None else cpus,
+        cpus=usable_cpus(environment) if cpus is None else cpus,
         gpus=_gpus(environment) if gpus is None else gpus,
     )
 
@@ -96,17 +103,8 @@ def own_address(environment: Mapping[str, str]) -> str:
     return outside[0]
 
 
-def _cpus(environment: Mapping[str, str]) -> int:
-    """CPUs of this launcher: as Slurm gave them, else those that it may run on (Ray would take the whole host)."""
-    for variable in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
-        if environment.get(variable, "").isdecimal():
-            return int(environment[variable])
-    return len(os.sched_getaffinity(0))
-
-
 def _gpus(environment: Mapping[str, str]) -> int:
     """GPUs of this launcher. ``SLURM_GPUS_PER_TASK`` may be empty, and the visible ones may be more than are ours."""
     if environment.get("SLURM_GPUS_ON_NODE", "").isdecimal():
         return int(environment["SLURM_GPUS_ON_NODE"])
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    return 0 if visible is None else len([gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"])
+    return len(visible_gpus(environment))

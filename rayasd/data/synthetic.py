@@ -2,7 +2,6 @@
 
 import csv
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import soundfile
 from rayasd.data.machine_sounds import MODELS, clip_of, product_of, with_fault
 from rayasd.errors import UserError, unknown
 from rayasd.files import read_json, replacing, write_json
+from rayasd.host import usable_cpus
 from rayasd.randomness import generator
 
 MACHINE_TYPES = tuple(MODELS)
@@ -133,7 +133,7 @@ def synthesize(
         (out / folder).mkdir(parents=True, exist_ok=True)
     kinds: list[str] = []
     chunks = [clips[i : i + 20] for i in range(0, len(clips), 20)]
-    with _workers(num_workers or len(os.sched_getaffinity(0)), len(chunks)) as mapped:
+    with _workers(num_workers or usable_cpus(), len(chunks)) as mapped:
         for written in mapped(partial(_write_clips, out, plan), chunks):
             kinds += written
             if on_progress is not None:

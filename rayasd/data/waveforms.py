@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +27,7 @@ from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
 from rayasd.data.catalog import Catalog, Oddity
 from rayasd.errors import UserError
 from rayasd.files import digest, replacing
+from rayasd.host import usable_cpus
 
 DECODED_COLUMNS = pa.schema(
     [
@@ -98,7 +101,7 @@ def decode(
             def report(n: int, before: int = done) -> None:
                 on_progress(before + n, catalog.table.num_rows)
 
-            _decode_machine(catalog.root, table, config, index, num_threads or os.cpu_count() or 1, report)
+            _decode_machine(catalog.root, table, config, index, num_threads or usable_cpus(), report)
         decoded = pq.read_table(index)
         bad = [Oddity(clip, why, True) for clip, why in json.loads(decoded.schema.metadata[b"bad_clips"])]
         _fail_unless_skipping(bad, config, catalog.root)
@@ -114,10 +117,12 @@ def decode(
     return replace(catalog, table=merged.replace_schema_metadata(), oddities=tuple(oddities))
 
 
-def open_waveforms(catalog: Catalog, machine: str, config: DataConfig, cache: Path) -> Waveforms:
+def open_waveforms(
+    catalog: Catalog, machine: str, config: DataConfig, cache: Path, alive: Callable[[], None] = lambda: None
+) -> Waveforms:
     """Map a machine's decoded samples, in the order of its rows in the (decoded) catalog.
 
-    On a host whose cache lacks them, they are decoded there first.
+    On a host whose cache lacks them, they are decoded there first; ``alive`` is called now and then meanwhile.
 
     Raises:
         UserError: the clips are no longer those of the catalog.
@@ -128,14 +133,25 @@ def open_waveforms(catalog: Catalog, machine: str, config: DataConfig, cache: Pa
     if not index.exists():
         index.parent.mkdir(parents=True, exist_ok=True)
         with index.with_suffix(".lock").open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # many units start at once on a fresh host: one decodes, the others wait
+            while not _locked(lock):  # many units start at once on a fresh host: one decodes, the others wait
+                alive()
+                time.sleep(0.5)
             if not index.exists():
-                _decode_machine(catalog.root, table, config, index, os.cpu_count() or 1, lambda n: None)
+                _decode_machine(catalog.root, table, config, index, usable_cpus(), lambda n: alive())
     decoded = pq.read_table(index)  # offsets are this host's own
     if not all(decoded[name].equals(table[name]) for name in ("clip", "digest")):
         raise UserError(f"the clips of {machine} in {catalog.root} have changed since the sweep was set up")
     samples = np.memmap(index.with_suffix(".i16"), dtype="<i2", mode="r")
     return Waveforms(samples, decoded["offset"].to_numpy(), decoded["frames"].to_numpy())
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file, unless somebody else has."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def scaling(table: pa.Table) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from rayasd.data.catalog import Catalog
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
 from rayasd.randomness import generator
-from rayasd.unit import UnitSpec
+from rayasd.unit import Progress, Report, UnitSpec, silent
 
 Indices = NDArray[np.int64]
 
@@ -52,12 +52,14 @@ class MachineClips:
         return np.array(self.table["domain"].take(clips).to_pylist(), dtype=object) == "target"
 
 
-def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips:
+def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report = silent) -> MachineClips:
     """Map a machine's waveforms and split its training clips for the unit's seed.
 
     The split holds out ``validation_fraction`` of each section's source-domain training clips (at least one, and never
     all of them). It depends on seed and machine alone, so that every unit of a seed sees the same. From the unit's own
     machine, anomalous test clips are set aside as ``exposure`` says.
+
+    ``report`` gets signs of life while clips are decoded, where this host has not decoded them yet.
 
     Raises:
         UserError: the machine has no training clips, or too few anomalous ones to set aside.
@@ -87,13 +89,17 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec) -> MachineClips
     return MachineClips(
         name=machine,
         table=table,
-        waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache),
+        waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache, lambda: _say_alive(report)),
         training=np.flatnonzero(split == "train"),
         validation=np.flatnonzero(split == "validation"),
         split=split,
         mean=mean,
         deviation=deviation,
     )
+
+
+def _say_alive(report: Report) -> None:
+    report(Progress(0, 0))
 
 
 def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:

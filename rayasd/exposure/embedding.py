@@ -49,7 +49,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``."""
     config = spec.config
     compute = choose_compute(spec.device, config.network.precision)
-    clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec)
+    clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec, report)
     length = round(config.front_end.window_seconds * config.data.sample_rate)
     num_windows = config.embedding.num_windows
     starts = np.stack([window_starts(int(n), length, num_windows) for n in clips.waveforms.frames])

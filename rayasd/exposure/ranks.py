@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -189,19 +188,19 @@ def on_ranks(work: Work, spec: UnitSpec, report: Report) -> None:
     devices = _devices(spec)
     threads = max(1, spec.num_threads // spec.num_ranks)
     members: list[_Member] = []
-    with tempfile.TemporaryDirectory(prefix="rayasd-ranks-") as folder:
-        try:
-            for rank, device in enumerate(devices):
-                members.append(_start(rank))
-                own = replace(spec, device=device, num_threads=threads)
-                _send(members[-1].pipe, (work, own, Ranks(rank, spec.num_ranks), f"file://{folder}/store"))
-            _supervise(members, report)
-        finally:
-            for member in members:
-                member.process.kill()
-            for member in members:
-                member.process.wait()
-                member.pipe.close()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    try:
+        for rank, device in enumerate(devices):
+            members.append(_start(rank))
+            own = replace(spec, device=device, num_threads=threads)
+            _send(members[-1].pipe, (work, own, Ranks(rank, spec.num_ranks), store.port))
+        _supervise(members, report)
+    finally:
+        for member in members:
+            member.process.kill()
+        for member in members:
+            member.process.wait()
+            member.pipe.close()
 
 
 def _devices(spec: UnitSpec) -> list[str]:
@@ -271,7 +270,7 @@ def _serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a batch system may send them to all: the supervisor decides
     pipe = Connection(descriptor)
-    work, spec, ranks, store = pipe.recv()
+    work, spec, ranks, port = pipe.recv()
 
     def report(progress: Progress) -> bool:
         pipe.send(progress)
@@ -283,7 +282,10 @@ def _serve() -> None:
         on_gpu = spec.device.startswith("cuda")
         if on_gpu:
             torch.cuda.set_device(spec.device)
-        dist.init_process_group("nccl" if on_gpu else "gloo", store, _TIMEOUT, ranks.size, ranks.rank)
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", timeout=_TIMEOUT, store=store, world_size=ranks.size, rank=ranks.rank
+        )
         work(ranks, spec, report if ranks.first else silent)
     except (UserError, Stopped) as error:
         ending = error

@@ -62,7 +62,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     config, machine, seed = spec.config, spec.unit.machine, spec.unit.seed
     compute = choose_compute(spec.device, config.network.precision)
     catalog = read_catalog(spec.run.catalog, spec.data_root)
-    target, others = load_target_and_others(catalog, spec)
+    target, others = load_target_and_others(catalog, spec, report)
     total_epochs, num_steps = config.exposure.epochs, steps_per_epoch(target, config)
 
     torch.manual_seed(torch_seed(seed, "weights", machine))
@@ -132,7 +132,9 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         (spec.output / STATE).unlink(missing_ok=True)
 
 
-def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineClips, list[MachineClips]]:
+def load_target_and_others(
+    catalog: Catalog, spec: UnitSpec, report: Report = silent
+) -> tuple[MachineClips, list[MachineClips]]:
     """Load the unit's machine and what its pseudo-anomalous clips come from.
 
     These are the normal clips of all other machines that are present, and its own exposed anomalies.
@@ -143,8 +145,8 @@ def load_target_and_others(catalog: Catalog, spec: UnitSpec) -> tuple[MachineCli
     """
     check_outlier_exposure(catalog, [spec.unit.machine])
     trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
-    target = load_machine(catalog, spec.unit.machine, spec)
-    others = [load_machine(catalog, name, spec) for name in sorted(trained - {target.name})]
+    target = load_machine(catalog, spec.unit.machine, spec, report)
+    others = [load_machine(catalog, name, spec, report) for name in sorted(trained - {target.name})]
     exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
     return target, [*others, exposed] if len(exposed.training) else others
 

@@ -125,7 +125,7 @@ def drive(
     stranded_since = None
     while True:
         running = sweep.units(State.RUNNING)
-        stopping = store.paths.stop.exists()
+        stopping = store.stop_file.exists()
         ready = [] if stopping else _ready(sweep)
         free = request.usable(executor.nodes)
         for unit in running:

@@ -20,8 +20,8 @@ GONE_SECONDS = 30.0
 
 
 @contextmanager
-def locked(lock: Path) -> Iterator[None]:
-    """Hold a lock while the block lasts. A holder that is found to be gone is put aside.
+def locked(lock: Path, **details: str) -> Iterator[None]:
+    """Hold a lock while the block lasts; it tells who we are. A holder that is found to be gone is put aside.
 
     Raises:
         UserError: somebody holds it: says who and since when.
@@ -34,6 +34,7 @@ def locked(lock: Path) -> Iterator[None]:
         "since": now(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        **details,
     }
     while True:
         try:
@@ -73,14 +74,16 @@ def refuse_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> None:
 
 
 def holder_of(lock: Path) -> dict[str, Any]:
-    """Read who holds a lock; empty where nobody does, as far as can be told at once."""
+    """Read who holds a lock, with seconds since it was renewed; empty where nobody does, as can be told at once."""
     holder = read_record(lock)
-    return {} if _ended_here(holder) else holder
+    if not holder or _ended_here(lock, holder):
+        return {}
+    return {**holder, "silent": max(0.0, time.time() - _written(lock) / 1e9)}
 
 
 def _is_gone(lock: Path, holder: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname():
-        return _ended_here(holder)
+    if holder.get("host") == socket.gethostname() and _is_ours(lock):
+        return _ended_here(lock, holder)
     if mine.get("job") and holder.get("job") == mine["job"] and holder.get("restart", 0) < mine["restart"]:
         return True  # our own batch job, before it was put back in the queue
     seen, since = _written(lock), time.monotonic()
@@ -91,16 +94,28 @@ def _is_gone(lock: Path, holder: Mapping[str, Any], mine: Mapping[str, Any]) -> 
     return True
 
 
-def _ended_here(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder was a process of this host that has ended without a word."""
-    return holder.get("host") == socket.gethostname() and _started(holder["pid"]) != holder["started"]
+def _ended_here(lock: Path, holder: Mapping[str, Any]) -> bool:
+    """Whether the holder was a process of this host, and of this user, that has ended without a word."""
+    here = holder.get("host") == socket.gethostname() and _is_ours(lock)
+    return here and _started(holder["pid"]) != holder["started"]
+
+
+def _is_ours(lock: Path) -> bool:
+    """Whether the lock is of our own user: those of others may be hidden from us."""
+    try:
+        return lock.stat().st_uid == os.getuid()
+    except OSError:
+        return True
 
 
 def _renew(lock: Path, mine: Mapping[str, Any], released: Event) -> None:
+    absent = 0
     while not released.wait(RENEW_SECONDS):
         with suppress(OSError):  # a shared file system may fail for a moment
-            if lock.exists() and read_record(lock) != mine:
-                os.kill(os.getpid(), signal.SIGTERM)  # we were taken for gone: leave the run to the other
+            absent = 0 if lock.exists() else absent + 1
+            lost = absent > 1 or (not absent and read_record(lock) != mine)
+            if lost and not released.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)  # we were taken for gone: leave the run to others
                 return
             os.utime(lock)
 

@@ -33,6 +33,10 @@ class RunStore:
         """Take the run in ``root``; ``part``: these machines of it alone, so that others may do the rest meanwhile."""
         self.paths = RunDirectory(root.absolute())
         self.part = part
+        self.events_file = self.paths.of_driver("events.jsonl", part)
+        """What happened, one JSON line an event; hosts must not write into one file."""
+        self.stop_file = self.paths.of_driver("stop", part)
+        """While it stands, this driver starts nothing more, and its units save where they are and end."""
 
     @property
     def exists(self) -> bool:
@@ -155,7 +159,7 @@ class RunStore:
                 paths.root.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
-                    stack.enter_context(locked(lock))
+                    stack.enter_context(locked(lock, stop=self.stop_file.name))
                 for other in paths.part_locks() if whole else [paths.lock]:
                     if other.exists():
                         refuse_if_held(other)
@@ -163,18 +167,23 @@ class RunStore:
                 raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}") from None
             if whole:
                 remove_unfinished(paths.root)
-                paths.stop.unlink(missing_ok=True)
+            self.stop_file.unlink(missing_ok=True)
+            stack.callback(self.stop_file.unlink, missing_ok=True)
             yield
 
+    def stop(self) -> None:
+        """Ask all who drive the run, or parts of it, to stop and to stay so."""
+        for holder in self.holders():
+            (self.paths.root / holder.get("stop", "stop")).write_text("by rayasd stop\n", encoding="utf-8")
+
     def holders(self) -> list[dict[str, Any]]:
-        """List who drives the run, or parts of it, now: host, pid, since."""
+        """List who drives the run, or parts of it, now: host, pid, since, seconds of silence."""
         return [holder for lock in (self.paths.lock, *self.paths.part_locks()) if (holder := holder_of(lock))]
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
-        path = self.paths.events if self.part is None else self.paths.part_events(self.part)
-        with path.open("a", encoding="utf-8") as file:
+        with self.events_file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def events(self) -> list[dict[str, Any]]:
@@ -200,6 +209,7 @@ class RunStore:
             unit: UnitSpec(
                 unit=unit, config=resolved[unit.variant], run=self.paths, cache=cache, data_root=Path(data["root"]),
                 data=prints[unit.variant], device=device, num_threads=num_threads, num_ranks=num_ranks,
+                stop=self.stop_file,
             )
             for unit in all_units(plans, config)
         }  # fmt: skip

@@ -7,6 +7,7 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rayasd import __version__
@@ -44,7 +45,7 @@ class Outcome:
 
 def do_unit(spec: UnitSpec) -> Outcome:
     """Do a unit and mark it done; never raises because of the unit's own failure."""
-    reporter = FileReporter(spec.run, spec.unit)
+    reporter = FileReporter(spec.run, spec.unit, spec.stop)
     try:
         spec.output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(spec.output)
@@ -75,6 +76,8 @@ class FileReporter:
 
     run: RunDirectory
     unit: Unit
+    stop: Path | None = None
+    """Says, while it stands, that the unit is to stop."""
     started: float = field(default_factory=time.monotonic)
     written: float = 0.0
     clips: int = 0
@@ -105,7 +108,7 @@ class FileReporter:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
         os.replace(temporary, path)  # not flushed: losing it loses nothing
-        self.stopping = self.run.stop.exists()
+        self.stopping = self.stop is not None and self.stop.exists()
         return self.stopping
 
     def _state(self, progress: Progress) -> dict[str, Any]:

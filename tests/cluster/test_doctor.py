@@ -34,8 +34,8 @@ def test_the_command_says_what_is_bad_and_leaves_nothing(rayasd: Rayasd, tmp_pat
         f"cannot write {tmp_path}/file/run: Not a directory",
         f"--temp-dir {tmp_path}/{'x' * 60}: too long",
         f"cannot read {tmp_path}/none: No such file or directory",
-        "rank 1 of 2, CPUs 4096, GPUs 0; host name nowhere.invalid leads to no address",
-        "launch would offer 4096: give srun --cpus-per-task=4096 too",
+        "GPUs 0; host name nowhere.invalid leads to no address",
+        "but Slurm gave 4096: give srun --cpus-per-task=4096 too",
         "SLURM_JOB_ID=7 SLURM_NTASKS=2 SLURM_PROCID=1",
     ):
         assert said in " ".join(bad.stdout.split())
@@ -110,7 +110,7 @@ def test_limits_of_this_cgroup_and_of_those_above_it(tmp_path: Path):
 def test_a_quota_of_cpus_is_named(monkeypatch: pytest.MonkeyPatch, texts: list[str], state: str, said: str):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(node, "_cgroup_files", lambda *_: iter(texts))
-    found = node.cpus(None)
+    found = node.cpus({})
     assert found[0] == state
     assert said in found[1]
 

@@ -1,3 +1,4 @@
+import os
 import socket
 
 import pytest
@@ -19,12 +20,15 @@ def names(monkeypatch: pytest.MonkeyPatch):
         return [(socket.AF_INET, 0, 0, "", ("10.0.0.2" if name == "n2" else "127.0.1.1", 0))]
 
     monkeypatch.setattr(placement.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
 
 
 def test_slurms_variables():
     place = find_placement(SLURM | {"SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "2", "SLURM_GPUS_PER_TASK": ""})
     assert (place.rank, place.size, place.address, place.cpus, place.gpus) == (1, 3, "10.0.0.2", 8, 2)
     assert not place.is_head
+    bound = find_placement(SLURM | {"SLURM_CPUS_PER_TASK": "16"})
+    assert bound.cpus == 12  # an srun that did not take sbatch's --cpus-per-task over
     again = find_placement(SLURM | {"SLURM_RESTART_COUNT": "1"})
     assert again.job != place.job  # a requeued job does not meet in its earlier self's folder
 

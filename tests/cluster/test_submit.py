@@ -63,7 +63,7 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     address = f"http://127.0.0.1:{words['--dashboard-port']}"
     try:
         node.start(None)
-        wait_until(lambda: node.check() or answers(address))
+        wait_until(lambda: answers(address))
         yield Cluster(address, token)
     finally:
         node.stop()

@@ -1,6 +1,7 @@
 """Thin entry points outside the package."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,13 +27,26 @@ def test_shell_scripts_parse(script: Path):
     assert script.stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize(("restarts", "requeued"), [("0", True), ("10", False)])
-def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: Path, restarts: str, requeued: bool):
+def test_shell_scripts_are_clean():
+    if not shutil.which("shellcheck"):
+        pytest.skip("no shellcheck")
+    scripts = [*ROOT.glob("slurm/*.sh"), ROOT / "slurm/job.bash", ROOT / "tests/slurm/install.sh", ROOT / ".ci/run"]
+    checked = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "restarts", "requeued"), [("train", "0", "7"), ("train", "10", None), ("array", "0", "5_0")]
+)
+def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
+    tmp_path: Path, script: str, restarts: str, requeued: str | None
+):
     """Slurm's own commands and rayasd are played by scripts that note how they were called."""
+    work = f"echo $* > {tmp_path}/work; trap 'exit 75' USR1; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done"
     commands = {
-        "srun": f"echo $* > {tmp_path}/srun; trap 'exit 75' USR1; echo $$ > {tmp_path}/pid; "
-        "while :; do sleep 0.05; done",
-        "scontrol": f"echo $* >> {tmp_path}/scontrol; echo '   Command={ROOT}/slurm/train.sh --data x'",
+        "srun": work,
+        "rayasd": work,
+        "scontrol": f"echo $* >> {tmp_path}/scontrol; echo '   Command={ROOT}/slurm/{script}.sh --data x'",
         "squeue": "echo RUNNING",
         "sleep": 'exec /bin/sleep $([ "$1" = 60 ] && echo 0 || echo "$1")',
     }
@@ -41,13 +55,12 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: 
         path = tmp_path / "bin" / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
-    variables = {
-        "SLURM_JOB_ID": "7",
-        "SLURM_RESTART_COUNT": restarts,
-        "RAYASD_VENV": str(tmp_path),
-        "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
-    }
-    with subprocess.Popen(["bash", ROOT / "slurm/train.sh", "--data", "x"], env={**os.environ, **variables},
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "SLURM_CPUS_ON_NODE": "2",
+                 "RAYASD_VENV": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}  # fmt: skip
+    if script == "array":
+        variables |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "RAYASD_PART": "machine",
+                      "RAYASD_MACHINES": "fan pump"}  # fmt: skip
+    with subprocess.Popen(["bash", ROOT / f"slurm/{script}.sh", "--data", "x"], env={**os.environ, **variables},
                           stdout=subprocess.PIPE, text=True) as job:  # fmt: skip
         deadline = time.monotonic() + 20
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
@@ -56,8 +69,12 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(tmp_path: 
         job.send_signal(signal.SIGUSR1)
         output, _ = job.communicate(timeout=20)
     assert job.returncode == 75
-    called = (tmp_path / "srun").read_text().strip()
-    assert "rayasd launch --temp-dir /tmp --on-lost-head . '" in called
-    assert called.endswith("requeue 'the head is lost' -- sweep --data x")
-    assert ("requeue 7" in (tmp_path / "scontrol").read_text()) == requeued
-    assert ("back into the queue" in output) == requeued
+    called = (tmp_path / "work").read_text().strip()
+    if script == "array":
+        assert called == "sweep --data x --executor local --only fan"
+    else:
+        assert "--cpus-per-task=2" in called
+        assert "rayasd launch --temp-dir /tmp --on-lost-head . '" in called
+        assert called.endswith("requeue 'the head is lost' -- sweep --data x")
+    assert (f"requeue {requeued}" in (tmp_path / "scontrol").read_text()) == (requeued is not None)
+    assert ("back into the queue" in output) == (requeued is not None)

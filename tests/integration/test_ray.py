@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def processes(text: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def metrics_of(driver: int) -> str:
+    """Read what Prometheus would read of a driver's own Ray."""
+    (session,) = Path("/tmp/ray").glob(f"session_*_{driver}")
+    (port,) = [path.read_text().strip() for path in session.glob("metrics_export_port_*")]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        return answer.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +96,39 @@ def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert models(run) == models(undisturbed)
+
+
+def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both", "--set", "exposure.epochs=20000",
+               "--hang-after", "25"]  # fmt: skip
+    progress = run / "models/both/fan/seed=0/progress.json"
+    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE,
+                          text=True, stderr=subprocess.STDOUT) as driver:  # fmt: skip
+        wait_until(lambda: progress.exists() and json.loads(progress.read_text())["done"] > 2, driver)
+        frozen = json.loads(progress.read_text())["pid"]
+        os.kill(frozen, signal.SIGSTOP)
+        wait_until(lambda: not Path(f"/proc/{frozen}").exists(), driver, seconds=90)
+        wait_until(lambda: progress.exists() and json.loads(progress.read_text())["pid"] != frozen, driver)
+        wait_until(lambda: "rayasd_clips_per_second{" in metrics_of(driver.pid), driver, seconds=60)
+        measured = metrics_of(driver.pid)
+        driver.send_signal(signal.SIGUSR1)
+        output, _ = driver.communicate(timeout=90)
+    assert driver.returncode == 75, output
+    assert "ended after 25 s without a sign of life" in (run / "events.jsonl").read_text()
+    for line in ("rayasd_units{", 'state="running"', "rayasd_clips_per_second{", 'unit="train fan both seed 0"'):
+        assert line in measured
+
+
+def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(
+    tree: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both"]
+    little = environment(cache, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="100")
+    done = subprocess.run(command, env=little, check=False, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 1, done.stdout + done.stderr
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    ends = [event for event in events if "reason" in event]
+    assert [event["event"] for event in ends] == ["unit to be tried again", "unit failed"]
+    assert "memory" in ends[1]["reason"]

@@ -69,8 +69,9 @@ def training_on_both(run: Path) -> bool:
 
 
 def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undisturbed, tmp_path, figures):
-    batch = job()
+    batch = job(options=(*TWO_HOSTS, "--gpus-per-node=1"))
     assert batch.wait() == "COMPLETED", batch.log
+    assert "4 CPUs and 2 GPUs on 2 nodes" in batch.log
     run = tmp_path / "run"
     markers = [path.read_text() for path in run.glob("models/*/*/*/DONE")]
     assert {host for host in ("h1", "h2") if any(f'"host": "{host}"' in marker for marker in markers)} == {"h1", "h2"}
@@ -160,9 +161,9 @@ def test_a_cancelled_job_leaves_nothing_and_stays_cancelled(job, hosts, tmp_path
     wait_for(lambda: training_on_both(run), 120)
     hosts.run("scancel", batch.number)
     figures("scancel until nothing is left", wait_until_clean(hosts, seconds=30))
-    time.sleep(3)
-    assert batch.state() == "CANCELLED"
+    assert batch.wait(60, "CANCELLED")
     assert not (run / "lock.json").exists()
+    assert not list(tmp_path.glob("launch-*/token"))
 
 
 def test_two_jobs_on_one_host_do_not_disturb_each_other(job, undisturbed, tmp_path):
@@ -175,11 +176,11 @@ def test_two_jobs_on_one_host_do_not_disturb_each_other(job, undisturbed, tmp_pa
         assert results(tmp_path / name) == undisturbed
 
 
-def launch_by_hand(hosts: Hosts, k: int, folder: Path, *words: object) -> subprocess.Popen[str]:
+def launch_by_hand(hosts: Hosts, k: int, folder: Path, *words: object, **variables: str) -> subprocess.Popen[str]:
     """Start a launcher on a host."""
     command = [sys.executable, "-m", "rayasd", "launch", "--temp-dir", LOCAL_TEMP, "--cpus", 1, "--gpus", 0, *words]
     return subprocess.Popen(
-        hosts.words(f"h{k}", *command, cwd=folder), env=hosts.environment, text=True,
+        hosts.words(f"h{k}", *command, cwd=folder), env={**hosts.environment, **variables}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -193,18 +194,32 @@ def test_three_hosts_asked_two_come(hosts, tmp_path):
     wait_until_clean(hosts)
 
 
-def test_a_ray_that_cannot_start_is_a_failed_job_with_its_reason(job, hosts, tmp_path):
+def test_a_launcher_without_free_ports_is_a_failed_job_with_its_reason(job, hosts):
     take_all = (
-        "import socket,time; s=[socket.create_server(('', p)) for p in range(20000, 32000, 100)]; time.sleep(300)"
+        "import socket, time; s = [socket.create_server(('', p)) for p in range(20000, 32000, 100)]; time.sleep(300)"
     )
     squatter = subprocess.Popen(hosts.words("h2", sys.executable, "-c", take_all), env=hosts.environment)
     try:
         batch = job()
-        assert batch.wait(90) == "FAILED"
+        assert batch.wait(60) == "FAILED"
         assert "error: no free block of 100 ports from 20000 on at 10.78.0.2" in batch.log
     finally:
         squatter.kill()
         squatter.wait()
+
+
+def test_a_ray_that_cannot_start_fails_all_launchers_with_its_reason(hosts, tmp_path):
+    words = ("--job", "broken", "--size", 2)
+    launchers = [
+        launch_by_hand(hosts, 1, tmp_path, *words, "--rank", 0, "--", "report", "x"),
+        launch_by_hand(hosts, 2, tmp_path, *words, "--rank", 1, "--", "report", "x", RAY_START_HOOK="no.such.hook"),
+    ]
+    outputs = [launcher.communicate(timeout=90)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [2, 2]
+    for output in outputs:
+        assert "Ray ended on 10.78.0.2 (exit code 1)" in output
+        assert "Traceback" not in output
+    wait_until_clean(hosts)
 
 
 def test_a_client_without_the_token_is_refused(job, hosts, tmp_path):
@@ -247,6 +262,27 @@ def test_mpi_ranks_do_the_units(hosts, undisturbed, tree, cache, tmp_path):
     assert results(tmp_path / "run") == undisturbed
 
 
+def test_srun_starts_mpi_ranks(hosts, undisturbed, tree, cache, tmp_path):
+    words = sweep_words(tree, tmp_path / "run", "--executor", "mpi")
+    done = hosts.run(
+        "srun", "--mpi=pmix", "--nodes=2", "--ntasks=3", "--mem=200", sys.executable, "-m", "rayasd", "sweep", *words,
+        cwd=tmp_path, timeout=240, RAYASD_CACHE=str(cache),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "MPI, 2 ranks that work" in done.stdout
+    assert results(tmp_path / "run") == undisturbed
+
+
+def test_ranks_that_are_each_alone_are_refused(hosts, tree, cache, tmp_path):
+    words = sweep_words(tree, tmp_path / "run", "--executor", "mpi")
+    done = hosts.run(
+        "srun", "--mpi=none", "--nodes=2", "--ntasks=2", "--mem=200", sys.executable, "-m", "rayasd", "sweep", *words,
+        cwd=tmp_path, timeout=60, RAYASD_CACHE=str(cache),
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_array_does_the_same_without_a_cluster(hosts, undisturbed, tree, cache, tmp_path):
     words = sweep_words(tree, tmp_path / "run")
     done = hosts.run(
@@ -255,7 +291,10 @@ def test_an_array_does_the_same_without_a_cluster(hosts, undisturbed, tree, cach
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     numbers = done.stdout.strip().splitlines()[-1].replace(",", "").split()
+    assert numbers[2:4] == ["2", "machines"]
     report = Job(hosts, numbers[-1], tmp_path)
     assert report.wait(300) == "COMPLETED", report.log
+    tasks = hosts.run("scontrol", "--oneliner", "show", "job", numbers[4]).stdout.splitlines()
+    assert [("JobState=COMPLETED" in task) for task in tasks] == [True, True]
     assert results(tmp_path / "run").keys() == undisturbed.keys()
     assert results(tmp_path / "run") == undisturbed

@@ -195,7 +195,7 @@ def test_a_unit_without_a_sign_of_life_is_ended_and_tried_again(store: RunStore)
     sweep = run(store, executor, hang_seconds=0.3)
     assert executor.cancelled == [unit]
     assert sweep.states[unit] is State.DONE
-    events = [json.loads(line) for line in store.paths.events.read_text().splitlines()]
+    events = [json.loads(line) for line in store.events_file.read_text().splitlines()]
     assert [e["reason"] for e in events if "reason" in e] == ["ended after 0.3 s without a sign of life"]
 
 
@@ -222,7 +222,7 @@ def test_a_run_that_is_asked_to_stop_starts_nothing_more(store: RunStore):
     unit = Unit("embed", "statistics", "fan", 0)
     executor = FakeExecutor({unit: ["stopped"]}, slots=1)
     sweep = survey(store, specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
-    left = drive(sweep, store, executor, Request(1, 0), on_change=lambda _: store.paths.stop.touch())
+    left = drive(sweep, store, executor, Request(1, 0), on_change=lambda _: store.stop_file.touch())
     assert left == "stopped as asked"
     assert executor.log == [unit]
     assert sweep.states[unit] is State.WAITING
@@ -275,7 +275,7 @@ def test_a_lost_or_cut_file_is_done_again(store: RunStore):
 def test_events_tell_the_story(store: RunStore):
     unit = Unit("train", "both", "fan", 0)
     run(store, FakeExecutor({unit: ["died"]}))
-    events = [json.loads(line) for line in store.paths.events.read_text().splitlines()]
+    events = [json.loads(line) for line in store.events_file.read_text().splitlines()]
     story = [event["event"] for event in events if event["unit"] == str(unit)]
     assert story == ["unit started", "unit to be tried again", "unit started", "unit done"]
 
@@ -410,6 +410,12 @@ class TestRunDirectory:
         assert sorted(event["event"] for event in store.events()) == ["x", "y"]
         with store.held(), pytest.raises(UserError, match="is held by"), fan.held():
             pass
+        with fan.held(), pump.held():
+            fan.stop_file.touch()  # its time limit is near: the other goes on
+            assert not pump.stop_file.exists()
+            store.stop()  # by a person: all stop
+            assert pump.stop_file.read_text() == "by rayasd stop\n"
+        assert not list(store.paths.root.glob("stop*"))
         with store.held():  # nothing is left of those that were refused
             pass
 

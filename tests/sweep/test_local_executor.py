@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 from rayasd import presets
 from rayasd.sweep.executors import Resources
@@ -56,12 +57,13 @@ def test_a_cancelled_unit_is_gone_at_once_even_if_it_is_frozen(spec_of: SpecOf):
 
 def test_a_stop_is_heeded_at_the_epochs_end_and_goes_on_from_there(spec_of: SpecOf):
     executor, spec = LocalExecutor(1, []), long_training(spec_of)
+    spec = replace(spec, stop=spec.run.root / "stop")
     try:
         executor.submit(spec, Resources(1))
         wait_for_progress(spec, executor)
         while not list(spec.output.glob("state.pt")):
             assert executor.wait(0.1) == []
-        spec.run.stop.touch()
+        spec.stop.touch()
         until = time.monotonic() + 30
         while not (outcomes := executor.wait(0.5)) and time.monotonic() < until:
             pass

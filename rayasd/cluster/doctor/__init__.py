@@ -40,7 +40,7 @@ def examine(
         "packages": software.packages,
         "torch, GPUs": lambda: software.torch_and_gpus(environment, place),
         "MPI": lambda: software.mpi(place),
-        "CPUs": lambda: node.cpus(place),
+        "CPUs": lambda: node.cpus(environment),
         "threads": lambda: node.threads(environment),
         "memory": node.memory,
         "/dev/shm": node.shared_memory,

@@ -11,21 +11,21 @@ from pathlib import Path, PurePosixPath
 
 from rayasd.cluster.daemon import OBJECT_STORE_BYTES, temporary_folder
 from rayasd.cluster.doctor import Said
-from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
+from rayasd.host import usable_cpus
 
 _OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")
 _LITTLE_MEMORY, _LITTLE_SPACE, _NO_SPACE = 4e9, 5e9, 2e8
 _CLOCKS_DIFFER_SECONDS = 5.0
 
 
-def cpus(place: Placement | None) -> Said:
-    """Compare the CPUs that this process may use with those that ``rayasd launch`` would offer."""
-    usable = len(os.sched_getaffinity(0))
-    given = usable if place is None else place.cpus
+def cpus(environment: Mapping[str, str]) -> Said:
+    """Compare the CPUs that this process may use with those that Slurm gave."""
+    usable, given = len(os.sched_getaffinity(0)), usable_cpus(environment)
     said = f"{usable} of {os.cpu_count()} usable, launch would offer {given}"
-    if given > usable:
-        return "bad", f"{said}: give srun --cpus-per-task={given} too, or launch --cpus {usable}"
+    asked = environment.get("SLURM_CPUS_PER_TASK", "")
+    if asked.isdecimal() and int(asked) > usable:
+        return "bad", f"{said}, but Slurm gave {asked}: give srun --cpus-per-task={asked} too"
     # Version 1 has the period in a file of its own; nobody changes its 100 ms.
     quotas = [(*text.split(), "100000")[:2] for text in _cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us")]
     allowed = min((int(quota) / int(period) for quota, period in quotas if quota not in ("max", "-1")), default=given)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
+from rayasd.host import usable_cpus, visible_gpus
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
@@ -34,7 +34,7 @@ class LocalExecutor:
 
     def __init__(self, num_cpus: int | None = None, gpus: list[str] | None = None) -> None:
         self.gpus = visible_gpus() if gpus is None else gpus
-        self.nodes = [Resources(num_cpus or len(os.sched_getaffinity(0)), len(self.gpus))]
+        self.nodes = [Resources(num_cpus or usable_cpus(), len(self.gpus))]
         self._workers: list[_Worker] = []
 
     def describe(self) -> str:
@@ -129,12 +129,3 @@ def _die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-def visible_gpus() -> list[str]:
-    """List the GPUs of this host that we may use, without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"]
-    devices = Path("/proc/driver/nvidia/gpus")
-    return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []

@@ -12,8 +12,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from rayasd.errors import UserError
+from rayasd.host import visible_gpus
 from rayasd.sweep.executors import Resources
-from rayasd.sweep.executors.local import LocalExecutor, visible_gpus
+from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit, UnitSpec
 
@@ -46,9 +47,9 @@ class _World:
         on_host = workers.Split_type(MPI.COMM_TYPE_SHARED)
         cpus = set().union(*on_host.allgather(os.sched_getaffinity(0)))  # a rank may be bound to its own, or not
         self.cpus = max(1, len(cpus) // on_host.size)
-        self.gpus = _share(on_host.allgather(visible_gpus()), on_host.rank)
-        self.local = LocalExecutor(self.cpus, self.gpus)
-        self.ranks: list[Resources] = world.gather(Resources(self.cpus, len(self.gpus))) or []
+        gpus, share = _share(on_host.allgather(visible_gpus()), on_host.rank)
+        self.local = LocalExecutor(self.cpus, gpus)
+        self.ranks: list[Resources] = world.gather(Resources(self.cpus, len(gpus) * share)) or []
         self.pool: Any = None
 
 
@@ -78,7 +79,11 @@ class MPIExecutor:
         assert _world is not None
         self._world = _world
         ranks = _world.ranks[1:]
-        self.nodes = [Resources(min(rank.cpus, cpus_per_unit), rank.gpus) for rank in ranks]  # one unit at a time
+        if len({rank.gpus for rank in ranks}) > 1:  # a unit goes to whichever rank is free
+            each = ", ".join(f"{rank.gpus:g}" for rank in ranks)
+            raise UserError(f"--executor mpi: the ranks have different numbers of GPUs ({each}): as many ranks a GPU")
+        cpus = min(cpus_per_unit, *(rank.cpus for rank in ranks))
+        self.nodes = [Resources(cpus, rank.gpus) for rank in ranks]  # one unit at a time
         self._all = Resources(sum(rank.cpus for rank in ranks), sum(rank.gpus for rank in ranks))
         self._running: dict[Future[Outcome], tuple[int, Unit]] = {}
         self._tries = 0
@@ -137,12 +142,17 @@ def _do_unit_of_rank(spec: UnitSpec, resources: Resources, number: int) -> Outco
                 return Outcome(spec.unit, "ended by the driver")
 
 
-def _share(visible: list[list[str]], rank: int) -> list[str]:
-    """Choose the GPUs of a host's rank, from what each of the host's ranks sees: its own, or a part of all."""
+def _share(visible: list[list[str]], rank: int) -> tuple[list[str], float]:
+    """Choose the GPUs of a host's rank, from what each of the host's ranks sees: its own, or a part of all.
+
+    Returns:
+        The GPUs, and the share that the rank has of each.
+
+    """
     mine, ranks = visible[rank], len(visible)
     if any(others != mine for others in visible) or not mine:
-        return mine
+        return mine, 1.0
     if len(mine) < ranks:
-        return [mine[rank % len(mine)]]
+        return [mine[rank % len(mine)]], len(mine) / ranks
     each = len(mine) // ranks
-    return mine[rank * each : (rank + 1) * each]
+    return mine[rank * each : (rank + 1) * each], 1.0

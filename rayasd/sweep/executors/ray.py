@@ -14,6 +14,7 @@ from typing import Any
 
 from rayasd.errors import UserError
 from rayasd.files import read_record
+from rayasd.host import usable_cpus
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.executors.ray_metrics import Metrics
 from rayasd.sweep.worker import Outcome, do_unit
@@ -48,7 +49,7 @@ class RayExecutor:
         try:
             context = ray.init(
                 address="local" if own else address,  # none would join whatever cluster somebody started on this host
-                num_cpus=(num_cpus or len(os.sched_getaffinity(0))) if own else None,
+                num_cpus=(num_cpus or usable_cpus()) if own else None,
                 object_store_memory=OBJECT_STORE_BYTES if own else None,
                 include_dashboard=True if own else None,
                 dashboard_host="127.0.0.1" if own else None,
@@ -66,7 +67,6 @@ class RayExecutor:
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._idle: list[Any] = []
         """Actors without a unit. They hold their CPUs until somebody else needs them: a new one takes seconds."""
-        self._cpus_of_actor = 0.0
         # Retries are the driver's alone: Ray would repeat a task killed for memory without end.
         self._task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(do_unit)
         self._actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
@@ -95,11 +95,10 @@ class RayExecutor:
         """Start a unit; its name is what the dashboard shows."""
         actor = None
         if spec.unit.stage == "detect":
-            self._cpus_of_actor = resources.cpus
             actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=resources.cpus).remote()
             reference = actor.detect.options(name=str(spec.unit)).remote(spec)
         else:
-            self._make_room(resources.cpus)
+            self._make_room(resources)
             options = {"name": str(spec.unit), "num_cpus": resources.cpus, "num_gpus": resources.gpus}
             reference = self._task.options(**options).remote(spec)
         self._running[reference] = (spec, actor)
@@ -154,13 +153,13 @@ class RayExecutor:
         if self._token is not None:
             self._token.unlink(missing_ok=True)
 
-    def _make_room(self, cpus: float) -> None:
-        """End idle actors whose CPUs a task needs."""
-        total = sum(node.cpus for node in self.nodes)
-        held = self._cpus_of_actor * (len(self._running) + len(self._idle))
-        while self._idle and held + cpus > total:
-            self._ray.kill(self._idle.pop())
-            held -= self._cpus_of_actor
+    def _make_room(self, needed: Resources) -> None:
+        """End the idle actors where a task may need their CPUs; any of them may be on the one node that has room."""
+        slots = sum(int(node.cpus / needed.cpus + 1e-9) for node in self.nodes)
+        if needed.gpus or len(self._running) + len(self._idle) + 1 > slots:
+            for actor in self._idle:
+                self._ray.kill(actor)
+            self._idle.clear()
 
     def _lost(self, spec: UnitSpec, error: Exception) -> Outcome:
         """Say how a unit lost its worker."""
@@ -179,10 +178,12 @@ class RayExecutor:
         )
 
     def _host_is_gone(self, spec: UnitSpec) -> bool:
-        """Whether nothing answers any more where the unit ran."""
+        """Whether nothing answers any more where the unit ran; asked once a host and look at the nodes."""
         host = read_record(spec.run.progress(spec.unit)).get("host")
-        nodes = [node for node in self._up if node["NodeManagerHostname"] == host]
-        return any(not _answers(node["NodeManagerAddress"], node["NodeManagerPort"], 2.0) for node in nodes)
+        for node in self._up:
+            if node["NodeManagerHostname"] == host and "answers" not in node:
+                node["answers"] = _answers(node["NodeManagerAddress"], node["NodeManagerPort"], 2.0)
+        return any(not node.get("answers", True) for node in self._up if node["NodeManagerHostname"] == host)
 
 
 class InlierModels:
