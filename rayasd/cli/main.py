@@ -44,7 +44,7 @@ def _interrupt(*_: object) -> None:
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 1 some units failed, 2 usage or configuration, 75 interrupted."""
+    """Run the command line; exit codes: 0 done, 1 some units failed, 2 usage, 75 interrupted, 77 stopped."""
     debug = "--debug" in sys.argv[1:]
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)

@@ -90,7 +90,7 @@ def training_hosts(run: Path) -> dict[str, str]:
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """Return what a run found: weights, embeddings and scores by name, and its leaderboard."""
+    """Return what a run found: weights and scores by name, and its leaderboard."""
     files = [
         *run.glob("models/*/*/*/model.safetensors"),
         *run.glob("scores/**/part-0.parquet"),
