@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayasd.cli.options import Execution
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
 from rayasd.files import read_record
@@ -187,7 +188,7 @@ def print_plan(
     config: Config,
     catalog: Catalog,
     parameters: Mapping[str, int],
-    execution: Mapping[str, Any],
+    execution: Execution,
 ) -> None:
     """Print what a sweep would do, and about how much disk it would take.
 
@@ -206,10 +207,10 @@ def print_plan(
         table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
     clips = Counter(catalog.table["machine"].to_pylist())
     cache_bytes = sum(catalog.table["size"].to_pylist())
-    gpus = execution["gpus_per_unit"]
+    gpus = execution.gpus_per_unit
     for stage in STAGES:
         chosen = [unit for unit in units if unit.stage == stage]
-        request = f"{execution['cpus_per_unit']:g} CPU"
+        request = f"{execution.cpus_per_unit:g} CPU"
         if stage != "detect":
             request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
         disk = sum(_disk(unit, config, clips[unit.machine], parameters) for unit in chosen)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,34 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     if not seeds:
         raise UserError(f"--seeds {text}: an empty range")
     return tuple(dict.fromkeys(seeds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how units run, as ``execution_options`` ask for it."""
+
+    executor: str
+    address: str | None
+    cpus_per_unit: float
+    gpus_per_unit: float | None
+    ranks_per_unit: int | None
+    device: str
+    max_tries: int
+    hang_seconds: float
+    grace: float
+    retry_failed: bool
+    fail_fast: bool
+    cache: Path | None
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> "Execution":
+        """Take these options out of all that a command was given."""
+        return cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of a training unit: by default one a GPU."""
+        return self.ranks_per_unit or max(1, int(self.gpus_per_unit or 1))
 
 
 def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import execution_options
+from rayasd.cli.options import Execution, execution_options
 
 if TYPE_CHECKING:
     from rayasd.unit import Stage
@@ -53,12 +53,13 @@ def sweep(**options: Any) -> None:
     """
     from rayasd.cli.run import run_sweep
 
-    raise SystemExit(_run(options["executor"], lambda: run_sweep(**options)))
+    execution = Execution.taken_from(options)
+    raise SystemExit(_run(execution, lambda: run_sweep(**options, execution=execution)))
 
 
-def _run(executor: str, command: Callable[[], int]) -> int:
+def _run(execution: Execution, command: Callable[[], int]) -> int:
     """Run a command here, or on rank 0 of an MPI job while the other ranks work for it."""
-    if executor != "mpi":
+    if execution.executor != "mpi":
         return command()
     from rayasd.sweep.executors.mpi import on_rank_0
 
@@ -74,7 +75,8 @@ def _stage_command(stage: "Stage", text: str) -> click.Command:
     def command(run: Path, machines: str, **options: Any) -> None:
         from rayasd.cli.run import run_stages
 
-        raise SystemExit(_run(options["executor"], lambda: run_stages(run, (stage,), machines, **options)))
+        execution = Execution.taken_from(options)
+        raise SystemExit(_run(execution, lambda: run_stages(run, (stage,), machines, execution)))
 
     return command
 

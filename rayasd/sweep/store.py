@@ -1,18 +1,14 @@
 """The run directory as a whole: whose configuration and data it holds, which units are done, what happened."""
 
 import json
-import platform
 import socket
-import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rayasd import __version__
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
@@ -21,9 +17,8 @@ from rayasd.nested import flatten
 from rayasd.presets import to_toml
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
+from rayasd.sweep.provenance import describe_invocation
 from rayasd.unit import RunDirectory, Unit, UnitSpec
-
-PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyarrow", "soundfile")
 
 
 class RunStore:
@@ -126,15 +121,7 @@ class RunStore:
                 return  # others read what stands there
             plans = list(dict.fromkeys([*self.plans(), plan]))
             config = replace(config, variants={**before.variants, **config.variants})
-        invocation = {
-            "time": now(),
-            "command": list(command),
-            "host": socket.gethostname(),
-            "rayasd": __version__,
-            "revision": git_revision(),
-            "python": platform.python_version(),
-            "packages": {name: _package_version(name) for name in PACKAGES},
-        }
+        invocation = describe_invocation(command)
         manifest |= {
             "data": dict(data),
             "plans": [asdict(each) for each in plans],
@@ -280,26 +267,6 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         if json.dumps(a) != json.dumps(b):  # lists and tuples alike
             lines.append(f"{key}: {_short(a)} -> {_short(b)}")
     return lines
-
-
-def git_revision() -> str | None:
-    """Revision of the source tree that rayasd runs from, with + where it has uncommitted changes."""
-    folder = Path(__file__).parent
-    try:
-        output = subprocess.run(
-            ["git", "-C", folder, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return output.stdout.strip()
-
-
-def _package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _size(path: Path) -> int:

@@ -138,7 +138,7 @@ def test_a_lost_head_is_put_back_in_the_queue(job, hosts, undisturbed, tmp_path)
 
 
 def test_at_the_time_limit_units_save_and_the_job_goes_on_later(job, undisturbed, tmp_path):
-    batch = job(options=(*TWO_HOSTS, "--time=1", "--signal=B:USR1@25"))
+    batch = job(options=(*TWO_HOSTS, "--time=2", "--signal=B:USR1@60"))  # Slurm sends it up to a minute early
     assert batch.wait(500) == "COMPLETED", batch.log
     assert int(batch.facts()["Restarts"]) >= 1
     kinds = [event["event"] for event in events(tmp_path / "run")]

@@ -1,0 +1,168 @@
+"""Where units run, for how long, and what becomes of signals: the options that all commands which run units share."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from rayasd.cli.display import Display, counted, print_failed_cells, print_failures
+from rayasd.cli.options import Execution, cache_folder
+from rayasd.cli.reporting import report_stands, show_report
+from rayasd.data.catalog import read_catalog
+from rayasd.errors import EXIT_STOPPED, UserError
+from rayasd.host import usable_cpus, visible_gpus
+from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
+from rayasd.sweep.executors import Executor, Request, Resources
+from rayasd.sweep.executors.local import LocalExecutor
+from rayasd.sweep.store import RunStore
+from rayasd.unit import Unit
+
+
+def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execution) -> int:
+    """Do the units asked for that are not done, and report; returns the exit code."""
+    began = time.monotonic()
+    specs = store.specs(
+        device=how.device,
+        cache=cache_folder(how.cache),
+        num_threads=max(1, round(how.cpus_per_unit)),
+        num_ranks=how.num_ranks,
+    )
+    sweep = survey(store, specs, set(asked), retry_failed=how.retry_failed)
+    done = sum(sweep.states[unit] is State.DONE for unit in asked)
+    waiting = sweep.count(State.WAITING)
+    if waiting:
+        console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
+        running = _start(how, store)
+        interrupted = _note_interruptions(
+            store, how.grace
+        )  # after Ray's own handler, which ends us at once
+        try:
+            request = _request(running.nodes, how)
+            console.print(running.describe(), highlight=False, soft_wrap=True)
+            store.record("sweep started", waiting=waiting, executor=running.describe().splitlines()[0])
+            with Display(console, store.paths, began, running.publish) as display:
+
+                def on_change(sweep: Sweep) -> None:
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+                    display.update(sweep)
+
+                left = drive(sweep, store, running, request, max_tries=how.max_tries, fail_fast=how.fail_fast,
+                             hang_seconds=how.hang_seconds, on_change=on_change)  # fmt: skip
+            store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
+            if left:
+                console.print(left, highlight=False)
+                if store.stop_file.exists() and store.stop_file.read_text():
+                    return EXIT_STOPPED
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            store.record("sweep interrupted")
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            running.close()
+            for unit in sweep.units(State.RUNNING):
+                store.paths.progress(unit).unlink(missing_ok=True)
+    elif done == len(asked):
+        console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
+    print_failures(console, sweep, asked)
+    complete = all(sweep.states[unit] is State.DONE for unit in asked)
+    scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
+    if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
+        complete = _report(console, store, sweep, waiting) and complete
+    return 0 if complete else 1
+
+
+def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bool:
+    """Show the leaderboard; tells whether every ranked system has all its cells."""
+    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
+    evaluation = store.config().evaluation
+    if waiting == 0 and report_stands(store, sweep, catalog, evaluation):
+        console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
+    else:
+        show_report(console, store, sweep, catalog, evaluation)
+    failed = print_failed_cells(console, pq.read_table(store.paths.cells))
+    ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
+    lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
+    return not (failed and lacking)
+
+
+def check_execution(how: Execution) -> None:
+    """Refuse at once what cannot be given, where that is known before data are read or Ray is started.
+
+    Raises:
+        UserError: no node can give what a unit asks for, or that makes no sense.
+
+    """
+    standing = how.address or os.environ.get("RAY_ADDRESS", "local") != "local"
+    if how.executor == "mpi":
+        _request(_mpi(how).nodes, how)
+    elif how.executor == "local" or not standing:
+        _request([Resources(usable_cpus(), len(visible_gpus()))], how)
+
+
+def _request(nodes: Sequence[Resources], how: Execution) -> Request:
+    """Settle what a unit asks for: by default a GPU a rank, where there are any.
+
+    Raises:
+        UserError: no node can give it, or it makes no sense.
+
+    """
+    gpus, num_ranks, most = how.gpus_per_unit, how.num_ranks, max((node.gpus for node in nodes), default=0.0)
+    if how.device == "cuda" and not most:
+        raise UserError("--device cuda, but no node has a GPU")
+    if how.device == "cpu" or (gpus is None and not most):
+        gpus = 0.0
+    elif gpus is None:
+        gpus = float(num_ranks) if num_ranks > 1 else min(1.0, most)
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus-per-unit {gpus:g}: a part of one GPU, or a whole number")
+    if gpus and num_ranks not in (1, gpus):
+        raise UserError(f"--ranks-per-unit {num_ranks} with {gpus:g} GPUs a unit: each rank has one, or all use CPUs")
+    request = Request(how.cpus_per_unit, gpus)
+    check_request(request, nodes)
+    return request
+
+
+def _note_interruptions(store: RunStore, grace: float) -> Event:
+    """Remember Ctrl-C and SIGTERM besides raising them: raised within a callback of Ray's, Python only prints them.
+
+    SIGUSR1, a batch system's word that the time limit is near, asks the run to stop, and interrupts it ``grace``
+    seconds later if units have not ended by then.
+    """
+    interrupted = Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def stop(*_: object) -> None:
+        store.stop_file.touch()
+        signal.setitimer(signal.ITIMER_REAL, grace)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, interrupt)
+    signal.signal(signal.SIGUSR1, stop)
+    return interrupted
+
+
+def _start(how: Execution, store: RunStore) -> Executor:
+    if how.executor == "local":
+        return LocalExecutor()
+    if how.executor == "mpi":
+        return _mpi(how)
+    from rayasd.sweep.executors.ray import RayExecutor
+
+    return RayExecutor(how.address, store.paths.of_driver("ray-token", store.part), store.paths.root.name)
+
+
+def _mpi(how: Execution) -> Executor:
+    from rayasd.sweep.executors.mpi import MPIExecutor
+
+    return MPIExecutor(how.cpus_per_unit)
