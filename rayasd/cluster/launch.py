@@ -224,10 +224,10 @@ def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[
         while True:
             # a signal goes to all nodes: the head ends the driver first, then us; but somebody may mean us alone
             asked_at = asked_at or (time.monotonic() if signals else None)
-            if meeting.end.exists() or not meeting.folder.exists():
-                return 0  # what became of the command is the head's to say
             if trouble := meeting.trouble():
                 raise UserError(trouble)
+            if meeting.end.exists() or not meeting.folder.exists():
+                return 0  # what became of the command is the head's to say
             if asked_at and time.monotonic() - asked_at > _LAST_WORD_SECONDS:
                 raise Interruption
             if node.ended:  # Ray leaves, too, when it has lost the head's

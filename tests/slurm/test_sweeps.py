@@ -223,18 +223,22 @@ def test_a_ray_that_cannot_start_fails_all_launchers_with_its_reason(hosts, tmp_
 
 
 def test_a_client_without_the_token_is_refused(job, hosts, tmp_path):
-    job()
+    batch = job("--set", "exposure.epochs=20000")
     wait_for(lambda: training_on_both(tmp_path / "run"), 120)
-    address = (
-        next(event["executor"] for event in events(tmp_path / "run") if "executor" in event).split()[2].rstrip(":")
-    )
-    client = f"import ray; ray.init(address={address!r}); print('let in')"
-    asked = hosts.node(2, "env", "-u", "RAY_AUTH_MODE", f"HOME={tmp_path}", sys.executable, "-c", client, timeout=100)
-    assert asked.returncode != 0
-    assert "let in" not in asked.stdout
     (token,) = tmp_path.glob("launch-*/token")
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.read_text() not in hosts.node(1, "ps", "-eo", "args").stdout
+    executor = next(event["executor"] for event in events(tmp_path / "run") if "executor" in event)
+    address = executor.split()[2].rstrip(":")
+    client = f"import ray; ray.init(address={address!r}); print('let', 'in')"
+    anybody = ("env", "-u", "RAY_AUTH_MODE", f"HOME={tmp_path}")
+    asked = hosts.node(2, *anybody, sys.executable, "-c", client, timeout=150)
+    assert asked.returncode != 0
+    assert "let in" not in asked.stdout
+    known = ("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={token}")
+    asked = hosts.node(2, *anybody, *known, sys.executable, "-c", client, timeout=60)
+    assert "let in" in asked.stdout  # it was for the token alone
+    assert batch.state() == "RUNNING"
 
 
 def test_mpirun_starts_the_launchers(hosts, undisturbed, tree, cache, tmp_path):
