@@ -39,9 +39,7 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
     if waiting:
         console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
         running = _start(how, store)
-        interrupted = _note_interruptions(
-            store, how.grace
-        )  # after Ray's own handler, which ends us at once
+        interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
         try:
             request = _request(running.nodes, how)
             console.print(running.describe(), highlight=False, soft_wrap=True)
