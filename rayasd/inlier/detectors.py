@@ -28,7 +28,7 @@ FAMILIES = {
     "lof": "rayasd.inlier.estimators.OutlierFactor",
     "gmm": "sklearn.mixture.GaussianMixture",
     "ocsvm": "sklearn.svm.OneClassSVM",
-    "kde": "sklearn.neighbors.KernelDensity",
+    "kde": "rayasd.inlier.estimators.KernelDensity",
     "banks": "rayasd.inlier.estimators.DomainBanks",
     "ldn": "rayasd.inlier.estimators.LocalDensityDistance",
     "kmeans": "rayasd.inlier.estimators.CentroidDistance",

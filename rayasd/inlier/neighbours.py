@@ -1,11 +1,15 @@
 """Nearest normal windows, searched once a section and shared by every detector and grid point that asks."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.neighbors import NearestNeighbors
 
 Features = NDArray[np.float32]
+_BLOCK = 20_000_000  # distances, 160 MB
+
 Found = tuple[NDArray[np.float64], NDArray[np.int64]]
 """Euclidean distances and positions in the bank, (windows, k) each, nearest first."""
 
@@ -21,6 +25,7 @@ class NeighbourSearch:
         self._most = most
         self._index = NearestNeighbors(algorithm="brute").fit(bank)
         self._found: dict[int, tuple[Features, Found]] = {}  # the array is kept, so that its id stays its own
+        self._squared: dict[int, tuple[Features, NDArray[np.float64]]] = {}
         self._within: Found | None = None
         self._parts: dict[bytes, NeighbourSearch] = {}
 
@@ -39,6 +44,23 @@ class NeighbourSearch:
             self._within = self._index.kneighbors(None, self._count(k, len(self.bank) - 1))
         distances, positions = self._within
         return distances[:, :k], positions[:, :k]
+
+    def squared_distances(self, X: Features) -> Iterator[NDArray[np.float64]]:
+        """Give squared distances (m, n) of the windows of X to all of the bank in blocks of rows.
+
+        They are remembered where one block holds them all.
+        """
+        if id(X) in self._squared:
+            yield self._squared[id(X)][1]
+            return
+        bank, rows = self.bank.astype(np.float64), max(1, _BLOCK // len(self.bank))
+        for begin in range(0, len(X), rows):
+            part = X[begin : begin + rows].astype(np.float64)
+            block = (part**2).sum(axis=1)[:, None] + (bank**2).sum(axis=1) - 2.0 * (part @ bank.T)
+            np.maximum(block, 0.0, out=block)
+            if len(X) <= rows:
+                self._squared[id(X)] = (X, block)
+            yield block
 
     def part(self, rows: NDArray[np.bool_]) -> "NeighbourSearch":
         """Search among these rows of the bank alone; asking again gives the same search."""

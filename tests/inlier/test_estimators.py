@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
+from rayasd.inlier import neighbours
 from rayasd.inlier.estimators import (
     CentroidDistance,
     DomainBanks,
+    KernelDensity,
     LocalDensityDistance,
     MachineLogit,
     Mahalanobis,
@@ -32,6 +35,17 @@ def test_banks_take_the_smaller_of_source_and_target():
     scores = DomainBanks(n_neighbors=2).fit(X, DOMAINS).score_samples(NEW)
     by_hand = [np.sort(distances(NEW, bank), axis=1)[:, :2].mean(axis=1) for bank in (SOURCE, TARGET)]
     np.testing.assert_allclose(-scores, np.minimum(*by_hand), rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [20_000_000, 100])
+def test_kernel_densities_are_scikit_learns(block: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(neighbours, "_BLOCK", block)  # all at once, and row by row
+    search = NeighbourSearch(X, 1)
+    for bandwidth in (0.5, 1.0, 32.0):
+        scores = KernelDensity(bandwidth).fit(X, search).score_samples(NEW)
+        reference = SklearnKernelDensity(bandwidth=bandwidth, rtol=0).fit(X).score_samples(NEW)
+        np.testing.assert_allclose(scores, reference, rtol=1e-9)
+    assert len(search._squared) == (block > 100)
 
 
 def test_banks_without_target_clips_are_neighbour_distances():
