@@ -175,8 +175,8 @@ class OutlierFactor(BaseEstimator):
 class KernelDensity(BaseEstimator):
     """Log-density of a sum of Gaussians of one width, one on each normal window (Parzen 1962).
 
-    All bandwidths share one distance matrix. Not scikit-learn's: its sums begin at the bound of a whole tree and lose what
-    is 1e-16 below it, so that windows far from all others, the anomalous ones, come out too near.
+    All bandwidths share one distance matrix. Not scikit-learn's: its sums begin at the bound of a whole tree and lose
+    what is 1e-16 below it, so that windows far from all others, the anomalous ones, come out too near.
     """
 
     def __init__(self, bandwidth: float = 1.0) -> None:
