@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rayasd.config import Config
 from rayasd.files import digest
@@ -151,9 +152,15 @@ class UnitSpec:
     def identity(self) -> str:
         """Sha256 of all that decides the result: configuration of this stage and of those before, and the data."""
         stages = STAGES[: STAGES.index(self.unit.stage) + 1]
-        sections = {name: asdict(getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]}
-        deciding = {k: v for k, v in flatten(sections).items() if k not in _WITHOUT_EFFECT}
+        deciding = _deciding(*((name, getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]))
         return digest([RESULTS_VERSION[self.unit.stage], deciding, self.unit.machine, self.unit.seed, self.data])
+
+
+@lru_cache(maxsize=1024)
+def _deciding(*sections: tuple[str, Any]) -> dict[str, Any]:
+    """Pick the settings that change a result; many units share them."""
+    settings = flatten({name: asdict(section) for name, section in sections})
+    return {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
 
 
 @dataclass(frozen=True)

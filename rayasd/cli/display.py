@@ -43,7 +43,6 @@ class Display:
         self.console, self.paths, self.began, self.publish = console, paths, began, publish
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
-        self._seen: dict[Unit, State] = {}
         self._notes: set[str] = set()
 
     def __enter__(self) -> "Display":
@@ -57,12 +56,9 @@ class Display:
 
     def update(self, sweep: Sweep) -> None:
         """Say what changed, and redraw when it is time."""
-        if not self._seen:
-            self._seen = dict(sweep.states)
-        for unit, state in sweep.states.items():
-            if state is not self._seen[unit]:
-                self._seen[unit] = state
-                self._announce(sweep, unit, state)
+        for unit in sweep.moved:
+            self._announce(sweep, unit, sweep.states[unit])
+        sweep.moved.clear()
         if time.monotonic() - self._drawn < (_REDRAW_SECONDS if self._live else _PLAIN_SECONDS):
             return
         self._drawn = time.monotonic()

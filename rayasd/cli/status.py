@@ -76,7 +76,7 @@ def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
     sweep = survey(store, specs, set(specs), retry_failed=False)
     for unit in sweep.units(State.WAITING):
         if holders and store.paths.progress(unit).exists():
-            sweep.states[unit] = State.RUNNING
+            sweep.move(unit, State.RUNNING)
     events = store.events()
     state = {
         "run": str(store.paths.root),

@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from heapq import heappop, heappush
 
 from rayasd.errors import UserError
 from rayasd.sweep.executors import Executor, Request, Resources
@@ -12,7 +13,7 @@ from rayasd.sweep.heartbeats import Heartbeats
 from rayasd.sweep.plan import prerequisite
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import STAGES, Unit, UnitSpec
+from rayasd.unit import STAGES, Stage, Unit, UnitSpec
 
 _POLL_SECONDS = 0.5
 _MAX_LOSSES = 20  # hosts that may be lost under one unit
@@ -32,16 +33,44 @@ class State(StrEnum):
 
 @dataclass
 class Sweep:
-    """Units of a sweep and where each stands."""
+    """Units of a sweep and where each stands; ``move`` alone changes that."""
 
     specs: Mapping[Unit, UnitSpec]
-    states: dict[Unit, State]
+    states: dict[Unit, State] = field(default_factory=dict)
     reasons: dict[Unit, str] = field(default_factory=dict)
     """Why a unit failed or is blocked."""
+    moved: list[Unit] = field(default_factory=list)
+    """Units whose state has changed, for whoever shows them (and clears this)."""
+
+    def __post_init__(self) -> None:
+        self._counts = Counter(self.states.values())
+        self.dependents: dict[Unit, list[Unit]] = {}
+        for unit, spec in self.specs.items():
+            if (needed := prerequisite(unit, spec.config)) is not None:
+                self.dependents.setdefault(needed, []).append(unit)
+
+    def move(self, unit: Unit, state: State, reason: str | None = None) -> None:
+        """Change a unit's state. What waits for a unit that is not to be done is blocked with it."""
+        if unit in self.states:
+            self._counts[self.states[unit]] -= 1
+        self._counts[state] += 1
+        self.states[unit] = state
+        self.moved.append(unit)
+        if reason is not None:
+            self.reasons[unit] = reason
+        if state in (State.FAILED, State.BLOCKED):
+            for dependent in self.dependents.get(unit, ()):
+                if self.states.get(dependent) is State.WAITING:
+                    self.move(dependent, State.BLOCKED, self.reasons[unit])
+
+    def may_start(self, unit: Unit) -> bool:
+        """Whether a unit waits for nothing but its turn."""
+        needed = prerequisite(unit, self.specs[unit].config)
+        return self.states[unit] is State.WAITING and (needed is None or self.states[needed] is State.DONE)
 
     def count(self, state: State) -> int:
         """Units in this state."""
-        return sum(s is state for s in self.states.values())
+        return self._counts[state]
 
     def units(self, state: State) -> list[Unit]:
         """List the units in this state, in the order of the plan."""
@@ -58,19 +87,21 @@ def survey(store: RunStore, specs: Mapping[Unit, UnitSpec], asked: Collection[Un
         retry_failed: run units again that failed for good in an earlier sweep.
 
     """
-    sweep = Sweep(specs, {})
+    sweep = Sweep(specs)
     for unit, spec in specs.items():
         needed = prerequisite(unit, spec.config)
         # what stands on something that is to be done again is to be done again too
         if (needed is None or sweep.states[needed] is State.DONE) and store.is_done(spec):
-            sweep.states[unit] = State.DONE
+            sweep.move(unit, State.DONE)
         elif not (retry_failed and unit in asked) and (reason := store.failure(spec)) is not None:
-            sweep.states[unit], sweep.reasons[unit] = State.FAILED, reason
-        elif unit in asked:
-            sweep.states[unit] = State.WAITING
+            sweep.move(unit, State.FAILED, reason)
+        elif unit not in asked:
+            sweep.move(unit, State.BLOCKED, f"{unit} has not been done")
+        elif needed is not None and sweep.states[needed] in (State.FAILED, State.BLOCKED):
+            sweep.move(unit, State.BLOCKED, sweep.reasons[needed])
         else:
-            sweep.states[unit], sweep.reasons[unit] = State.BLOCKED, f"{unit} has not been done"
-    _block_dependents(sweep)
+            sweep.move(unit, State.WAITING)
+    sweep.moved.clear()
     return sweep
 
 
@@ -120,46 +151,84 @@ def drive(
         Why units are left that could still be done: asked to stop, or no node for them; None if there are none.
 
     """
-    tries = _Tries(max_tries)
-    heartbeats = Heartbeats(store.paths, hang_seconds)
+    tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
+    queue = _Queue(sweep)
+    running: dict[Unit, Resources] = {}
     stranded_since = None
     while True:
-        running = sweep.units(State.RUNNING)
         stopping = store.stop_file.exists()
-        ready = [] if stopping else _ready(sweep)
         free = request.usable(executor.nodes)
-        for unit in running:
-            free = free.plus(request.of(unit.stage), -1)
-        for unit in ready:
-            needed = request.of(unit.stage)
-            if free.fits(needed) and not tries.pausing(unit):
-                free = free.plus(needed, -1)
-                sweep.states[unit] = State.RUNNING
-                running.append(unit)
-                store.record("unit started", unit=str(unit), attempt=tries.of(unit) + 1)
-                store.paths.progress(unit).unlink(missing_ok=True)
-                executor.submit(sweep.specs[unit], needed)
+        for held in running.values():
+            free = free.plus(held, -1)
+        for unit in [] if stopping else queue.take(free, request, tries.pausing):
+            running[unit] = request.of(unit.stage)
+            sweep.move(unit, State.RUNNING)
+            store.record("unit started", unit=str(unit), attempt=tries.of(unit) + 1)
+            store.paths.progress(unit).unlink(missing_ok=True)
+            executor.submit(sweep.specs[unit], running[unit])
         on_change(sweep)
-        if not running and not ready:
+        if not running and (stopping or not sweep.count(State.WAITING)):
             return "stopped as asked" if stopping and sweep.count(State.WAITING) else None
-        if running or any(map(tries.pausing, ready)):
+        if running or queue.pauses:
             stranded_since = None
         else:
             stranded_since = stranded_since or time.monotonic()
             if time.monotonic() - stranded_since > _STRANDED_SECONDS:
-                return f"no node is left on which a unit fits (it asks for {request.of(ready[0].stage)})"
+                return f"no node is left on which a unit fits (it asks for {request.of(queue.first.stage)})"
         outcomes = executor.wait(_POLL_SECONDS)
         ended = {outcome.unit for outcome in outcomes}
         for unit in heartbeats.silent([unit for unit in running if unit not in ended]):
             executor.cancel(unit)
             outcomes.append(Outcome(unit, f"ended after {hang_seconds:g} s without a sign of life"))
         for outcome in outcomes:
+            del running[outcome.unit]
             again = tries.note(outcome)
             _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again)
-            if outcome.error and fail_fast and sweep.states[outcome.unit] is State.FAILED:
+            queue.offer(outcome.unit, *sweep.dependents.get(outcome.unit, ()))
+            if fail_fast and sweep.states[outcome.unit] is State.FAILED:
                 for unit in sweep.units(State.WAITING):
-                    sweep.states[unit], sweep.reasons[unit] = State.BLOCKED, "stopped by --fail-fast"
-            _block_dependents(sweep)
+                    sweep.move(unit, State.BLOCKED, "stopped by --fail-fast")
+
+
+class _Queue:
+    """Units that may start: later stages first, within a stage in the order of the plan."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+        self._place = {unit: place for place, unit in enumerate(sweep.specs)}
+        self._heaps: dict[Stage, list[tuple[int, Unit]]] = {stage: [] for stage in reversed(STAGES)}
+        self.pauses = False
+        """Whether a unit that would fit waits for its next try."""
+        self.offer(*sweep.units(State.WAITING))
+
+    @property
+    def first(self) -> Unit:
+        """The unit whose turn it is."""
+        return next(heap[0][1] for heap in self._heaps.values() if heap)
+
+    def offer(self, *units: Unit) -> None:
+        """Put those of the units in line that may start."""
+        for unit in units:
+            if self._sweep.may_start(unit):
+                heappush(self._heaps[unit.stage], (self._place[unit], unit))
+
+    def take(self, free: Resources, request: Request, pausing: Callable[[Unit], bool]) -> Iterator[Unit]:
+        """Take out the units that fit into what is free."""
+        self.pauses = False
+        for stage, heap in self._heaps.items():
+            needed, later = request.of(stage), []
+            while heap and free.fits(needed):
+                place, unit = heappop(heap)
+                if not self._sweep.may_start(unit):
+                    continue  # blocked since it was put in line
+                if pausing(unit):
+                    later.append((place, unit))
+                    continue
+                free = free.plus(needed, -1)
+                yield unit
+            for entry in later:
+                heappush(heap, entry)
+            self.pauses = self.pauses or bool(later)
 
 
 @dataclass
@@ -195,31 +264,15 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
     unit, spec = outcome.unit, sweep.specs[outcome.unit]
     store.paths.progress(unit).unlink(missing_ok=True)
     if outcome.stopped:
-        sweep.states[unit] = State.WAITING
+        sweep.move(unit, State.WAITING)
         store.record("unit stopped", unit=str(unit))
     elif outcome.error is None:
-        sweep.states[unit] = State.DONE
+        sweep.move(unit, State.DONE)
         store.record("unit done", unit=str(unit))
     elif again:
-        sweep.states[unit] = State.WAITING
+        sweep.move(unit, State.WAITING)
         store.record("unit to be tried again", unit=str(unit), reason=outcome.error, tries=tries)
     else:
-        sweep.states[unit], sweep.reasons[unit] = State.FAILED, outcome.error
         store.mark_failed(spec, outcome.error, outcome.details, tries)
         store.record("unit failed", unit=str(unit), reason=outcome.error, tries=tries)
-
-
-def _ready(sweep: Sweep) -> list[Unit]:
-    ready = []
-    for unit in sweep.units(State.WAITING):
-        needed = prerequisite(unit, sweep.specs[unit].config)
-        if needed is None or sweep.states[needed] is State.DONE:
-            ready.append(unit)
-    return sorted(ready, key=lambda unit: -STAGES.index(unit.stage))  # stable: the plan's order within a stage
-
-
-def _block_dependents(sweep: Sweep) -> None:
-    for unit in sweep.units(State.WAITING):
-        needed = prerequisite(unit, sweep.specs[unit].config)
-        if needed is not None and sweep.states[needed] in (State.FAILED, State.BLOCKED):
-            sweep.states[unit], sweep.reasons[unit] = State.BLOCKED, sweep.reasons[needed]
+        sweep.move(unit, State.FAILED, outcome.error)

@@ -56,8 +56,8 @@ def test_a_log_gets_plain_lines_once(sweep):
     with Display(log, run, 0.0) as display:
         display.update(state)
         write_json(run.marker(TRAIN, "DONE"), {"seconds": 12.34, "notes": ["on a cpu"]})
-        state.states[TRAIN] = State.DONE
-        state.states[EMBED], state.reasons[EMBED] = State.FAILED, "bad [data]"
+        state.move(TRAIN, State.DONE)
+        state.move(EMBED, State.FAILED, "bad [data]")
         display.update(state)
     lines = output(log).splitlines()
     assert "done     train fan both seed 0, 12.3 s" in lines

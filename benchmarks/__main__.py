@@ -1,0 +1,51 @@
+"""Run parts of the benchmark and keep what they measured.
+
+python -m benchmarks                 # all parts: about ten minutes on two cores
+python -m benchmarks metrics driver  # some
+"""
+
+import argparse
+import importlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import Figure, machine
+
+PARTS = ("ingest", "training", "embedding", "neighbours", "inlier", "metrics", "driver")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="JSON file with all figures")
+    arguments = parser.parse_args()
+    console, figures = Console(), []
+    for name in arguments.parts or PARTS:
+        with console.status(name):
+            figures += importlib.import_module(f"benchmarks.{name}").measure()
+    console.print(table(figures))
+    facts = machine()
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()), style="dim", highlight=False)
+    arguments.out.write_text(json.dumps({"machine": facts, "figures": list(map(asdict, figures))}, indent=2) + "\n")
+
+
+def table(figures: list[Figure]) -> Table:
+    shown = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("part", "figure", "ours", "compared with", "its", "ratio", "wanted", "note"):
+        shown.add_column(name, justify="right" if name in ("ours", "its", "ratio", "wanted") else "left")
+    for figure in figures:
+        ratio, wanted = figure.ratio, "" if figure.wanted is None else f"{figure.wanted:g}"
+        shown.add_row(
+            figure.part, figure.what, f"{figure.ours:.4g} {figure.unit}", figure.compared_with,
+            "" if figure.other is None else f"{figure.other:.4g}", "" if ratio is None else f"{ratio:.2f}", wanted,
+            figure.note,
+        )  # fmt: skip
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Time two ways to the same result in turn, on a machine that others may use: what counts is their ratio."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    part: str
+    what: str
+    ours: float
+    unit: str
+    """A speed (…/s), where more is better, or a time (s), where less is."""
+    compared_with: str = ""
+    other: float | None = None
+    wanted: float | None = None
+    """Ratio."""
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better ours is."""
+        if self.other is None:
+            return None
+        return self.ours / self.other if self.unit.endswith("/s") else self.other / self.ours
+
+
+def in_turn(*ways: Callable[[], object], repeat: int = 3) -> list[float]:
+    """Run each way ``repeat`` times, in turn; returns the median seconds of each."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(repeat):
+        for way, taken in zip(ways, seconds, strict=True):
+            began = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - began)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def machine() -> dict[str, Any]:
+    """Say where figures come from."""
+    import torch
+
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+             if line.startswith("model name")]  # fmt: skip
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "CPU": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "GPU": gpu,
+        "Python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "scikit-learn", "ray")},
+    }
