@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.measure import Figure, machine
 
-PARTS = ("ingest", "training", "embedding", "neighbours", "inlier", "metrics", "driver")
+PARTS = ("ingest", "training", "neighbours", "inlier", "metrics", "driver")
 
 
 def main() -> None:

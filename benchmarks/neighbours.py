@@ -1,9 +1,7 @@
 """What it is worth to search neighbours once a section and share them over detectors and grid points.
 
-    python benchmarks/neighbours.py
-
 Random embeddings of one section as DCASE 2021 has them: 1003 normal and 400 test clips of 10 windows, D = 128;
-detectors fitted to all training clips (10030 windows) or to a sixth of them. Prints seconds and ratio, one thread.
+detectors fitted to all training clips (10030 windows) or to a sixth of them.
 """
 
 import time
@@ -11,6 +9,7 @@ import time
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from benchmarks.measure import Figure
 from rayasd.config import InlierConfig
 from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, parse_detectors
 from rayasd.inlier.neighbours import NeighbourSearch
@@ -34,10 +33,10 @@ def seconds(bank: np.ndarray, test: np.ndarray, *, shared: bool) -> tuple[float,
     return time.perf_counter() - began, scores
 
 
-def main() -> None:
+def measure() -> list[Figure]:
     rng = np.random.default_rng(0)
     test = rng.standard_normal((TEST_CLIPS * WINDOWS, DIM)).astype(np.float32)
-    print(f"{'windows to fit to':>17} {'alone':>8} {'shared':>8} {'ratio':>6}")
+    figures = []
     for clips in (167, 1003):
         bank = rng.standard_normal((clips * WINDOWS, DIM)).astype(np.float32)
         with threadpool_limits(1):
@@ -45,8 +44,6 @@ def main() -> None:
             together, other = seconds(bank, test, shared=True)
         for a, b in zip(one, other, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4)
-        print(f"{len(bank):17} {alone:7.2f}s {together:7.2f}s {alone / together:6.1f}")
-
-
-if __name__ == "__main__":
-    main()
+        what = f"neighbours of {len(bank)} windows, 4 detectors, 6 grid points"
+        figures.append(Figure("neighbours", what, together, "s", "a search for each", alone, note="one thread"))
+    return figures

@@ -35,24 +35,25 @@ class MelSpectrogram(nn.Module):
 
     def __init__(self, config: FrontEndConfig, sample_rate: int, *, n_mels: int | None = None) -> None:
         super().__init__()
-        self.log = config.log
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=sample_rate,
+        self.log, self.power = config.log, config.power
+        self.spectrogram = torchaudio.transforms.Spectrogram(
             n_fft=config.n_fft,
             hop_length=config.hop_length,
-            f_min=config.f_min,
-            f_max=config.f_max,
-            n_mels=n_mels or config.n_mels,
-            power=config.power,
+            power=None,
             normalized=config.normalized,
             center=True,
             pad_mode="reflect",
+        )
+        self.scale = torchaudio.transforms.MelScale(
+            n_mels or config.n_mels, sample_rate, config.f_min, config.f_max, config.n_fft // 2 + 1
         )
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Compute the spectrograms."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            mel = self.mel(waveforms.float()).unsqueeze(1)
+            spectrum = self.spectrogram(waveforms.float())
+            squares = spectrum.real.square() + spectrum.imag.square()  # twice as fast as the complex magnitude on CPUs
+            mel = self.scale(squares.pow(self.power / 2)).unsqueeze(1)
             return (mel + 1e-6).log() if self.log else mel
 
 
