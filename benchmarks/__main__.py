@@ -7,6 +7,7 @@ python -m benchmarks metrics driver  # some
 import argparse
 import importlib
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"), help="JSON file with all figures")
     arguments = parser.parse_args()
-    console, figures = Console(), []
+    console, figures = Console(width=None if sys.stdout.isatty() else 180), []
     for name in arguments.parts or PARTS:
         with console.status(name):
             figures += importlib.import_module(f"benchmarks.{name}").measure()
