@@ -1,6 +1,9 @@
-"""What this process may use of its host: CPUs and GPUs, as a batch system gave them."""
+"""What this process has to do with its host: CPUs and GPUs as a batch system gave them, other processes, ports."""
 
+import ctypes
 import os
+import signal
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,3 +24,22 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
         return [gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"]
     devices = Path("/proc/driver/nvidia/gpus")
     return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel to end this process with its parent, even if that is killed (Linux); may run before an exec."""
+    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def how_it_ended(code: int) -> str:
+    """Say how a process ended, from the exit code as ``subprocess`` gives it: negative for a signal."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def why_silent(host: str, port: int, seconds: float = 5.0) -> str:
+    """Say why nobody answers at a port; empty if somebody does."""
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return ""

@@ -3,7 +3,8 @@
 #SBATCH --nodes=1 --ntasks=1
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 # A sweep without a cluster, where many small jobs start sooner than one large one: a job that decodes and writes the
-# plan, then one array task a machine type, all into the same run directory, then a report of whatever came of them. Run it on a login node; words before -- are sbatch's, for each task:
+# plan, then one array task a machine type, all into the same run directory, then a report of whatever came of them.
+# Run it on a login node; words before -- are sbatch's, for each task:
 #
 #   slurm/array.sh --cpus-per-task=8 --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night --seeds 0-4
 #
@@ -19,16 +20,12 @@ prepare
 
 case ${RAYASD_PART:-} in
 "")
-    options=()
-    while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
-    [ $# -gt 0 ] || { echo "usage: $0 [sbatch options] -- [sweep options]" >&2; exit 2; }
-    shift
-    plan=$("${rayasd[@]}" sweep "$@" --dry-run) || exit
+    divide "$@"
+    plan=$("${rayasd[@]}" sweep "${words[@]}" --dry-run) || exit
     machines=$(awk '/^  detect /{print $2}' <<<"$plan" | sort -u | paste -sd ' ')
     read -ra names <<<"$machines"
     batch() { sbatch --parsable "${options[@]}" "${@:2}" --export="ALL,RAYASD_PART=$1,RAYASD_MACHINES=$machines" \
-        --output="rayasd-%A-%a.log" "$0" "${sweep[@]}"; }
-    sweep=("$@")
+        --output="rayasd-%A-%a.log" "$0" "${words[@]}"; }
     plan_job=$(batch plan) || exit
     machine_jobs=$(batch machine --array="0-$((${#names[@]} - 1))" --dependency="afterok:$plan_job" \
         --kill-on-invalid-dep=yes) || exit

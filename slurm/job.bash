@@ -12,13 +12,19 @@ prepare() {
     rayasd=(${RAYASD_CONTAINER:-} rayasd)
 }
 
-# Submit this script, on a login node: words before -- are sbatch's, those after it the script's.
-submit() {
-    local options=()
+# Divide the words of a login node's command line: before -- they are sbatch's `options`, after it the script's `words`.
+divide() {
+    options=()
     while [ $# -gt 0 ] && [ "$1" != -- ]; do options+=("$1"); shift; done
     [ $# -gt 0 ] || { echo "usage: $0 [sbatch options] -- [sweep options]" >&2; exit 2; }
+    words=("${@:2}")
+}
+
+# Submit this script, on a login node.
+submit() {
+    divide "$@"
     prepare
-    exec sbatch "${options[@]}" "$0" "${@:2}"
+    exec sbatch "${options[@]}" "$0" "${words[@]}"
 }
 
 # Put the job back in the queue, unless it is cancelled, preempted, or was there too often.
@@ -51,5 +57,6 @@ run() {
 run_on_nodes() {
     local cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} # srun no longer takes it over from sbatch
     run srun --no-kill --ntasks-per-node=1 --cpus-per-task="$cpus" \
-        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" --on-lost-head ". '$here/job.bash'; requeue 'the head is lost'" -- "$@"
+        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" \
+        --on-lost-head ". '$here/job.bash'; requeue 'the head is lost'" -- "$@"
 }

@@ -146,6 +146,13 @@ def small_sweep(tree: Path, run_dir: Path, *more: object) -> list[object]:
     return ["sweep", "--data", tree, "--preset", "demo", "--run-dir", run_dir, "--executor", "local", *sets, *more]
 
 
+def run_locally(tree: Path, cache: Path, run_dir: Path, *more: object) -> Path:
+    """Sweep in plain processes of this host, undisturbed; returns the run directory."""
+    command = command_line(*small_sweep(tree, run_dir, *more))
+    subprocess.run(command, env=environment(cache), check=True, timeout=400, stdout=subprocess.DEVNULL)
+    return run_dir
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real recordings and official labels beside the project; tests that need it skip without."""

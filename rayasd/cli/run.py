@@ -110,11 +110,12 @@ def run_sweep(
 def run_stages(run_dir: Path, stages: Sequence[Stage], machines: str, execution: Execution) -> int:
     """Run what is missing of these stages of a run, for these machines; returns the exit code."""
     store = RunStore(run_dir)
-    available = sorted({unit.machine for unit in store.specs()})
+    units = list(store.specs())
+    available = sorted({unit.machine for unit in units})
     chosen = choose("machine", machines, available)
     if set(chosen) != set(available):
         store = RunStore(run_dir, chosen)
-    asked = [unit for unit in store.specs() if unit.stage in stages and unit.machine in chosen]
+    asked = [unit for unit in units if unit.stage in stages and unit.machine in chosen]
     check_execution(execution)
     with store.held():
         return execute(wide_console(), store, asked, execution)

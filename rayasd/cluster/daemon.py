@@ -1,6 +1,5 @@
 """One node's Ray: the command that starts it, its ports, and the end of exactly the processes that it started."""
 
-import ctypes
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
+from rayasd.host import end_with_parent
 
 OBJECT_STORE_BYTES = 100_000_000
 """Specs and outcomes are small, everything large goes through files; Ray's default is 30 % of the node's memory."""
@@ -163,8 +163,3 @@ def _is_free(address: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def end_with_parent() -> None:
-    """Ask the kernel to end this process with the launcher, even if that is killed (Linux; between fork and exec)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,10 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rayasd.cluster.daemon import SETTINGS, RayNode, end_with_parent, free_ports, temporary_folder
+from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, temporary_folder
 from rayasd.cluster.placement import Placement
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from rayasd.files import read_record, write_json
+from rayasd.host import end_with_parent, how_it_ended, why_silent
 
 EXIT_HEAD_LOST = 76
 """A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""
@@ -170,7 +170,7 @@ def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds:
         time.sleep(_POLL_SECONDS)
     code = driver.returncode
     if code < 0:  # killed, for memory or by somebody: all that was finished stands
-        print(f"the driver was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+        print(f"the driver was ended by {how_it_ended(code)}", file=sys.stderr, flush=True)
         code = EXIT_INTERRUPTED
     write_json(meeting.end, {"code": code})
     return code
@@ -232,7 +232,8 @@ def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[
                 raise Interruption
             if node.ended:  # Ray leaves, too, when it has lost the head's
                 ended_at = ended_at or time.monotonic()
-                if _answers(head["address"]):
+                host, _, port = head["address"].rpartition(":")
+                if not why_silent(host, int(port)):
                     if not meeting.complete.exists():
                         raise UserError(node.last_words())
                     print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
@@ -248,22 +249,12 @@ def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[
 
 def _wait_for_others(meeting: Meeting, placement: Placement) -> None:
     """Give the others time to read how it ended: a network file system may show it late. Lost ones never will."""
+    if not meeting.end.exists():  # we were interrupted, or failed, before there was a command
+        write_json(meeting.end, {"code": 1})
     until = time.monotonic() + _LAST_WORD_SECONDS
     came = [rank for rank in range(1, placement.size) if meeting.node(rank).exists()]
     while time.monotonic() < until and any(not _read(meeting.node(rank)).keys() & {"left", "trouble"} for rank in came):
-        if not meeting.end.exists():  # we were interrupted, or failed, before there was a command
-            write_json(meeting.end, {"code": 1})
         time.sleep(_POLL_SECONDS / 5)
-
-
-def _answers(address: str) -> bool:
-    """Whether somebody listens at HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def _catch_signals() -> list[int]:

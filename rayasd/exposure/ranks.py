@@ -4,7 +4,6 @@ Every batch is shared out clip by clip, and every rank computes the loss of the 
 Batch norms take their statistics over all ranks. So ranks differ from one process in the order of sums alone.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from rayasd.errors import UserError
 from rayasd.exposure.clips import Indices
 from rayasd.exposure.network import Output
+from rayasd.host import end_with_parent, how_it_ended
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 
@@ -168,9 +168,7 @@ class _Member:
 
     def death(self) -> RuntimeError:
         """Wait for the process's end and say how it came."""
-        code = self.process.wait()
-        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return RuntimeError(f"rank {self.rank} died ({cause})")
+        return RuntimeError(f"rank {self.rank} died ({how_it_ended(self.process.wait())})")
 
 
 def on_ranks(work: Work, spec: UnitSpec, report: Report) -> None:
@@ -264,7 +262,7 @@ def _send(pipe: Connection, value: object) -> None:
 def _serve() -> None:
     """Do a rank's work in its own process; the pipe's descriptor and the supervisor's id are the arguments."""
     descriptor, supervisor = map(int, sys.argv[1:])
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != supervisor:
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):

@@ -82,7 +82,7 @@ def holder_of(lock: Path) -> dict[str, Any]:
 
 
 def _is_gone(lock: Path, holder: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname() and _is_ours(lock):
+    if _is_here(lock, holder):
         return _ended_here(lock, holder)
     if mine.get("job") and holder.get("job") == mine["job"] and holder.get("restart", 0) < mine["restart"]:
         return True  # our own batch job, before it was put back in the queue
@@ -96,16 +96,16 @@ def _is_gone(lock: Path, holder: Mapping[str, Any], mine: Mapping[str, Any]) -> 
 
 def _ended_here(lock: Path, holder: Mapping[str, Any]) -> bool:
     """Whether the holder was a process of this host, and of this user, that has ended without a word."""
-    here = holder.get("host") == socket.gethostname() and _is_ours(lock)
-    return here and _started(holder["pid"]) != holder["started"]
+    return _is_here(lock, holder) and _started(holder["pid"]) != holder["started"]
 
 
-def _is_ours(lock: Path) -> bool:
-    """Whether the lock is of our own user: those of others may be hidden from us."""
+def _is_here(lock: Path, holder: Mapping[str, Any]) -> bool:
+    """Whether the holder is a process of this host that we could see: those of other users may be hidden."""
     try:
-        return lock.stat().st_uid == os.getuid()
+        ours = lock.stat().st_uid == os.getuid()
     except OSError:
-        return True
+        ours = True
+    return ours and holder.get("host") == socket.gethostname()
 
 
 def _renew(lock: Path, mine: Mapping[str, Any], released: Event) -> None:

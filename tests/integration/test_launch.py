@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command_line, environment, small_sweep
+from tests.conftest import command_line, environment, run_locally, small_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -60,8 +60,7 @@ def test_two_launchers_are_one_cluster_and_leave_nothing(tree: Path, cache: Path
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert "2 CPUs and 0 GPUs on 2 nodes" in outputs[1]
     assert (tmp_path / "run/leaderboard.md").exists()
-    local = command_line(*small_sweep(tree, tmp_path / "local", "--variants", "both,statistics"))
-    subprocess.run(local, env=environment(cache), check=True, capture_output=True, timeout=240)
+    run_locally(tree, cache, tmp_path / "local", "--variants", "both,statistics")
     weights = [(tmp_path / run / "models/both/fan/seed=0/model.safetensors").read_bytes() for run in ("run", "local")]
     assert weights[0] == weights[1]  # the same numbers as without a cluster
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_sweep import models, wait_until
-from tests.conftest import command_line, environment, small_sweep
+from tests.conftest import command_line, environment, run_locally, small_sweep
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
 LONG = ("--machines", "fan,pump", "--set", "exposure.epochs=200")
@@ -46,10 +46,7 @@ def training(run: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("local") / "run"
-    command = command_line(*small_sweep(tree, run, *LONG))
-    subprocess.run(command, env=environment(cache), check=True, timeout=240, stdout=subprocess.DEVNULL)
-    return run
+    return run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *LONG)
 
 
 def test_three_ranks_survive_a_killed_worker_and_give_the_same_numbers(undisturbed, tree, cache, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_sweep import models, wait_until
-from tests.conftest import command_line, environment, small_sweep
+from tests.conftest import command_line, environment, run_locally, small_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -49,10 +49,7 @@ def metrics_of(driver: int) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directory of the same sweep by the local executor."""
-    run = tmp_path_factory.mktemp("local") / "run"
-    command = command_line(*small_sweep(tree, run, *LONG_ENOUGH))
-    subprocess.run(command, env=environment(cache), check=True, timeout=240, stdout=subprocess.DEVNULL)
-    return run
+    return run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *LONG_ENOUGH)
 
 
 def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives(
@@ -120,9 +117,7 @@ def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path
         assert line in measured
 
 
-def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(
-    tree: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path, cache: Path, tmp_path: Path):
     run = tmp_path / "run"
     command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both"]
     little = environment(cache, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="100")

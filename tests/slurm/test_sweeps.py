@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command_line, environment
+from tests.conftest import run_locally
 from tests.slurm.hosts import Hosts, wait_for
 from tests.slurm.jobs import (
+    FAULTY,
     LOCAL_TEMP,
     ROOT,
     Job,
@@ -27,17 +28,10 @@ pytestmark = pytest.mark.timeout(900)
 TWO_HOSTS = ("--nodes=2", "--cpus-per-task=2")
 
 
-def run_locally(tree: Path, cache: Path, run: Path, *more: object) -> dict[str, bytes]:
-    """Results of a sweep in plain processes of this host."""
-    command = command_line("sweep", *sweep_words(tree, run, "--executor", "local", *more))
-    subprocess.run(command, env=environment(cache), check=True, timeout=400, stdout=subprocess.DEVNULL)
-    return results(run)
-
-
 @pytest.fixture(scope="session")
 def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Results of the jobs' sweep without any cluster."""
-    return run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run")
+    return results(run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *FAULTY))
 
 
 @pytest.fixture
@@ -147,7 +141,7 @@ def test_at_the_time_limit_units_save_and_the_job_goes_on_later(job, tree, cache
     assert batch.wait(540) == "COMPLETED", batch.log
     assert int(batch.facts()["Restarts"]) >= 1
     assert "unit stopped" in [event["event"] for event in events(tmp_path / "run")]
-    assert results(tmp_path / "run") == run_locally(tree, cache, tmp_path / "local", *long)
+    assert results(tmp_path / "run") == results(run_locally(tree, cache, tmp_path / "local", *FAULTY, *long))
 
 
 def test_a_preempted_job_goes_on_later(job, hosts, undisturbed, tmp_path):

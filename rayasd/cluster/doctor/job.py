@@ -10,6 +10,7 @@ from rayasd.cluster.doctor import Said
 from rayasd.cluster.jobs import default_token_file
 from rayasd.cluster.placement import Placement, find_placement
 from rayasd.errors import UserError
+from rayasd.host import why_silent
 
 _LAUNCHER = re.compile(
     r"SLURM_(JOB_ID|STEP_ID|PROCID|NTASKS|NNODES|CPUS_PER_TASK|CPUS_ON_NODE|GPUS_ON_NODE|MEM_PER_NODE|MEM_PER_CPU)"
@@ -72,10 +73,8 @@ def ray_address(environment: Mapping[str, str]) -> Said:
     scheme, host, port = match.groups("ray")
     if scheme != "ray":
         return "bad", f"RAY_ADDRESS={address}: a sweep wants HOST:PORT of the cluster; the dashboard is for submit"
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        return "bad", f"RAY_ADDRESS={address} does not answer ({error}): unset it, or start that cluster"
+    if reason := why_silent(host, int(port)):
+        return "bad", f"RAY_ADDRESS={address} does not answer ({reason}): unset it, or start that cluster"
     return "ok", f"RAY_ADDRESS={address} answers"
 
 

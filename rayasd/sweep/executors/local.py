@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rayasd.host import usable_cpus, visible_gpus
+from rayasd.host import how_it_ended, usable_cpus, visible_gpus
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
@@ -65,8 +65,7 @@ class LocalExecutor:
                 outcomes.append(worker.pipe.recv())
             except (EOFError, OSError):
                 worker.process.join()
-                code = worker.process.exitcode
-                cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+                cause = how_it_ended(worker.process.exitcode)
                 outcomes.append(Outcome(worker.unit, f"its worker process died ({cause})"))
                 self._workers.remove(worker)
             worker.unit, worker.share = None, 0.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from rayasd.errors import UserError
 from rayasd.files import read_record
-from rayasd.host import usable_cpus
+from rayasd.host import usable_cpus, why_silent
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.executors.ray_metrics import Metrics
 from rayasd.sweep.worker import Outcome, do_unit
@@ -182,7 +182,7 @@ class RayExecutor:
         host = read_record(spec.run.progress(spec.unit)).get("host")
         for node in self._up:
             if node["NodeManagerHostname"] == host and "answers" not in node:
-                node["answers"] = _answers(node["NodeManagerAddress"], node["NodeManagerPort"], 2.0)
+                node["answers"] = not why_silent(node["NodeManagerAddress"], node["NodeManagerPort"], 2.0)
         return any(not node.get("answers", True) for node in self._up if node["NodeManagerHostname"] == host)
 
 
@@ -223,17 +223,8 @@ def _check_reachable(address: str) -> None:
     match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
     if match is None:
         return  # auto, or a name that Ray resolves
-    if not _answers(match[1], int(match[2]), 5.0):
-        raise UserError(f"no Ray cluster answers at {address}")
-
-
-def _answers(host: str, port: int, seconds: float) -> bool:
-    """Whether somebody listens there."""
-    try:
-        socket.create_connection((host, port), timeout=seconds).close()
-    except (OSError, OverflowError):
-        return False
-    return True
+    if reason := why_silent(match[1], int(match[2])):
+        raise UserError(f"no Ray cluster answers at {address}: {reason}")
 
 
 def _authenticate(token_file: Path) -> Path | None:
