@@ -36,14 +36,14 @@ def main() -> None:
 
 def table(figures: list[Figure]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("part", "figure", "ours", "compared with", "its", "ratio", "wanted", "note"):
-        shown.add_column(name, justify="right" if name in ("ours", "its", "ratio", "wanted") else "left")
+    for name in ("part", "figure", "ours", "compared with", "its", "ratio", "wanted", "floor", "note"):
+        shown.add_column(name, justify="right" if name in ("ours", "its", "ratio", "wanted", "floor") else "left")
     for figure in figures:
         ratio, wanted = figure.ratio, "" if figure.wanted is None else f"{figure.wanted:g}"
         shown.add_row(
             figure.part, figure.what, f"{figure.ours:.4g} {figure.unit}", figure.compared_with,
             "" if figure.other is None else f"{figure.other:.4g}", "" if ratio is None else f"{ratio:.2f}", wanted,
-            figure.note,
+            "" if figure.floor is None else f"{figure.floor:.4g}", figure.note,
         )  # fmt: skip
     return shown
 

@@ -5,8 +5,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ class Figure:
     wanted: float | None = None
     """Ratio."""
     note: str = ""
+    floor: float | None = None
+    """What counted bytes and operations would allow on this machine."""
 
     @property
     def ratio(self) -> float | None:
@@ -41,6 +45,12 @@ def in_turn(*ways: Callable[[], object], repeat: int = 3) -> list[float]:
             way()
             taken.append(time.perf_counter() - began)
     return [statistics.median(taken) for taken in seconds]
+
+
+def alone(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in a process of its own: what it does to threads and memory ends with it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def machine() -> dict[str, Any]:

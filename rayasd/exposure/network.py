@@ -185,6 +185,9 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
         raise UserError(f"{what} {name}: {' '.join(str(error).split())[:200]}") from None
     if pretrained:
         _check_all_loaded(backbone, name, pretrained)
+    for module in backbone.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # autograd would copy what an activation in place overwrites
     return backbone
 
 

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from rayasd.errors import UserError
 from rayasd.exposure.clips import Indices
 from rayasd.exposure.network import Output
-from rayasd.host import end_with_parent, how_it_ended
+from rayasd.host import end_with_parent, freed_memory_kept, how_it_ended
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 
@@ -284,7 +284,8 @@ def _serve() -> None:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo", timeout=_TIMEOUT, store=store, world_size=ranks.size, rank=ranks.rank
         )
-        work(ranks, spec, report if ranks.first else silent)
+        with freed_memory_kept():
+            work(ranks, spec, report if ranks.first else silent)
     except (UserError, Stopped) as error:
         ending = error
     except Exception as error:

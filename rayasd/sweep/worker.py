@@ -13,6 +13,7 @@ from typing import Any
 from rayasd import __version__
 from rayasd.errors import UserError
 from rayasd.files import remove_unfinished
+from rayasd.host import freed_memory_kept
 from rayasd.sweep.store import mark_done
 from rayasd.unit import Progress, RunDirectory, Stopped, Unit, UnitSpec
 
@@ -56,7 +57,8 @@ def do_unit(spec: UnitSpec) -> Outcome:
             import torch
 
             torch.set_num_threads(spec.num_threads)
-        getattr(importlib.import_module(module), name)(spec, reporter)
+        with freed_memory_kept():
+            getattr(importlib.import_module(module), name)(spec, reporter)
         spec.run.progress(spec.unit).unlink(missing_ok=True)
         mark_done(
             spec, rayasd=__version__, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes
