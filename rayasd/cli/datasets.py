@@ -84,7 +84,7 @@ def _read_all(console: Console, catalog: Catalog, config: Config) -> tuple[dict[
         except BadClipError as error:
             return None, str(error), True
         try:
-            samples = read_samples(catalog.root / clip, facts, config.data)
+            samples = read_samples(catalog.root / clip, config.data)
         except BadClipError as error:
             return facts, str(error), True
         if samples.min() == samples.max():

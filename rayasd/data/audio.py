@@ -1,6 +1,8 @@
 """One audio file to int16 samples, by declared rules or refused with the reason."""
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -38,16 +40,21 @@ def read_facts(path: Path) -> AudioFacts:
         BadClipError: not audio, empty, or cut off.
 
     """
+    with _opened(path) as (_, facts):
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, AudioFacts]]:
     try:
-        info = soundfile.info(path)
+        with soundfile.SoundFile(path) as file:
+            if file.frames <= 0 or file.samplerate <= 0:
+                raise BadClipError("holds no samples")
+            if missing := _missing_bytes(path):
+                raise BadClipError(f"is cut off: its header promises {missing} bytes more")
+            yield file, AudioFacts(file.frames, file.samplerate, file.channels, file.subtype)
     except (soundfile.LibsndfileError, OSError) as error:
         raise BadClipError(_reason(error)) from None
-    if info.frames <= 0 or info.samplerate <= 0:
-        raise BadClipError("holds no samples")
-    missing = _missing_bytes(path)
-    if missing:
-        raise BadClipError(f"is cut off: its header promises {missing} bytes more")
-    return AudioFacts(info.frames, info.samplerate, info.channels, info.subtype)
 
 
 def num_frames(facts: AudioFacts, config: DataConfig) -> int:
@@ -69,7 +76,7 @@ def num_frames(facts: AudioFacts, config: DataConfig) -> int:
     return -(-facts.frames * up // down)
 
 
-def read_samples(path: Path, facts: AudioFacts, config: DataConfig) -> NDArray[np.int16]:
+def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
     """Decode a clip to mono int16 at ``config.sample_rate``.
 
     16-bit mono files of that rate come out bit for bit. Everything else is converted in float: channels, then rate,
@@ -79,15 +86,13 @@ def read_samples(path: Path, facts: AudioFacts, config: DataConfig) -> NDArray[n
         Array of shape (frames,).
 
     Raises:
-        BadClipError: the audio cannot be decoded, or holds NaN or infinity.
+        BadClipError: the audio cannot be decoded, does not fit the rules, or holds NaN or infinity.
 
     """
-    expected = num_frames(facts, config)
-    plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
-    try:
-        audio, _ = soundfile.read(path, dtype="int16" if plain else "float32", always_2d=not plain)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise BadClipError(_reason(error)) from None
+    with _opened(path) as (file, facts):
+        expected = num_frames(facts, config)
+        plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
+        audio = file.read(dtype="int16" if plain else "float32", always_2d=not plain)
     if len(audio) != facts.frames:
         raise BadClipError(f"holds {len(audio)} frames where its header promises {facts.frames}")
     if plain:

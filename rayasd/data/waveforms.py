@@ -5,29 +5,29 @@ that a changed clip or rule makes another file and an old one is never read by m
 """
 
 import fcntl
-import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
+from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import Catalog, Oddity
 from rayasd.errors import UserError
 from rayasd.files import digest, replacing
-from rayasd.host import usable_cpus
+from rayasd.host import freed_memory_kept, usable_cpus
 
 DECODED_COLUMNS = pa.schema(
     [
@@ -36,13 +36,15 @@ DECODED_COLUMNS = pa.schema(
         # of the int16 samples, and of their squares: exact statistics of any set of clips
         ("sum", pa.int64()),
         ("sum_squares", pa.int64()),
-        ("digest", pa.string()),  # blake2b of the decoded samples
+        ("digest", pa.string()),  # xxh3 (128 bits) of the decoded samples
         ("cache", pa.string()),  # name of the machine's cache files, without suffix
     ]
 )
 
+T, R = TypeVar("T"), TypeVar("R")
 OnProgress = Callable[[int, int], None]
 _FREE_SPACE_MARGIN = 64 << 20
+_VERSION = 2  # of the cache's files
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -175,7 +177,7 @@ def data_fingerprint(catalog: Catalog) -> dict[str, str]:
 def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
     rules = {k: v for k, v in asdict(config).items() if k != "on_bad_clip"}
     files = [table[name].to_pylist() for name in ("clip", "size", "mtime_ns")]
-    return digest([str(root), rules, files])[:24]
+    return digest([_VERSION, str(root), rules, files])[:24]
 
 
 def _decode_machine(
@@ -187,36 +189,37 @@ def _decode_machine(
     on_progress: Callable[[int], None],
 ) -> None:
     clips: list[str] = table["clip"].to_pylist()
-    with ThreadPoolExecutor(num_threads) as pool:  # libsndfile runs without the interpreter's lock
-        lengths = list(pool.map(lambda clip: _length_or_reason(root / clip, config), clips))
-        planned = [(clip, n) for clip, n in zip(clips, lengths, strict=True) if isinstance(n, int)]
-        offsets = np.concatenate([[0], np.cumsum([n for _, n in planned], dtype=np.int64)])
-        bad = {clip: n for clip, n in zip(clips, lengths, strict=True) if isinstance(n, str)}
-        rows = {}
-        _need_space(index.parent, int(offsets[-1]) * 2)
-        with replacing(index.with_suffix(".i16")) as path:
-            samples = _allocate(path, int(offsets[-1]))
+    _need_space(index.parent, sum(table["size"].to_pylist()))  # about: what 16-bit files take
+    rows, bad, offset = {}, {}, 0
 
-            def decode_into(clip: str, offset: int) -> tuple[int, int, str] | str:
-                try:
-                    audio = read_samples(root / clip, read_facts(root / clip), config)
-                except BadClipError as error:
-                    return str(error)
-                samples[offset : offset + len(audio)] = audio
-                wide = audio.astype(np.int64)
-                checksum = hashlib.blake2b(audio.tobytes(), digest_size=16).hexdigest()
-                return int(wide.sum()), int(wide @ wide), checksum
+    def decoded_clip(clip: str) -> tuple[NDArray[np.int16], int, int, str] | str:
+        try:
+            samples = read_samples(root / clip, config)
+        except BadClipError as error:
+            return str(error)
+        return samples, *_sums(samples), xxh3_128_hexdigest(samples)
 
-            results = pool.map(decode_into, [clip for clip, _ in planned], offsets[:-1].tolist())
-            for done, ((clip, frames), offset, result) in enumerate(zip(planned, offsets, results, strict=False), 1):
+    try:
+        with (
+            ThreadPoolExecutor(num_threads) as pool,  # libsndfile runs without the interpreter's lock
+            freed_memory_kept(),
+            replacing(index.with_suffix(".i16")) as path,
+            path.open("wb") as file,
+        ):
+            for done, (clip, result) in enumerate(_ahead(pool, decoded_clip, clips, 4 * num_threads), 1):
                 if isinstance(result, str):
                     bad[clip] = result
                 else:
-                    rows[clip] = (int(offset), frames, *result, index.stem)
-                if done % 50 == 0 or done == len(planned):
+                    samples, *facts = result
+                    file.write(samples)
+                    rows[clip] = (offset, len(samples), *facts, index.stem)
+                    offset += len(samples)
+                if done % 50 == 0 or done == len(clips):
                     on_progress(done)
-            if isinstance(samples, np.memmap):
-                samples.flush()
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
+        ) from None
     columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
     decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
     for field, values in zip(DECODED_COLUMNS, columns, strict=True):
@@ -225,20 +228,26 @@ def _decode_machine(
         pq.write_table(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), path)
 
 
-def _length_or_reason(path: Path, config: DataConfig) -> int | str:
-    try:
-        return num_frames(read_facts(path), config)
-    except BadClipError as error:
-        return str(error)
+def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[tuple[T, R]]:
+    """Give each item with what ``work`` makes of it, in order; at most ``count`` are worked on ahead."""
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > count:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
 
 
-def _allocate(path: Path, num_samples: int) -> NDArray[np.int16]:
-    if num_samples == 0:
-        return np.zeros(0, np.int16)
-    with path.open("r+b") as file:
-        # reserve the blocks now: writing a map on a full disk would end the process with a bus error
-        os.posix_fallocate(file.fileno(), 0, num_samples * 2)
-    return np.memmap(path, dtype="<i2", mode="r+", shape=(num_samples,))
+def _sums(samples: NDArray[np.int16]) -> tuple[int, int]:
+    """Sum of samples and of their squares, exact: what float64 adds up of a block stays below 2^53."""
+    total = squares = 0
+    for begin in range(0, len(samples), 1 << 20):
+        wide = samples[begin : begin + (1 << 20)].astype(np.float64)
+        total += int(wide.sum())
+        squares += int(np.square(wide, out=wide).sum())
+    return total, squares
 
 
 def _need_space(folder: Path, num_bytes: int) -> None:

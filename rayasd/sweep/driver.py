@@ -152,7 +152,7 @@ def drive(
 
     """
     tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
-    queue = _Queue(sweep)
+    queue = Queue(sweep, costs or {})
     running: dict[Unit, Resources] = {}
     stranded_since = None
     while True:
@@ -190,7 +190,7 @@ def drive(
                     sweep.move(unit, State.BLOCKED, "stopped by --fail-fast")
 
 
-class _Queue:
+class Queue:
     """Units that may start: later stages first, within a stage in the order of the plan."""
 
     def __init__(self, sweep: Sweep) -> None:

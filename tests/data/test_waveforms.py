@@ -10,7 +10,7 @@ import soundfile
 
 from rayasd.config import DataConfig
 from rayasd.data import waveforms
-from rayasd.data.audio import BadClipError, read_facts, read_samples
+from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
 from rayasd.errors import UserError
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(path: Path, **rules: object) -> np.ndarray:
-    return read_samples(path, read_facts(path), DataConfig(**rules))  # type: ignore[arg-type]
+    return read_samples(path, DataConfig(**rules))  # type: ignore[arg-type]
 
 
 def test_the_cache_holds_the_files_samples_bit_for_bit(root: Path, tmp_path: Path):
