@@ -17,13 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayasd.cli.options import Execution
-from rayasd.config import Config
-from rayasd.data.catalog import Catalog
 from rayasd.files import read_record
 from rayasd.sweep.driver import State, Sweep
-from rayasd.sweep.plan import Plan
-from rayasd.unit import STAGES, RunDirectory, Unit
+from rayasd.unit import RunDirectory, Unit
 
 _REDRAW_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0
@@ -176,72 +172,6 @@ def wide_console() -> Console:
     """Console of the terminal's width; 200 columns where there is no terminal that could be too narrow."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(width=200 if piped else None)
-
-
-def print_plan(
-    console: Console,
-    plan: Plan,
-    config: Config,
-    catalog: Catalog,
-    parameters: Mapping[str, int],
-    execution: Execution,
-) -> None:
-    """Print what a sweep would do, and about how much disk it would take.
-
-    Args:
-        console: where to.
-        plan: what was asked.
-        config: resolved configuration.
-        catalog: of the data, not decoded.
-        parameters: learned parameters of each trained variant's network.
-        execution: the options that say where and how units run.
-
-    """
-    units = plan.units(config)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("stage", "units", "each asks for", "disk, about"):
-        table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
-    clips = Counter(catalog.table["machine"].to_pylist())
-    cache_bytes = sum(catalog.table["size"].to_pylist())
-    gpus = execution.gpus_per_unit
-    for stage in STAGES:
-        chosen = [unit for unit in units if unit.stage == stage]
-        request = f"{execution.cpus_per_unit:g} CPU"
-        if stage != "detect":
-            request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
-        disk = sum(_disk(unit, config, clips[unit.machine], parameters) for unit in chosen)
-        table.add_row(stage, str(len(chosen)), request, _bytes(disk))
-    table.add_row("decode", str(len(catalog.machines)), "this host", _bytes(cache_bytes))
-    console.print(table)
-    dimensions = [
-        f"{counted(len(names), what)} ({', '.join(map(str, names))})"
-        for what, names in (("machine", plan.machines), ("variant", plan.variants), ("seed", plan.seeds))
-    ]
-    console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
-    console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))
-    for unit in units:
-        console.print(Text(f"  {unit}"))
-
-
-def _disk(unit: Unit, config: Config, num_clips: int, parameters: Mapping[str, int]) -> int:
-    """Estimate the bytes that a unit leaves: its weights, or its table by the width of a row."""
-    resolved = config.variant(unit.variant)
-    num_clips *= resolved.exposure.num_checkpoints
-    windows = num_clips * resolved.embedding.num_windows
-    if unit.stage == "train":
-        return 4 * parameters[unit.variant] * resolved.exposure.num_checkpoints
-    if unit.stage == "embed":
-        return windows * (4 * resolved.network.embedding_dim + 16)
-    systems = len(resolved.inlier.detectors) * len(resolved.inlier.grid) * len(resolved.inlier.poolings)
-    return num_clips * systems * 10
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def elapsed(seconds: float) -> str:

@@ -20,6 +20,7 @@ from rayasd.host import usable_cpus, visible_gpus
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
+from rayasd.sweep.forecast import Clips, work
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
 
@@ -33,6 +34,7 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
         num_threads=max(1, round(how.cpus_per_unit)),
         num_ranks=how.num_ranks,
     )
+    clips = Clips.of(read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"])))
     sweep = survey(store, specs, set(asked), retry_failed=how.retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
@@ -52,7 +54,8 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
                     display.update(sweep)
 
                 left = drive(sweep, store, running, request, max_tries=how.max_tries, fail_fast=how.fail_fast,
-                             hang_seconds=how.hang_seconds, on_change=on_change)  # fmt: skip
+                             hang_seconds=how.hang_seconds, on_change=on_change,
+                             costs={unit: work(unit, spec.config, clips) for unit, spec in specs.items()})  # fmt: skip
             store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
             if left:
                 console.print(left, highlight=False)

@@ -12,11 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from rayasd import presets
-from rayasd.cli.display import (
-    clip_progress,
-    print_plan,
-    wide_console,
-)
+from rayasd.cli.display import clip_progress, wide_console
+from rayasd.cli.dry_run import DryRun, Simulation
 from rayasd.cli.execution import check_execution, execute
 from rayasd.cli.options import Execution, cache_folder, choose, data_source, parse_seeds
 from rayasd.config import Config, varied
@@ -52,6 +49,7 @@ def run_sweep(
     run_dir: Path,
     accept_changes: bool,
     dry_run: bool,
+    simulate: str | None,
     set_up_only: bool,
     only: str | None,
     execution: Execution,
@@ -60,6 +58,9 @@ def run_sweep(
     console, store = wide_console(), RunStore(run_dir)
     if not (dry_run or set_up_only):
         check_execution(execution)
+    if simulate is not None and not dry_run:
+        raise UserError("--simulate goes with --dry-run")
+    simulation = None if simulate is None else Simulation.parse(simulate)
     config = presets.load(preset, [*overrides, *([] if detectors is None else [f"inlier.detectors={detectors}"])])
     chosen = choose("variant", variants, sorted(config.variants))
     if vary is not None:
@@ -80,10 +81,10 @@ def run_sweep(
             exposure = config.variant(variant).exposure
             set_aside(scanned.table.filter(pc.field("machine") == machine), machine, exposure)
     if dry_run:
-        from rayasd.exposure.network import num_parameters  # imports torch: 3 s
-
-        parameters = {variant: num_parameters(config.variant(variant)) for variant in trained}
-        print_plan(console, plan, config, scanned, parameters, execution)
+        dry = DryRun(plan, config, scanned, execution, run_dir)
+        dry.print_plan(console)
+        if simulation is not None:
+            dry.simulate(console, simulation)
         return 0
     with store.held():
         if not store.exists or store.config() != config:

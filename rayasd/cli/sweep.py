@@ -36,6 +36,8 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
               show_default=True, help="Where results go; a run that is there goes on.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True, help="Go on in a run of another configuration; redo what that changes.")
 @click.option("--dry-run", is_flag=True, help="Print units, resources and disk, and start nothing.")
+@click.option("--simulate", metavar="KEY=VALUE,…",
+              help="With --dry-run: how long on nodes=128,gpus-per-node=8 (docs/scaling.md).")  # fmt: skip
 @click.option("--set-up-only", is_flag=True, help="Decode and write the plan; train, embed, detect do the rest.")
 @click.option("--only", metavar="MACHINES",
               help="Do these machines alone, of a run that is set up; other commands may do the rest.")  # fmt: skip

@@ -41,7 +41,8 @@ DECODED_COLUMNS = pa.schema(
     ]
 )
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 OnProgress = Callable[[int, int], None]
 _FREE_SPACE_MARGIN = 64 << 20
 _VERSION = 2  # of the cache's files
@@ -197,7 +198,7 @@ def _decode_machine(
             samples = read_samples(root / clip, config)
         except BadClipError as error:
             return str(error)
-        return samples, *_sums(samples), xxh3_128_hexdigest(samples)
+        return samples, *_sums(samples), xxh3_128_hexdigest(samples.data)
 
     try:
         with (
@@ -211,7 +212,7 @@ def _decode_machine(
                     bad[clip] = result
                 else:
                     samples, *facts = result
-                    file.write(samples)
+                    file.write(samples.data)
                     rows[clip] = (offset, len(samples), *facts, index.stem)
                     offset += len(samples)
                 if done % 50 == 0 or done == len(clips):

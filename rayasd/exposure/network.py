@@ -187,7 +187,7 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
         _check_all_loaded(backbone, name, pretrained)
     for module in backbone.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # autograd would copy what an activation in place overwrites
+            module.inplace = False  # type: ignore[assignment]  # autograd would copy what an activation in place overwrites
     return backbone
 
 

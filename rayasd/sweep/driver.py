@@ -15,6 +15,8 @@ from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, Stage, Unit, UnitSpec
 
+Place = tuple[int, float, int]
+"""Turn of the unit's seed, minus its cost, place in the plan."""
 _POLL_SECONDS = 0.5
 _MAX_LOSSES = 20  # hosts that may be lost under one unit
 _STRANDED_SECONDS = 300.0  # how long to wait for a node on which a unit fits, while nothing runs
@@ -129,6 +131,7 @@ def drive(
     max_tries: int = 2,
     fail_fast: bool = False,
     hang_seconds: float = 0.0,
+    costs: Mapping[Unit, float] | None = None,
     on_change: Callable[[Sweep], None] = lambda sweep: None,
 ) -> str | None:
     """Run every waiting unit of the sweep, until nothing waits or runs any more or the run is asked to stop.
@@ -145,6 +148,7 @@ def drive(
         max_tries: of one unit, at its own fault.
         fail_fast: start nothing more after the first failed unit.
         hang_seconds: a unit without a sign of life for so long is ended and tried again; 0: never.
+        costs: how long each unit takes, in any unit of measure: the longest of a stage and seed go first.
         on_change: called at least every half second.
 
     Returns:
@@ -191,12 +195,19 @@ def drive(
 
 
 class Queue:
-    """Units that may start: later stages first, within a stage in the order of the plan."""
+    """Units that may start: later stages first; within a stage seed by seed, the longest first, so that none ends late.
 
-    def __init__(self, sweep: Sweep) -> None:
+    Args:
+        sweep: its units.
+        costs: how long each takes, in any unit of measure; without any, they come in the order of the plan.
+
+    """
+
+    def __init__(self, sweep: Sweep, costs: Mapping[Unit, float]) -> None:
         self._sweep = sweep
-        self._place = {unit: place for place, unit in enumerate(sweep.specs)}
-        self._heaps: dict[Stage, list[tuple[int, Unit]]] = {stage: [] for stage in reversed(STAGES)}
+        seeds = {seed: turn for turn, seed in enumerate(dict.fromkeys(unit.seed for unit in sweep.specs))}
+        self._place = {unit: (seeds[unit.seed], -costs.get(unit, 0.0), place) for place, unit in enumerate(sweep.specs)}
+        self._heaps: dict[Stage, list[tuple[Place, Unit]]] = {stage: [] for stage in reversed(STAGES)}
         self.pauses = False
         """Whether a unit that would fit waits for its next try."""
         self.offer(*sweep.units(State.WAITING))
@@ -212,7 +223,9 @@ class Queue:
             if self._sweep.may_start(unit):
                 heappush(self._heaps[unit.stage], (self._place[unit], unit))
 
-    def take(self, free: Resources, request: Request, pausing: Callable[[Unit], bool]) -> Iterator[Unit]:
+    def take(
+        self, free: Resources, request: Request, pausing: Callable[[Unit], bool] = lambda unit: False
+    ) -> Iterator[Unit]:
         """Take out the units that fit into what is free."""
         self.pauses = False
         for stage, heap in self._heaps.items():

@@ -1,7 +1,7 @@
 """How long a plan would take on nodes that are not there: the driver's own queue, played with measured speeds."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -9,15 +9,16 @@ import pyarrow.compute as pc
 
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog, read_catalog
+from rayasd.files import read_record
 from rayasd.sweep.driver import Queue, State, Sweep
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGES, Stage, Unit, UnitSpec, read_record
+from rayasd.unit import STAGES, Stage, Unit, UnitSpec
 
 STARTS_PER_SECOND = 500.0
 """Units that the driver starts through Ray (docs/performance.md, benchmark ``driver``)."""
 DECODED_PER_SECOND = 1000.0
-"""Clips of 10 s that one CPU decodes (docs/performance.md, benchmark ``ingest``)."""
+"""Clips of 10 s that a host decodes into its cache (docs/performance.md, benchmark ``ingest``)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Clips:
 
 
 def work(unit: Unit, config: Config, clips: Clips) -> float:
-    """What a unit goes through: clips in training steps, windows to embed, clips to score."""
+    """Count what a unit goes through: clips in training steps, windows to embed, or clips to score."""
     exposure = config.exposure
     if unit.stage == "train":
         return 2 * clips.train[unit.machine] * (1 - exposure.validation_fraction) * exposure.epochs
@@ -61,8 +62,8 @@ def checkpoint_bytes(config: Config, num_parameters: int) -> int:
 
 def measured_speeds(store: RunStore) -> dict[Stage, float]:
     """Work a second of the stages of which a run has finished units."""
-    done: Counter[Stage] = Counter()
-    seconds: Counter[Stage] = Counter()
+    done: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+    seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     specs = store.specs()
     clips = Clips.of(read_catalog(store.paths.catalog, next(iter(specs.values())).data_root))
     for unit, spec in specs.items():
@@ -115,39 +116,40 @@ def forecast(
     """
     clips = Clips.of(catalog)
     seconds = {unit: work(unit, spec.config, clips) / speeds[unit.stage] for unit, spec in specs.items()}
+    usable = request.usable(nodes)
     recordings = pc.sum(catalog.table["size"]).as_py()
-    read, written, checkpoints = recordings * (1 + len(nodes)), 0, 0
-    for unit, spec in specs.items():
-        size = output_bytes(unit, spec.config, clips, num_parameters.get(unit.variant, 0))
-        written += size
-        read += size if unit.stage != "detect" else 0  # the next stage reads it
-        if unit.stage == "train":
-            checkpoints += checkpoint_bytes(spec.config, num_parameters[unit.variant])
     # the driver's host decodes before the first unit starts, then every other host at once
-    decoding = catalog.table.num_rows / DECODED_PER_SECOND / nodes[0].cpus
+    decoding = catalog.table.num_rows / DECODED_PER_SECOND
     if file_system:
         decoding = max(decoding, recordings * len(nodes) / file_system)
     decoding *= 2 if len(nodes) > 1 else 1
-    played = play(Sweep(specs), seconds, request.usable(nodes), request)
-    gpus, cpus = (sum(getattr(node, kind) for node in nodes) for kind in ("gpus", "cpus"))
-    held_gpus, held_cpus = (
-        sum(seconds[unit] * getattr(request.of(unit.stage), kind) for unit in specs) for kind in ("gpus", "cpus")
-    )
-    chains: Counter[tuple[str, str, int]] = Counter()
-    for unit, taken in seconds.items():
-        chains[unit.variant, unit.machine, unit.seed] += taken  # type: ignore[assignment]
-    usable = request.usable(nodes)
+
+    left: Counter[Stage] = Counter()
+    checkpoints, held = 0, Resources(0)
+    chains: dict[tuple[str, str, int], float] = defaultdict(float)
+    for unit, spec in specs.items():
+        size = num_parameters.get(unit.variant, 0)
+        left[unit.stage] += output_bytes(unit, spec.config, clips, size)
+        checkpoints += checkpoint_bytes(spec.config, size) if unit.stage == "train" else 0
+        chains[unit.variant, unit.machine, unit.seed] += seconds[unit]
+        asked = request.of(unit.stage)
+        held = held.plus(Resources(asked.cpus * seconds[unit], asked.gpus * seconds[unit]))
+    read = recordings * len(nodes) + left["train"] + left["embed"]  # which the next stage reads
     bounds = {
-        **({"GPUs": held_gpus / usable.gpus} if held_gpus else {}),
-        "CPUs": held_cpus / usable.cpus,
-        "the longest training with what follows it": max(chains.values(), default=0.0),
-        "the driver": len(specs) / STARTS_PER_SECOND,
+        "CPUs": held.cpus / usable.cpus,
+        "the longest training and what follows it": max(chains.values(), default=0.0),
+        "the driver's starts": len(specs) / STARTS_PER_SECOND,
         "decoding": decoding,
-        **({"the shared file system": (read + written + checkpoints) / file_system} if file_system else {}),
     }
+    if held.gpus:
+        bounds["GPUs"] = held.gpus / usable.gpus
+    if file_system:
+        bounds["the shared file system"] = (read + left.total() + checkpoints) / file_system
+    played = play(Sweep(specs), seconds, usable, request)
     makespan = max(decoding + played, bounds.get("the shared file system", 0.0))
-    busy = held_gpus / gpus / makespan if held_gpus else held_cpus / cpus / makespan
-    return Forecast(makespan, busy, bounds, recordings, read, checkpoints, written)
+    kind = "gpus" if held.gpus else "cpus"
+    busy = getattr(held, kind) / sum(getattr(node, kind) for node in nodes) / makespan
+    return Forecast(makespan, busy, bounds, recordings, read, checkpoints, left.total())
 
 
 def play(sweep: Sweep, seconds: Mapping[Unit, float], free: Resources, request: Request) -> float:

@@ -17,13 +17,14 @@ class Plan:
 
     def units(self, config: Config, stages: Sequence[Stage] = STAGES) -> list[Unit]:
         """List the units, machine by machine within a seed and variant. The statistics control has nothing to train."""
+        needed = {variant: stages_of(config.variant(variant)) for variant in self.variants}
         return [
             Unit(stage, variant, machine, seed)
             for seed in self.seeds
             for variant in self.variants
             for machine in self.machines
             for stage in stages
-            if stage in stages_of(config.variant(variant))
+            if stage in needed[variant]
         ]
 
 

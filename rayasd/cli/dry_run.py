@@ -1,0 +1,208 @@
+"""``rayasd sweep --dry-run``: what a sweep would do, and how long it would take on nodes that are not there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayasd.cli.display import counted, elapsed
+from rayasd.cli.options import Execution
+from rayasd.config import Config
+from rayasd.data.catalog import Catalog
+from rayasd.errors import UserError
+from rayasd.host import usable_cpus
+from rayasd.nested import bounded, build
+from rayasd.sweep.driver import check_request
+from rayasd.sweep.executors import Request, Resources
+from rayasd.sweep.forecast import Clips, Forecast, forecast, measured_speeds, output_bytes
+from rayasd.sweep.plan import Plan, stages_of
+from rayasd.sweep.store import RunStore
+from rayasd.unit import STAGES, RunDirectory, Stage, UnitSpec
+
+_LISTED = 100  # units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Nodes that are not there, and how fast they are; 0 or empty: as measured."""
+
+    nodes: int = bounded(1, minimum=1, maximum=100_000)
+    cpus_per_node: float = bounded(0.0, minimum=0.0)
+    """Default: as many as here."""
+    gpus_per_node: int = bounded(0, minimum=0)
+    like: str = ""
+    """Run whose finished units tell the speeds that are not given; default: the run that is planned."""
+    train: float = bounded(0.0, minimum=0.0)
+    """Clips a second through training steps of one unit."""
+    embed: float = bounded(0.0, minimum=0.0)
+    """Windows a second."""
+    detect: float = bounded(0.0, minimum=0.0)
+    """Clips a second through all detectors."""
+    file_system: float = bounded(0.0, minimum=0.0)
+    """GB a second that the shared file system gives to all nodes together; default: it bounds nothing."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Simulation":
+        """Read ``nodes=128,gpus-per-node=8``.
+
+        Raises:
+            UserError: a word that is not understood.
+
+        """
+        values: dict[str, object] = {}
+        for word in text.split(","):
+            name, equals, value = word.strip().partition("=")
+            if not equals:
+                raise UserError(f"--simulate {word}: give KEY=VALUE, for example nodes=128,gpus-per-node=8")
+            values[name.replace("-", "_")] = value if name == "like" else _number(word, value)
+        return build(cls, values, "--simulate ")
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A sweep that is not started."""
+
+    plan: Plan
+    config: Config
+    catalog: Catalog
+    """Of the data, not decoded."""
+    execution: Execution
+    run: Path
+
+    @cached_property
+    def configs(self) -> dict[str, Config]:
+        """Each variant's resolved configuration."""
+        return {variant: self.config.variant(variant) for variant in self.plan.variants}
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Learned parameters of each trained variant's network."""
+        from rayasd.exposure.network import num_parameters  # imports torch: 3 s
+
+        trained = {variant: config for variant, config in self.configs.items() if "train" in stages_of(config)}
+        return {variant: num_parameters(config) for variant, config in trained.items()}
+
+    def print_plan(self, console: Console) -> None:
+        """Print what the sweep would do, and about how much disk it would take."""
+        units = self.plan.units(self.config)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("stage", "units", "each asks for", "disk, about"):
+            table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
+        clips, gpus = Clips.of(self.catalog), self.execution.gpus_per_unit
+        for stage in STAGES:
+            chosen = [unit for unit in units if unit.stage == stage]
+            request = f"{self.execution.cpus_per_unit:g} CPU"
+            if stage != "detect":
+                request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
+            sizes = [
+                output_bytes(unit, self.configs[unit.variant], clips, self.parameters.get(unit.variant, 0))
+                for unit in chosen
+            ]
+            table.add_row(stage, str(len(chosen)), request, _bytes(sum(sizes)))
+        recordings = sum(self.catalog.table["size"].to_pylist())
+        table.add_row("decode", str(len(self.catalog.machines)), "each host", _bytes(recordings))
+        console.print(table)
+        dimensions = [
+            f"{counted(len(names), what)} ({_listed(names)})"
+            for what, names in (
+                ("machine", self.plan.machines),
+                ("variant", self.plan.variants),
+                ("seed", self.plan.seeds),
+            )
+        ]
+        console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
+        console.print(Text(f"{counted(self.catalog.table.num_rows, 'clip')} in {self.catalog.root}"))
+        if len(units) <= _LISTED:
+            for unit in units:
+                console.print(Text(f"  {unit}"))
+
+    def simulate(self, console: Console, simulation: Simulation) -> None:
+        """Play the plan on nodes that are not there, and print how it goes.
+
+        Raises:
+            UserError: nodes too small for a unit, or a speed that nobody has measured or given.
+
+        """
+        gpus, asked = float(simulation.gpus_per_node), self.execution.gpus_per_unit
+        nodes = [Resources(simulation.cpus_per_node or float(usable_cpus()), gpus)] * simulation.nodes
+        request = Request(self.execution.cpus_per_unit, min(gpus, 1.0) if asked is None else asked)
+        check_request(request, nodes)
+        run = RunDirectory(self.run)
+        specs = {
+            unit: UnitSpec(
+                unit=unit, config=self.configs[unit.variant], run=run, cache=Path(),
+                data_root=self.catalog.root, data="",
+            )
+            for unit in self.plan.units(self.config)
+        }  # fmt: skip
+        stages = [stage for stage in STAGES if any(unit.stage == stage for unit in specs)]
+        speeds = _speeds(simulation, stages, self.run)
+        bandwidth = simulation.file_system * 1e9 or None
+        console.print(
+            f"\nsimulated on {counted(len(nodes), 'node')} of {nodes[0]}; a unit's speed: "
+            + ", ".join(f"{stage} {speeds[stage]:.3g} {_WORK[stage]}/s" for stage in stages),
+            highlight=False,
+        )
+        _print_forecast(
+            console, forecast(specs, self.catalog, self.parameters, speeds, nodes, request, bandwidth), len(nodes)
+        )
+
+
+_WORK: dict[Stage, str] = {"train": "clips", "embed": "windows", "detect": "clips"}
+
+
+def _print_forecast(console: Console, found: Forecast, num_nodes: int) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    bounds = sorted(((what, bound) for what, bound in found.bounds.items() if bound >= 0.5), key=lambda item: -item[1])
+    table.add_row("makespan", elapsed(found.makespan))
+    table.add_row("busy", f"{found.busy:.0%}")
+    table.add_row("bound by", ", ".join(f"{what} {elapsed(seconds)}" for what, seconds in bounds))
+    table.add_row("each node reads", f"{_bytes(found.node_bytes)} of recordings")
+    table.add_row(
+        "shared file system",
+        f"{_bytes(found.read_bytes)} read by {counted(num_nodes, 'node')}, {_bytes(found.checkpoint_bytes)} of "
+        f"checkpoints, {_bytes(found.written_bytes)} of results",
+    )
+    console.print(table)
+
+
+def _speeds(simulation: Simulation, stages: Sequence[Stage], run: Path) -> dict[Stage, float]:
+    speeds: dict[Stage, float] = {stage: getattr(simulation, stage) for stage in stages}
+    lacking = [stage for stage in stages if not speeds[stage]]
+    store = RunStore(Path(simulation.like) if simulation.like else run)
+    measured = measured_speeds(store) if lacking and store.exists else {}
+    for stage in lacking:
+        if stage not in measured:
+            raise UserError(
+                f"--simulate: {store.paths.root} has no finished unit that tells how fast {stage} is: "
+                f"name a run with like=RUN, or give {stage}={_WORK[stage].upper()}_A_SECOND"
+            )
+        speeds[stage] = measured[stage]
+    return speeds
+
+
+def _number(word: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(f"--simulate {word}: {text!r} is no number") from None
+    return int(value) if value.is_integer() else value
+
+
+def _listed(names: Sequence[object]) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:3], "…", shown[-1]])
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
