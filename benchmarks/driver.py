@@ -1,21 +1,19 @@
 """How many units that do nothing the driver gets through, and how fast it plans a resume of 20,000 finished ones."""
 
 import os
-import resource
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.measure import Figure
-from rayasd import presets
+from benchmarks.measure import Figure, alone
+from benchmarks.recordings import unit
 from rayasd.sweep.driver import State, Sweep, drive, survey
-from rayasd.sweep.executors import Executor, Request
+from rayasd.sweep.executors import Request
+from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore, mark_done
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import Unit, UnitSpec
+from rayasd.unit import STAGES, UnitSpec
 
-UNITS, RESUMED = 3000, 20_000
+UNITS, WARM = 20_000, 2_000
 
 
 def do_nothing(spec: UnitSpec) -> Outcome:
@@ -23,58 +21,62 @@ def do_nothing(spec: UnitSpec) -> Outcome:
 
 
 def measure() -> list[Figure]:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["RAY_AUTH_MODE"] = "disabled"  # on the loopback, for a minute
-        from rayasd.sweep.executors.ray import RayExecutor
+    with unit() as (spec, catalog, _):
 
-        store = RunStore(Path(folder) / "run")
-        store.paths.root.mkdir()
-        ray = RayExecutor("local", store.paths.root / "token", "benchmark")
-        ray._task = ray._ray.remote(max_retries=0)(do_nothing)
-        try:
-            before = _memory()
-            by_ray = _units_a_second(store, ray)
-            grown = _memory() - before
-        finally:
-            ray.close()
-        resumed = _resume(store)
+        def run_of(seeds: int) -> RunStore:
+            store = RunStore(spec.run.root.with_name(f"driver-{seeds}"))
+            store.paths.root.mkdir()
+            data = {"root": str(catalog.root), "fingerprint": {}, "pretrained": {}}
+            plan = Plan(("fan", "pump"), ("both",), tuple(range(seeds)))
+            store.set_up(spec.config, catalog, data, plan, ["benchmark"])
+            return store
+
+        speed, grown = alone(units_a_second, run_of(UNITS // 2))
+        finished = run_of(UNITS // 2 // len(STAGES) + 1)
+        for done in finished.specs().values():
+            done.output.mkdir(parents=True, exist_ok=True)
+            (done.output / "model.safetensors").touch()
+            mark_done(done)
+        resumed = alone(resume, finished)
     return [
-        Figure("driver", f"{UNITS} units that do nothing, Ray", by_ray, "units/s", "wanted", 300, 1,
-               f"the driver's memory grew by {grown:.0f} MB"),
-        Figure("driver", f"plan of {RESUMED} finished units", resumed, "s", "wanted", 3.0, 1),
+        Figure("driver", f"{UNITS} units that do nothing, Ray", speed, "units/s", "wanted", 300, 1,
+               f"memory of the driver: {grown:+.0f} MB over the last {UNITS - WARM}"),
+        Figure("driver", f"plan of {UNITS} finished units", resumed, "s", "wanted", 3.0, 1),
     ]  # fmt: skip
 
 
-def _specs(store: RunStore, count: int) -> dict[Unit, UnitSpec]:
-    config = presets.load("demo")
-    spec = UnitSpec(unit=Unit("train", "both", "fan", 0), config=config, run=store.paths, cache=Path(),
-                    data_root=Path(), data="d")  # fmt: skip
-    units = [Unit("train", "both", "fan", seed) for seed in range(count)]
-    return {unit: replace(spec, unit=unit) for unit in units}
+def units_a_second(store: RunStore) -> tuple[float, float]:
+    """Units a second through Ray, and by how many MB the driver grows after the first of them."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # on the loopback, for a minute
+    from rayasd.sweep.executors.ray import RayExecutor
+
+    executor = RayExecutor("local", store.paths.root / "token", "benchmark")
+    executor._task = executor._ray.remote(max_retries=0)(do_nothing)
+    specs = {unit: spec for unit, spec in store.specs().items() if unit.stage == "train"}
+    marks: list[tuple[int, float, float]] = []
+
+    def note(sweep: Sweep) -> None:
+        done = sweep.count(State.DONE)
+        if not marks or done == len(specs) or (len(marks) == 1 and done >= WARM):
+            marks.append((done, time.perf_counter(), _memory()))
+
+    try:
+        drive(Sweep(specs, dict.fromkeys(specs, State.WAITING)), store, executor, Request(1, 0), on_change=note)
+    finally:
+        executor.close()
+    (first, began, before), (last, ended, after) = marks[1], marks[-1]
+    return (last - first) / (ended - began), after - before
 
 
-def _units_a_second(store: RunStore, executor: Executor) -> float:
-    specs = _specs(store, UNITS)
-    warm = dict(list(specs.items())[:50])
-    drive(Sweep(warm, dict.fromkeys(warm, State.WAITING)), store, executor, Request(1, 0))
-    sweep = Sweep(specs, dict.fromkeys(specs, State.WAITING))
+def resume(store: RunStore) -> float:
+    """Seconds until a run whose units are all done is understood."""
     began = time.perf_counter()
-    drive(sweep, store, executor, Request(1, 0))
-    assert sweep.count(State.DONE) == UNITS
-    return UNITS / (time.perf_counter() - began)
-
-
-def _resume(store: RunStore) -> float:
-    specs = _specs(store, RESUMED)
-    for spec in specs.values():
-        spec.output.mkdir(parents=True, exist_ok=True)
-        (spec.output / "model.safetensors").touch()
-        mark_done(spec)
-    began = time.perf_counter()
+    specs = store.specs()
     sweep = survey(store, specs, set(specs), retry_failed=False)
-    assert sweep.count(State.DONE) == RESUMED
+    assert sweep.count(State.DONE) == len(specs)
     return time.perf_counter() - began
 
 
 def _memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

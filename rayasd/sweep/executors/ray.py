@@ -25,6 +25,7 @@ OBJECT_STORE_BYTES = 100_000_000
 
 _LOOK_SECONDS = 5.0  # between questions which nodes are up
 _HOST_PAUSE_SECONDS = 20.0  # after a host was lost: until then, Ray might send the unit there again
+_MOST_NAMES = 2000
 _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
 
 _NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
@@ -65,6 +66,7 @@ class RayExecutor:
         self._dashboard = _dashboard_line(context.dashboard_url)
         self._metrics = Metrics(run_name)
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
+        self._names: set[str] = set()
         self._idle: list[Any] = []
         """Actors without a unit. They hold their CPUs until somebody else needs them: a new one takes seconds."""
         # Retries are the driver's alone: Ray would repeat a task killed for memory without end.
@@ -96,12 +98,18 @@ class RayExecutor:
         actor = None
         if spec.unit.stage == "detect":
             actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=resources.cpus).remote()
-            reference = actor.detect.options(name=str(spec.unit)).remote(spec)
+            reference = actor.detect.options(name=self._name(spec.unit)).remote(spec)
         else:
             self._make_room(resources)
-            options = {"name": str(spec.unit), "num_cpus": resources.cpus, "num_gpus": resources.gpus}
+            options = {"name": self._name(spec.unit), "num_cpus": resources.cpus, "num_gpus": resources.gpus}
             reference = self._task.options(**options).remote(spec)
         self._running[reference] = (spec, actor)
+
+    def _name(self, unit: Unit) -> str:
+        """Name a unit for the dashboard. Ray keeps about 10 kB of each name for good: of many units, without seeds."""
+        if len(self._names) < _MOST_NAMES:
+            self._names.add(str(unit))
+        return str(unit) if str(unit) in self._names else f"{unit.stage} {unit.machine} {unit.variant}"
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Collect what finished; a lost worker or node is an outcome of the unit that it took with it."""
