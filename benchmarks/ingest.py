@@ -6,7 +6,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,7 +20,7 @@ from rayasd.data.catalog import scan
 from rayasd.data.waveforms import decode
 from rayasd.host import usable_cpus
 
-MANY = 40_000
+MANY, SHARING = 40_000, 4
 
 
 def measure() -> list[Figure]:
@@ -49,11 +51,22 @@ def measure() -> list[Figure]:
         ours()
         seconds, alone, written = in_turn(ours, soundfile_alone, soundfile_and_a_file, repeat=5)
         opened = _opened(Path(folder))
+        largest = max(cache.glob("*.i16"), key=lambda path: path.stat().st_size)
+        shared, copies = _shared(largest), SHARING * largest.stat().st_size / 1e6
     what = "clips of 10 s decoded, checked, written"
     return [
         Figure("ingest", what, len(files) / seconds, "clips/s", "soundfile alone, all cores", len(files) / alone, 0.8),
         Figure(
             "ingest", what, len(files) / seconds, "clips/s", "soundfile, samples written", len(files) / written, 0.8
+        ),
+        Figure(
+            "ingest",
+            f"memory of a machine's clips in {SHARING} processes",
+            shared,
+            "MB",
+            "a copy each",
+            copies,
+            note="summed proportional set sizes of the map",
         ),
         Figure("ingest", f"root of {MANY} cached clips opened", opened, "s", "wanted", 1.0, 1),
     ]
@@ -73,3 +86,26 @@ def _opened(folder: Path) -> float:
     began = time.perf_counter()
     decode(scan(root), DataConfig(), cache)
     return time.perf_counter() - began
+
+
+def _shared(path: Path) -> float:
+    """Summed proportional set size (MB) of one memory map that several processes have read."""
+    context = get_context("spawn")
+    barrier, sizes = context.Barrier(SHARING), context.SimpleQueue()
+    readers = [context.Process(target=_read_all, args=(path, barrier, sizes)) for _ in range(SHARING)]
+    for reader in readers:
+        reader.start()
+    total = sum(sizes.get() for _ in readers)
+    for reader in readers:
+        reader.join()
+    return total
+
+
+def _read_all(path: Path, barrier: Any, sizes: Any) -> None:
+    samples = np.memmap(path, dtype="<i2", mode="r")
+    samples.max()
+    barrier.wait()  # all have read
+    _, _, part = Path("/proc/self/smaps").read_text().partition(str(path))
+    kilobytes = int(next(line for line in part.splitlines() if line.startswith("Pss:")).split()[1])
+    barrier.wait()  # all have looked
+    sizes.put(kilobytes / 1000)

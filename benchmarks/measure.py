@@ -19,7 +19,7 @@ class Figure:
     what: str
     ours: float
     unit: str
-    """A speed (…/s), where more is better, or a time (s), where less is."""
+    """A speed (…/s), where more is better, or a time (s) or size (MB), where less is."""
     compared_with: str = ""
     other: float | None = None
     wanted: float | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayasd.config import Config
-from rayasd.exposure.clips import Indices, MachineClips, gather, standardise
+from rayasd.exposure.clips import Indices, MachineClips, ResidentClips, fits_on, gather, standardise
 from rayasd.exposure.mixup import Targets
 from rayasd.randomness import generator
 
@@ -71,7 +72,13 @@ class BatchLoader:
     """Turns batches into standardised waveforms and targets on the training device."""
 
     def __init__(
-        self, target: MachineClips, others: Sequence[MachineClips], config: Config, device: torch.device
+        self,
+        target: MachineClips,
+        others: Sequence[MachineClips],
+        config: Config,
+        device: torch.device,
+        *,
+        resident: bool | None = None,
     ) -> None:
         self.machines = (target, *others)
         self.device = device
@@ -82,6 +89,10 @@ class BatchLoader:
         if config.exposure.waveform_scaling == "target":
             scales = [(target.mean, target.deviation)] * len(self.machines)
         self.scales = torch.tensor(scales, dtype=torch.float32)
+        if resident is None:
+            resident = fits_on(device, self.machines)
+        self.resident = [ResidentClips.of(machine, device) for machine in self.machines] if resident else []
+        """Samples on the device, where they fit; else each batch's windows are sent there."""
 
     def load(self, batch: Batch, start: Callable[[Indices], Indices]) -> tuple[Tensor, Targets]:
         """Cut one window a clip; ``start`` maps the largest possible first sample of each clip to the chosen one.
@@ -109,13 +120,22 @@ class BatchLoader:
         clips = np.concatenate(batch.members)
         ends = np.cumsum([0, *map(len, batch.members)])
         bounds = np.searchsorted(rows, ends)
-        samples = np.empty((len(rows), self.length), np.int16)
-        for machine, begin, end in zip(self.machines, bounds[:-1], bounds[1:], strict=True):
-            chosen = rows[begin:end]
-            gather(machine, clips[chosen], starts[chosen], self.length, samples[begin:end])
+        parts = [rows[begin:end] for begin, end in pairwise(bounds)]
+        if self.resident:
+            samples = torch.cat(
+                [
+                    resident.windows(clips[part], starts[part], self.length)
+                    for resident, part in zip(self.resident, parts, strict=True)
+                ]
+            )
+        else:
+            on_host = np.empty((len(rows), self.length), np.int16)
+            for machine, part, begin, end in zip(self.machines, parts, bounds[:-1], bounds[1:], strict=True):
+                gather(machine, clips[part], starts[part], self.length, on_host[begin:end])
+            samples = torch.from_numpy(on_host).to(self.device)
         which = np.repeat(np.arange(len(self.machines)), np.diff(bounds))
         mean, deviation = self.scales[torch.from_numpy(which)].split(1, dim=1)
-        return standardise(samples, mean, deviation, self.device)
+        return standardise(samples, mean, deviation)
 
     def targets(self, batch: Batch) -> Targets:
         """Give the targets of all the batch's clips."""

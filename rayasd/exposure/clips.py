@@ -1,5 +1,6 @@
 """The clips that one unit trains on: decoded waveforms of every machine, split into training and validation clips."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -120,7 +121,39 @@ def gather(
         clips.waveforms.window(clip, start, length, out[row])
 
 
-def standardise(samples: NDArray[np.int16], mean: Tensor, deviation: Tensor, device: torch.device) -> Tensor:
-    """Bring int16 windows (N, samples) to the device and z-score them with per-clip mean and deviation (N, 1)."""
-    waveforms = torch.from_numpy(samples).to(device, non_blocking=True).float() / 32768.0
-    return (waveforms - mean.to(device)) / deviation.to(device)
+@dataclass(frozen=True)
+class ResidentClips:
+    """One machine's decoded samples in the memory of the device that trains on them."""
+
+    samples: Tensor
+    """int16, all clips one after the other."""
+    offsets: Tensor
+    frames: Tensor
+
+    @classmethod
+    def of(cls, clips: MachineClips, device: torch.device) -> "ResidentClips":
+        """Copy them there."""
+        waveforms = clips.waveforms
+        return cls(
+            *(torch.tensor(part, device=device) for part in (waveforms.samples, waveforms.offsets, waveforms.frames))
+        )
+
+    def windows(self, chosen: Indices, starts: Indices, length: int) -> Tensor:
+        """Cut one window (n, length) a clip, as ``Waveforms.window`` does."""
+        clip, start = (torch.from_numpy(part).to(self.samples.device) for part in (chosen, starts))
+        place = (start[:, None] + torch.arange(length, device=clip.device)) % self.frames[clip][:, None]
+        return self.samples[self.offsets[clip][:, None] + place]
+
+
+def fits_on(device: torch.device, machines: Sequence[MachineClips]) -> bool:
+    """Whether all their samples fit into a quarter of a GPU's free memory; never so on CPUs, which map them anyway."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(clips.waveforms.samples.nbytes for clips in machines) < free / 4
+
+
+def standardise(samples: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """Z-score int16 windows (N, samples) with per-clip mean and deviation (N, 1), on the device that holds them."""
+    waveforms = samples.float() / 32768.0
+    return (waveforms - mean.to(samples.device)) / deviation.to(samples.device)

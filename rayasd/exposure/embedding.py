@@ -1,6 +1,7 @@
 """Embed every clip of one machine, window by window, into Parquet."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     with (
         replacing(spec.run.table(spec.unit)) as path,
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        ThreadPoolExecutor(1) as pool,
     ):
+        written: Future[object] = pool.submit(int)  # nothing yet
         for number, (checkpoint, load) in enumerate(extractors.items()):
             extractor = compute.place(load())
             for begin in range(0, num_clips, clips_a_batch):
@@ -71,8 +74,9 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 rows = np.repeat(chosen, num_windows)
                 samples = np.empty((len(rows), length), np.int16)
                 gather(clips, rows, starts[chosen].ravel(), length, samples)
+                on_device = torch.from_numpy(samples).to(compute.device)
                 with compute.autocast():
-                    output = extractor(standardise(samples, mean, deviation, compute.device))
+                    output = extractor(standardise(on_device, mean, deviation))
                 embedding = output.embedding if isinstance(output, Output) else output
                 if embedding.shape != (len(rows), config.network.embedding_dim):
                     raise UserError(
@@ -93,8 +97,11 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                     _lists(embedding, pa.list_(pa.float32(), embedding.shape[1])),
                     *_logits(output, len(rows)),
                 ]
-                writer.write_table(pa.Table.from_arrays([_whole(c) for c in columns], schema=schema))
+                written.result()
+                rows_of_batch = pa.Table.from_arrays([_whole(c) for c in columns], schema=schema)
+                written = pool.submit(writer.write_table, rows_of_batch)  # while the next batch computes
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
+        written.result()
 
 
 def _extractors(spec: UnitSpec) -> dict[int, Callable[[], torch.nn.Module]]:

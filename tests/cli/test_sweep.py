@@ -206,6 +206,32 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path
     assert not run.exists()
 
 
+def test_a_dry_run_plays_the_plan_on_nodes_that_are_not_there(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    done, planned = tmp_path / "done", tmp_path / "planned"
+    speeds = "train=10,embed=100,detect=100"
+    by_hand = rayasd(*small_sweep(tree, planned, "--dry-run", "--simulate", f"nodes=2,gpus-per-node=4,{speeds}"))
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert "2 nodes" in by_hand.stdout
+    assert "4 GPUs" in by_hand.stdout
+    assert "makespan" in by_hand.stdout
+    assert not planned.exists()
+    unmeasured = rayasd(*small_sweep(tree, planned, "--dry-run", "--simulate", "nodes=2"))
+    assert (unmeasured.returncode, "like=RUN" in unmeasured.stderr) == (2, True)
+    assert rayasd(*small_sweep(tree, done, "--executor", "local")).returncode == 0
+    measured = rayasd(*small_sweep(tree, planned, "--dry-run", "--simulate", f"nodes=2,like={done}"))
+    assert measured.returncode == 0, measured.stderr
+    for wrong, said in (
+        ("nods=2", "did you mean '--simulate nodes'"),
+        ("nodes", "KEY=VALUE"),
+        ("nodes=two", "no number"),
+        ("nodes=0", "at least"),
+        ("nodes=1,cpus-per-node=0.5," + speeds, "the largest node has 0.5 CPUs"),
+    ):
+        result = rayasd(*small_sweep(tree, planned, "--dry-run", "--simulate", wrong))
+        assert (result.returncode, said in result.stderr or "between" in result.stderr) == (2, True), result.stderr
+    assert "--dry-run" in rayasd(*small_sweep(tree, planned, "--simulate", "nodes=2")).stderr
+
+
 def test_data_has_a_default_or_one_line_with_two_commands(tree: Path, rayasd: Rayasd):
     nothing = rayasd("sweep", "--dry-run")
     assert nothing.returncode == 2

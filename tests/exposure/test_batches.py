@@ -18,7 +18,7 @@ from rayasd.exposure.batches import (
     steps_per_epoch,
     validation_batches,
 )
-from rayasd.exposure.clips import load_machine
+from rayasd.exposure.clips import fits_on, load_machine
 from rayasd.exposure.training import load_target_and_others
 from tests.conftest import SpecOf
 
@@ -129,6 +129,20 @@ def test_waveforms_are_scaled_by_own_or_target_machine(loaded, small_config: Con
     raw = np.empty(loader.length, np.int16)
     others[0].waveforms.window(clip, int(start), loader.length, raw)
     np.testing.assert_allclose(waveforms[row], (raw / 32768 - scale.mean) / scale.deviation, rtol=1e-3, atol=1e-4)
+
+
+def test_windows_cut_on_the_device_are_those_cut_on_the_host(loaded, small_config: Config):
+    target, others = loaded
+    longer = replace(small_config, front_end=replace(small_config.front_end, window_seconds=1.7))  # clips repeat
+    for config in (small_config, longer):
+        on_host, on_device = (
+            BatchLoader(target, others, config, torch.device("cpu"), resident=resident) for resident in (False, True)
+        )
+        for batch in epoch_batches(target, others, config, seed=0, epoch=0):
+            starts = on_host.starts(batch, random_starts(np.random.default_rng(batch.step)))
+            rows = np.arange(batch.num_clips)
+            assert torch.equal(on_host.waveforms(batch, starts, rows), on_device.waveforms(batch, starts, rows))
+    assert not fits_on(torch.device("cpu"), [target])  # where clips are mapped, not copied
 
 
 def test_targets_say_machine_and_product_and_pseudo_anomalous_products_are_zero(loaded, small_config: Config):

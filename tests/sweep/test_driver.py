@@ -15,7 +15,7 @@ from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
 from rayasd.sweep import driver, lock
-from rayasd.sweep.driver import State, check_request, drive, survey
+from rayasd.sweep.driver import Queue, State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.plan import Plan, prerequisite
 from rayasd.sweep.store import RunStore, differences, mark_done
@@ -127,6 +127,21 @@ def test_all_units_run_within_the_slots_and_after_what_they_build_on(store: RunS
     for unit in executor.log:
         needed = prerequisite(unit, CONFIG.variant(unit.variant))
         assert needed is None or executor.log.index(needed) < executor.log.index(unit)
+
+
+def test_the_longest_of_a_seed_go_first_and_seeds_in_their_order(store: RunStore):
+    plan = Plan(("fan", "pump", "valve"), ("both",), (0, 1))
+    units = plan.units(CONFIG, ("train",))
+    spec = next(iter(specs(store).values()))
+    sweep = Sweep({unit: replace(spec, unit=unit) for unit in units})
+    for unit in units:
+        sweep.move(unit, State.WAITING)
+    costs = {"fan": 1.0, "pump": 3.0, "valve": 2.0}
+    queue = Queue(sweep, {unit: costs[unit.machine] for unit in units})
+    taken = list(queue.take(Resources(9, 0), Request(1, 0)))
+    assert [(unit.seed, unit.machine) for unit in taken] == [
+        (seed, machine) for seed in (0, 1) for machine in ("pump", "valve", "fan")
+    ]
 
 
 def test_a_machines_later_stages_go_before_another_machines_training(store: RunStore):
