@@ -20,13 +20,13 @@ from rayasd.data.catalog import scan
 from rayasd.data.waveforms import decode
 from rayasd.host import usable_cpus
 
-MANY, SHARING = 40_000, 4
+CLIPS, MANY, SHARING = 900, 40_000, 4
 
 
 def measure() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         root, cache = Path(folder) / "data", Path(folder) / "cache"
-        write_recordings(root)
+        write_recordings(root, CLIPS)
         files = sorted(root.rglob("*.wav"))
 
         def ours() -> None:
@@ -49,7 +49,7 @@ def measure() -> list[Figure]:
                     yield samples
 
         ours()
-        seconds, alone, written = in_turn(ours, soundfile_alone, soundfile_and_a_file, repeat=5)
+        seconds, alone, written = in_turn(ours, soundfile_alone, soundfile_and_a_file, repeat=3)
         opened = _opened(Path(folder))
         largest = max(cache.glob("*.i16"), key=lambda path: path.stat().st_size)
         shared, copies = _shared(largest), SHARING * largest.stat().st_size / 1e6

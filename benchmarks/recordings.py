@@ -20,18 +20,18 @@ MACHINES, SECTIONS, CLIPS, RATE, SECONDS = ("fan", "pump"), 3, 85, 16000, 10
 """Three sections of 85 training clips of 10 s: four batches of 128 an epoch, half of them of the target machine."""
 
 
-def write_recordings(root: Path) -> list[tuple[Path, float, int]]:
+def write_recordings(root: Path, clips: int = CLIPS) -> list[tuple[Path, float, int]]:
     """Write training clips, and two test clips a section; returns file, machine target and section of the former."""
     rng, files = np.random.default_rng(0), []
     for machine in MACHINES:
         for section in range(SECTIONS):
-            for n in range(CLIPS + 2):
-                part, kind = ("train", "train") if n < CLIPS else ("source_test", "test")
-                label = "anomaly" if n == CLIPS else "normal"
+            for n in range(clips + 2):
+                part, kind = ("train", "train") if n < clips else ("source_test", "test")
+                label = "anomaly" if n == clips else "normal"
                 path = root / machine / part / f"section_{section:02}_source_{kind}_{label}_{n:04}_noise.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, rng.integers(-9000, 9000, RATE * SECONDS, dtype=np.int16), RATE)
-                if n < CLIPS:
+                if n < clips:
                     files.append((path, float(machine == "fan"), section))
     return files
 

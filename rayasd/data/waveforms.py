@@ -6,45 +6,26 @@ that a changed clip or rule makes another file and an old one is never read by m
 
 import fcntl
 import json
-import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import Catalog, Oddity
+from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
 from rayasd.errors import UserError
-from rayasd.files import digest, replacing
-from rayasd.host import freed_memory_kept, usable_cpus
+from rayasd.files import digest
+from rayasd.host import usable_cpus
 
-DECODED_COLUMNS = pa.schema(
-    [
-        ("offset", pa.int64()),  # first sample in the machine's memory map
-        ("frames", pa.int64()),
-        # of the int16 samples, and of their squares: exact statistics of any set of clips
-        ("sum", pa.int64()),
-        ("sum_squares", pa.int64()),
-        ("digest", pa.string()),  # xxh3 (128 bits) of the decoded samples
-        ("cache", pa.string()),  # name of the machine's cache files, without suffix
-    ]
-)
-
-T = TypeVar("T")
-R = TypeVar("R")
 OnProgress = Callable[[int, int], None]
-_FREE_SPACE_MARGIN = 64 << 20
 _VERSION = 2  # of the cache's files
 
 
@@ -81,7 +62,7 @@ def decode(
     config: DataConfig,
     cache: Path,
     *,
-    num_threads: int | None = None,
+    num_processes: int | None = None,
     on_progress: OnProgress = _no_progress,
 ) -> Catalog:
     """Make sure that every machine's memory map stands, and add what decoding tells to the catalog.
@@ -96,24 +77,25 @@ def decode(
     unnamed = [odd for odd in catalog.oddities if odd.unusable]
     _fail_unless_skipping(unnamed, config, catalog.root)
     tables, oddities, done = [], list(catalog.oddities), 0
-    for machine in catalog.machines:
-        table = catalog.table.filter(pc.field("machine") == machine)
-        index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
-        if not index.exists():
+    with processes(catalog.table.num_rows, num_processes or usable_cpus()) as over:
+        for machine in catalog.machines:
+            table = catalog.table.filter(pc.field("machine") == machine)
+            index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
+            if not index.exists():
 
-            def report(n: int, before: int = done) -> None:
-                on_progress(before + n, catalog.table.num_rows)
+                def report(n: int, before: int = done) -> None:
+                    on_progress(before + n, catalog.table.num_rows)
 
-            _decode_machine(catalog.root, table, config, index, num_threads or usable_cpus(), report)
-        decoded = pq.read_table(index)
-        bad = [Oddity(clip, why, True) for clip, why in json.loads(decoded.schema.metadata[b"bad_clips"])]
-        _fail_unless_skipping(bad, config, catalog.root)
-        oddities += bad
-        kept = table.filter(pc.is_in(table["clip"], decoded["clip"]))
-        for column in DECODED_COLUMNS.names:
-            kept = kept.append_column(column, decoded[column])
-        tables.append(kept)
-        done += table.num_rows
+                decode_machine(catalog.root, table, config, index, over, report)
+            decoded = pq.read_table(index)
+            bad = [Oddity(clip, why, True) for clip, why in json.loads(decoded.schema.metadata[b"bad_clips"])]
+            _fail_unless_skipping(bad, config, catalog.root)
+            oddities += bad
+            kept = table.filter(pc.is_in(table["clip"], decoded["clip"]))
+            for column in DECODED_COLUMNS.names:
+                kept = kept.append_column(column, decoded[column])
+            tables.append(kept)
+            done += table.num_rows
     merged = pa.concat_tables(tables).combine_chunks()
     if merged.num_rows == 0:
         raise UserError(f"no clip in {catalog.root} can be used: rayasd data check {catalog.root} says why")
@@ -140,7 +122,8 @@ def open_waveforms(
                 alive()
                 time.sleep(0.5)
             if not index.exists():
-                _decode_machine(catalog.root, table, config, index, usable_cpus(), lambda n: alive())
+                with processes(table.num_rows, usable_cpus()) as over:
+                    decode_machine(catalog.root, table, config, index, over, lambda n: alive())
     decoded = pq.read_table(index)  # offsets are this host's own
     if not all(decoded[name].equals(table[name]) for name in ("clip", "digest")):
         raise UserError(f"the clips of {machine} in {catalog.root} have changed since the sweep was set up")
@@ -179,89 +162,6 @@ def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
     rules = {k: v for k, v in asdict(config).items() if k != "on_bad_clip"}
     files = [table[name].to_pylist() for name in ("clip", "size", "mtime_ns")]
     return digest([_VERSION, str(root), rules, files])[:24]
-
-
-def _decode_machine(
-    root: Path,
-    table: pa.Table,
-    config: DataConfig,
-    index: Path,
-    num_threads: int,
-    on_progress: Callable[[int], None],
-) -> None:
-    clips: list[str] = table["clip"].to_pylist()
-    _need_space(index.parent, sum(table["size"].to_pylist()))  # about: what 16-bit files take
-    rows, bad, offset = {}, {}, 0
-
-    def decoded_clip(clip: str) -> tuple[NDArray[np.int16], int, int, str] | str:
-        try:
-            samples = read_samples(root / clip, config)
-        except BadClipError as error:
-            return str(error)
-        return samples, *_sums(samples), xxh3_128_hexdigest(samples.data)
-
-    try:
-        with (
-            ThreadPoolExecutor(num_threads) as pool,  # libsndfile runs without the interpreter's lock
-            freed_memory_kept(),
-            replacing(index.with_suffix(".i16")) as path,
-            path.open("wb") as file,
-        ):
-            for done, (clip, result) in enumerate(_ahead(pool, decoded_clip, clips, 4 * num_threads), 1):
-                if isinstance(result, str):
-                    bad[clip] = result
-                else:
-                    samples, *facts = result
-                    file.write(samples.data)
-                    rows[clip] = (offset, len(samples), *facts, index.stem)
-                    offset += len(samples)
-                if done % 50 == 0 or done == len(clips):
-                    on_progress(done)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
-        ) from None
-    columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
-    decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
-    for field, values in zip(DECODED_COLUMNS, columns, strict=True):
-        decoded = decoded.append_column(field, pa.array(values, field.type))
-    with replacing(index) as path:  # written last: a map without its index is not there
-        pq.write_table(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), path)
-
-
-def _ahead(pool: Executor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[tuple[T, R]]:
-    """Give each item with what ``work`` makes of it, in order; at most ``count`` are worked on ahead."""
-    waiting: deque[tuple[T, Future[R]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(work, item)))
-        if len(waiting) > count:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
-
-
-def _sums(samples: NDArray[np.int16]) -> tuple[int, int]:
-    """Sum of samples and of their squares, exact: what float64 adds up of a block stays below 2^53."""
-    total = squares = 0
-    for begin in range(0, len(samples), 1 << 20):
-        wide = samples[begin : begin + (1 << 20)].astype(np.float64)
-        total += int(wide.sum())
-        squares += int(np.square(wide, out=wide).sum())
-    return total, squares
-
-
-def _need_space(folder: Path, num_bytes: int) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the cache {folder}: {error.strerror}; choose another --cache DIR") from None
-    free = shutil.disk_usage(folder).free
-    if num_bytes + _FREE_SPACE_MARGIN > free:
-        raise UserError(
-            f"the waveform cache needs {num_bytes / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
-            "choose another place with --cache DIR"
-        )
 
 
 def _fail_unless_skipping(bad: Sequence[Oddity], config: DataConfig, root: Path) -> None:

@@ -17,8 +17,8 @@ from rayasd.unit import STAGES, Stage, Unit, UnitSpec
 
 STARTS_PER_SECOND = 500.0
 """Units that the driver starts through Ray (docs/performance.md, benchmark ``driver``)."""
-DECODED_PER_SECOND = 1000.0
-"""Clips of 10 s that a host decodes into its cache (docs/performance.md, benchmark ``ingest``)."""
+DECODED_PER_SECOND = 2000.0
+"""Clips of 10 s that a host of 2 cores decodes into its cache (docs/performance.md, benchmark ``ingest``)."""
 
 
 @dataclass(frozen=True)

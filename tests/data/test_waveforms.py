@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from rayasd.config import DataConfig
-from rayasd.data import waveforms
+from rayasd.data import decoding
 from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
@@ -37,9 +37,25 @@ def test_the_cache_holds_the_files_samples_bit_for_bit(root: Path, tmp_path: Pat
         np.testing.assert_array_equal(window, expected)
 
 
+def test_many_processes_decode_what_one_does(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clip = root / "fan/train/section_00_source_train_normal_0000_x.wav"
+    clip.write_bytes(clip.read_bytes()[:1000])
+    config = DataConfig(on_bad_clip="skip")
+    alone = decode(scan(root), config, tmp_path / "alone", num_processes=1)
+    monkeypatch.setattr(decoding, "_FEW", 5)
+    monkeypatch.setattr(decoding, "_CHUNK", 4)
+    together = decode(scan(root), config, tmp_path / "together", num_processes=2)
+    assert together.table.equals(alone.table)
+    assert together.oddities == alone.oddities
+    for machine in ("fan", "pump"):
+        one, two = (open_waveforms(alone, machine, config, tmp_path / name).samples for name in ("alone", "together"))
+        np.testing.assert_array_equal(one, two)
+    assert not [path for path in (tmp_path / "together").iterdir() if path.suffix == ".part"]
+
+
 def test_a_second_opening_decodes_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = decode(scan(root), DataConfig(), tmp_path)
-    monkeypatch.setattr(waveforms, "read_samples", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding, "read_samples", lambda *_: pytest.fail("decoded again"))
     assert decode(scan(root), DataConfig(), tmp_path).table.equals(first.table)
 
 

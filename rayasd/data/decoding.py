@@ -1,0 +1,175 @@
+"""One machine's clips decoded into its memory map, by as many processes as pay.
+
+Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads would spend more on the interpreter's lock.
+"""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import current_process, get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from xxhash import xxh3_128_hexdigest
+
+from rayasd.config import DataConfig
+from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
+from rayasd.errors import UserError
+from rayasd.files import replacing
+from rayasd.host import end_with_parent, freed_memory_kept
+
+DECODED_COLUMNS = pa.schema(
+    [
+        ("offset", pa.int64()),  # first sample in the machine's memory map
+        ("frames", pa.int64()),
+        # of the int16 samples, and of their squares: exact statistics of any set of clips
+        ("sum", pa.int64()),
+        ("sum_squares", pa.int64()),
+        ("digest", pa.string()),  # xxh3 (128 bits) of the decoded samples
+        ("cache", pa.string()),  # name of the machine's cache files, without suffix
+    ]
+)
+
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+_FREE_SPACE_MARGIN = 64 << 20
+_CHUNK = 64  # clips of one call to a process
+_FEW = 1500  # clips that one process decodes before others would have started
+
+
+def decode_machine(
+    root: Path,
+    table: pa.Table,
+    config: DataConfig,
+    index: Path,
+    over: Map,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Write a machine's samples (``index`` with suffix .i16), and then what is where (``index``, Parquet).
+
+    Clips that cannot be used are named in the index, with the reason. ``over`` maps, as ``processes`` does.
+
+    Raises:
+        UserError: there is no room, or no permission.
+
+    """
+    clips: list[str] = table["clip"].to_pylist()
+    rows: dict[str, tuple[Any, ...]] = {}
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
+        lengths = dict(zip(clips, found, strict=True))
+        bad = {clip: reason for clip, reason in lengths.items() if isinstance(reason, str)}
+        planned = [(clip, frames) for clip, frames in lengths.items() if isinstance(frames, int)]
+        offsets = np.cumsum([0, *(frames for _, frames in planned)], dtype=np.int64).tolist()
+        _need_space(index.parent, 2 * offsets[-1])
+        places = [(clip, offset) for (clip, _), offset in zip(planned, offsets, strict=False)]
+        with replacing(index.with_suffix(".i16")) as path:
+            if offsets[-1]:
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, 2 * offsets[-1])  # a full disk says so now
+            for part, facts in zip(_chunks(places), over(partial(_decode, path, root, config), _chunks(places)),
+                                   strict=True):  # fmt: skip
+                for (clip, offset), fact in zip(part, facts, strict=True):
+                    if isinstance(fact, str):
+                        bad[clip] = fact
+                    else:
+                        rows[clip] = (offset, *fact, index.stem)
+                on_progress(len(rows) + len(bad))
+    except OSError as error:
+        raise UserError(
+            f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
+        ) from None
+    columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
+    decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
+    for field, values in zip(DECODED_COLUMNS, columns, strict=True):
+        decoded = decoded.append_column(field, pa.array(values, field.type))
+    with replacing(index) as path:  # written last: a map without its index is not there
+        pq.write_table(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), path)
+
+
+@contextmanager
+def processes(num_clips: int, num_processes: int) -> Iterator[Map]:
+    """Give a ``map`` over processes, or the plain one where they would not pay or must not be (in a daemon)."""
+    num_processes = min(num_processes, 1 + num_clips // _FEW)
+    if num_processes == 1 or current_process().daemon:
+        with freed_memory_kept():
+            yield map
+        return
+    pool = ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=_begin)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    end_with_parent(signal.SIGKILL)
+
+
+def _chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[begin : begin + _CHUNK] for begin in range(0, len(items), _CHUNK)]
+
+
+def _lengths(root: Path, config: DataConfig, clips: Sequence[str]) -> list[int | str]:
+    """Tell how many samples each clip decodes to, or why it does not."""
+    lengths: list[int | str] = []
+    for clip in clips:
+        try:
+            lengths.append(num_frames(read_facts(root / clip), config))
+        except BadClipError as error:
+            lengths.append(str(error))
+    return lengths
+
+
+def _decode(
+    path: Path, root: Path, config: DataConfig, places: Sequence[tuple[str, int]]
+) -> list[tuple[int, int, int, str] | str]:
+    """Decode clips to their places (offsets in samples) in a file; of each: frames, sum, sum of squares and digest."""
+    facts: list[tuple[int, int, int, str] | str] = []
+    with path.open("r+b", buffering=0) as file:
+        for clip, offset in places:
+            try:
+                samples = read_samples(root / clip, config)
+            except BadClipError as error:
+                facts.append(str(error))
+                continue
+            _write_all(file.fileno(), samples, 2 * offset)
+            facts.append((len(samples), *_sums(samples), xxh3_128_hexdigest(samples.data)))
+        os.fdatasync(file.fileno())  # while others decode
+    return facts
+
+
+def _write_all(descriptor: int, samples: NDArray[np.int16], place: int) -> None:
+    left = samples.data.cast("B")
+    while left:
+        written = os.pwrite(descriptor, left, place)
+        left, place = left[written:], place + written
+
+
+def _sums(samples: NDArray[np.int16]) -> tuple[int, int]:
+    """Sum of samples and of their squares, exact: what float64 adds up of a block stays below 2^53."""
+    total = squares = 0
+    for begin in range(0, len(samples), 1 << 20):
+        wide = samples[begin : begin + (1 << 20)].astype(np.float64)
+        total += int(wide.sum())
+        squares += int(np.square(wide, out=wide).sum())
+    return total, squares
+
+
+def _need_space(folder: Path, num_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes + _FREE_SPACE_MARGIN > free:
+        raise UserError(
+            f"the waveform cache needs {num_bytes / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
+            "choose another place with --cache DIR"
+        )
