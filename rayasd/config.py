@@ -108,6 +108,8 @@ class ExposureConfig:
     """Anomalous clips a section that leave the test at least, so that variants are tested on the same clips."""
     anomaly_seed: int = bounded(0, minimum=0)
     """Which clips these draws take; the same for all training seeds, so that all are tested on the same clips."""
+    compile: bool = False
+    """Fuse the backbone's operations (torch.compile): minutes to compile, other rounding, needs a C++ compiler."""
     keep_every: int = bounded(0, minimum=0)
     """Epochs between two weights that are kept and embedded, to choose a checkpoint; 0: only the last."""
     checkpoint_every: int = bounded(10, minimum=1)

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
 
     torch.manual_seed(torch_seed(seed, "weights", machine))
     extractor = compute.place(Extractor(config, len(target.sections)))
+    if config.exposure.compile:
+        _compile(extractor)
     optimizer = torch.optim.AdamW(
         extractor.parameters(), lr=config.exposure.learning_rate, weight_decay=config.exposure.weight_decay
     )
@@ -130,6 +133,12 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         _write_history(spec.output, history)
         save_extractor(spec.output, extractor, config, target.sections)
         (spec.output / STATE).unlink(missing_ok=True)
+
+
+def _compile(extractor: Extractor) -> None:
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with")
+    extractor.backbone.compile()
 
 
 def load_target_and_others(
