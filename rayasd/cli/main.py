@@ -11,6 +11,7 @@ from rayasd.cli.data import data
 from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
 from rayasd.cli.launch import launch
+from rayasd.cli.score import pack, score
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
@@ -33,8 +34,8 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, export, launch, submit,
-                doctor):  # fmt: skip
+for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, score, pack, export,
+                launch, submit, doctor):  # fmt: skip
     cli.add_command(command)
 
 

@@ -15,7 +15,7 @@ from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure.clips import gather, load_machine, standardise
-from rayasd.exposure.device import choose_compute
+from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.network import WEIGHTS, Output, kept_weights, load_extractor, make_control
 from rayasd.files import replacing
 from rayasd.unit import Progress, Report, UnitSpec, silent
@@ -54,7 +54,6 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     length = round(config.front_end.window_seconds * config.data.sample_rate)
     num_windows = config.embedding.num_windows
     starts = np.stack([window_starts(int(n), length, num_windows) for n in clips.waveforms.frames])
-    mean, deviation = torch.tensor([[clips.mean]]), torch.tensor([[clips.deviation]])
     schema = embedding_schema(config.network.embedding_dim)
     num_clips = clips.table.num_rows
     clips_a_batch = max(1, config.embedding.batch_size // num_windows)
@@ -74,16 +73,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 rows = np.repeat(chosen, num_windows)
                 samples = np.empty((len(rows), length), np.int16)
                 gather(clips, rows, starts[chosen].ravel(), length, samples)
-                on_device = torch.from_numpy(samples).to(compute.device)
-                with compute.autocast():
-                    output = extractor(standardise(on_device, mean, deviation))
-                embedding = output.embedding if isinstance(output, Output) else output
-                if embedding.shape != (len(rows), config.network.embedding_dim):
-                    raise UserError(
-                        f"network.extractor {config.network.extractor} gave embeddings of shape "
-                        f"{tuple(embedding.shape)} for {len(rows)} windows, not (windows, network.embedding_dim = "
-                        f"{config.network.embedding_dim})"
-                    )
+                windows = embed_windows(extractor, compute, samples, (clips.mean, clips.deviation), config)
                 table = clips.table.take(rows)
                 columns = [
                     table["clip"],
@@ -94,14 +84,48 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                     pa.array(np.tile(np.arange(num_windows, dtype=np.int16), len(chosen))),
                     pa.array(starts[chosen].ravel() / config.data.sample_rate),
                     pa.array(np.full(len(rows), checkpoint, np.int16)),
-                    _lists(embedding, pa.list_(pa.float32(), embedding.shape[1])),
-                    *_logits(output, len(rows)),
+                    *windows.columns,
                 ]
                 written.result()
                 rows_of_batch = pa.Table.from_arrays([_whole(c) for c in columns], schema=schema)
                 written = pool.submit(writer.write_table, rows_of_batch)  # while the next batch computes
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
         written.result()
+
+
+@torch.inference_mode()
+def embed_windows(
+    extractor: torch.nn.Module,
+    compute: Compute,
+    samples: NDArray[np.int16],
+    scale: tuple[float, float],
+    config: Config,
+) -> pa.Table:
+    """Embed windows (n, samples): columns embedding, machine_logit and product_logits, as in an embeddings file.
+
+    Args:
+        extractor: on the device of ``compute``, in evaluation mode.
+        compute: device and arithmetic.
+        samples: of full scale 32768.
+        scale: mean and deviation of the machine's training samples, full scale 1.
+        config: with ``network.embedding_dim``, D.
+
+    Raises:
+        UserError: the extractor gave something other than (n, D) embeddings.
+
+    """
+    mean, deviation = (torch.tensor([[value]]) for value in scale)
+    on_device = torch.from_numpy(samples).to(compute.device)
+    with compute.autocast():
+        output = extractor(standardise(on_device, mean, deviation))
+    embedding = output.embedding if isinstance(output, Output) else output
+    if embedding.shape != (len(samples), config.network.embedding_dim):
+        raise UserError(
+            f"network.extractor {config.network.extractor} gave embeddings of shape {tuple(embedding.shape)} for "
+            f"{len(samples)} windows, not (windows, network.embedding_dim = {config.network.embedding_dim})"
+        )
+    columns = [_lists(embedding, pa.list_(pa.float32(), embedding.shape[1])), *_logits(output, len(samples))]
+    return pa.Table.from_arrays(columns, names=["embedding", "machine_logit", "product_logits"])
 
 
 def _extractors(spec: UnitSpec) -> dict[int, Callable[[], torch.nn.Module]]:

@@ -62,6 +62,13 @@ class NeighbourSearch:
                 self._squared[id(X)] = (X, block)
             yield block
 
+    def forget(self) -> None:
+        """Drop what was found for windows outside the bank, which may be many over time."""
+        self._found.clear()
+        self._squared.clear()
+        for part in self._parts.values():
+            part.forget()
+
     def part(self, rows: NDArray[np.bool_]) -> "NeighbourSearch":
         """Search among these rows of the bank alone; asking again gives the same search."""
         key = rows.tobytes()

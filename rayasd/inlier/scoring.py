@@ -85,7 +85,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
         for done, group in enumerate(groups.to_pylist()):
             report(Progress(done, groups.num_rows))
             of_group = (pc.field("checkpoint") == group["checkpoint"]) & (pc.field("section") == group["section"])
-            bank = embeddings.filter(of_group & _fit_rows(inlier.fit_on))
+            bank = embeddings.filter(of_group & fit_rows(inlier.fit_on))
             product = products.index(group["section"]) if group["section"] in products else -1
             section = Section(bank, test.filter(of_group), inlier, most_neighbours(detectors), product)
             tables = [table for detector in detectors for table in section.rows(detector)]
@@ -97,16 +97,17 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
 def _needs_logits(detector: DetectorSpec | FusionSpec) -> bool:
     if isinstance(detector, FusionSpec):
         return any(map(_needs_logits, detector.members))
-    return _features_of(detector, "embedding") in ("logits", "machine_logit")
+    return features_of(detector, "embedding") in ("logits", "machine_logit")
 
 
-def _features_of(detector: DetectorSpec, default: str) -> str:
-    """Return what the detector's class says that it sees, else the default."""
+def features_of(detector: DetectorSpec, default: str) -> str:
+    """Return which of ``COLUMNS`` a detector sees: what its class says, else the default."""
     declared = getattr(type(detector.build()), "features", None)
     return declared if isinstance(declared, str) and declared in COLUMNS else default
 
 
-def _fit_rows(fit_on: str) -> pc.Expression:
+def fit_rows(fit_on: str) -> pc.Expression:
+    """Select the windows of an embeddings file that detectors are fitted to."""
     if fit_on == "validation":
         return pc.field("split") == "validation"
     normal = pc.field("split").isin(["train", "validation"])
@@ -179,7 +180,7 @@ class Section:
         if self._bank.num_rows == 0:
             return ["the section has no normal clips to fit to"] * 2
         try:
-            whole, *folds = self._folds_of(_features_of(spec, self._inlier.features))
+            whole, *folds = self._folds_of(features_of(spec, self._inlier.features))
         except ValueError as error:
             return [_reason(error)] * 2
         test = _fit_and_score(spec, whole)

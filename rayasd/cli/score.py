@@ -1,0 +1,68 @@
+"""``rayasd score`` and ``rayasd pack``: what a run has learned, used on new clips."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rayasd.cli.sweep import RUN
+
+_CHOICE = [
+    click.option("--machine", help="Of the run; may be left out where it has one alone."),
+    click.option("--variant", help="Default: the run's first in rank."),
+    click.option("--seed", type=int, help="Default: the lowest."),
+    click.option("--detector", help="Default: what the run's report chose; likewise --pooling."),
+    click.option("--pooling"),
+]
+
+
+def _choice(command: Any) -> Any:
+    for option in reversed(_CHOICE):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[RUN] CLIP|FOLDER|-…")
+@click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
+@_choice
+@click.option("--section", help="Which product; default: the nearest by the product head.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
+              show_default=True)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
+@click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--address", metavar="HOST:PORT", help="Spread many clips over a standing Ray cluster.")
+@click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
+def score(words: tuple[str, ...], **options: Any) -> None:
+    """Score new clips of one machine: score, decision, percentile among normal training clips, worst window.
+
+    RUN is a run directory whose report stands. Folders are searched for audio files; - reads names from the input, one
+    a line. Recordings longer than training clips are scored piece by piece.
+
+    \b
+        rayasd score runs/first --machine fan --section 00 new/
+        rayasd score --model fan.rayasd recording.wav --format jsonl
+        find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
+    """
+    from rayasd.cli.scoring import score_clips
+
+    raise SystemExit(score_clips(words, **options))
+
+
+@click.command()
+@RUN
+@_choice
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd")
+@click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
+def pack(run: Path, **options: Any) -> None:
+    """Make one file of RUN's model of one machine, for rayasd score --model on any host.
+
+    It holds weights (safetensors), normal embeddings (Parquet), configuration and thresholds (JSON), and no code.
+
+    \b
+        rayasd pack runs/first --machine fan -o fan.rayasd
+    """
+    from rayasd.cli.scoring import pack_model
+
+    pack_model(run, **options)

@@ -1,0 +1,190 @@
+"""Where a machine's model comes from: a run, or a packed file."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+
+from rayasd import __version__
+from rayasd.data.catalog import Catalog, read_catalog
+from rayasd.data.waveforms import scaling
+from rayasd.errors import UserError, unknown
+from rayasd.evaluation.scores import Key, System, read_scores
+from rayasd.exposure.network import WEIGHTS, kept_path
+from rayasd.files import digest, read_json
+from rayasd.inlier.scoring import fit_rows
+from rayasd.scoring.model import MachineModel, Parts
+from rayasd.scoring.packing import read_pack
+from rayasd.sweep.store import RunStore
+from rayasd.unit import Unit
+
+
+def load(
+    source: str | Path,
+    *,
+    machine: str | None = None,
+    variant: str | None = None,
+    seed: int | None = None,
+    detector: str | None = None,
+    pooling: str | None = None,
+    device: str = "auto",
+    trust: bool = False,
+) -> MachineModel:
+    """Load a machine's model.
+
+    Args:
+        source: a run directory, or a file that ``rayasd pack`` wrote.
+        machine: of a run; may be left out where it has one alone.
+        variant: of a run; default: the one that ranks first.
+        seed: of a run; default: the lowest.
+        detector: instead of the one that the run's report chose; like ``pooling``.
+        pooling: how window scores become a clip's.
+        device: auto, cpu, cuda or cuda:N.
+        trust: run detectors, poolings and extractors that a packed file names by import path.
+
+    Raises:
+        UserError: there is no such thing, it is not finished, or the file is damaged.
+
+    """
+    path = Path(source)
+    if path.is_dir():
+        return MachineModel(parts_of_run(path, machine, variant, seed, detector, pooling), device)
+    if any(value is not None for value in (variant, seed, detector, pooling)):
+        raise UserError(f"{path} is packed: variant, seed, detector and pooling were chosen when it was made")
+    parts = read_pack(path, trust=trust)
+    if machine not in (None, parts.machine):
+        raise UserError(f"{path} is of {parts.machine}, not of {machine}")
+    return MachineModel(parts, device)
+
+
+def parts_of_run(
+    folder: Path,
+    machine: str | None = None,
+    variant: str | None = None,
+    seed: int | None = None,
+    detector: str | None = None,
+    pooling: str | None = None,
+) -> Parts:
+    """Take a machine's model out of a run; arguments as of ``load``."""
+    store = RunStore(folder)
+    specs = store.specs()
+    machines = sorted({unit.machine for unit in specs})
+    if machine is None and len(machines) > 1:
+        raise UserError(f"{folder} has several machines: name one of {', '.join(machines)}")
+    machine = machines[0] if machine is None else machine
+    if machine not in machines:
+        raise unknown("machine", machine, machines)
+    chosen = _Choice(store, machine, variant, seed, detector, pooling)
+    unit = Unit("detect", chosen.variant, machine, chosen.seed)
+    if unit not in specs:
+        raise UserError(f"{folder} has no {chosen.variant}, seed {chosen.seed} of {machine}")
+    spec = specs[unit]
+    for stage in ("embed", "detect"):
+        if not store.is_done(specs[spec.upstream(stage)]):
+            raise UserError(
+                f"{spec.upstream(stage)} of {folder} is not done, or by another version: rayasd sweep (re)does it"
+            )
+    embeddings = pq.read_table(store.paths.table(spec.upstream("embed")))
+    normal = pc.field("split").isin(["train", "validation"])
+    catalog = read_catalog(store.paths.catalog, spec.data_root)
+    products, weights = [], {}
+    systems = chosen.systems(embeddings.filter(fit_rows(spec.config.inlier.fit_on)))
+    if not embeddings["machine_logit"].null_count:
+        models = store.paths.output(spec.upstream("train"))
+        products = read_json(models / "config.json")["sections"]
+        for checkpoint in {system.checkpoint for system in systems.values()}:
+            last = checkpoint == spec.config.exposure.epochs
+            weights[checkpoint] = load_file(models / WEIGHTS if last else kept_path(models, checkpoint))
+    bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
+    bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
+    manifest = store.manifest()
+    return Parts(
+        machine=machine,
+        config=spec.config,
+        products=tuple(products),
+        weights=weights,
+        scale=scaling(_clips(catalog, embeddings.filter(normal))),
+        clip_seconds=_clip_seconds(catalog, machine, spec.config.data.sample_rate),
+        systems=systems,
+        bank=bank,
+        training=_training(store, unit, systems),
+        provenance={
+            "rayasd": __version__, "variant": chosen.variant, "seed": chosen.seed,
+            "data": digest(manifest["data"]["fingerprint"]), "synthetic": manifest["data"].get("synthetic", False),
+        },
+    )  # fmt: skip
+
+
+class _Choice:
+    """Which system scores: what the run's report chose, where nothing else is asked for."""
+
+    def __init__(
+        self, store: RunStore, machine: str, variant: str | None, seed: int | None, detector: str | None,
+        pooling: str | None,
+    ) -> None:  # fmt: skip
+        self._machine, self._detector, self._pooling = machine, detector, pooling
+        leaderboard = store.paths.leaderboard("parquet")
+        if not leaderboard.exists():
+            raise UserError(f"{store.paths.root} has no leaderboard: rayasd report {store.paths.root} makes one")
+        rows = [row for row in pq.read_table(leaderboard).to_pylist() if row["num_seeds"] and not row["oracle"]]
+        plans = store.plans()
+        variants = list(dict.fromkeys(name for plan in plans for name in plan.variants))
+        single = [row for row in rows if row["variant"] in variants]
+        ranked = sorted((row for row in single if row["rank"]), key=lambda row: row["rank"])
+        if variant is None:
+            self.variant = (ranked or single)[0]["variant"]
+        elif variant in variants:
+            self.variant = variant
+        else:
+            raise unknown("variant", variant, variants)
+        own = [row for row in [*ranked, *single] if row["variant"] == self.variant]
+        if not own:
+            raise UserError(f"{store.paths.root} has not scored {self.variant}")
+        self._first = own[0]
+        self.seed = (
+            min(s for plan in plans if self.variant in plan.variants for s in plan.seeds) if seed is None else seed
+        )
+        self._cells = [
+            row for row in pq.read_table(store.paths.cells, filters=[("selected", "=", True)]).to_pylist()
+            if (row["variant"], row["machine"], row["seed"]) == (self.variant, machine, self.seed)
+        ]  # fmt: skip
+
+    def systems(self, bank: pa.Table) -> dict[str, System]:
+        """Choose for each section of the bank."""
+        last = pc.max(bank["checkpoint"]).as_py()
+        chosen = {row["section"]: row for row in self._cells}
+        return {
+            section: System(
+                self.variant,
+                int(row["checkpoint"]) if row["checkpoint"] is not None else last,
+                self._detector or row["detector"],
+                self._pooling or row["pooling"],
+            )
+            for section in sorted(pc.unique(bank["section"]).to_pylist())
+            for row in [chosen.get(section, self._first)]
+        }
+
+
+def _clips(catalog: Catalog, windows: pa.Table) -> pa.Table:
+    """Catalog rows of the clips that these windows are of."""
+    return catalog.table.filter(pc.is_in(catalog.table["clip"], pc.unique(windows["clip"])))
+
+
+def _clip_seconds(catalog: Catalog, machine: str, rate: int) -> float:
+    train = catalog.table.filter(catalog.is_train & (pc.field("machine") == machine))
+    return float(np.median(train["frames"].to_numpy())) / rate
+
+
+def _training(store: RunStore, unit: Unit, systems: dict[str, System]) -> pa.Table:
+    """Scores of the normal clips; none of a system that the run has not scored."""
+    sections, scores = [], []
+    for section, system in systems.items():
+        found = read_scores(store.paths.table(unit), section=section)
+        key = Key(section, system.checkpoint, system.detector, system.pooling)
+        if key in found:
+            scores += found[key].training.tolist()
+            sections += [section] * len(found[key].training)
+    return pa.table({"section": pa.array(sections, pa.string()), "score": pa.array(scores, pa.float64())})

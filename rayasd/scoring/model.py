@@ -1,0 +1,261 @@
+"""One machine's model: clips in, scores and decisions out."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from rayasd.config import Config
+from rayasd.data.audio import BadClipError, read_samples
+from rayasd.errors import UserError
+from rayasd.evaluation.decisions import threshold
+from rayasd.evaluation.scores import System
+from rayasd.exposure.device import choose_compute
+from rayasd.exposure.embedding import embed_windows, window_starts
+from rayasd.exposure.network import Extractor, make_control
+from rayasd.host import usable_cpus
+from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, fit_detector, most_neighbours, parse_detectors
+from rayasd.inlier.neighbours import NeighbourSearch
+from rayasd.inlier.pooling import pool
+from rayasd.inlier.scoring import features, features_of
+
+_LONG = 1.5  # times a training clip: a longer recording is scored in pieces
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a machine's model is made of: plain values, tensors and tables."""
+
+    machine: str
+    config: Config
+    """The variant's resolved configuration."""
+    products: tuple[str, ...]
+    """Sections of the product head, in its order; none for a control."""
+    weights: Mapping[int, Mapping[str, Tensor]]
+    """Extractors by the epochs that they were trained for; none for a control."""
+    scale: tuple[float, float]
+    """Mean and deviation of the training samples, full scale 1."""
+    clip_seconds: float
+    """Of a training clip."""
+    systems: Mapping[str, System]
+    """What scores each section."""
+    bank: pa.Table
+    """Normal windows that detectors are fitted to, as in an embeddings file."""
+    training: pa.Table
+    """section and score of normal clips, by models that had not seen them."""
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """What a model says of a clip, or of one piece of a long recording."""
+
+    clip: str
+    start: float
+    """Seconds from the recording's start; like ``end`` and ``worst``."""
+    end: float
+    section: str | None
+    by_product_head: bool
+    """The section was not given, or is not known: it is the nearest one."""
+    score: float | None
+    """Higher is more anomalous; None if there is none, see ``reason``."""
+    anomalous: bool | None
+    """None without training scores."""
+    threshold: float | None
+    percentile: float | None
+    """Share of the section's normal training clips that score lower, in percent."""
+    worst: float | None
+    """Start of the window that scores highest."""
+    reason: str | None = None
+    """Why there is no score."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    clip: str
+    start: int
+    end: int
+    windows: NDArray[np.int16]
+    """(windows, samples)"""
+    starts: NDArray[np.int64]
+    """First sample of each."""
+
+
+class _Section:
+    """A fitted detector with its threshold."""
+
+    def __init__(self, parts: Parts, section: str) -> None:
+        inlier, self.system = parts.config.inlier, parts.systems[section]
+        specs = parse_detectors([self.system.detector], inlier)
+        if len(specs) != 1 or not isinstance(specs[0], DetectorSpec):
+            raise UserError(f"{self.system.detector} needs the scores of others: name a single detector to score with")
+        self._sees = features_of(specs[0], inlier.features)
+        rows = (pc.field("section") == section) & (pc.field("checkpoint") == self.system.checkpoint)
+        bank = parts.bank.filter(rows)
+        X = features(bank, self._sees)
+        self._neighbours = NeighbourSearch(X, most_neighbours(specs))
+        self._detector = specs[0].build()
+        with threadpool_limits(1):  # as units do: another number of threads adds up in another order
+            fit_detector(
+                self._detector, X, domains=np.array(bank["domain"].to_pylist(), dtype=object),
+                neighbours=self._neighbours,
+                product=parts.products.index(section) if section in parts.products else -1,
+            )  # fmt: skip
+        scores = parts.training.filter(pc.field("section") == section)["score"].drop_null().to_numpy()
+        self.training = np.sort(scores[np.isfinite(scores)])
+        self.threshold = threshold(self.training, parts.config.evaluation.threshold_percentile)
+
+    def window_scores(self, windows: pa.Table) -> NDArray[np.float64]:
+        """Score embedded windows, (n,)."""
+        with threadpool_limits(1):
+            scores = anomaly_scores(self._detector, features(windows, self._sees))
+        self._neighbours.forget()
+        return scores
+
+
+class MachineModel:
+    """Scores clips of one machine; see ``rayasd.scoring.load``."""
+
+    def __init__(self, parts: Parts, device: str = "auto") -> None:
+        self.parts = parts
+        self._compute = choose_compute(device, parts.config.network.precision)
+        self._extractors: dict[int, torch.nn.Module] = {}
+        self._sections: dict[str, _Section] = {}
+
+    @property
+    def sections(self) -> list[str]:
+        """Sections that it can score."""
+        return sorted(self.parts.systems)
+
+    def score(self, clips: Iterable[str | Path], section: str | None = None) -> Iterator[ClipScore]:
+        """Score clips, in their order, as they are computed.
+
+        A recording of more than one and a half times a training clip's length is scored in pieces of that length, the
+        last one flush with its end. A clip that cannot be read gives a ``reason`` and no score.
+
+        Args:
+            clips: files.
+            section: which product of the machine they are of; where it is not given or not known, each clip goes to
+                the section that the product head finds nearest.
+
+        Raises:
+            UserError: the section is not known, and there is no product head (a control).
+
+        """
+        config = self.parts.config
+        at_once = max(1, config.embedding.batch_size // config.embedding.num_windows)
+        with ThreadPoolExecutor(usable_cpus()) as readers:
+            names = map(str, clips)
+            while batch := list(islice(names, at_once)):
+                read = readers.map(self._pieces, batch)
+                pieces = [piece for found in read for piece in found]
+                scores = iter(self._score([piece for piece in pieces if isinstance(piece, _Piece)], section))
+                yield from (next(scores) if isinstance(piece, _Piece) else piece for piece in pieces)
+
+    def _pieces(self, clip: str) -> list[_Piece | ClipScore]:
+        try:
+            samples = read_samples(Path(clip), self.parts.config.data)
+        except BadClipError as error:
+            return [ClipScore(clip, 0.0, 0.0, None, False, None, None, None, None, None, str(error))]
+        rate, windows = self.parts.config.data.sample_rate, self.parts.config.embedding.num_windows
+        length = round(self.parts.config.front_end.window_seconds * rate)
+        pieces: list[_Piece | ClipScore] = []
+        for start, end in _spans(len(samples), round(self.parts.clip_seconds * rate)):
+            first = window_starts(end - start, length, windows)
+            place = start + (first[:, None] + np.arange(length)) % (end - start)
+            pieces.append(_Piece(clip, start, end, samples[place], start + first))
+        return pieces
+
+    def _score(self, pieces: Sequence[_Piece], section: str | None) -> list[ClipScore]:
+        if not pieces:
+            return []
+        known = section in self.parts.systems
+        tables: dict[int, pa.Table] = {}
+        sections = [section] * len(pieces) if known else self._nearest(pieces, section, tables)
+        found: dict[int, ClipScore] = {}
+        for name in sorted(set(sections)):  # type: ignore[type-var]
+            assert name is not None
+            model = self._section(name)
+            members = [number for number, own in enumerate(sections) if own == name]
+            table = self._embedded(pieces, model.system.checkpoint, tables)
+            per_piece = len(pieces[0].windows)
+            rows = (np.array(members)[:, None] * per_piece + np.arange(per_piece)).ravel()
+            windows = model.window_scores(table.take(rows)).reshape(len(members), per_piece)
+            pooled = pool(model.system.pooling, windows)
+            for number, score, of_windows in zip(members, pooled, windows, strict=True):
+                found[number] = self._said(pieces[number], name, not known, model, float(score), of_windows)
+        return [found[number] for number in range(len(pieces))]
+
+    def _said(
+        self, piece: _Piece, section: str, nearest: bool, model: _Section, score: float, windows: NDArray[np.float64]
+    ) -> ClipScore:
+        rate, training = self.parts.config.data.sample_rate, model.training
+        below = 100.0 * float(np.searchsorted(training, score)) / len(training) if len(training) else None
+        return ClipScore(
+            clip=piece.clip, start=piece.start / rate, end=piece.end / rate, section=section, by_product_head=nearest,
+            score=score, anomalous=None if model.threshold is None else score > model.threshold,
+            threshold=model.threshold, percentile=below, worst=float(piece.starts[windows.argmax()]) / rate,
+        )  # fmt: skip
+
+    def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: dict[int, pa.Table]) -> list[str | None]:
+        """Name the section with the highest mean product logit of each clip's windows."""
+        products = [k for k, name in enumerate(self.parts.products) if name in self.parts.systems]
+        if not products:
+            asked = "no section is given" if section is None else f"section {section} is not known"
+            raise UserError(f"{asked}, and this model has no product head: there are {', '.join(self.sections)}")
+        checkpoint = max(system.checkpoint for system in self.parts.systems.values())
+        logits = self._embedded(pieces, checkpoint, tables)["product_logits"].combine_chunks()
+        per_window = logits.flatten().to_numpy().reshape(len(logits), -1)
+        of_clip: dict[str, list[NDArray[np.float32]]] = {}
+        for piece, rows in zip(pieces, np.split(per_window, len(pieces)), strict=True):
+            of_clip.setdefault(piece.clip, []).append(rows)
+        means = {clip: np.concatenate(rows).mean(axis=0)[products] for clip, rows in of_clip.items()}
+        return [self.parts.products[products[int(means[piece.clip].argmax())]] for piece in pieces]
+
+    def _embedded(self, pieces: Sequence[_Piece], checkpoint: int, tables: dict[int, pa.Table]) -> pa.Table:
+        if checkpoint not in tables:
+            windows = np.concatenate([piece.windows for piece in pieces])
+            size = self.parts.config.embedding.batch_size
+            tables[checkpoint] = pa.concat_tables(
+                embed_windows(
+                    self._extractor(checkpoint), self._compute, windows[begin : begin + size], self.parts.scale,
+                    self.parts.config,
+                )
+                for begin in range(0, len(windows), size)
+            )  # fmt: skip
+        return tables[checkpoint]
+
+    def _extractor(self, checkpoint: int) -> torch.nn.Module:
+        if checkpoint not in self._extractors:
+            if self.parts.weights:
+                extractor: torch.nn.Module = Extractor(
+                    self.parts.config, len(self.parts.products), load_pretrained=False
+                )
+                extractor.load_state_dict(dict(self.parts.weights[checkpoint]))
+            else:
+                extractor = make_control(self.parts.config)
+            self._extractors[checkpoint] = self._compute.place(extractor.eval())
+        return self._extractors[checkpoint]
+
+    def _section(self, name: str) -> _Section:
+        if name not in self._sections:
+            self._sections[name] = _Section(self.parts, name)
+        return self._sections[name]
+
+
+def _spans(frames: int, length: int) -> list[tuple[int, int]]:
+    """First sample and end of each piece of a recording: the whole, or pieces of ``length``."""
+    if frames <= _LONG * length:
+        return [(0, frames)]
+    starts = [*range(0, frames - length, length), frames - length]
+    return [(start, start + length) for start in starts]

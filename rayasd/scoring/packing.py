@@ -1,0 +1,117 @@
+"""A machine's model as one portable file: a zip of safetensors, Parquet and JSON, and nothing that runs on reading."""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from rayasd.config import from_dict
+from rayasd.errors import UserError
+from rayasd.evaluation.scores import System
+from rayasd.exposure.network import CONTROLS
+from rayasd.files import replacing
+from rayasd.inlier.detectors import FAMILIES
+from rayasd.inlier.pooling import POOLINGS
+from rayasd.registry import parse_call
+from rayasd.scoring.model import Parts
+
+VERSION = 1
+_FACTS, _BANK, _TRAINING = "model.json", "bank.parquet", "training.parquet"
+
+
+def write_pack(path: Path, parts: Parts, licence: str = "") -> None:
+    """Write a model to one file, whole or not at all."""
+    members = {
+        **{f"weights-{epochs}.safetensors": save(dict(tensors)) for epochs, tensors in parts.weights.items()},
+        _BANK: _parquet(parts.bank),
+        _TRAINING: _parquet(parts.training),
+    }
+    facts = {
+        "format": VERSION,
+        "machine": parts.machine,
+        "licence": licence,
+        "products": parts.products,
+        "scale": parts.scale,
+        "clip_seconds": parts.clip_seconds,
+        "systems": {section: system._asdict() for section, system in parts.systems.items()},
+        "provenance": dict(parts.provenance),
+        "config": parts.config.as_dict() | {"variants": {}},
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
+    }
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr(_FACTS, json.dumps(facts, indent=2))
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def read_pack(path: Path, *, trust: bool = False) -> Parts:
+    """Read a packed model.
+
+    Args:
+        path: the file.
+        trust: accept detectors, poolings and extractors that it names by import path, whose code then runs.
+
+    Raises:
+        UserError: it is absent, damaged, of another version, or would run code of its maker's choice.
+
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            facts = json.loads(archive.read(_FACTS))
+            if facts["format"] != VERSION:
+                raise UserError(f"{path} has format {facts['format']}; this rayasd reads format {VERSION}")
+            members = {name: archive.read(name) for name in facts["sha256"]}
+        for name, content in members.items():
+            if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
+                raise UserError(f"{path} is damaged: {name} is not what was packed")
+        weights = {
+            int(name.removeprefix("weights-").removesuffix(".safetensors")): load(content)
+            for name, content in members.items()
+            if name.endswith(".safetensors")
+        }
+        parts = Parts(
+            machine=str(facts["machine"]),
+            config=from_dict(facts["config"]),
+            products=tuple(map(str, facts["products"])),
+            weights=weights,
+            scale=(float(facts["scale"][0]), float(facts["scale"][1])),
+            clip_seconds=float(facts["clip_seconds"]),
+            systems={section: System(**system) for section, system in facts["systems"].items()},
+            bank=pq.read_table(io.BytesIO(members[_BANK])),
+            training=pq.read_table(io.BytesIO(members[_TRAINING])),
+            provenance={**facts["provenance"], "licence": facts["licence"]},
+        )
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError, SafetensorError,
+            pa.ArrowException) as error:  # fmt: skip
+        raise UserError(f"{path} is no packed model, or damaged: {' '.join(str(error).split())[:200]}") from None
+    if not trust:
+        _refuse_code(path, parts)
+    return parts
+
+
+def _refuse_code(path: Path, parts: Parts) -> None:
+    """Refuse what is named by import path: a packed file comes from somebody else."""
+    named = [parts.config.network.extractor] if parts.config.network.extractor not in ("network", *CONTROLS) else []
+    for system in parts.systems.values():
+        family, _, grid = system.detector.partition("-")
+        if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", system.detector)[0] not in FAMILIES:
+            named.append(system.detector)
+        if system.pooling not in POOLINGS and not re.fullmatch(r"gwrp-[\d.]+", system.pooling):
+            named.append(system.pooling)
+    if named:
+        raise UserError(f"{path} names code to run: {named[0]}; --trust accepts it, if you know who made the file")
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

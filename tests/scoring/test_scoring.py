@@ -1,0 +1,275 @@
+import io
+import json
+import signal
+import subprocess
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from rayasd.cli.scoring import _harmless
+from rayasd.errors import UserError
+from rayasd.evaluation.scores import Key, read_scores
+from rayasd.scoring import load
+from rayasd.scoring.loading import parts_of_run
+from rayasd.scoring.model import MachineModel, _spans
+from rayasd.scoring.packing import read_pack, write_pack
+from rayasd.scoring.spread import spread
+from tests.conftest import RATE, Rayasd, command_line, environment, run_locally
+
+SYSTEMS = ("knn-1", "gmm-1", "lof-2", "machine-logit")
+
+
+@pytest.fixture(scope="module")
+def run(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scored") / "run"
+    return run_locally(tree, cache, folder, "--variants", "both,statistics", "--detectors", ",".join(SYSTEMS),
+                       "--set", "inlier.poolings=mean,min")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("packed") / "fan.rayasd"
+    write_pack(path, parts_of_run(run, "fan"), licence="CC-BY-4.0")
+    return path
+
+
+def of_sweep(run: Path, variant: str, section: str, detector: str, pooling: str) -> dict[str, float]:
+    path = run / f"scores/variant={variant}/machine=fan/seed=0/part-0.parquet"
+    found = {key: scores for key, scores in read_scores(path, section=section).items()
+             if (key.detector, key.pooling) == (detector, pooling)}  # fmt: skip
+    (scores,) = found.values()
+    assert isinstance(next(iter(found)), Key)
+    return dict(zip(scores.clips, scores.scores, strict=True))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "min"])
+@pytest.mark.parametrize("detector", SYSTEMS)
+def test_clips_score_as_they_did_in_the_sweep(run: Path, tree: Path, detector: str, pooling: str):
+    expected = of_sweep(run, "both", "00", detector, pooling)
+    model = load(run, machine="fan", variant="both", detector=detector, pooling=pooling)
+    found = {clip.clip: clip for clip in model.score([str(tree / clip) for clip in expected], section="00")}
+    scores = [found[str(tree / clip)].score for clip in expected]
+    np.testing.assert_allclose(scores, list(expected.values()), rtol=1e-5)
+    assert not any(clip.by_product_head for clip in found.values())
+
+
+def test_a_control_scores_as_it_did_in_the_sweep(run: Path, tree: Path):
+    expected = of_sweep(run, "statistics", "03", "knn-1", "mean")
+    model = load(run, machine="fan", variant="statistics", detector="knn-1", pooling="mean")
+    scores = [clip.score for clip in model.score([tree / clip for clip in expected], section="03")]
+    np.testing.assert_allclose(scores, list(expected.values()), rtol=1e-5)
+    with pytest.raises(UserError, match="there are 00, 03"):
+        next(model.score([tree / next(iter(expected))]))
+
+
+def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Path, tree: Path):
+    model = load(run, machine="fan", variant="both", detector="knn-1", pooling="mean")
+    for clip in model.score(sorted((tree / "fan/source_test").glob("section_00*")), section="00"):
+        assert clip.score is not None
+        assert clip.threshold is not None
+        assert clip.anomalous == (clip.score > clip.threshold)
+        training = model._sections["00"].training
+        assert clip.percentile == pytest.approx(100 * np.mean(training < clip.score))
+        assert 0 <= (clip.worst or 0) <= clip.end
+
+
+def test_a_packed_model_scores_as_the_run_does(run: Path, packed: Path, tree: Path):
+    clips = sorted((tree / "fan/source_test").iterdir())
+    assert list(load(packed).score(clips)) == list(load(run, machine="fan").score(clips))
+    assert read_pack(packed).provenance["licence"] == "CC-BY-4.0"
+    with pytest.raises(UserError, match="of fan, not of pump"):
+        load(packed, machine="pump")
+    with pytest.raises(UserError, match="chosen when it was made"):
+        load(packed, detector="knn-1")
+
+
+def test_a_clip_without_a_known_section_goes_to_the_nearest(run: Path, packed: Path, tree: Path):
+    embeddings = pq.read_table(run / "embeddings/variant=both/machine=fan/seed=0/part-0.parquet").to_pylist()
+    logits: dict[str, list[list[float]]] = {}
+    for row in embeddings:
+        logits.setdefault(row["clip"], []).append(row["product_logits"])
+    nearest = {clip: ("00", "03")[int(np.mean(rows, axis=0).argmax())] for clip, rows in logits.items()}
+    for section in ("77", None):
+        found = list(load(packed).score([tree / clip for clip in nearest], section))
+        assert [clip.section for clip in found] == list(nearest.values())
+        assert all(clip.by_product_head for clip in found)
+    parts = read_pack(packed)
+    swapped = {
+        checkpoint: {name: value.flip(0) if name == "product_head.weight" else value for name, value in tensors.items()}
+        for checkpoint, tensors in parts.weights.items()
+    }
+    other = {"00": "03", "03": "00"}
+    found = list(MachineModel(replace(parts, weights=swapped)).score([tree / clip for clip in nearest]))
+    assert [clip.section for clip in found] == [other[section] for section in nearest.values()]
+
+
+def test_a_long_recording_is_scored_in_pieces_with_times(packed: Path, tree: Path, tmp_path: Path):
+    train = [soundfile.read(path, dtype="int16")[0] for path in sorted((tree / "fan/train").glob("section_00_source*"))]
+    loud = (np.random.default_rng(0).standard_normal(RATE) * 9000).astype(np.int16)
+    recording = np.concatenate([train[0], train[1], loud, train[2][: RATE // 2]])
+    soundfile.write(tmp_path / "long.wav", recording, RATE)
+    pieces = list(load(packed).score([tmp_path / "long.wav"], section="00"))
+    assert [(piece.start, piece.end) for piece in pieces] == [(0, 1), (1, 2), (2, 3), (2.5, 3.5)]
+    scores = [piece.score for piece in pieces]
+    assert max(scores[:2]) < min(scores[2:])  # type: ignore[type-var]
+    assert all(piece.start <= (piece.worst or 0) <= piece.end - 0.5 for piece in pieces)
+
+
+def test_recordings_divide_into_pieces_that_cover_them():
+    assert _spans(15, 10) == [(0, 15)]
+    assert _spans(3, 10) == [(0, 3)]
+    assert _spans(20, 10) == [(0, 10), (10, 20)]
+    assert _spans(21, 10) == [(0, 10), (10, 20), (11, 21)]
+
+
+def test_what_cannot_be_read_says_why_and_does_not_stop_the_rest(packed: Path, tree: Path, tmp_path: Path):
+    good = next((tree / "fan/train").iterdir())
+    (tmp_path / "text.wav").write_text("no audio")
+    (tmp_path / "cut.wav").write_bytes(good.read_bytes()[:500])
+    soundfile.write(tmp_path / "rate.wav", np.zeros(800, np.int16), 8000)
+    names = [tmp_path / "text.wav", good, tmp_path / "cut.wav", tmp_path / "rate.wav", tmp_path / "absent.wav"]
+    found = list(load(packed).score(names, section="00"))
+    assert [clip.clip for clip in found] == list(map(str, names))
+    assert [clip.score is None for clip in found] == [True, False, True, True, True]
+    assert all((clip.reason is None) == (clip.score is not None) for clip in found)
+    assert "8000 Hz" in str(found[3].reason)
+
+
+def repacked(packed: Path, path: Path, **changes: object) -> Path:
+    """Change facts of a packed model, as a stranger could."""
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(path, "w") as changed:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "model.json":
+                content = json.dumps({**json.loads(content), **changes}).encode()
+            changed.writestr(name, content)
+    return path
+
+
+def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path: Path):
+    facts = json.loads(zipfile.ZipFile(packed).read("model.json"))
+    system = next(iter(facts["systems"].values()))
+    for detector in ("os.system", "antigravity.fly(x=1)", "tests.scoring.test_scoring.Planted", "knn.evil-1"):
+        path = repacked(packed, tmp_path / "bad", systems={"00": {**system, "detector": detector}})
+        with pytest.raises(UserError, match="names code to run"):
+            load(path)
+    for key, value in (("pooling", "os.path.join"),):
+        path = repacked(packed, tmp_path / "bad", systems={"00": {**system, key: value}})
+        with pytest.raises(UserError, match="names code to run"):
+            load(path)
+    config = {**facts["config"], "network": {**facts["config"]["network"], "extractor": "os.system"}}
+    with pytest.raises(UserError, match="names code to run"):
+        load(repacked(packed, tmp_path / "bad", config=config))
+    for detector in ("knn-3", "gmm-2", "mahalanobis", "knn(n_neighbors=2)"):
+        load(repacked(packed, tmp_path / "good", systems={"00": {**system, "detector": detector}}))
+    forest = "sklearn.ensemble.IsolationForest(n_estimators=5)"
+    own = repacked(packed, tmp_path / "own", systems={"00": {**system, "detector": forest}})
+    with pytest.raises(UserError, match="--trust"):
+        load(own)
+    load(own, trust=True)
+
+
+def test_damaged_and_foreign_files_are_refused_in_one_line(packed: Path, tmp_path: Path):
+    content = packed.read_bytes()
+    path = tmp_path / "model.rayasd"
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 0xFF
+    for bad in (b"", b"no zip at all", content[: len(content) // 2], bytes(flipped)):
+        path.write_bytes(bad)
+        with pytest.raises(UserError):
+            load(path)
+    for changes in ({"format": 99}, {"sha256": {}}, {"scale": "x"}, {"systems": []}, {"config": {"no": 1}}):
+        with pytest.raises(UserError):
+            load(repacked(packed, path, **changes))
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    path.write_bytes(empty.getvalue())
+    with pytest.raises(UserError, match="no packed model"):
+        load(path)
+    with pytest.raises(UserError, match="cannot read"):
+        load(tmp_path / "absent.rayasd")
+
+
+def test_what_a_run_cannot_give_is_refused(run: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="several machines"):
+        load(run)
+    with pytest.raises(UserError, match="did you mean 'fan'"):
+        load(run, machine="fann")
+    with pytest.raises(UserError, match="unknown variant"):
+        load(run, machine="fan", variant="nothing")
+    with pytest.raises(UserError, match="seed 9"):
+        load(run, machine="fan", seed=9)
+
+
+def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
+    clips = tree / "fan/source_test"
+    packing = rayasd("pack", run, "--machine", "fan", "-o", tmp_path / "fan.rayasd")
+    assert packing.returncode == 0, packing.stderr
+    table = rayasd("score", run, "--machine", "fan", "--section", "00", clips)
+    assert table.returncode == 0, table.stderr
+    assert "Higher scores are more anomalous" in table.stdout
+    model = ("score", "--model", tmp_path / "fan.rayasd", "--section", "00")
+    assert rayasd(*model, clips, "--format", "parquet", "--out", tmp_path / "s.parquet").returncode == 0
+    lines = rayasd(*model, clips, "--format", "jsonl").stdout.splitlines()
+    rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
+    assert [json.loads(line) for line in lines] == rows
+    assert len(rows) == len(list(clips.iterdir()))
+    (tmp_path / "bad.wav").write_text("x")
+    some = rayasd(*model, tmp_path / "bad.wav", next(clips.iterdir()), "--format", "csv")
+    assert (some.returncode, len(some.stdout.splitlines())) == (1, 3)
+    for wrong, said in (
+        ((), "run directory"),
+        ((run,), "no clips"),
+        ((run, tmp_path / "absent"), "no such file"),
+        ((run, clips, "--format", "parquet"), "--out"),
+        ((run, clips, "--machine", "fan", "--watch", "--out", "x"), "--watch"),
+        ((tmp_path, clips), "error"),
+    ):
+        refused = rayasd("score", *wrong)
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_name_cannot_become_a_formula():
+    assert _harmless({"clip": "=1+1.wav", "score": -1.0}) == {"clip": "'=1+1.wav", "score": -1.0}
+
+
+@pytest.mark.slow
+def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path, tmp_path: Path):
+    source = next((tree / "fan/source_test").iterdir()).read_bytes()
+    process = subprocess.Popen(
+        command_line("score", "--model", packed, "--section", "00", "--watch", tmp_path),
+        env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert "watching" in process.stderr.readline()
+    with (tmp_path / "slow.wav").open("wb") as file:
+        for begin in range(0, len(source), len(source) // 4 + 1):  # as a recorder writes
+            file.write(source[begin : begin + len(source) // 4 + 1])
+            file.flush()
+            time.sleep(0.6)
+    scored = json.loads(process.stdout.readline())
+    assert Path(scored["clip"]).name == "slow.wav"
+    assert scored["reason"] is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+    assert process.stdout.read() == ""  # once, and whole
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_clips_spread_over_ray_score_as_they_do_here(packed: Path, tree: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rayasd.scoring.spread._CHUNK", 3)
+    clips = list(map(str, sorted((tree / "fan/source_test").iterdir())))
+    parts = read_pack(packed)
+    there = list(spread(parts, clips, "00", "local", "cpu"))
+    here = list(load(packed, device="cpu").score(clips, "00"))
+    assert [clip.clip for clip in there] == clips
+    np.testing.assert_allclose([c.score for c in there], [c.score for c in here], rtol=1e-5)
