@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from rayasd.cli.score import choice
 from rayasd.cli.sweep import RUN
 
 
@@ -39,3 +40,20 @@ def dcase(run: Path, **options: Any) -> None:
     from rayasd.cli.exporting import export_dcase
 
     export_dcase(run, **options)
+
+
+@export.command()
+@RUN
+@choice
+@click.option("--input", "given", type=click.Choice(["waveform", "mel"]), default="waveform", show_default=True,
+              help="What the network is given: standardised windows, or their mel spectrograms.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.onnx")
+def onnx(run: Path, **options: Any) -> None:
+    """Write the extractor of one of RUN's machines as ONNX: embedding, machine logit and product logits of windows.
+
+    \b
+        rayasd export onnx runs/first --machine fan -o fan.onnx
+    """
+    from rayasd.cli.scoring import export_extractor
+
+    export_extractor(run, **options)

@@ -16,7 +16,8 @@ _CHOICE = [
 ]
 
 
-def _choice(command: Any) -> Any:
+def choice(command: Any) -> Any:
+    """Add the options that choose one machine's model of a run."""
     for option in reversed(_CHOICE):
         command = option(command)
     return command
@@ -25,7 +26,7 @@ def _choice(command: Any) -> Any:
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] CLIP|FOLDER|-…")
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
-@_choice
+@choice
 @click.option("--section", help="Which product; default: the nearest by the product head.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
               show_default=True)  # fmt: skip
@@ -52,7 +53,7 @@ def score(words: tuple[str, ...], **options: Any) -> None:
 
 @click.command()
 @RUN
-@_choice
+@choice
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd")
 @click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
 def pack(run: Path, **options: Any) -> None:

@@ -77,10 +77,13 @@ class Extractor(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Output:
         """Embed standardised waveforms (N, samples)."""
-        spectrograms = self.front_end(waveforms).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(spectrograms)
+        return self.after_front_end(self.front_end(waveforms))
+
+    def after_front_end(self, spectrograms: Tensor) -> Output:
+        """Embed mel spectrograms (N, 1, mels, frames)."""
+        features = self.backbone(spectrograms.contiguous(memory_format=torch.channels_last))
         # in bfloat16, embeddings would have 8 bits: their distances would tie
-        with torch.autocast(waveforms.device.type, enabled=False):
+        with torch.autocast(spectrograms.device.type, enabled=False):
             embedding = self.neck(features.float())
             machine_logit = self.machine_head(embedding.square().mean(dim=1, keepdim=True)).squeeze(1)
             return Output(embedding, machine_logit, self.product_head(embedding))
