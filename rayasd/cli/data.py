@@ -1,4 +1,4 @@
-"""``rayasd data``: check recordings, make synthetic ones, index one's own."""
+"""``rayasd data``: fetch, check and index recordings, make synthetic ones."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,31 @@ import click
 
 @click.group()
 def data() -> None:
-    """Check recordings, make synthetic ones, index your own."""
+    """Fetch DCASE data sets, check recordings, make synthetic ones, index your own."""
+
+
+@data.command()
+@click.argument("dataset", metavar="YEAR-NAME")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
+@click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
+@click.option("--parts", default="all", show_default=True, help="all, or some of dev,eval,ground-truth.")
+@click.option("--url-base", metavar="URL", help="A mirror's address in the place of https://zenodo.org.")
+@click.option("--jobs", "num_jobs", type=click.IntRange(min=1, max=16), default=4, show_default=True,
+              help="Downloads at once.")  # fmt: skip
+@click.option("--keep-archives", is_flag=True, help="Leave the zip files in ROOT/archives.")
+def fetch(
+    dataset: str, out: Path, machines: str, parts: str, url_base: str | None, num_jobs: int, keep_archives: bool
+) -> None:
+    """Fetch a DCASE Task 2 data set, dcase2020 to dcase2025, from Zenodo; run again, it goes on where it stopped.
+
+    \b
+        rayasd data fetch dcase2021 --out data/dcase2021
+        rayasd data fetch dcase2021 --out data/dcase2021 --machines fan,pump --parts dev
+    """
+    from rayasd.cli.fetching import fetch_data
+
+    fetch_data(dataset, out, machines, parts, url_base, num_jobs, keep_archives)
 
 
 @data.command()

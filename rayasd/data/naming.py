@@ -16,7 +16,7 @@ LABELS = {"normal": 0, "anomaly": 1}
 _SINCE_2021 = re.compile(
     r"section_(?P<section>\d{2,4})"
     r"(?:_(?P<domain>source|target)_(?P<split>train|test)(?:_(?P<label>normal|anomaly))?)?"
-    r"_(?P<number>\d+)(?:_(?P<attributes>.+))?"
+    r"_(?P<number>\d+)(?:_(?P<attributes>.*))?"
 )
 _2020 = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d{2,4})_(?P<number>\d+)")
 
