@@ -64,7 +64,7 @@ class RayExecutor:
             raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         self._dashboard = _dashboard_line(context.dashboard_url)
-        self._metrics = Metrics(run_name)
+        self._metrics = Metrics(run_name, self._name)
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._names: set[str] = set()
         self._idle: list[Any] = []
@@ -106,7 +106,7 @@ class RayExecutor:
         self._running[reference] = (spec, actor)
 
     def _name(self, unit: Unit) -> str:
-        """Name a unit for the dashboard. Ray keeps about 10 kB of each name for good: of many units, without seeds."""
+        """Name a unit for Ray, which keeps 10 kB of each name for good: of many units, without seeds."""
         if len(self._names) < _MOST_NAMES:
             self._names.add(str(unit))
         return str(unit) if str(unit) in self._names else f"{unit.stage} {unit.machine} {unit.variant}"

@@ -1,7 +1,7 @@
 """A sweep's progress as Ray metrics, for whoever scrapes the cluster's Prometheus ports."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rayasd.unit import Unit
@@ -10,7 +10,7 @@ from rayasd.unit import Unit
 class Metrics:
     """Gauges that the driver keeps: units by state of the whole run; epoch, loss and clips a second of each unit."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, name_of: Callable[[Unit], str]) -> None:
         from ray.util.metrics import Gauge
 
         self._states = Gauge("rayasd_units", "Units of the run by state.", ("run", "state"))
@@ -22,7 +22,7 @@ class Metrics:
             "total": Gauge("rayasd_unit_total", "Epochs, clips or sections that a unit has to do.", ("run", "unit")),
             "loss": Gauge("rayasd_loss", "Mean loss of a unit's last epoch.", ("run", "unit")),
         }
-        self._run = run
+        self._run, self._name_of = run, name_of
         self._seen: set[Unit] = set()
 
     def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
@@ -30,10 +30,10 @@ class Metrics:
         for state, count in states.items():
             self._states.set(count, {"run": self._run, "state": state})
         for unit in self._seen - progress.keys():
-            self._gauges["clips_per_second"].set(0.0, {"run": self._run, "unit": str(unit)})
+            self._gauges["clips_per_second"].set(0.0, {"run": self._run, "unit": self._name_of(unit)})
         self._seen = set(progress)
         for unit, record in progress.items():
             for key, gauge in self._gauges.items():
                 value = record.get(key)
                 if value is not None and math.isfinite(value):
-                    gauge.set(value, {"run": self._run, "unit": str(unit)})
+                    gauge.set(value, {"run": self._run, "unit": self._name_of(unit)})
