@@ -93,6 +93,11 @@ class RunDirectory:
         """One row a system, as parquet, csv or md."""
         return self.root / f"leaderboard.{suffix}"
 
+    @property
+    def html(self) -> Path:
+        """The report as one page."""
+        return self.root / "report.html"
+
     def plot(self, name: str) -> Path:
         """Picture of the report (PNG)."""
         return self.root / "plots" / f"{name}.png"

@@ -39,7 +39,13 @@ from rayasd.unit import RESULTS_VERSION
 
 
 def report_run(
-    run_dir: Path, ground_truth: Path | None, overrides: Sequence[str], *, all_systems: bool, oracle: bool
+    run_dir: Path,
+    ground_truth: Path | None,
+    overrides: Sequence[str],
+    *,
+    all_systems: bool,
+    oracle: bool,
+    with_audio: bool,
 ) -> None:
     """Write and print a run's leaderboard from what stands, with labels and rules that may have come since."""
     console = wide_console()
@@ -48,7 +54,11 @@ def report_run(
         catalog = with_ground_truth(catalog, ground_truth)
         write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
     evaluation = with_overrides(store.config(), overrides)
-    show_report(console, store, sweep, catalog, evaluation, all_systems=all_systems, oracle=oracle)
+    board = show_report(console, store, sweep, catalog, evaluation, all_systems=all_systems, oracle=oracle)
+    size = write_html(store, sweep, catalog, evaluation, board, with_audio=with_audio)
+    sounds = ", most of it sounds: mono, 16 bits" if with_audio else ""
+    written = f"written: {store.paths.html} ({size / 1e6:.1f} MB{sounds})"
+    console.print(written, highlight=False, soft_wrap=True)
     if missing := len(sweep.states) - sweep.count(State.DONE):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
 
@@ -149,8 +159,7 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     rules = []
     for path in runs:
         store, catalog, sweep = open_run(path)
-        config = store.config()
-        evaluation = config.evaluation
+        evaluation = store.config().evaluation
         rules.append(evaluation)
         for entry in ranked_entries(store, sweep, catalog, evaluation).values():
             name = f"{entry['variant']} {entry['detector']} {entry['pooling']}"
@@ -160,9 +169,7 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
             source, target = _domain_aucs(_entry_cells(store, evaluation, entry["variant"], part))
             rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,
                          "target_auc": target, "from": origin})  # fmt: skip
-        why_not = why_not_benchmark(catalog.table, part, evaluation, synthetic=store.manifest()["data"]["synthetic"])
-        if any(config.variant(unit.variant).exposure.anomalies_aside for unit in sweep.states):
-            why_not = "anomalies of its test clips were set aside, which the benchmark does not allow"
+        why_not = _why_not_published(store, sweep, catalog, evaluation, part)
         if why_not is not None:
             click.echo(f"{path}: published systems are left out: {why_not}", err=True)
             comparable = False
@@ -198,6 +205,47 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
         for line in lines:
             table.add_row(*map(Text, line), style="dim" if line[-1].startswith("published") else "")
         console.print(table)
+
+
+def _why_not_published(
+    store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig, part: str
+) -> str | None:
+    """Say why a run's systems cannot stand among published ones; None when they can."""
+    config = store.config()
+    if any(config.variant(unit.variant).exposure.anomalies_aside for unit in sweep.states):
+        return "anomalies of its test clips were set aside, which the benchmark does not allow"
+    return why_not_benchmark(catalog.table, part, evaluation, synthetic=store.manifest()["data"]["synthetic"])
+
+
+def write_html(
+    store: RunStore,
+    sweep: Sweep,
+    catalog: Catalog,
+    evaluation: EvaluationConfig,
+    board: Leaderboard,
+    *,
+    with_audio: bool = False,
+) -> int:
+    """Write report.html of a run whose leaderboard has just been written; returns its size in bytes."""
+    from rayasd.report.html.page import write_page  # charts and sounds, which no other command needs
+    from rayasd.report.html.run import ReportedRun
+
+    part = "development" if board.ranked_on == "development" else "evaluation"
+    run = ReportedRun(
+        paths=store.paths,
+        config=store.config(),
+        evaluation=evaluation,
+        catalog=catalog,
+        labels=labels_of(catalog.table),
+        leaderboard=board,
+        cells=pq.read_table(store.paths.cells),
+        scored=[*scored_units(store, sweep), *ensembles(store)],
+        done=sweep.units(State.DONE),
+        problems={u: sweep.reasons.get(u, state) for u, state in sweep.states.items() if state is not State.DONE},
+        provenance=_provenance(store, sweep, catalog, evaluation),
+        why_not_published=_why_not_published(store, sweep, catalog, evaluation, part),
+    )
+    return write_page(run, with_audio=with_audio)
 
 
 def show_report(
@@ -266,13 +314,20 @@ def open_run(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
 
 def write_leaderboard(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> Leaderboard:
     """Write cells and leaderboard of what stands, with their provenance."""
-    manifest = store.manifest()
     planned: dict[str, list[str]] = {}
     for unit in sweep.states:
         if unit.stage == "detect":
             planned.setdefault(unit.variant, []).append(unit.machine)
+    provenance = _provenance(store, sweep, catalog, evaluation)
+    return write_report(store.paths, scored_units(store, sweep), catalog.table, evaluation, planned, provenance,
+                        store.config().variants)  # fmt: skip
+
+
+def _provenance(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig) -> dict[str, Any]:
+    """Say what made a report, and of what."""
+    manifest = store.manifest()
     last = manifest["invocations"][-1]
-    provenance = {
+    return {
         "run": store.paths.root.name,
         "command": " ".join(last["command"]),
         "rayasd": last["rayasd"],
@@ -283,8 +338,6 @@ def write_leaderboard(store: RunStore, sweep: Sweep, catalog: Catalog, evaluatio
         "evaluation": ", ".join(f"{name}={value}" for name, value in asdict(evaluation).items()),
         "inputs": _inputs(store, sweep, catalog, evaluation),
     }
-    return write_report(store.paths, scored_units(store, sweep), catalog.table, evaluation, planned, provenance,
-                        store.config().variants)  # fmt: skip
 
 
 def scored_units(store: RunStore, sweep: Sweep) -> list[Scored]:

@@ -1,1 +1,1 @@
-"""The leaderboard for people and programs: terminal, Markdown, CSV, Parquet."""
+"""The leaderboard for people and programs: terminal, Markdown, CSV, Parquet, and a page for a browser."""

@@ -1,0 +1,198 @@
+"""The charts of the page: heat map, ROC curves, score histograms, training curves, embedding maps."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from rayasd.evaluation.metrics import MAX_FPR
+from rayasd.report.html.evidence import FPR, SectionResult
+from rayasd.report.html.maps import Map
+from rayasd.report.html.svg import Plane, drawing, log_ticks, short, tag, text, ticks
+
+NUM_COLOURS = 8
+"""Of chart.css: c0 to c7."""
+NUM_BINS = 30
+LABELS = {0: "normal", 1: "anomalous", None: "unknown"}
+DOMAINS = ("source", "target", "unknown")
+_LABEL_CLASSES = {0: "c0", 1: "c1", None: "c7"}
+_CELL, _ROW = 44, 26  # pixels
+_LOW, _MIDDLE, _HIGH = np.array([178, 76, 0]), np.array([245, 243, 238]), np.array([0, 84, 147])
+
+
+class HeatCell(NamedTuple):
+    """A cell of the heat map."""
+
+    auc: float | None
+    """Mean over seeds, fraction of 1."""
+    note: str
+    """What stands behind it, or why there is nothing."""
+
+
+Column = tuple[str, str, str]
+"""part, section, domain"""
+
+
+def heat_map(title: str, cells: Mapping[tuple[str, Column], HeatCell]) -> Markup:
+    """Draw the AUC of each machine (row) and section and domain (column), development before evaluation."""
+    machines = sorted({machine for machine, _ in cells})
+    columns = sorted({column for _, column in cells})
+    left = 24 + 7.5 * max(map(len, machines))
+    top = 60
+    places: dict[Column, float] = {}
+    end = left
+    for before, column in zip([None, *columns], columns, strict=False):
+        end += 0 if before is None else 24 if before[0] != column[0] else 5 if before[1] != column[1] else 0
+        places[column] = end
+        end += _CELL
+    shapes = []
+    for part in dict.fromkeys(column[0] for column in columns):
+        shapes.append(text(min(x for column, x in places.items() if column[0] == part), 14, part, class_="label"))
+    for section in dict.fromkeys(column[:2] for column in columns):
+        spanned = [x for column, x in places.items() if column[:2] == section]
+        room = spanned[-1] + _CELL - spanned[0]
+        shapes.append(text(spanned[0] + room / 2, 32, _fitting(section[1], room), "middle"))
+    shapes += [text(x + _CELL / 2, 50, _fitting(column[2], _CELL), "middle") for column, x in places.items()]
+    for row, machine in enumerate(machines):
+        y = top + row * _ROW
+        shapes.append(text(left - 8, y + 17, machine, "end"))
+        for column in columns:
+            cell = cells.get((machine, column))
+            if cell is not None:
+                shapes.append(_heat_cell(places[column], y, cell, " ".join((machine, column[1], column[2]))))
+    height = top + len(machines) * _ROW + 8
+    return drawing(end + 30, height, title, *shapes)
+
+
+def _heat_cell(x: float, y: float, cell: HeatCell, where: str) -> Markup:
+    box = {"x": x + 0.5, "y": y + 0.5, "width": _CELL - 1, "height": _ROW - 1}
+    if cell.auc is None:
+        return tag("g", tag("title", f"{where}: {cell.note}"), tag("rect", **box, class_="nothing"),
+                   text(x + _CELL / 2, y + 17, "–", "middle"))  # fmt: skip
+    colour, ink = heat_colours(cell.auc)
+    words = tag("text", f"{100 * cell.auc:.1f}", x=x + _CELL / 2, y=y + 17, text_anchor="middle", style=f"fill:{ink}")
+    return tag("g", tag("title", f"{where}: AUC {100 * cell.auc:.2f} %, {cell.note}"),
+               tag("rect", **box, style=f"fill:{colour}"), words)  # fmt: skip
+
+
+def heat_colours(auc: float) -> tuple[str, str]:
+    """Colour of an AUC, orange below chance and blue above it, and of the digits on it."""
+    share = float(np.clip((auc - 0.5) / 0.5, -0.6, 1))
+    end, amount = (_HIGH, share) if share > 0 else (_LOW, -share / 0.6)
+    colour = _MIDDLE + (end - _MIDDLE) * amount
+    bright = colour @ [0.299, 0.587, 0.114] > 140
+    return "#" + "".join(f"{round(c):02x}" for c in colour), "#111" if bright else "#fff"
+
+
+def _fitting(words: str, room: float) -> str:
+    most = int(room / 6.5)
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+class Curve(NamedTuple):
+    """A line of a chart."""
+
+    name: str
+    class_: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+def roc_chart(machine: str, curves: Sequence[Curve]) -> Markup:
+    """Draw ROC curves over the range of false-positive rates that the pAUC takes, shaded."""
+    plane = Plane(34, 22, 238, 238, (0, 1), (0, 1))
+    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    shaded = plane.band((0, MAX_FPR), "shade", f"pAUC: false-positive rate up to {MAX_FPR:g}")
+    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
+    frame = plane.axes(marks, marks, "false-positive rate", "true-positive rate")
+    title = f"ROC curves of {machine}: " + "; ".join(
+        f"{curve.name}, area {100 * float(np.trapezoid(curve.y, FPR)):.1f} %" for curve in curves
+    )
+    return drawing(280, 294, title, shaded, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
+
+
+def histogram(result: SectionResult) -> Markup:
+    """Draw the scores of a section's test clips, a panel a domain, by label, with the threshold of decisions."""
+    scores = result.scores.scores
+    finite = scores[np.isfinite(scores)]
+    low, high = _bulk(finite)
+    if result.threshold is not None:
+        low, high = min(low, result.threshold), max(high, result.threshold)
+    margin = 0.03 * (high - low) or abs(low) * 0.01 or 0.01
+    edges = np.linspace(low - margin, high + margin, NUM_BINS + 1)
+    domains = sorted(set(result.scores.domains))
+    height, shapes = 96.0, []
+    for row, domain in enumerate(domains):
+        of_domain = (result.scores.domains == domain) & np.isfinite(scores)
+        shares = {}
+        for label in LABELS:
+            values = scores[of_domain & (result.labels == label)]
+            if len(values):
+                shares[label] = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
+        top = max((share.max() for share in shares.values()), default=1.0) * 1.08
+        plane = Plane(34, 22 + row * (height + 34), 230, height, (edges[0], edges[-1]), (0, 100 * top))
+        last = row == len(domains) - 1
+        shapes += [
+            plane.axes(ticks(edges[0], edges[-1], 4), ticks(0, 100 * top, 3), "anomaly score" if last else "",
+                       f"{domain}: % of clips"),
+            *(plane.steps(edges, 100 * share, f"bars {_LABEL_CLASSES[label]}") for label, share in shares.items()),
+        ]  # fmt: skip
+        if result.threshold is not None:
+            shapes.append(plane.upright(result.threshold, "threshold", f"threshold {result.threshold:.4g}"))
+    title = f"Scores of {result.machine}, section {result.section}: {', '.join(domains)}" + (
+        "; no threshold" if result.threshold is None else f"; threshold {result.threshold:.4g}"
+    )
+    return drawing(276, 22 + len(domains) * (height + 34) + 4, title, *shapes)
+
+
+def _bulk(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Range of nearly all values; few that lie far out do not stretch it."""
+    low, first, third, high = np.quantile(values, [0.005, 0.25, 0.75, 0.99])
+    reach = 4 * (third - first) or high - low
+    return max(float(low), float(first - reach)), min(float(high), float(third + reach))
+
+
+def training_chart(machine: str, curves: Sequence[Curve]) -> Markup:
+    """Draw losses over epochs on a logarithmic scale."""
+    values = np.concatenate([curve.y for curve in curves])
+    values = values[np.isfinite(values) & (values > 0)]
+    low, high = (values.min() / 1.1, values.max() * 1.1) if len(values) else (0.1, 1.0)
+    last = max(float(curve.x[-1]) for curve in curves)
+    plane = Plane(42, 22, 230, 170, (0, max(last, 1.0)), (low, high), log_y=True)
+    frame = plane.axes(ticks(0, max(last, 1.0)), log_ticks(low, high), "epoch", "loss")
+    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in curves]
+    return drawing(280, 228, f"Training and validation loss of {machine}", frame, *lines)
+
+
+def embedding_map(found: Map) -> Markup:
+    """Draw a point a clip: dots for normal clips, crosses for anomalous, squares for unknown; coloured by classes."""
+    x, y = found.places.T
+    plane = Plane(6, 6, 268, 228, _range(x), _range(y))
+    pixels = plane.points(x, y)
+    shapes = []
+    for group in dict.fromkeys(found.groups):
+        members = [i for i, of_clip in enumerate(found.groups) if of_clip == group]
+        section, domain, label = group
+        shape = {0: "h0", 1: "m-2.5-2.5l5 5m-5 0l5-5", None: "m-2-2h4v4h-4z"}[label]
+        path = "".join(f"M{short(float(pixels[i, 0]))} {short(float(pixels[i, 1]))}{shape}" for i in members)
+        classes = f"{map_classes(found.sections, section, domain, label)} {'dots' if label == 0 else 'marks'}"
+        shapes.append(
+            tag("path", tag("title", f"section {section}, {domain}, {LABELS[label]}"), d=path, class_=classes)
+        )
+    frame = tag("rect", x=0.5, y=0.5, width=279, height=239, class_="frame")
+    return drawing(280, 240, f"Embeddings of {found.machine}, {found.variant}, {found.method}", frame, *shapes)
+
+
+def map_classes(sections: Sequence[str], section: str, domain: str, label: int | None) -> str:
+    """Classes of a point by which chart.css colours it."""
+    of_section = sections.index(section) % NUM_COLOURS
+    of_domain = DOMAINS.index(domain) if domain in DOMAINS else len(DOMAINS) - 1
+    return f"by-section-{of_section} by-domain-{of_domain} by-label-{ {0: 0, 1: 1, None: 2}[label] }"
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    margin = 0.04 * (high - low) or 1.0
+    return low - margin, high + margin

@@ -1,0 +1,115 @@
+"""Maps of embeddings: a bounded sample of a machine's clips, each the mean of its windows, projected to a plane."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayasd.randomness import generator
+from rayasd.unit import RunDirectory, Unit
+
+MAX_POINTS = 500
+"""Clips of one map."""
+
+Plane = NDArray[np.float64]
+"""(clips, 2)"""
+Group = tuple[str, str, int | None]
+"""section, domain, label"""
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where a machine's clips lie under one variant."""
+
+    machine: str
+    variant: str
+    method: str
+    note: str
+    """How much of the variance the plane shows, where the method tells."""
+    places: Plane
+    groups: tuple[Group, ...]
+    """Of each clip."""
+    sections: tuple[str, ...]
+    """All sections of the machine, sorted."""
+
+
+def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
+    """Draw at most ``MAX_POINTS`` of a machine's rows of the catalog, even over section, domain, split and label."""
+    names = ("section", "domain", "split", "label")
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, key in enumerate(zip(*(clips[name].to_pylist() for name in names), strict=True)):
+        groups.setdefault(key, []).append(place)
+    sizes = np.array([len(group) for group in groups.values()])
+    share = int(sizes.max())
+    while share > 1 and np.minimum(sizes, share).sum() > MAX_POINTS:
+        share -= 1
+    drawn: list[int] = []
+    for key, group in sorted(groups.items(), key=str):
+        order = generator("map", machine, *map(str, key)).permutation(len(group))[:share]
+        drawn += [group[i] for i in order]
+    return clips.take(sorted(drawn[:MAX_POINTS]))
+
+
+def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> list[Map]:
+    """Project the sampled clips of a unit's embeddings by every method there is; nothing where there is no file.
+
+    Args:
+        paths: the run.
+        embed: finished unit.
+        checkpoint: epochs trained; None: the last.
+        sample: rows of the catalog.
+
+    """
+    path = paths.table(embed)
+    if not path.is_file():
+        return []
+    columns = ["clip", "checkpoint", "embedding"]
+    table = pq.read_table(path, columns=columns, filters=pc.field("clip").isin(sample["clip"]), partitioning=None)
+    if table.num_rows == 0:
+        return []
+    last = pc.max(table["checkpoint"]).as_py()
+    table = table.filter(pc.field("checkpoint") == (last if checkpoint is None else checkpoint)).combine_chunks()
+    clips = table["clip"].to_pylist()
+    rows = sample.filter(pc.is_in(sample["clip"], table["clip"])).to_pylist()
+    if len(rows) < 3:
+        return []
+    position = {row["clip"]: place for place, row in enumerate(rows)}
+    owner = np.array([position[clip] for clip in clips])
+    windows = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False).astype(np.float64)
+    windows = windows.reshape(len(owner), -1)
+    means = np.zeros((len(rows), windows.shape[1]))
+    np.add.at(means, owner, windows)
+    means /= np.bincount(owner, minlength=len(rows))[:, None]
+    if not np.isfinite(means).all():
+        return []
+    groups = tuple((row["section"], row["domain"], row["label"]) for row in rows)
+    sections = tuple(sorted(pc.unique(sample["section"]).to_pylist()))
+    return [
+        Map(embed.machine, embed.variant, method, note, places, groups, sections)
+        for method, (places, note) in ((name, project(means)) for name, project in _methods())
+    ]
+
+
+def _methods() -> Iterator[tuple[str, Callable[[NDArray[np.float64]], tuple[Plane, str]]]]:
+    yield "PCA", _pca
+    if find_spec("umap") is not None:
+        yield "UMAP", _umap
+
+
+def _pca(means: NDArray[np.float64]) -> tuple[Plane, str]:
+    from sklearn.decomposition import PCA  # a second to import
+
+    model = PCA(2, svd_solver="covariance_eigh").fit(means)
+    return model.transform(means), f"{100 * float(model.explained_variance_ratio_.sum()):.0f} % of the variance"
+
+
+def _umap(means: NDArray[np.float64]) -> tuple[Plane, str]:
+    umap = import_module("umap")  # not a dependency: used where it is installed
+    places = umap.UMAP(n_neighbors=min(15, len(means) - 1), random_state=0).fit_transform(means)
+    return np.asarray(places, np.float64), ""

@@ -1,0 +1,79 @@
+"""Clips to see and to hear: a log-mel spectrogram as a small PNG and the samples as WAV, both as data URIs."""
+
+import base64
+import io
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayasd.config import Config
+from rayasd.data.audio import BadClipError, read_samples
+
+MAX_SECONDS = 10.0
+"""Of a clip that are shown and heard."""
+_WIDTH, _HEIGHT = 192, 64  # pixels, at most
+_DECIBELS = 70.0  # between black and white
+
+
+def spectrogram_of(config: Config) -> Callable[[NDArray[np.int16]], str]:
+    """Return a function from samples (frames,) to the PNG of their log-mel spectrogram with the run's front end."""
+    import torch  # seconds to import
+    from torchaudio.transforms import MelSpectrogram
+
+    front = config.front_end
+    mel = MelSpectrogram(
+        config.data.sample_rate, n_fft=front.n_fft, hop_length=front.hop_length, f_min=front.f_min, f_max=front.f_max,
+        n_mels=min(front.n_mels, _HEIGHT), center=True, pad_mode="constant",
+    )  # fmt: skip
+
+    def picture(samples: NDArray[np.int16]) -> str:
+        power = mel(torch.from_numpy(samples.astype(np.float32) / 32768)).numpy()
+        decibels = 10 * np.log10(np.maximum(power, 1e-12))
+        high = float(decibels.max())
+        grey = np.clip((decibels - high + _DECIBELS) / _DECIBELS, 0, 1)
+        return _png((255 * grey[::-1]).round().astype(np.uint8))
+
+    return picture
+
+
+def _png(values: NDArray[np.uint8]) -> str:
+    """Write values (rows, columns) as a PNG with a palette, no wider than it is shown."""
+    from matplotlib import colormaps
+    from PIL import Image  # comes with matplotlib
+
+    image = Image.fromarray(values).resize((min(values.shape[1], _WIDTH), values.shape[0]), Image.Resampling.BOX)
+    levels = Image.fromarray(np.asarray(image) // 8)  # 32 levels are told apart by few, and are half the bytes
+    levels.putpalette((255 * colormaps["magma"](np.linspace(0, 1, 32))[:, :3]).round().astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    levels.save(file, "PNG", optimize=True)
+    return _data_uri("image/png", file.getvalue())
+
+
+def sound(samples: NDArray[np.int16], sample_rate: int) -> str:
+    """Write samples (frames,) as mono 16-bit WAV."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, sample_rate, 0, "NONE", ""))
+        writer.writeframes(samples.astype("<i2").tobytes())
+    return _data_uri("audio/wav", file.getvalue())
+
+
+def read_clip(root: Path, clip: dict[str, Any], config: Config) -> NDArray[np.int16] | str:
+    """Read the beginning of a clip (a row of the catalog), or say why it cannot be had."""
+    path = root / clip["clip"]
+    if not path.is_file():
+        return "its file is gone"
+    if path.stat().st_size != clip["size"]:
+        return "its file has changed since the sweep"
+    try:
+        return read_samples(path, config.data)[: round(MAX_SECONDS * config.data.sample_rate)]
+    except BadClipError as error:
+        return str(error)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
