@@ -17,6 +17,7 @@ from rayasd.files import write_json
 from rayasd.sweep import driver, lock
 from rayasd.sweep.driver import Queue, State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Request, Resources
+from rayasd.sweep.executors.ray import RayExecutor
 from rayasd.sweep.plan import Plan, prerequisite
 from rayasd.sweep.store import RunStore, differences, mark_done
 from rayasd.sweep.worker import Outcome
@@ -500,3 +501,11 @@ def test_a_variant_that_one_side_lacks_is_no_difference_whatever_its_name():
     new = {"variants": {"both": {}, "both-dropout-0.1": {"network.dropout": 0.1}}, "exposure": {"epochs": 3}}
     assert differences(old, new) == []
     assert differences(old, new | {"exposure": {"epochs": 4}}) == ["exposure.epochs: 3 -> 4"]
+
+
+def test_ray_gets_no_more_names_than_it_can_bear(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("rayasd.sweep.executors.ray._MOST_NAMES", 2)
+    executor = object.__new__(RayExecutor)  # without a cluster
+    executor._names = set()
+    names = [executor._name(Unit("train", "both", "fan", seed)) for seed in (0, 1, 2, 0)]
+    assert names == ["train fan both seed 0", "train fan both seed 1", "train fan both", "train fan both seed 0"]
