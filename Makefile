@@ -33,7 +33,7 @@ test-cluster: venv
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest tests/slurm -m slurm
 
-# Each figure beside the plain way to the same result: about ten minutes on two cores.
+# Each figure beside the plain way to the same result: a quarter of an hour on two cores.
 bench: venv
 	$(BIN)/python -m benchmarks
 

@@ -1,6 +1,6 @@
 """Run parts of the benchmark and keep what they measured.
 
-python -m benchmarks                 # all parts: about ten minutes on two cores
+python -m benchmarks                 # all parts: a quarter of an hour on two cores
 python -m benchmarks metrics driver  # some
 """
 
@@ -30,6 +30,8 @@ def main() -> None:
             figures += importlib.import_module(f"benchmarks.{name}").measure()
     console.print(table(figures))
     facts = machine()
+    if facts["GPU"] == "none":
+        console.print("training, embedding and packing on a GPU: skipped, no CUDA device is visible", style="yellow")
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()), style="dim", highlight=False)
     arguments.out.write_text(json.dumps({"machine": facts, "figures": list(map(asdict, figures))}, indent=2) + "\n")
 

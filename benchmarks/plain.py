@@ -66,10 +66,11 @@ def train_batch(
     network: Network, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], num_products: int
 ) -> float:
     """One step with mixup and the two binary cross-entropies."""
-    waveforms, machine, product = batch
+    device = next(network.parameters()).device
+    waveforms, machine, product = (part.to(device) for part in batch)
     targets = nn.functional.one_hot(product, num_products).float() * machine[:, None].float()
-    partner = torch.randperm(len(waveforms))
-    weight = torch.distributions.Beta(0.5, 0.5).sample((len(waveforms), 1))
+    partner = torch.randperm(len(waveforms), device=device)
+    weight = torch.distributions.Beta(0.5, 0.5).sample((len(waveforms), 1)).to(device)
     waveforms = weight * waveforms + (1 - weight) * waveforms[partner]
     machine = weight[:, 0] * machine.float() + (1 - weight[:, 0]) * machine.float()[partner]
     targets = weight * targets + (1 - weight) * targets[partner]

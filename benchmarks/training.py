@@ -39,6 +39,8 @@ class Watch:
 
     def __call__(self, progress: Progress) -> bool:
         if progress.clips:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.moments.append(time.perf_counter())
             self.clips.append(progress.clips)
         if len(self.moments) == WARM_UP + STEPS:
@@ -100,7 +102,7 @@ def plain_training(
     loader = DataLoader(
         plain.Clips(files, config, mean, deviation), config.exposure.batch_size, shuffle=True, drop_last=True
     )
-    network = plain.Network(config, num_products)
+    network = plain.Network(config, num_products).to(choose_compute("auto", "float32").device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     watch = Watch()
     with suppress(Enough):
