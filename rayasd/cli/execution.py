@@ -34,12 +34,12 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
         num_threads=max(1, round(how.cpus_per_unit)),
         num_ranks=how.num_ranks,
     )
-    clips = Clips.of(read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"])))
     sweep = survey(store, specs, set(asked), retry_failed=how.retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
     if waiting:
         console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
+        clips = Clips.of(read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"])))
         running = _start(how, store)
         interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
         try:

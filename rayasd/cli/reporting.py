@@ -212,7 +212,7 @@ def _why_not_published(
 ) -> str | None:
     """Say why a run's systems cannot stand among published ones; None when they can."""
     config = store.config()
-    if any(config.variant(unit.variant).exposure.anomalies_aside for unit in sweep.states):
+    if any(config.variant(variant).exposure.anomalies_aside for variant in {unit.variant for unit in sweep.states}):
         return "anomalies of its test clips were set aside, which the benchmark does not allow"
     return why_not_benchmark(catalog.table, part, evaluation, synthetic=store.manifest()["data"]["synthetic"])
 
@@ -230,7 +230,6 @@ def write_html(
     from rayasd.report.html.page import write_page  # charts and sounds, which no other command needs
     from rayasd.report.html.run import ReportedRun
 
-    part = "development" if board.ranked_on == "development" else "evaluation"
     run = ReportedRun(
         paths=store.paths,
         config=store.config(),
@@ -243,7 +242,7 @@ def write_html(
         done=sweep.units(State.DONE),
         problems={u: sweep.reasons.get(u, state) for u, state in sweep.states.items() if state is not State.DONE},
         provenance=_provenance(store, sweep, catalog, evaluation),
-        why_not_published=_why_not_published(store, sweep, catalog, evaluation, part),
+        why_not_published=_why_not_published(store, sweep, catalog, evaluation, board.part),
     )
     return write_page(run, with_audio=with_audio)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ from rayasd.cli.display import wide_console
 from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.scoring.loading import load, parts_of_run
-from rayasd.scoring.model import ClipScore, MachineModel, Parts
+from rayasd.scoring.model import ClipScore, MachineModel
 from rayasd.scoring.packing import write_pack
 from rayasd.scoring.spread import spread
 
@@ -87,11 +87,11 @@ def score_clips(
 def pack_model(run: Path, *, out: Path | None, licence: str, machine: str | None, variant: str | None,
                seed: int | None, detector: str | None, pooling: str | None) -> None:  # fmt: skip
     """Write a packed model and say what it holds."""
-    parts = _parts(run, machine, variant, seed, detector, pooling)
+    parts = parts_of_run(run, machine, variant, seed, detector, pooling)
     path = out or Path(f"{parts.machine}.rayasd")
     write_pack(path, parts, licence)
-    systems = sorted({f"{system.detector}, {system.pooling}" for system in parts.systems.values()})
-    said = f"{path}: {parts.machine}, sections {', '.join(sorted(parts.systems))}, {'; '.join(systems)}"
+    systems = parts.systems_of(parts.systems)
+    said = f"{path}: {parts.machine}, sections {', '.join(sorted(parts.systems))}, {systems}"
     wide_console().print(Text(f"{said}, {path.stat().st_size / 1e6:.1f} MB"), soft_wrap=True)
 
 
@@ -102,17 +102,11 @@ def export_extractor(
     """Write an extractor as ONNX."""
     from rayasd.scoring.onnx import export_onnx
 
-    parts = _parts(run, machine, variant, seed, detector, pooling)
+    parts = parts_of_run(run, machine, variant, seed, detector, pooling)
     path = out or Path(f"{parts.machine}.onnx")
     export_onnx(path, parts, given)
     said = f"{path}: {parts.machine}, from {given}, {path.stat().st_size / 1e6:.1f} MB"
     wide_console().print(Text(said), soft_wrap=True)
-
-
-def _parts(run: Path, *choice: Any) -> Parts:
-    if not run.is_dir():
-        raise UserError(f"no such run: {run}")
-    return parts_of_run(run, *choice)
 
 
 def _clips(words: Iterable[str]) -> Iterator[str]:
@@ -215,6 +209,5 @@ def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
             "" if each.percentile is None else f"{each.percentile:.0f} %", decision, f"{each.worst:.1f} s",
         )  # fmt: skip
     used = {each.section for each in scores if each.section is not None}
-    systems = sorted({f"{model.parts.systems[name].detector}, {model.parts.systems[name].pooling}" for name in used})
-    table.caption = f"{model.parts.machine}: {'; '.join(systems)}. Higher scores are more anomalous."
+    table.caption = f"{model.parts.machine}: {model.parts.systems_of(used)}. Higher scores are more anomalous."
     return table

@@ -83,6 +83,11 @@ class Leaderboard:
     """What chose: the official score or the mean AUC."""
 
     @property
+    def part(self) -> str:
+        """Part whose score ranks, a standing's field; leave-one-section-out, held-out scores are in ``evaluation``."""
+        return _ranking_part(self.ranked_on)
+
+    @property
     def ranked(self) -> list[Standing]:
         """Entries, best first."""
         return [s for s in self.standings if s.rank is not None]
@@ -132,7 +137,7 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
 
     counted = {name: [all_rows[i] for i in places] for name, places in entries.items()}
     ranked = [standing(rows, count(name, rows), name) for name, rows in counted.items()]
-    score = "development" if ranked_on == "development" else "evaluation"
+    score = _ranking_part(ranked_on)
     ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
     ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
@@ -141,6 +146,10 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
     chosen = held_out or "development" in parts
     board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, chosen, evaluation.criterion)
     return _with_oracle(board)
+
+
+def _ranking_part(ranked_on: str) -> str:
+    return "development" if ranked_on == "development" else "evaluation"
 
 
 def _with_oracle(board: Leaderboard) -> Leaderboard:

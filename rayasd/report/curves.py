@@ -41,7 +41,7 @@ def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderbo
 
 def curve_rows(curve: Curve, leaderboard: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of a curve's table, in percent."""
-    part = _reported(leaderboard)
+    part = leaderboard.part
     titles = [
         curve.setting,
         f"official {leaderboard.year} {part}",
@@ -70,7 +70,7 @@ def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
     """Draw score and AUC along the setting, with the score's 95 % intervals (PNG)."""
     from matplotlib.figure import Figure  # a second to import, and few reports have curves
 
-    part = _reported(leaderboard)
+    part = leaderboard.part
     values = [value for value, _ in curve.points]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -95,11 +95,6 @@ def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-
-
-def _reported(leaderboard: Leaderboard) -> str:
-    """Name the standing's score that ranks."""
-    return "development" if leaderboard.ranked_on == "development" else "evaluation"
 
 
 def _sections(leaderboard: Leaderboard) -> str:

@@ -91,14 +91,14 @@ def parts_of_run(
     normal = pc.field("split").isin(["train", "validation"])
     catalog = read_catalog(store.paths.catalog, spec.data_root)
     products, weights = [], {}
-    systems = chosen.systems(embeddings.filter(fit_rows(spec.config.inlier.fit_on)))
+    bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
+    systems = chosen.systems(bank)
     if not embeddings["machine_logit"].null_count:
         models = store.paths.output(spec.upstream("train"))
         products = read_json(models / "config.json")["sections"]
         for checkpoint in {system.checkpoint for system in systems.values()}:
             last = checkpoint == spec.config.exposure.epochs
             weights[checkpoint] = load_file(models / WEIGHTS if last else kept_path(models, checkpoint))
-    bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
     bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
     manifest = store.manifest()
     return Parts(
@@ -125,7 +125,7 @@ class _Choice:
         self, store: RunStore, machine: str, variant: str | None, seed: int | None, detector: str | None,
         pooling: str | None,
     ) -> None:  # fmt: skip
-        self._machine, self._detector, self._pooling = machine, detector, pooling
+        self._detector, self._pooling = detector, pooling
         leaderboard = store.paths.leaderboard("parquet")
         if not leaderboard.exists():
             raise UserError(f"{store.paths.root} has no leaderboard: rayasd report {store.paths.root} makes one")

@@ -55,6 +55,11 @@ class Parts:
     """section and score of normal clips, by models that had not seen them."""
     provenance: Mapping[str, Any]
 
+    def systems_of(self, sections: Iterable[str]) -> str:
+        """Name the detectors and poolings that score these sections."""
+        chosen = [self.systems[section] for section in sections]
+        return "; ".join(sorted({f"{system.detector}, {system.pooling}" for system in chosen}))
+
 
 @dataclass(frozen=True)
 class ClipScore:
@@ -64,17 +69,17 @@ class ClipScore:
     start: float
     """Seconds from the recording's start; like ``end`` and ``worst``."""
     end: float
-    section: str | None
-    by_product_head: bool
+    section: str | None = None
+    by_product_head: bool = False
     """The section was not given, or is not known: it is the nearest one."""
-    score: float | None
+    score: float | None = None
     """Higher is more anomalous; None if there is none, see ``reason``."""
-    anomalous: bool | None
+    anomalous: bool | None = None
     """None without training scores."""
-    threshold: float | None
-    percentile: float | None
+    threshold: float | None = None
+    percentile: float | None = None
     """Share of the section's normal training clips that score lower, in percent."""
-    worst: float | None
+    worst: float | None = None
     """Start of the window that scores highest."""
     reason: str | None = None
     """Why there is no score."""
@@ -166,7 +171,7 @@ class MachineModel:
         try:
             samples = read_samples(Path(clip), self.parts.config.data)
         except BadClipError as error:
-            return [ClipScore(clip, 0.0, 0.0, None, False, None, None, None, None, None, str(error))]
+            return [ClipScore(clip, 0.0, 0.0, reason=str(error))]
         rate, windows = self.parts.config.data.sample_rate, self.parts.config.embedding.num_windows
         length = round(self.parts.config.front_end.window_seconds * rate)
         pieces: list[_Piece | ClipScore] = []

@@ -53,8 +53,8 @@ class _Exported(nn.Module):
         return tuple(self.extractor.after_front_end(self.front_end(given)))
 
 
-def export_onnx(path: Path, parts: Parts, given: Literal["waveform", "mel"], checkpoint: int | None = None) -> None:
-    """Write an extractor as ONNX; the number of windows N is free, their length is not.
+def export_onnx(path: Path, parts: Parts, given: Literal["waveform", "mel"]) -> None:
+    """Write the extractor that was trained longest as ONNX; the number of windows N is free, their length is not.
 
     Inputs are ``waveform`` (N, samples), standardised by the machine's scaling, or ``mel`` (N, 1, mels, frames).
     Metadata tell machine, sections, mean and deviation.
@@ -69,7 +69,7 @@ def export_onnx(path: Path, parts: Parts, given: Literal["waveform", "mel"], che
         raise UserError("ONNX needs a package: pip install 'rayasd[onnx]'") from None
     if not parts.weights:
         raise UserError(f"{parts.config.network.extractor} is a control, with no network to export")
-    checkpoint = max(parts.weights) if checkpoint is None else checkpoint
+    checkpoint = max(parts.weights)
     extractor = Extractor(parts.config, len(parts.products), load_pretrained=False).eval()
     extractor.load_state_dict(dict(parts.weights[checkpoint]))
     length = round(parts.config.front_end.window_seconds * parts.config.data.sample_rate)

@@ -1,6 +1,7 @@
 """Many clips scored by actors of a Ray cluster, each with the model in its memory."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,6 @@ def spread(parts: Parts, clips: Sequence[str], section: str | None, address: str
         chunks = [absolute[begin : begin + _CHUNK] for begin in range(0, len(clips), _CHUNK)]
         for scored in pool.map(lambda each, chunk: each.score.remote(chunk, section), chunks):
             for one in scored:
-                yield ClipScore(**{**one.__dict__, "clip": names[one.clip]})
+                yield replace(one, clip=names[one.clip])
     finally:
         ray.shutdown()

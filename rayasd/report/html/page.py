@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rayasd.evaluation.leaderboard import Standing
-from rayasd.files import now, replacing, write_text
+from rayasd.files import now, write_text
 from rayasd.presets import to_toml
 from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, WrongClip, mean_roc, most_wrong, read_results
@@ -132,8 +132,7 @@ def _write_charts(run: ReportedRun, charts: Mapping[str, Markup]) -> None:
     for name, chart in charts.items():
         opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
         at = opened.index(">") + 1
-        with replacing(run.paths.plot(name).with_suffix(".svg")) as path:
-            path.write_text(opened[:at] + style + opened[at:], encoding="utf-8")
+        write_text(run.paths.plot(name).with_suffix(".svg"), opened[:at] + style + opened[at:])
 
 
 def _results(run: ReportedRun, entry: str) -> list[SectionResult]:

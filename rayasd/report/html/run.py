@@ -48,7 +48,7 @@ class ReportedRun:
     @property
     def part(self) -> str:
         """Sections that rank: evaluation or development."""
-        return "development" if self.leaderboard.ranked_on == "development" else "evaluation"
+        return self.leaderboard.part
 
     @property
     def entries(self) -> list[Standing]:
