@@ -84,10 +84,15 @@ class RunDirectory:
         """AUC and pAUC of every cell (Parquet)."""
         return self.root / "cells.parquet"
 
+    @property
+    def ensembles(self) -> Path:
+        """Where the ensembles' scores are."""
+        return self.root / "ensembles"
+
     def ensemble(self, entry: str, machine: str, seed: int | None) -> Path:
         """Scores file of an ensemble (Parquet)."""
         hive = (f"variant={entry}", f"machine={machine}", "seed=all" if seed is None else f"seed={seed}")
-        return self.root.joinpath("ensembles", *hive, "part-0.parquet")
+        return self.ensembles.joinpath(*hive, "part-0.parquet")
 
     def leaderboard(self, suffix: str) -> Path:
         """One row a system, as parquet, csv or md."""
@@ -98,9 +103,14 @@ class RunDirectory:
         """The report as one page."""
         return self.root / "report.html"
 
+    @property
+    def plots(self) -> Path:
+        """Where the report's pictures are."""
+        return self.root / "plots"
+
     def plot(self, name: str) -> Path:
         """Picture of the report (PNG)."""
-        return self.root / "plots" / f"{name}.png"
+        return self.plots / f"{name}.png"
 
     def output(self, unit: Unit) -> Path:
         """Folder that a unit writes, and no other unit does."""
@@ -117,6 +127,15 @@ class RunDirectory:
     def marker(self, unit: Unit, kind: Literal["DONE", "FAILED"]) -> Path:
         """Marker of a finished or failed unit. In Parquet trees its name starts with _, which readers pass over."""
         return self.output(unit) / (kind if unit.stage == "train" else f"_{kind}")
+
+    def history(self, unit: Unit) -> Path:
+        """History of a training, one JSON line an epoch."""
+        return self.output(unit) / "history.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.root / "tensorboard"
 
     def progress(self, unit: Unit) -> Path:
         """How far a running unit is (JSON, replaced as it goes on)."""

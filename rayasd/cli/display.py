@@ -19,6 +19,7 @@ from rich.text import Text
 
 from rayasd.files import read_record
 from rayasd.sweep.driver import State, Sweep
+from rayasd.sweep.executors import Reported
 from rayasd.unit import RunDirectory, Unit
 
 _REDRAW_SECONDS = 0.5
@@ -34,12 +35,12 @@ class Display:
         console: Console,
         paths: RunDirectory,
         began: float,
-        publish: Callable[[Mapping[str, int], Mapping[Unit, Mapping[str, Any]]], None] = lambda states, progress: None,
+        publish: Callable[[Sweep, Reported], None] = lambda sweep, progress: None,
     ) -> None:
         self.console, self.paths, self.began, self.publish = console, paths, began, publish
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._drawn = 0.0
-        self._notes: set[str] = set()
+        self._said: set[str] = set()
 
     def __enter__(self) -> "Display":
         if self._live:
@@ -61,8 +62,8 @@ class Display:
         progress = read_progress(self.paths, sweep)
         for reported in progress.values():
             for note in reported.get("notes", ()):
-                self._say_once(note)
-        self.publish({state.value: sweep.count(state) for state in State}, progress)
+                self.say_once(f"device   {note}")
+        self.publish(sweep, progress)
         if self._live:
             self._live.update(Group(running_table(progress), Text(self._summary(sweep), style="bold")), refresh=True)
         else:
@@ -72,16 +73,17 @@ class Display:
         if state is State.DONE:
             marker = read_record(self.paths.marker(unit, "DONE"))
             for note in marker.get("notes", ()):
-                self._say_once(note)
+                self.say_once(f"device   {note}")
             if not self._live:
                 self._line(f"done     {unit}, {marker.get('seconds', 0):.1f} s")
         elif state is State.FAILED:
             self._line(f"failed   {unit}: {sweep.reasons[unit]}", "red")
 
-    def _say_once(self, note: str) -> None:
-        if note not in self._notes:
-            self._notes.add(note)
-            self._line(f"device   {note}", "dim")
+    def say_once(self, line: str) -> None:
+        """Print a line that has not been printed before."""
+        if line not in self._said:
+            self._said.add(line)
+            self._line(line, "dim")
 
     def _line(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)  # one line in a log, however long

@@ -3,13 +3,15 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.text import Text
 
 from rayasd.cli.display import Display, counted, print_failed_cells, print_failures
 from rayasd.cli.options import Execution, cache_folder
@@ -18,11 +20,14 @@ from rayasd.data.catalog import read_catalog
 from rayasd.errors import EXIT_STOPPED, UserError
 from rayasd.host import usable_cpus, visible_gpus
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
-from rayasd.sweep.executors import Executor, Request, Resources
+from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.forecast import Clips, work
 from rayasd.sweep.store import RunStore
+from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.unit import Unit
+
+_SECONDS_TO_TRACK = 60.0
 
 
 def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execution) -> int:
@@ -37,47 +42,86 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
     sweep = survey(store, specs, set(asked), retry_failed=how.retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
-    if waiting:
-        console.print(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}", highlight=False)
-        clips = Clips.of(read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"])))
-        running = _start(how, store)
-        interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
-        try:
-            request = _request(running.nodes, how)
-            console.print(running.describe(), highlight=False, soft_wrap=True)
-            store.record("sweep started", waiting=waiting, executor=running.describe().splitlines()[0])
-            with Display(console, store.paths, began, running.publish) as display:
-
-                def on_change(sweep: Sweep) -> None:
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
-                    display.update(sweep)
-
-                left = drive(sweep, store, running, request, max_tries=how.max_tries, fail_fast=how.fail_fast,
-                             hang_seconds=how.hang_seconds, on_change=on_change,
-                             costs={unit: work(unit, spec.config, clips) for unit, spec in specs.items()})  # fmt: skip
-            store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
-            if left:
-                console.print(left, highlight=False)
-                if store.stop_file.exists() and store.stop_file.read_text():
-                    return EXIT_STOPPED
-                raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            store.record("sweep interrupted")
-            raise
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            running.close()
-            for unit in sweep.units(State.RUNNING):
-                store.paths.progress(unit).unlink(missing_ok=True)
-    elif done == len(asked):
-        console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
-    print_failures(console, sweep, asked)
-    complete = all(sweep.states[unit] is State.DONE for unit in asked)
-    scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
-    if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
-        complete = _report(console, store, sweep, waiting) and complete
+    with _tracked(console, store, sweep, how) as tracking:
+        if waiting:
+            begun = f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}"
+            console.print(begun, highlight=False)
+            if stopped := _drive(console, store, sweep, how, tracking, began):
+                return stopped
+        elif done == len(asked):
+            console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
+        print_failures(console, sweep, asked)
+        complete = all(sweep.states[unit] is State.DONE for unit in asked)
+        scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
+        if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
+            complete = _report(console, store, sweep, waiting) and complete
     return 0 if complete else 1
+
+
+def _drive(
+    console: Console, store: RunStore, sweep: Sweep, how: Execution, tracking: Tracking, began: float
+) -> int | None:
+    """Run what waits, shown as it goes; returns the exit code if the run was stopped by somebody.
+
+    Raises:
+        KeyboardInterrupt: units are left that could still be done.
+
+    """
+    clips = Clips.of(read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"])))
+    running = _start(how, store)
+    interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
+
+    def publish(sweep: Sweep, progress: Reported) -> None:
+        running.publish(sweep.counts, progress)
+        tracking.update(progress)
+        for name, problem in tracking.problems.items():
+            display.say_once(f"{name}: {problem}; trying again")
+
+    try:
+        request = _request(running.nodes, how)
+        console.print(running.describe(), highlight=False, soft_wrap=True)
+        waiting = sweep.count(State.WAITING)
+        store.record("sweep started", waiting=waiting, executor=running.describe().splitlines()[0])
+        with Display(console, store.paths, began, publish) as display:
+
+            def on_change(sweep: Sweep) -> None:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                display.update(sweep)
+
+            costs = {unit: work(unit, spec.config, clips) for unit, spec in sweep.specs.items()}
+            left = drive(sweep, store, running, request, max_tries=how.max_tries, fail_fast=how.fail_fast,
+                         hang_seconds=how.hang_seconds, costs=costs, on_change=on_change)  # fmt: skip
+        store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
+        if left:
+            console.print(left, highlight=False)
+            if store.stop_file.exists() and store.stop_file.read_text():
+                return EXIT_STOPPED
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        store.record("sweep interrupted")
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        running.close()
+        for unit in sweep.units(State.RUNNING):
+            store.paths.progress(unit).unlink(missing_ok=True)
+    return None
+
+
+@contextmanager
+def _tracked(console: Console, store: RunStore, sweep: Sweep, how: Execution) -> Iterator[Tracking]:
+    """Let trackers follow while the block lasts; they have less time to end where we were interrupted."""
+    tracking = Tracking(how.trackers, store.paths, sweep)
+    try:
+        yield tracking
+    except BaseException:
+        tracking.close(_SECONDS_TO_TRACK / 10, with_results=False)
+        raise
+    tracking.close(_SECONDS_TO_TRACK, with_results=True)
+    for name, problem in tracking.problems.items():
+        said = f"not all is in {name} ({problem}): the same command hands over what is missing"
+        console.print(Text(said, style="yellow"), soft_wrap=True)
 
 
 def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bool:
@@ -101,6 +145,7 @@ def check_execution(how: Execution) -> None:
         UserError: no node can give what a unit asks for, or that makes no sense.
 
     """
+    check_trackers(how.trackers)
     standing = how.address or os.environ.get("RAY_ADDRESS", "local") != "local"
     if how.executor == "mpi":
         _request(_mpi(how).nodes, how)
@@ -160,7 +205,7 @@ def _start(how: Execution, store: RunStore) -> Executor:
         return _mpi(how)
     from rayasd.sweep.executors.ray import RayExecutor
 
-    return RayExecutor(how.address, store.paths.of_driver("ray-token", store.part), store.paths.root.name)
+    return RayExecutor(how.address, store.token_file, store.paths.root.name)
 
 
 def _mpi(how: Execution) -> Executor:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rayasd.errors import UserError, unknown
+from rayasd.nested import split_list
 
 DEFAULT_DATA = Path("data")
 MAX_SEEDS = 10_000
@@ -97,6 +98,7 @@ class Execution:
     retry_failed: bool
     fail_fast: bool
     cache: Path | None
+    track: str
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> "Execution":
@@ -107,6 +109,11 @@ class Execution:
     def num_ranks(self) -> int:
         """Processes of a training unit: by default one a GPU."""
         return self.ranks_per_unit or max(1, int(self.gpus_per_unit or 1))
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers that are to be told."""
+        return split_list(self.track)
 
 
 def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -132,6 +139,8 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--fail-fast", is_flag=True, help="Start nothing more after the first failed unit."),
         click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
                      help="Decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd."),
+        click.option("--track", default="", metavar="TRACKERS",
+                     help="Show trainings and results in tensorboard, mlflow or both (docs/watching.md)."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

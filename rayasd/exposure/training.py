@@ -4,7 +4,6 @@ import json
 import math
 import pickle
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,6 @@ from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 STATE = "state.pt"
-HISTORY = "history.jsonl"
 
 
 def train(spec: UnitSpec, report: Report = silent) -> None:
@@ -84,9 +82,11 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     loader = BatchLoader(target, others, config, compute.device)
     weights = config.network.pretrained or "random: network.pretrained names no file"
     history = _resume(spec, extractor, optimizer, schedule, compute)
-    for epochs, path in kept_weights(spec.output).items():
-        if epochs > len(history) and ranks.first:
-            path.unlink()  # of an earlier training
+    if ranks.first:
+        _write_history(spec, history)  # an earlier training's may be longer
+        for epochs, path in kept_weights(spec.output).items():
+            if epochs > len(history):
+                path.unlink()
     together = f", {ranks.size} ranks" if ranks.size > 1 else ""
     report(Progress(len(history), total_epochs, note=f"{compute.reason}{together}; backbone weights {weights}"))
 
@@ -121,6 +121,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
             **_validate(extractor, loader, target, others, config, losses, compute),
         }
         history.append(row)
+        _write_history(spec, history)
         stop = report(Progress(epoch + 1, total_epochs, loss=total))
         if config.exposure.keep_every and (epoch + 1) % config.exposure.keep_every == 0 and epoch + 1 < total_epochs:
             save_weights(kept_path(spec.output, epoch + 1), extractor)
@@ -130,7 +131,6 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
             raise Stopped(f"stopped after epoch {epoch + 1}")
 
     if ranks.first:
-        _write_history(spec.output, history)
         save_extractor(spec.output, extractor, config, target.sections)
         (spec.output / STATE).unlink(missing_ok=True)
 
@@ -256,7 +256,6 @@ def _validate(
 
 
 def _checkpoint(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, history: list[Any]) -> None:
-    _write_history(spec.output, history)
     state = {
         "identity": spec.identity,
         "model": extractor.state_dict(),
@@ -286,5 +285,5 @@ def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compu
     return history
 
 
-def _write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in history))
+def _write_history(spec: UnitSpec, history: list[dict[str, Any]]) -> None:
+    write_text(spec.run.history(spec.unit), "".join(json.dumps(row) + "\n" for row in history))

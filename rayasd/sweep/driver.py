@@ -8,7 +8,7 @@ from enum import StrEnum
 from heapq import heappop, heappush
 
 from rayasd.errors import UserError
-from rayasd.sweep.executors import Executor, Request, Resources
+from rayasd.sweep.executors import Counts, Executor, Request, Resources
 from rayasd.sweep.heartbeats import Heartbeats
 from rayasd.sweep.plan import prerequisite
 from rayasd.sweep.store import RunStore
@@ -45,7 +45,7 @@ class Sweep:
     """Units whose state has changed, for whoever shows them (and clears this)."""
 
     def __post_init__(self) -> None:
-        self._counts = Counter(self.states.values())
+        self._counts: Counter[tuple[Stage, str]] = Counter((unit.stage, state) for unit, state in self.states.items())
         self.dependents: dict[Unit, list[Unit]] = {}
         for unit, spec in self.specs.items():
             if (needed := prerequisite(unit, spec.config)) is not None:
@@ -54,8 +54,8 @@ class Sweep:
     def move(self, unit: Unit, state: State, reason: str | None = None) -> None:
         """Change a unit's state. What waits for a unit that is not to be done is blocked with it."""
         if unit in self.states:
-            self._counts[self.states[unit]] -= 1
-        self._counts[state] += 1
+            self._counts[unit.stage, self.states[unit]] -= 1
+        self._counts[unit.stage, state] += 1
         self.states[unit] = state
         self.moved.append(unit)
         if reason is not None:
@@ -72,7 +72,12 @@ class Sweep:
 
     def count(self, state: State) -> int:
         """Units in this state."""
-        return self._counts[state]
+        return sum(self._counts[stage, state] for stage in STAGES)
+
+    @property
+    def counts(self) -> Counts:
+        """Units in each state, by stage."""
+        return {(stage, state): self._counts[stage, state] for stage in STAGES for state in State}
 
     def units(self, state: State) -> list[Unit]:
         """List the units in this state, in the order of the plan."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import urllib.request
@@ -11,6 +12,8 @@ import pytest
 
 from tests.cli.test_sweep import models, wait_until
 from tests.conftest import command_line, environment, run_locally, small_sweep
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -113,8 +116,13 @@ def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path
         output, _ = driver.communicate(timeout=90)
     assert driver.returncode == 75, output
     assert "ended after 25 s without a sign of life" in (run / "events.jsonl").read_text()
-    for line in ("rayasd_units{", 'state="running"', "rayasd_clips_per_second{", 'unit="train fan both seed 0"'):
-        assert line in measured
+    for label in ('stage="train"', 'state="running"', 'unit="train fan both seed 0"'):
+        assert label in measured
+    shown = set(re.findall(r"ray_rayasd_\w+", (ROOT / "docs/grafana.json").read_text()))
+    assert len(shown) == 5
+    assert {
+        name for name in shown if f"\n{name}{{" in measured
+    } == shown  # the Grafana dashboard asks for what is there
 
 
 def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path, cache: Path, tmp_path: Path):

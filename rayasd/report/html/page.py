@@ -188,7 +188,7 @@ def _training_charts(run: ReportedRun) -> tuple[Charts, list[tuple[str, str]]]:
     """Draw each machine's losses, and the variants in them with their classes."""
     histories: dict[str, list[tuple[Unit, list[dict[str, Any]]]]] = {}
     for unit in run.done:
-        path = run.paths.output(unit) / "history.jsonl"
+        path = run.paths.history(unit)
         if unit.stage == "train" and path.is_file():
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             if lines:

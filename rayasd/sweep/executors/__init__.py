@@ -8,6 +8,11 @@ from typing import Any, Protocol
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Stage, Unit, UnitSpec
 
+Counts = Mapping[tuple[Stage, str], int]
+"""Units by stage and state."""
+Reported = Mapping[Unit, Mapping[str, Any]]
+"""How far running units are, as their progress files say."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -73,8 +78,8 @@ class Executor(Protocol):
     def cancel(self, unit: Unit) -> None:
         """End a running unit; no outcome of it follows."""
 
-    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
-        """Let those who watch the executor from outside see units by state, and how far the running ones are."""
+    def publish(self, counts: Counts, progress: Reported) -> None:
+        """Let those who watch the executor from outside see where units stand, and how far the running ones are."""
 
     def close(self) -> None:
         """End everything that this executor started."""

@@ -5,13 +5,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rayasd.host import how_it_ended, usable_cpus, visible_gpus
-from rayasd.sweep.executors import Resources
+from rayasd.sweep.executors import Counts, Reported, Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
 
@@ -48,8 +47,13 @@ class LocalExecutor:
             self._workers.remove(worker)
         idle = [w for w in self._workers if w.unit is None and w.gpus == gpus]
         worker = idle[0] if idle else self._start(gpus)
+        try:
+            worker.pipe.send(spec)
+        except OSError:  # it has died since it was looked at; a new one keeps its end open while it is sent to
+            self._workers.remove(worker)
+            worker = self._start(gpus)
+            worker.pipe.send(spec)
         worker.unit, worker.share = spec.unit, min(resources.gpus, 1.0)
-        worker.pipe.send(spec)
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Collect what finished; a closed pipe is a worker that died."""
@@ -78,7 +82,7 @@ class LocalExecutor:
             worker.process.join()
             self._workers.remove(worker)
 
-    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+    def publish(self, counts: Counts, progress: Reported) -> None:
         """Nobody watches from outside."""
 
     def close(self) -> None:

@@ -7,13 +7,13 @@ MPI process with it, which would end the whole job.
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
 from rayasd.errors import UserError
 from rayasd.host import visible_gpus
-from rayasd.sweep.executors import Resources
+from rayasd.sweep.executors import Counts, Reported, Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit, UnitSpec
@@ -119,7 +119,7 @@ class MPIExecutor:
         control = self._world.control
         self._sent += [control.isend(number, rank) for rank in range(1, control.size)]
 
-    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+    def publish(self, counts: Counts, progress: Reported) -> None:
         """Nobody watches from outside."""
 
     def close(self) -> None:

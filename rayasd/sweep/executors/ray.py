@@ -7,7 +7,6 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from rayasd.errors import UserError
 from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
-from rayasd.sweep.executors import Resources
+from rayasd.sweep.executors import Counts, Reported, Resources
 from rayasd.sweep.executors.ray_metrics import Metrics
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
@@ -147,9 +146,9 @@ class RayExecutor:
                 killer = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_worker)
                 killer.options(name=f"end {unit}").remote(worker["host"], worker["pid"])
 
-    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+    def publish(self, counts: Counts, progress: Reported) -> None:
         """Set Ray's metrics."""
-        self._metrics.publish(states, progress)
+        self._metrics.publish(counts, progress)
 
     def close(self) -> None:
         """Cancel what still runs and leave the cluster; our own ends with us."""

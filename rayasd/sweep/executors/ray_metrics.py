@@ -1,19 +1,19 @@
 """A sweep's progress as Ray metrics, for whoever scrapes the cluster's Prometheus ports."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
+from rayasd.sweep.executors import Counts, Reported
 from rayasd.unit import Unit
 
 
 class Metrics:
-    """Gauges that the driver keeps: units by state of the whole run; epoch, loss and clips a second of each unit."""
+    """Gauges that the driver keeps: units by stage and state; epoch, loss and clips a second of each unit."""
 
     def __init__(self, run: str, name_of: Callable[[Unit], str]) -> None:
         from ray.util.metrics import Gauge
 
-        self._states = Gauge("rayasd_units", "Units of the run by state.", ("run", "state"))
+        self._states = Gauge("rayasd_units", "Units of the run by stage and state.", ("run", "stage", "state"))
         self._gauges = {
             "clips_per_second": Gauge(
                 "rayasd_clips_per_second", "Clips that a unit works off a second.", ("run", "unit")
@@ -25,10 +25,10 @@ class Metrics:
         self._run, self._name_of = run, name_of
         self._seen: set[Unit] = set()
 
-    def publish(self, states: Mapping[str, int], progress: Mapping[Unit, Mapping[str, Any]]) -> None:
+    def publish(self, counts: Counts, progress: Reported) -> None:
         """Set all gauges; a unit that no longer runs has the speed 0."""
-        for state, count in states.items():
-            self._states.set(count, {"run": self._run, "state": state})
+        for (stage, state), count in counts.items():
+            self._states.set(count, {"run": self._run, "stage": stage, "state": state})
         for unit in self._seen - progress.keys():
             self._gauges["clips_per_second"].set(0.0, {"run": self._run, "unit": self._name_of(unit)})
         self._seen = set(progress)

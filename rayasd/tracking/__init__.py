@@ -1,0 +1,1 @@
+"""Experiment trackers: a run's trainings and results where a lab looks at all its work."""

@@ -1,0 +1,107 @@
+"""Follows a sweep's trainings for its trackers, in a thread of its own: a slow or absent server holds nothing up."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from threading import Event, Thread
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rayasd.errors import UserError, unknown
+from rayasd.sweep.driver import State, Sweep
+from rayasd.sweep.executors import Reported
+from rayasd.tracking.tracker import Tracker
+from rayasd.unit import RunDirectory, Unit
+
+TRACKERS = ("tensorboard", "mlflow")
+_LOOK_SECONDS = 5.0
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Make sure that these trackers can be used.
+
+    Raises:
+        UserError: no such tracker, its package is not installed, or nobody said where its server is.
+
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown("tracker", name, TRACKERS)
+        if find_spec(name) is None:
+            raise UserError(f"--track {name} needs a package: pip install 'rayasd[{name}]'")
+        if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise UserError("--track mlflow: set MLFLOW_TRACKING_URI to your server, such as http://host:5000")
+
+
+class Tracking:
+    """Hands a sweep's trainings, and at its end the ranked systems, to trackers by name.
+
+    What a tracker could not take is said once, kept and offered again; a later sweep of the run, which may find nothing
+    to do, hands over what is still missing.
+    """
+
+    def __init__(self, names: Sequence[str], paths: RunDirectory, sweep: Sweep) -> None:
+        self._names, self._paths, self._sweep = names, paths, sweep
+        self._running: Reported = {}
+        self._closing = Event()
+        self._with_results = False
+        self.problems: dict[str, str] = {}
+        """What each tracker that lacks something last complained of."""
+        self._thread = Thread(target=self._follow, daemon=True)
+        if names:
+            self._thread.start()
+
+    def update(self, running: Reported) -> None:
+        """Take how far the running units are."""
+        self._running = running
+
+    def close(self, seconds: float, *, with_results: bool) -> None:
+        """Hand over what has come since, and the leaderboard if there is one; gives up after some seconds."""
+        self._with_results = with_results
+        self._closing.set()
+        if self._names:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                self.problems |= dict.fromkeys(self._names, f"not done after {seconds:g} s")
+
+    def _follow(self) -> None:
+        trackers = [_tracker(name, self._paths) for name in self._names]
+        last = False
+        while not last:
+            last = self._closing.wait(_LOOK_SECONDS)
+            for tracker in trackers:
+                try:
+                    self._hand_over(tracker, last=last)
+                    self.problems.pop(tracker.name, None)
+                except Exception as error:  # a tracker may fail in any way, and must not harm the sweep
+                    self.problems[tracker.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+    def _hand_over(self, tracker: Tracker, *, last: bool) -> None:
+        for unit, state in list(self._sweep.states.items()):
+            ended = state.value if state in (State.DONE, State.FAILED) else None
+            begun = ended or self._running.get(unit, {}).get(
+                "total"
+            )  # before, the history may be an earlier training's
+            if unit.stage == "train" and begun and unit not in tracker.ended:
+                tracker.follow(self._sweep.specs[unit], self._history(unit), ended)
+        if last and self._with_results and self._paths.leaderboard("parquet").exists():
+            board = pq.read_table(self._paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
+            tracker.results(board.to_pylist())
+
+    def _history(self, unit: Unit) -> list[dict[str, Any]]:
+        with suppress(FileNotFoundError):
+            return [json.loads(line) for line in self._paths.history(unit).read_text().splitlines()]
+        return []
+
+
+def _tracker(name: str, paths: RunDirectory) -> Tracker:
+    if name == "tensorboard":
+        from rayasd.tracking.tensorboard import TensorBoard
+
+        return TensorBoard(paths)
+    from rayasd.tracking.mlflow import MLflow
+
+    return MLflow(paths)

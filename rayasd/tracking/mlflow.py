@@ -1,0 +1,89 @@
+"""Runs on an MLflow server: one a training, one a ranked system."""
+
+import os
+import time
+from collections.abc import Sequence
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run
+
+from rayasd.nested import flatten
+from rayasd.tracking.tracker import Row, Tracker, metrics
+from rayasd.unit import RunDirectory, Unit, UnitSpec
+
+_MOST_METRICS, _MOST_PARAMS, _LONGEST_VALUE = 1000, 100, 500  # that a server takes at once
+_STATUS = {"done": "FINISHED", "failed": "FAILED"}
+
+
+class MLflow(Tracker):
+    """Writes to $MLFLOW_TRACKING_URI; experiment $MLFLOW_EXPERIMENT_NAME, else of the run directory's name."""
+
+    name = "mlflow"
+
+    def __init__(self, paths: RunDirectory) -> None:
+        super().__init__()
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the terminal is the sweep's
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what fails is offered again anyway
+        self._paths = paths
+        self._ids: dict[Unit, str] = {}
+
+    def begin(self, spec: UnitSpec) -> int:
+        """Find the training's run or make one, with its configuration as parameters."""
+        found = self._find(str(spec.unit), spec.identity)
+        run = found or self._create(str(spec.unit).removeprefix("train "), str(spec.unit), spec.identity)
+        self._ids[spec.unit] = run.info.run_id
+        if found:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            return max((m.step for m in self._client.get_metric_history(run.info.run_id, "loss")), default=0)
+        settings = flatten({k: v for k, v in spec.config.as_dict().items() if k != "variants"})
+        params = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in settings.items()]
+        for at in range(0, len(params), _MOST_PARAMS):
+            self._client.log_batch(run.info.run_id, params=params[at : at + _MOST_PARAMS])
+        return 0
+
+    def log(self, unit: Unit, rows: Sequence[Row]) -> None:
+        """Add a metric for each number of an epoch."""
+        found = [(row["epoch"], metrics(row)) for row in rows]
+        self._log(self._ids[unit], [(tag, value, step) for step, row in found for tag, value in row.items()])
+
+    def end(self, unit: Unit, how: str) -> None:
+        """Close the training's run."""
+        self._client.set_terminated(self._ids[unit], status=_STATUS[how])
+
+    def results(self, entries: Sequence[Row]) -> None:
+        """Write each system's scores as metrics of a run, with the leaderboard beside."""
+        while old := self._find("result", ""):
+            self._client.delete_run(old.info.run_id)
+        for entry in entries:
+            new = self._create(f"result {entry['variant']}", "result", "")
+            self._log(new.info.run_id, [(tag, value, 0) for tag, value in metrics(entry).items()])
+            for tag in ("detector", "pooling"):
+                self._client.set_tag(new.info.run_id, tag, entry[tag])
+            self._client.log_artifact(new.info.run_id, str(self._paths.leaderboard("md")))
+            self._client.set_terminated(new.info.run_id)
+
+    @property
+    def _client(self) -> MlflowClient:
+        return MlflowClient()
+
+    def _experiment(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", self._paths.root.name)
+        known = self._client.get_experiment_by_name(name)
+        return known.experiment_id if known else self._client.create_experiment(name)
+
+    def _find(self, what: str, identity: str) -> Run | None:
+        tags = self._tags(what, identity)
+        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+        return next(iter(self._client.search_runs([self._experiment()], wanted, max_results=1)), None)
+
+    def _create(self, name: str, what: str, identity: str) -> Run:
+        return self._client.create_run(self._experiment(), run_name=name, tags=self._tags(what, identity))
+
+    def _tags(self, what: str, identity: str) -> dict[str, str]:
+        return {"rayasd.run": str(self._paths.root), "rayasd.unit": what, "rayasd.identity": identity}
+
+    def _log(self, run_id: str, numbers: Sequence[tuple[str, float, int]]) -> None:
+        moment = int(time.time() * 1000)
+        logged = [Metric(tag, value, moment, step) for tag, value, step in numbers if tag != "epoch"]
+        for at in range(0, len(logged), _MOST_METRICS):
+            self._client.log_batch(run_id, metrics=logged[at : at + _MOST_METRICS])
