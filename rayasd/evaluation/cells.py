@@ -113,6 +113,8 @@ def _unit_cells(unit: Scored, labels: Labels, evaluation: EvaluationConfig) -> l
                     values[name][~failed] = METRICS[name](anomalous[members], good)
             for i, (key, of_key) in enumerate(systems.items()):
                 status, reason = ("failed", of_key.reason) if failed[i] else problem or ("ok", None)
+                if status == "ok" and np.ptp(of_key.scores[members]) == 0.0:
+                    status, reason = "failed", "all its clips have the same score"
                 rows.append(
                     {
                         **dict.fromkeys(SCHEMA.names),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.network import WEIGHTS, Output, kept_weights, load_extractor, make_control
 from rayasd.files import replacing
 from rayasd.unit import Progress, Report, UnitSpec, silent
+
+_COLLAPSED = 1e-6  # of the largest value: what float32 leaves of equal embeddings
 
 
 def embedding_schema(dim: int) -> pa.Schema:
@@ -47,7 +50,12 @@ def window_starts(frames: int, length: int, num_windows: int) -> NDArray[np.int6
 
 @torch.inference_mode()
 def embed(spec: UnitSpec, report: Report = silent) -> None:
-    """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``."""
+    """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``.
+
+    Raises:
+        UserError: embeddings that are not finite, or are the same for every window.
+
+    """
     config = spec.config
     compute = choose_compute(spec.device, config.network.precision)
     clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec, report)
@@ -67,13 +75,14 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     ):
         written: Future[object] = pool.submit(int)  # nothing yet
         for number, (checkpoint, load) in enumerate(extractors.items()):
-            extractor = compute.place(load())
+            extractor, span = compute.place(load()), Span()
             for begin in range(0, num_clips, clips_a_batch):
                 chosen = np.arange(begin, min(begin + clips_a_batch, num_clips))
                 rows = np.repeat(chosen, num_windows)
                 samples = np.empty((len(rows), length), np.int16)
                 gather(clips, rows, starts[chosen].ravel(), length, samples)
                 windows = embed_windows(extractor, compute, samples, (clips.mean, clips.deviation), config)
+                span.add(windows["embedding"])
                 table = clips.table.take(rows)
                 columns = [
                     table["clip"],
@@ -90,7 +99,33 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 rows_of_batch = pa.Table.from_arrays([_whole(c) for c in columns], schema=schema)
                 written = pool.submit(writer.write_table, rows_of_batch)  # while the next batch computes
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
+            if why := span.problem:
+                raise UserError(f"{spec.unit}: {why} after {checkpoint} epochs: lower exposure.learning_rate "
+                                f"(now {config.exposure.learning_rate:g}), or look at the clips")  # fmt: skip
         written.result()
+
+
+class Span:
+    """Smallest and largest value of each dimension over the embeddings added."""
+
+    def __init__(self) -> None:
+        self.low: Any = np.inf
+        self.high: Any = -np.inf
+
+    def add(self, embeddings: pa.ChunkedArray) -> None:
+        """Take in a column of n embeddings."""
+        flat = embeddings.combine_chunks().flatten().to_numpy().reshape(len(embeddings), -1)
+        self.low = np.minimum(self.low, flat.min(axis=0))  # NaN stays
+        self.high = np.maximum(self.high, flat.max(axis=0))
+
+    @property
+    def problem(self) -> str | None:
+        """Why no detector can learn from these embeddings; None if it can."""
+        if not np.isfinite([self.low, self.high]).all():
+            return "the extractor gives NaN or infinity"
+        if (self.high - self.low).max() <= _COLLAPSED * np.abs([self.low, self.high]).max():
+            return "the extractor has collapsed: it gives the same embedding for every window"
+        return None
 
 
 @torch.inference_mode()

@@ -103,6 +103,12 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
             "No labelled evaluation sections: ranked by the development score, on which detector and pooling were "
             "chosen too, so these figures flatter."
         )
+    intervals = [s.auc_interval for s in leaderboard.ranked if s.auc_interval is not None]
+    if intervals and all(low <= 0.5 for low, _ in intervals):
+        notes.append(
+            "No better than chance: no entry's mean AUC is surely above 50. Are labels and clips of the same recordings? "
+            "docs/troubleshooting.md, 'The table looks wrong'."
+        )
     if leaderboard.criterion == "auc" and leaderboard.chosen:
         notes.append("Chosen by the mean AUC, not by the official score.")
     notes.append(

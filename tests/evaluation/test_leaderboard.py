@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rayasd.evaluation.leaderboard import Leaderboard, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import select
 from rayasd.inlier.scoring import SCHEMA
-from rayasd.report.tables import heading, row
+from rayasd.report.tables import footnotes, heading, row
 from rayasd.report.write import write_report
 from rayasd.unit import RunDirectory
 
@@ -278,3 +279,22 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     assert f"{100 * board.ranked[0].evaluation:.2f}" in markdown
     assert "official 2021 eval" in markdown
     assert labelled_cells(catalog(), RULES) == {"fan": 4}
+
+
+def test_a_cell_whose_clips_all_score_the_same_has_no_auc(tmp_path: Path):
+    path = scores_file(tmp_path / "x.parquet", {"good": {"00": 2.0, "03": 2.0}, "dull": {"00": 2.0, "03": 2.0}})
+    table = pq.read_table(path)
+    dull = pc.and_(pc.equal(table["detector"], "dull"), pc.equal(table["section"], "03"))
+    pq.write_table(table.set_column(8, "score", pc.if_else(dull, 0.25, table["score"])), path)
+    cells = score_cells([Scored("both", "fan", 0, path)], labels_of(catalog()), EvaluationConfig())
+    failed = cells.filter(pc.field("status") == "failed").select(["detector", "section", "domain", "auc", "reason"])
+    same = {"detector": "dull", "section": "03", "auc": None, "reason": "all its clips have the same score"}
+    assert failed.to_pylist() == [same | {"domain": domain} for domain in ("source", "target")]
+
+
+@pytest.mark.parametrize(("low", "hinted"), [(0.45, True), (0.55, False), (None, False)])
+def test_a_table_no_better_than_chance_says_so(tmp_path: Path, low: float | None, hinted: bool):
+    board = board_of([Scored("both", "fan", 0, scores_file(tmp_path / "x.parquet", GOOD_ON_DEV))], {"both": 4})
+    first = replace(board.standings[0], auc_interval=None if low is None else (low, 0.7))
+    board = replace(board, standings=(first, *board.standings[1:]))
+    assert any(note.startswith("No better than chance") for note in footnotes(board, synthetic=False)) == hinted

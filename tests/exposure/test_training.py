@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
@@ -294,3 +295,14 @@ def test_a_test_without_anomalies_is_refused(spec_of: SpecOf, small_config: Conf
     for changes in ({"real_anomalies": 6}, {"contamination": 5}, {"reserved_anomalies": 7}):
         with pytest.raises(UserError, match=r"fan section 00: setting \d anomalies aside .* of 3 \+ 3"):
             load_machine(catalog, "fan", spec_of(config=with_exposure(small_config, **changes)))
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0.0, "collapsed: it gives the same embedding"), (np.nan, "NaN or inf")])
+def test_embeddings_that_tell_nothing_fail_the_unit(spec_of: SpecOf, value: float, reason: str):
+    train(spec_of())
+    path = spec_of().output / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: torch.full_like(w, value) if w.ndim == 2 else w for name, w in weights.items()}, path)
+    with pytest.raises(UserError, match=reason):
+        embed(spec_of("embed"))
+    assert not spec_of("embed").run.table(spec_of("embed").unit).exists()
