@@ -1,6 +1,7 @@
 """What this process has to do with its host: CPUs and GPUs as a batch system gave them, other processes, ports."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import socket
@@ -30,6 +31,9 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 def end_with_parent(number: int = signal.SIGTERM) -> None:
     """Ask the kernel to end this process with its parent, even if that is killed (Linux); may run before an exec."""
     ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # before the kernel was asked
+        os.kill(os.getpid(), number)
 
 
 @contextmanager

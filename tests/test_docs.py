@@ -1,16 +1,24 @@
 """Code and commands in the documentation do what it says."""
 
+import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from rayasd.cli.main import cli
 from rayasd.presets import load
-from tests.conftest import Rayasd, small_sweep
+from tests.conftest import Rayasd, run_locally, small_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +55,56 @@ def test_every_command_of_the_docs_has_options_that_exist(command: str):
 def test_every_link_of_the_docs_leads_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def leaf_commands(group: click.Group, path: tuple[str, ...] = ("rayasd",)) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaf_commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), leaf_commands(cli), ids=lambda each: each if isinstance(each, str) else ""
+)
+def test_every_help_has_an_example_whose_options_exist(words: str, command: click.Command):
+    lines = (command.help or "").replace("\\\n", " ").splitlines()
+    examples = [re.split(r" [#|] ", line[line.index(words) :])[0] for line in lines if words in line]
+    assert examples
+    for example in examples:
+        arguments = shlex.split(example)[len(words.split()) :]
+        command.make_context("help", arguments, resilient_parsing=False)
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_ours():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "rayasd").rglob("*.py")]
+    texts = [node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    lines = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    symptoms = [line.split("|")[1] for line in lines if line.startswith("| ")]
+    quoted = [words for symptom in symptoms for words in re.findall(r"`([^`]+ [^`]+)`", symptom)]
+    assert len(quoted) > 15
+    assert not [words for words in quoted if not any(words in text for text in texts if isinstance(text, str))]
+
+
+def test_the_shell_completes_commands():
+    words = {"_RAYASD_COMPLETE": "bash_complete", "COMP_WORDS": "rayasd sw", "COMP_CWORD": "1"}
+    script = Path(sys.executable).with_name("rayasd")
+    done = subprocess.run([script], env={**os.environ, **words}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["plain,sweep"]
+
+
+@pytest.mark.slow
+def test_the_queries_of_the_docs_find_something(tree: Path, cache: Path, tmp_path: Path, monkeypatch):
+    run_locally(tree, cache, tmp_path / "runs/first", "--machines", "fan,pump")
+    monkeypatch.chdir(tmp_path)
+    found = [duckdb.sql(query).fetchall() for query in blocks(ROOT / "docs/files.md", "sql")]
+    assert all(found[:-1])
+    assert not found[-1]  # nothing failed
+    for block in blocks(ROOT / "docs/files.md", "python"):
+        values: dict[str, Any] = {}
+        exec(block, values)
+        assert values.get("scores", values.get("table")).shape[0] > 0
 
 
 def write_examples(folder: Path) -> None:

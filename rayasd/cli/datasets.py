@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,12 +17,16 @@ from rayasd.cli.display import clip_progress, counted, wide_console
 from rayasd.cli.options import choose
 from rayasd.config import Config
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
-from rayasd.data.catalog import Catalog, Oddity, scan_labelled
+from rayasd.data.catalog import Catalog, scan_labelled
+from rayasd.data.decoding import DECODED_COLUMNS, content
 from rayasd.data.manifest import index_tree, write_manifest
+from rayasd.data.oddities import CONTENT, Oddity, odd_contents
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
 
 _SHOWN_PATHS = 3
+_CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",)}
+_MUCH_CLIPPED = 0.01
 
 
 def check_data(source: Path, ground_truth: Path | None, overrides: Sequence[str]) -> int:
@@ -28,8 +34,8 @@ def check_data(source: Path, ground_truth: Path | None, overrides: Sequence[str]
     console = wide_console()
     config = presets.load("eusipco2022", overrides)
     catalog = scan_labelled(source, ground_truth)
-    facts, oddities = _read_all(console, catalog, config)
-    oddities = [*catalog.oddities, *oddities, *_of_the_whole(catalog)]
+    facts, contents, oddities = _read_all(console, catalog, config)
+    oddities = [*catalog.oddities, *oddities, *_of_the_whole(catalog), *odd_contents(contents)]
     console.print(_counts(catalog, facts))
     if catalog.synthetic:
         console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
@@ -75,34 +81,45 @@ def index_data(root: Path, pattern: str, test_fraction: float | None, seed: int,
     wide_console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
 
 
-def _read_all(console: Console, catalog: Catalog, config: Config) -> tuple[dict[str, AudioFacts], list[Oddity]]:
-    clips: list[str] = catalog.table["clip"].to_pylist()
+def _read_all(
+    console: Console, catalog: Catalog, config: Config
+) -> tuple[dict[str, AudioFacts], pa.Table, list[Oddity]]:
+    """Read every clip: what headers say, what clips that can be used hold (columns ``CONTENT``), and what is odd."""
+    rows = catalog.table.select(CONTENT[:4]).to_pylist()
 
-    def read(clip: str) -> tuple[AudioFacts | None, str | None, bool]:
+    def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
+        clip, facts = row["clip"], None
         try:
             facts = read_facts(catalog.root / clip)
-        except BadClipError as error:
-            return None, str(error), True
-        try:
             samples = read_samples(catalog.root / clip, config.data)
         except BadClipError as error:
-            return facts, str(error), True
+            return facts, {}, [Oddity(clip, str(error), True)]
+        odd = []
+        if facts.container not in _CONTAINERS[Path(clip).suffix.lower()]:
+            odd.append(f"{facts.container} inside, whatever its name says")
         if samples.min() == samples.max():
-            return facts, "silent or constant", False
-        short = len(samples) < config.front_end.window_seconds * config.data.sample_rate
-        window = f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself"
-        return facts, window if short else None, False
+            odd.append("silent or constant")
+        elif np.mean((samples == 32767) | (samples <= -32767)) > _MUCH_CLIPPED:
+            odd.append("clipped: more than 1 % of its samples at full scale")
+        if len(samples) < config.front_end.window_seconds * config.data.sample_rate:
+            odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
+        held = row | dict(zip(CONTENT[4:], content(samples), strict=True))
+        return facts, held, [Oddity(clip, problem, False) for problem in odd]
 
-    facts, oddities = {}, []
+    facts, contents, oddities = {}, [], []
     with ThreadPoolExecutor(usable_cpus()) as pool, clip_progress(console, "reading") as on_progress:
-        for done, (clip, (fact, problem, unusable)) in enumerate(zip(clips, pool.map(read, clips), strict=True), 1):
+        for done, (row, (fact, held, odd)) in enumerate(zip(rows, pool.map(read, rows), strict=True), 1):
             if fact is not None:
-                facts[clip] = fact
-            if problem is not None:
-                oddities.append(Oddity(clip, problem, unusable))
-            if done % 50 == 0 or done == len(clips):
-                on_progress(done, len(clips))
-    return facts, oddities
+                facts[row["clip"]] = fact
+            if held:
+                contents.append(held)
+            oddities += odd
+            if done % 50 == 0 or done == len(rows):
+                on_progress(done, len(rows))
+    schema = pa.schema(
+        [catalog.table.schema.field(n) for n in CONTENT[:4]] + [DECODED_COLUMNS.field(n) for n in CONTENT[4:]]
+    )
+    return facts, pa.Table.from_pylist(contents, schema), oddities
 
 
 def _of_the_whole(catalog: Catalog) -> list[Oddity]:

@@ -20,6 +20,7 @@ from rayasd import __version__, presets
 from rayasd.cli.display import counted, wide_console
 from rayasd.config import Config, EvaluationConfig, from_dict
 from rayasd.data.catalog import Catalog, read_catalog, with_ground_truth, write_catalog
+from rayasd.data.oddities import counted_problems, odd_contents
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.bootstrap import Cell, CellScores, compare
 from rayasd.evaluation.cells import cell_scores, labels_of
@@ -262,9 +263,11 @@ def show_report(
     machines = sorted(leaderboard.standings[0].machines)
     title = f"{store.paths.root.name}: {counted(len(machines), 'machine type')}"
     synthetic = store.manifest()["data"]["synthetic"]
+    remarks = _remarks(store, catalog)
     print_leaderboard(
-        console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems, oracle=oracle
-    )
+        console, leaderboard, machines, title=title, synthetic=synthetic, all_systems=all_systems, oracle=oracle,
+        remarks=[f"{name}: {text}" for name, text in remarks.items() if text != "none"],
+    )  # fmt: skip
     for curve in find_curves(store.config().variants, leaderboard):
         print_curve(console, curve, leaderboard)
     written = f"written: {store.paths.leaderboard('md')} (.csv, .parquet), {store.paths.cells}"
@@ -301,7 +304,8 @@ def _inputs(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: Evaluat
         str(unit): [state, sweep.specs[unit].identity] for unit, state in sweep.states.items() if unit.stage == "detect"
     }
     labels = [catalog.table[name].to_pylist() for name in ("clip", "label")]
-    return digest([__version__, RESULTS_VERSION, scores, labels, asdict(evaluation)])
+    skipped = store.manifest()["data"].get("skipped", [])
+    return digest([__version__, RESULTS_VERSION, scores, labels, skipped, asdict(evaluation)])
 
 
 def open_run(run_dir: Path) -> tuple[RunStore, Catalog, Sweep]:
@@ -333,9 +337,20 @@ def _provenance(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: Eva
         "revision": last["revision"],
         "data": manifest["data"]["root"],
         "data_fingerprint": digest(manifest["data"]["fingerprint"])[:12],
+        **_remarks(store, catalog),
         "synthetic": manifest["data"]["synthetic"],
         "evaluation": ", ".join(f"{name}={value}" for name, value in asdict(evaluation).items()),
         "inputs": _inputs(store, sweep, catalog, evaluation),
+    }
+
+
+def _remarks(store: RunStore, catalog: Catalog) -> dict[str, str]:
+    """Say in a line each what was left out of the data, and what is odd about what was not."""
+    data = store.manifest()["data"]
+    lost = [f"nothing is left of {', '.join(data['emptied'])}"] if data.get("emptied") else []
+    return {
+        "clips left out": "; ".join([counted_problems(data.get("skipped", ())), *lost]),
+        "odd in the data": "; ".join(map(str, odd_contents(catalog.table))) or "none",
     }
 
 

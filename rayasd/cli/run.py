@@ -1,9 +1,12 @@
 """What ``rayasd sweep`` and its single stages do, once their heavy imports are paid for."""
 
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rayasd import presets
-from rayasd.cli.display import clip_progress, wide_console
+from rayasd.cli.display import clip_progress, counted, wide_console
 from rayasd.cli.dry_run import DryRun, Simulation
 from rayasd.cli.execution import check_execution, execute
 from rayasd.cli.options import Execution, cache_folder, choose, data_source, parse_seeds
@@ -25,20 +28,25 @@ from rayasd.data.catalog import (
     scan_labelled,
     with_labels_of,
 )
+from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
 from rayasd.files import file_digest
+from rayasd.host import end_with_parent
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Stage
 
+_SHOWN_PROBLEMS = 5
+
 
 def run_sweep(
     *,
     source: Path | None,
     ground_truth: Path | None,
+    on_bad_clip: str | None,
     machines: str,
     preset: str,
     variants: str,
@@ -61,7 +69,8 @@ def run_sweep(
     if simulate is not None and not dry_run:
         raise UserError("--simulate goes with --dry-run")
     simulation = None if simulate is None else Simulation.parse(simulate)
-    config = presets.load(preset, [*overrides, *([] if detectors is None else [f"inlier.detectors={detectors}"])])
+    short = {"inlier.detectors": detectors, "data.on_bad_clip": on_bad_clip}
+    config = presets.load(preset, [*overrides, *(f"{k}={value}" for k, value in short.items() if value is not None)])
     chosen = choose("variant", variants, sorted(config.variants))
     if vary is not None:
         config, chosen = varied(config, chosen, *presets.parse_values(vary))
@@ -91,15 +100,19 @@ def run_sweep(
             _check_extractors([config.variant(variant) for variant in chosen])
         with clip_progress(console, "decoding") as on_progress:
             catalog = decode(scanned, config.data, cache_folder(execution.cache), on_progress=on_progress)
+        _check_what_is_left(catalog, plan.machines)
+        if trained:
+            check_outlier_exposure(catalog, plan.machines)
         data = {
             "root": str(catalog.root),
             "synthetic": catalog.synthetic,
             "clips": catalog.table.num_rows,
             "skipped": [f"{odd.path} {odd.problem}" for odd in catalog.oddities if odd.unusable],
+            "emptied": _emptied(scanned, catalog),
             "fingerprint": data_fingerprint(catalog),
             "pretrained": weights,
         }
-        _say_what_is_odd(console, catalog, plan)
+        _say_what_is_odd(console, scanned, catalog, plan)
         store.set_up(config, catalog, data, plan, sys.argv, accept_changes=accept_changes)
         if set_up_only:
             console.print(Text(f"set up: {store.paths.root}, machines {', '.join(plan.machines)}"), soft_wrap=True)
@@ -140,8 +153,16 @@ def _check_extractors(configs: Sequence[Config]) -> None:
     """Make each extractor and find each loss once, so that what is wrong there is refused before every unit fails."""
     different = list({repr((config.network, config.exposure)): config for config in configs}.values())
     # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    # and ended with us, even if we are killed: it would wait for work for ever
+    with (
+        suppress(BrokenProcessPool),  # it was killed, for memory perhaps: the units will tell
+        ProcessPoolExecutor(1, get_context("spawn"), initializer=_end_with_driver) as pool,
+    ):
         list(pool.map(_make_extractor, different))
+
+
+def _end_with_driver() -> None:
+    end_with_parent(signal.SIGKILL)
 
 
 def _make_extractor(config: Config) -> None:
@@ -155,7 +176,17 @@ def _make_extractor(config: Config) -> None:
         make_control(config)
 
 
-def _say_what_is_odd(console: Console, catalog: Catalog, plan: Plan) -> None:
+def _check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
+    """Make sure that no machine lost all its training clips because they could not be used."""
+    left = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
+    if gone := [machine for machine in machines if machine not in left]:
+        raise UserError(
+            f"no training clips are left of {', '.join(gone)}: rayasd data check {catalog.root} says why, --machines "
+            "chooses others"
+        )
+
+
+def _say_what_is_odd(console: Console, scanned: Catalog, catalog: Catalog, plan: Plan) -> None:
     """Say what a person should know of the data before hours go into it."""
     train = catalog.table.filter(catalog.is_train)
     for machine in plan.machines:
@@ -163,5 +194,23 @@ def _say_what_is_odd(console: Console, catalog: Catalog, plan: Plan) -> None:
         if len(sections) == 1:
             note = f"{machine} has one section: the product loss has nothing to tell apart"
             console.print(Text(f"note     {note}", style="yellow"))
-    for odd, count in Counter(odd.problem for odd in catalog.oddities if odd.unusable).most_common(5):
-        console.print(Text(f"skipped  {count} clips: {odd}", style="yellow"))
+    for found in odd_contents(catalog.table):
+        console.print(Text(f"note     {found}", style="yellow"), soft_wrap=True)
+    skipped = Counter(odd.problem for odd in catalog.oddities if odd.unusable)
+    for problem, count in (often := skipped.most_common(_SHOWN_PROBLEMS)):
+        console.print(Text(f"skipped  {counted(count, 'clip')}: {problem}", style="yellow"), soft_wrap=True)
+    if rest := skipped.total() - sum(count for _, count in often):
+        console.print(
+            Text(f"skipped  {counted(rest, 'clip')} for other reasons: manifest.json has all", style="yellow")
+        )
+    for group in _emptied(scanned, catalog):
+        console.print(Text(f"skipped  all of {group}", style="yellow"))
+
+
+def _emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
+    """List machines' sections of which no training clip, or no test clip, could be decoded."""
+    before, after = (
+        {tuple(row.values()) for row in c.table.select(["machine", "section", "split"]).to_pylist()}
+        for c in (scanned, catalog)
+    )
+    return [" ".join(group) for group in sorted(before - after)]

@@ -52,6 +52,9 @@ def stop(run: Path, wait_seconds: float) -> None:
     """Ask whoever drives RUN to stop: units save at their epoch's end, and the sweep exits with 77.
 
     It stays stopped: batch scripts do not put it back in the queue. The same command goes on from there.
+
+    \b
+        rayasd stop runs/first --wait 120
     """
     from rayasd.errors import UserError
     from rayasd.sweep.store import RunStore

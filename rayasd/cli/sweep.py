@@ -19,6 +19,8 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
               help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
 @click.option("--ground-truth", type=click.Path(path_type=Path),
               help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.")  # fmt: skip
+@click.option("--on-bad-clip", type=click.Choice(["fail", "skip"]),
+              help="A clip that cannot be used stops the sweep, or is left out and counted; default fail.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
 @click.option("--preset", default="eusipco2022", show_default=True,
               help="eusipco2022, serial-oe, small, demo, or a TOML file.")  # fmt: skip
@@ -68,8 +70,8 @@ def _run(execution: Execution, command: Callable[[], int]) -> int:
     return on_rank_0(command)
 
 
-def _stage_command(stage: "Stage", text: str) -> click.Command:
-    @click.command(stage, help=text)
+def _stage_command(stage: "Stage", text: str, example: str) -> click.Command:
+    @click.command(stage, help=f"{text}\n\n\b\n    rayasd {stage} runs/first {example}")
     @RUN
     @click.option("--machines", default="all", show_default=True,
                   help="all, or some; others may be done by another command at the same time.")  # fmt: skip
@@ -83,9 +85,11 @@ def _stage_command(stage: "Stage", text: str) -> click.Command:
     return command
 
 
-train = _stage_command("train", "Train what is missing of RUN's extractors.")
-embed = _stage_command("embed", "Embed what is missing of RUN, where the extractors stand.")
-detect = _stage_command("detect", "Fit and apply what is missing of RUN's inlier models, where the embeddings stand.")
+train = _stage_command("train", "Train what is missing of RUN's extractors.", "--machines fan,pump")
+embed = _stage_command("embed", "Embed what is missing of RUN, where the extractors stand.", "--executor local")
+detect = _stage_command(
+    "detect", "Fit and apply what is missing of RUN's inlier models, where the embeddings stand.", "--retry-failed"
+)
 
 
 @click.command()

@@ -1,6 +1,7 @@
 """One audio file to int16 samples, by declared rules or refused with the reason."""
 
-import struct
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,18 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
+from rayasd.data.headers import contradiction, flac_differs, impossible_length
+
+_RATES = range(1000, 1_000_001)
+_MOST_OVER_FULL_SCALE = 16.0
+"""24 dB: what exceeds it was not overdriven but never scaled to ±1, and clipping it would leave noise."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class BadClipError(Exception):
@@ -26,6 +39,10 @@ class AudioFacts:
     sample_rate: int
     channels: int
     subtype: str
+    container: str
+    """WAV, FLAC, MP3 …: what the file is, whatever its name says."""
+    size: int
+    """Bytes of the file."""
 
     @property
     def seconds(self) -> float:
@@ -37,24 +54,46 @@ def read_facts(path: Path) -> AudioFacts:
     """Read a file's header.
 
     Raises:
-        BadClipError: not audio, empty, or cut off.
+        BadClipError: no file, not audio, empty, cut off, or with a header that lies.
 
     """
-    with _opened(path) as (_, facts):
+    with _opened(path) as (_, _, facts):
         return facts
 
 
+def what_it_is(mode: int) -> str | None:
+    """Say what a thing is that is no regular file, by its mode; None for a file."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[soundfile.SoundFile, AudioFacts]]:
+def _opened(path: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts]]:
     try:
-        with soundfile.SoundFile(path) as file:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to must not keep us
+    except OSError as error:
+        raise BadClipError(_reason(error)) from None
+    try:
+        before = os.fstat(descriptor)
+        if kind := what_it_is(before.st_mode):
+            raise BadClipError(f"is {kind}, not a file")
+        with soundfile.SoundFile(descriptor, closefd=False) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
-            if missing := _missing_bytes(path):
-                raise BadClipError(f"is cut off: its header promises {missing} bytes more")
-            yield file, AudioFacts(file.frames, file.samplerate, file.channels, file.subtype)
+            lie = contradiction(descriptor, before.st_size) or impossible_length(file.frames, before.st_size)
+            if lie:
+                raise BadClipError(lie)
+            yield (
+                descriptor,
+                file,
+                AudioFacts(file.frames, file.samplerate, file.channels, file.subtype, file.format, before.st_size),
+            )
+        after = os.fstat(descriptor)
+        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise BadClipError("changed while it was read: is it still being written?")
     except (soundfile.LibsndfileError, OSError) as error:
         raise BadClipError(_reason(error)) from None
+    finally:
+        os.close(descriptor)
 
 
 def num_frames(facts: AudioFacts, config: DataConfig) -> int:
@@ -64,6 +103,8 @@ def num_frames(facts: AudioFacts, config: DataConfig) -> int:
         BadClipError: the file's rate or channels do not fit and no rule converts them.
 
     """
+    if facts.sample_rate not in _RATES:
+        raise BadClipError(f"has {facts.sample_rate} Hz by its header, beyond {_RATES[0]} to {_RATES[-1]}")
     if facts.sample_rate != config.sample_rate and not config.resample:
         raise BadClipError(
             f"has {facts.sample_rate} Hz among {config.sample_rate} Hz: --set data.resample=true converts it"
@@ -86,19 +127,24 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
         Array of shape (frames,).
 
     Raises:
-        BadClipError: the audio cannot be decoded, does not fit the rules, or holds NaN or infinity.
+        BadClipError: the audio cannot be decoded, does not fit the rules, holds NaN or infinity or floats far beyond
+            full scale, is not what a FLAC encoder was given, or changed while it was read.
 
     """
-    with _opened(path) as (file, facts):
+    with _opened(path) as (descriptor, file, facts):
         expected = num_frames(facts, config)
         plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
         audio = file.read(dtype="int16" if plain else "float32", always_2d=not plain)
-    if len(audio) != facts.frames:
-        raise BadClipError(f"holds {len(audio)} frames where its header promises {facts.frames}")
+        if len(audio) != facts.frames:
+            raise BadClipError(f"holds {len(audio)} frames where its header promises {facts.frames}")
+        if facts.container == "FLAC" and flac_differs(descriptor, audio):
+            raise BadClipError("is damaged: its samples are not those that were encoded")
     if plain:
         return audio
     if not np.isfinite(audio).all():
         raise BadClipError("holds NaN or infinite samples")
+    if (peak := max(audio.max(), -audio.min())) > _MOST_OVER_FULL_SCALE:
+        raise BadClipError(f"holds samples up to {peak:g}: floats go from -1 to 1")
     mono = audio[:, int(config.channel)] if config.channel.isdecimal() else audio.mean(axis=1)
     if facts.sample_rate != config.sample_rate:
         from scipy.signal import resample_poly  # 0.3 s to import, and rarely needed
@@ -110,18 +156,6 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
 def _ratio(rate: int, wanted: int) -> tuple[int, int]:
     divisor = gcd(rate, wanted)
     return wanted // divisor, rate // divisor
-
-
-def _missing_bytes(path: Path) -> int:
-    """Bytes that a RIFF header promises beyond the end of the file; libsndfile shortens such a file silently."""
-    with path.open("rb") as file:
-        header = file.read(8)
-    if len(header) < 8 or header[:4] != b"RIFF":
-        return 0
-    promised = struct.unpack("<I", header[4:])[0]
-    if promised in (0, 0xFFFFFFFF):  # written by a streaming recorder that never knew the length
-        return 0
-    return max(0, int(promised) + 8 - path.stat().st_size)
 
 
 def _reason(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
+from rayasd.data.audio import what_it_is
+from rayasd.data.folders import folders, is_folder
 from rayasd.data.manifest import is_manifest, read_manifest
-from rayasd.data.naming import SPLIT_FOLDERS, parse_clip_name
+from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
+from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
 from rayasd.files import replacing
 
@@ -33,19 +37,12 @@ SCHEMA = pa.schema(
     ]
 )
 
+_LONGEST_MACHINE = 150
+"""Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
+
 _GROUND_TRUTH = re.compile(
     r"ground_truth_(?P<machine>.+)_section_(?P<section>\d+)(?:_(?P<domain>source|target))?_test\.csv"
 )
-
-
-@dataclass(frozen=True)
-class Oddity:
-    """Something in a data folder that a person should know about."""
-
-    path: str
-    problem: str
-    unusable: bool
-    """True: a clip that cannot take part; false: merely ignored or remarkable."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,14 @@ def scan(source: Path) -> Catalog:
     """Catalog a DCASE tree, or the clips of a manifest (CSV or Parquet). Audio is not opened.
 
     Raises:
-        UserError: there is no such place, or it holds no clips.
+        UserError: there is no such place, it holds no clips, or its machines' names cannot be told apart.
 
     """
     if not source.exists():
-        raise UserError(f"no such data folder or manifest: {source}")
+        raise UserError(f"no such data folder or manifest: {shown(str(source))}")
     source = source.resolve()
+    if problem := name_problem(str(source)):
+        raise UserError(f"{shown(str(source))} {problem}: rename it")
     if is_manifest(source):
         rows, root = read_manifest(source), source.parent
         oddities: list[Oddity] = []
@@ -102,10 +101,12 @@ def scan(source: Path) -> Catalog:
     if not rows and source.is_file():
         raise UserError(f"{source} lists no clips that are there")
     if not rows:
+        odd = f"; {oddities[0].path} {oddities[0].problem}" if oddities else ""
         raise UserError(
-            f"no clips in {source}: expected <machine>/train/*.wav and <machine>/source_test/*.wav, as DCASE lays them "
-            "out; other layouts come in by a manifest (rayasd data index --help)"
+            f"no clips in {source}{odd}: expected <machine>/train/*.wav and <machine>/source_test/*.wav, as DCASE lays "
+            "them out; other layouts come in by a manifest (rayasd data index --help)"
         )
+    _check_machines({str(row["machine"]) for row in rows})
     rows.sort(key=lambda row: (row["machine"], row["clip"]))
     return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
 
@@ -227,45 +228,56 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
             )
 
 
-def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.DirEntry[str]]:
-    def unreadable(error: OSError) -> None:
-        oddities.append(Oddity(str(error.filename), f"cannot be opened: {error.strerror}", True))
+def _check_machines(machines: Iterable[str]) -> None:
+    """Make sure that machines' names can be names of files, and differ by more than what some file systems see."""
+    alike: dict[str, str] = {}
+    for machine in sorted(machines):
+        if (size := len(machine.encode())) > _LONGEST_MACHINE:
+            raise UserError(f"a machine's name takes {size} bytes, {_LONGEST_MACHINE} at most: rename {machine[:20]}…")
+        other = alike.setdefault(unicodedata.normalize("NFC", machine).casefold(), machine)
+        if other != machine:
+            raise UserError(f"machines {other!r} and {machine!r} differ in case or accents' encoding alone: rename one")
 
-    seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back up, or a second way to the same place
-            subfolders.clear()
-            continue
-        seen.add(real)
+
+def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.DirEntry[str]]:
+    def below(folder: str) -> str:
+        return shown(Path(folder).relative_to(root).as_posix())
+
+    def unreadable(folder: str, error: OSError) -> None:
+        oddities.append(Oddity(below(folder), f"cannot be opened: {error.strerror}", True))
+
+    for folder, entries in folders(root, unreadable):
         if os.path.basename(folder) in SPLIT_FOLDERS and Path(folder) != root:  # noqa: PTH119 - hot loop
-            with os.scandir(folder) as entries:
-                yield from entries
-        else:
-            audio = [name for name in files if name.lower().endswith(AUDIO_SUFFIXES)]
-            if audio:
-                place = Path(folder).relative_to(root).as_posix()
-                problem = f"{len(audio)} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
-                oddities.append(Oddity(place, problem, False))
+            yield from entries
+        elif num_audio := sum(
+            entry.name.lower().endswith(AUDIO_SUFFIXES) and not is_folder(entry) for entry in entries
+        ):
+            problem = f"{num_audio} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
+            oddities.append(Oddity(below(folder), problem, False))
 
 
 def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, object]], oddities: list[Oddity]) -> None:
     path = Path(entry.path)
     clip = path.relative_to(root).as_posix()
+    if entry.name.startswith("."):  # as macOS leaves beside each file
+        return
     if not entry.name.lower().endswith(AUDIO_SUFFIXES):
-        if not entry.name.startswith("."):
-            oddities.append(Oddity(clip, "not an audio file: ignored", False))
+        oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
         return
     try:
-        name = parse_clip_name(path.stem, path.parent.name)
         status = entry.stat()
-    except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        oddities.append(Oddity(clip, reason or str(error), True))
-        return
-    if name.split == "train" and name.label == 1:
-        oddities.append(Oddity(clip, "an anomalous clip among the training clips", True))
+        problem = name_problem(clip)
+        if kind := what_it_is(status.st_mode):
+            problem = f"is {kind}, not a file"
+        name = parse_clip_name(path.stem, path.parent.name)
+        if name.split == "train" and name.label == 1:
+            problem = "an anomalous clip among the training clips"
+    except ValueError as error:
+        problem = problem or str(error)
+    except OSError as error:
+        problem = f"cannot be opened: {error.strerror}"
+    if problem:
+        oddities.append(Oddity(shown(clip), problem, True))
         return
     rows.append(
         {

@@ -61,24 +61,24 @@ def decode_machine(
         UserError: there is no room, or no permission.
 
     """
-    clips: list[str] = table["clip"].to_pylist()
+    clips = list(zip(table["clip"].to_pylist(), table["size"].to_pylist(), strict=True))
     rows: dict[str, tuple[Any, ...]] = {}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
-        lengths = dict(zip(clips, found, strict=True))
+        lengths = {clip: length for (clip, _), length in zip(clips, found, strict=True)}
         bad = {clip: reason for clip, reason in lengths.items() if isinstance(reason, str)}
         planned = [(clip, frames) for clip, frames in lengths.items() if isinstance(frames, int)]
         offsets = np.cumsum([0, *(frames for _, frames in planned)], dtype=np.int64).tolist()
         _need_space(index.parent, 2 * offsets[-1])
-        places = [(clip, offset) for (clip, _), offset in zip(planned, offsets, strict=False)]
+        places = [(clip, offset, frames) for (clip, frames), offset in zip(planned, offsets, strict=False)]
         with replacing(index.with_suffix(".i16")) as path:
             if offsets[-1]:
                 with path.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, 2 * offsets[-1])  # a full disk says so now
             for part, facts in zip(_chunks(places), over(partial(_decode, path, root, config), _chunks(places)),
                                    strict=True):  # fmt: skip
-                for (clip, offset), fact in zip(part, facts, strict=True):
+                for (clip, offset, _), fact in zip(part, facts, strict=True):
                     if isinstance(fact, str):
                         bad[clip] = fact
                     else:
@@ -120,31 +120,41 @@ def _chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[begin : begin + _CHUNK] for begin in range(0, len(items), _CHUNK)]
 
 
-def _lengths(root: Path, config: DataConfig, clips: Sequence[str]) -> list[int | str]:
-    """Tell how many samples each clip decodes to, or why it does not."""
+def content(samples: NDArray[np.int16]) -> tuple[int, int, int, str]:
+    """Describe decoded samples: frames, sum, sum of squares and digest, as ``DECODED_COLUMNS`` say."""
+    return (len(samples), *_sums(samples), xxh3_128_hexdigest(samples.data))
+
+
+def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[int | str]:
+    """Tell how many samples each clip (and its size in bytes when it was listed) decodes to, or why it does not."""
     lengths: list[int | str] = []
-    for clip in clips:
+    for clip, size in clips:
         try:
-            lengths.append(num_frames(read_facts(root / clip), config))
+            facts = read_facts(root / clip)
+            if facts.size != size:
+                raise BadClipError(f"had {size} bytes when it was listed, now {facts.size}: is it still being written?")
+            lengths.append(num_frames(facts, config))
         except BadClipError as error:
             lengths.append(str(error))
     return lengths
 
 
 def _decode(
-    path: Path, root: Path, config: DataConfig, places: Sequence[tuple[str, int]]
+    path: Path, root: Path, config: DataConfig, places: Sequence[tuple[str, int, int]]
 ) -> list[tuple[int, int, int, str] | str]:
-    """Decode clips to their places (offsets in samples) in a file; of each: frames, sum, sum of squares and digest."""
+    """Decode clips to their places (offset and length in samples) in a file; of each: its ``content``, or why not."""
     facts: list[tuple[int, int, int, str] | str] = []
     with path.open("r+b", buffering=0) as file:
-        for clip, offset in places:
+        for clip, offset, frames in places:
             try:
                 samples = read_samples(root / clip, config)
+                if len(samples) != frames:  # its place would not hold it
+                    raise BadClipError("changed while it was read: is it still being written?")
             except BadClipError as error:
                 facts.append(str(error))
                 continue
             _write_all(file.fileno(), samples, 2 * offset)
-            facts.append((len(samples), *_sums(samples), xxh3_128_hexdigest(samples.data)))
+            facts.append(content(samples))
         os.fdatasync(file.fileno())  # while others decode
     return facts
 

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
+from rayasd.data.folders import folders
+from rayasd.data.naming import name_problem, shown
 from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.randomness import generator
@@ -71,10 +73,12 @@ def index_tree(root: Path, pattern: str, *, test_fraction: float | None = None, 
         raise UserError(f"no such folder: {root}")
     expression = _pattern_expression(pattern)
     rows: list[dict[str, str]] = []
-    for path in sorted(root.rglob("*")):
+    for path in sorted(Path(entry.path) for _, entries in folders(root, follow_links=False) for entry in entries):
         match = expression.fullmatch(path.relative_to(root).as_posix())
-        if match is None or not path.is_file():
+        if match is None or path.name.startswith(".") or not path.is_file():
             continue
+        if problem := name_problem(str(path.relative_to(root))):
+            raise UserError(f"{shown(str(path))} {problem}: rename it")
         found = match.groupdict()
         label = _label(found.get("label", "unknown"), str(path))
         rows.append(
@@ -115,6 +119,9 @@ def _row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         raise UserError(f"{place}: path {clip!r} must be relative and stay below the manifest's folder")
     if not machine or not section or "/" in machine + section:
         raise UserError(f"{place}: machine and section must be plain names, found {machine!r} and {section!r}")
+    for name in (clip, machine, section):
+        if problem := name_problem(name):
+            raise UserError(f"{place}: {shown(name)} {problem}")
     if split not in ("train", "test"):
         raise UserError(f"{place}: split {split!r}: choose train or test")
     domain = domain or "source"

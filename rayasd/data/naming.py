@@ -5,6 +5,7 @@ test clips leave out the label (2021: ``section_SS_source_test_NNNN``), later th
 2020 has ``{normal|anomaly}_id_NN_NNNNNNNN`` and, in its evaluation test sets, ``id_NN_NNNNNNNN``.
 """
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ SPLIT_FOLDERS = {"train": "train", "test": "test", "source_test": "test", "targe
 """Folder of a machine type -> split of the clips in it."""
 
 LABELS = {"normal": 0, "anomaly": 1}
+
+_LONGEST_SHOWN = 600
 
 _SINCE_2021 = re.compile(
     r"section_(?P<section>\d{2,4})"
@@ -59,3 +62,21 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
         raise ValueError(f"named as a {domain}-domain clip but lies in {folder}/")
     label = LABELS[match["label"]] if match["label"] else (0 if split == "train" else None)
     return ClipName(match["section"], folder_domain or domain, split, label, attributes)
+
+
+def name_problem(name: str) -> str | None:
+    """Tell why a path cannot stand in a table, a log or a terminal; None where it can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "has a name that is not UTF-8"
+    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in name):
+        return "has a control character in its name"
+    return None
+
+
+def shown(name: str) -> str:
+    """Write a path in one line: what is not UTF-8 and control characters escaped, the middle of a long one left out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    text = "".join(c if name_problem(c) is None else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:200]}…{text[-200:]}"

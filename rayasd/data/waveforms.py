@@ -19,14 +19,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
-from rayasd.data.catalog import Catalog, Oddity
+from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
+from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
 from rayasd.files import digest
 from rayasd.host import usable_cpus
 
 OnProgress = Callable[[int, int], None]
-_VERSION = 2  # of the cache's files
+_VERSION = 3  # of the cache's files, and of what is refused
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -81,14 +83,14 @@ def decode(
         for machine in catalog.machines:
             table = catalog.table.filter(pc.field("machine") == machine)
             index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
-            if not index.exists():
+            if not index.exists() or _mended(catalog.root, index, config):
 
                 def report(n: int, before: int = done) -> None:
                     on_progress(before + n, catalog.table.num_rows)
 
                 decode_machine(catalog.root, table, config, index, over, report)
             decoded = pq.read_table(index)
-            bad = [Oddity(clip, why, True) for clip, why in json.loads(decoded.schema.metadata[b"bad_clips"])]
+            bad = [Oddity(clip, why, True) for clip, why in _bad_clips(decoded.schema)]
             _fail_unless_skipping(bad, config, catalog.root)
             oddities += bad
             kept = table.filter(pc.is_in(table["clip"], decoded["clip"]))
@@ -141,11 +143,15 @@ def _locked(file: IO[str]) -> bool:
 
 
 def scaling(table: pa.Table) -> tuple[float, float]:
-    """Mean and standard deviation of a table's samples on the scale where int16 full scale is 1."""
-    count = pc.sum(table["frames"]).as_py()
-    mean = pc.sum(table["sum"]).as_py() / count
-    variance = pc.sum(table["sum_squares"]).as_py() / count - mean**2
-    return mean / 32768.0, max(variance, 1e-12) ** 0.5 / 32768.0
+    """Mean and standard deviation of a table's samples on the scale where int16 full scale is 1.
+
+    Where all samples are the same, the deviation is 1: they are centred and not scaled.
+    """
+    count, total, squares = (sum(table[name].to_pylist()) for name in ("frames", "sum", "sum_squares"))
+    mean = total / count
+    if count * squares == total**2:
+        return mean / 32768.0, 1.0
+    return mean / 32768.0, max(squares / count - mean**2, 1e-12) ** 0.5 / 32768.0
 
 
 def data_fingerprint(catalog: Catalog) -> dict[str, str]:
@@ -158,6 +164,22 @@ def data_fingerprint(catalog: Catalog) -> dict[str, str]:
     return prints
 
 
+def _bad_clips(schema: pa.Schema) -> list[tuple[str, str]]:
+    """Read from a machine's index which clips could not be used, and why."""
+    return json.loads(schema.metadata[b"bad_clips"])
+
+
+def _mended(root: Path, index: Path, config: DataConfig) -> bool:
+    """Whether a clip can be used that could not when this index was written: permissions do not show in its time."""
+    for clip, _ in _bad_clips(pq.read_schema(index)):
+        try:
+            read_samples(root / clip, config)
+        except BadClipError:
+            continue
+        return True
+    return False
+
+
 def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
     rules = {k: v for k, v in asdict(config).items() if k != "on_bad_clip"}
     files = [table[name].to_pylist() for name in ("clip", "size", "mtime_ns")]
@@ -167,4 +189,4 @@ def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
 def _fail_unless_skipping(bad: Sequence[Oddity], config: DataConfig, root: Path) -> None:
     if bad and config.on_bad_clip == "fail":
         more = f" (and {len(bad) - 1} more: rayasd data check {root})" if len(bad) > 1 else ""
-        raise UserError(f"{bad[0].path} {bad[0].problem}{more}; --set data.on_bad_clip=skip leaves such clips out")
+        raise UserError(f"{bad[0].path} {bad[0].problem}{more}; --on-bad-clip skip leaves such clips out")

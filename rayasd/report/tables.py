@@ -106,7 +106,7 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
     intervals = [s.auc_interval for s in leaderboard.ranked if s.auc_interval is not None]
     if intervals and all(low <= 0.5 for low, _ in intervals):
         notes.append(
-            "No better than chance: no entry's mean AUC is surely above 50. Are labels and clips of the same recordings? "
+            "No better than chance: no entry's mean AUC is surely above 50. Do labels and clips belong together? "
             "docs/troubleshooting.md, 'The table looks wrong'."
         )
     if leaderboard.criterion == "auc" and leaderboard.chosen:

@@ -24,8 +24,11 @@ def print_leaderboard(
     synthetic: bool,
     all_systems: bool = False,
     oracle: bool = False,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Print the entries, or all systems, then what the table means; a narrow terminal gets fewer columns.
+
+    ``remarks``, of the data, stand first below the table.
 
     With ``oracle``, the best system in hindsight is added below the entries, unranked.
     """
@@ -49,9 +52,11 @@ def print_leaderboard(
         table.add_row(*(Text(cells[i]) for i in columns), style="bold" if place == 0 else "")
     console.print(Text(title))
     console.print(table)
+    for remark in remarks:
+        console.print(Text(remark, style="yellow"), soft_wrap=True)
     for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle):
         console.print(
-            Text(note, style="yellow" if note.startswith(("Synthetic", "No labelled", "Incomplete")) else "dim")
+            Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete")) else "dim")
         )
 
 

@@ -69,13 +69,14 @@ def write_report(
     leaderboard = replace(leaderboard, standings=(*ranked, *leaderboard.standings[len(ranked) :]))
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
     table = _leaderboard_table(leaderboard, synthetic=bool(provenance["synthetic"]))
-    _write_parquet(table, paths.leaderboard("parquet"), provenance)
     with replacing(paths.leaderboard("csv")) as path:
         pyarrow.csv.write_csv(table, path)
     curves = find_curves(variants or {}, leaderboard)
     for curve in curves:
         plot_curve(paths.plot(f"{curve.name}-{curve.setting}"), curve, leaderboard)
     write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, curves, provenance))
+    # last: by its metadata the others are known to stand
+    _write_parquet(table, paths.leaderboard("parquet"), provenance)
     return leaderboard
 
 

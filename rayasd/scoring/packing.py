@@ -64,6 +64,10 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise ValueError(
+                    "its members are compressed, which those of a packed model are not"
+                )  # a zip bomb may be
             facts = json.loads(archive.read(_FACTS))
             if facts["format"] != VERSION:
                 raise UserError(f"{path} has format {facts['format']}; this rayasd reads format {VERSION}")
@@ -90,8 +94,8 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
         )
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, IndexError, AttributeError, SafetensorError,
-            pa.ArrowException) as error:  # fmt: skip
+    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
+            OverflowError, SafetensorError, pa.ArrowException) as error:  # fmt: skip
         raise UserError(f"{path} is no packed model, or damaged: {' '.join(str(error).split())[:200]}") from None
     if not trust:
         _refuse_code(path, parts)

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -104,3 +107,25 @@ def test_missing_columns_and_files_are_named(tmp_path: Path):
 def test_a_wrong_pattern_is_refused(mimii: Path, pattern: str):
     with pytest.raises(UserError, match="pattern"):
         index_tree(mimii, pattern)
+
+
+def test_indexing_passes_over_hidden_files_and_refuses_names_that_no_manifest_can_hold(mimii: Path):
+    pattern = "{machine}/id_{section}/{label}/*.wav"
+    rows = index_tree(mimii, pattern)
+    write_clip(mimii / "fan/id_00/normal/._00000000.wav", 400)
+    assert index_tree(mimii, pattern) == rows
+    (mimii / "fan/id_00/normal/caf\udce9.wav").touch()
+    with pytest.raises(UserError, match=r"caf\\xe9.wav has a name that is not UTF-8: rename it"):
+        index_tree(mimii, pattern)
+
+
+def test_indexing_goes_as_deep_as_folders_do():
+    root = Path(tempfile.mkdtemp())  # not pytest's, which Python 3.11 could not remove
+    try:
+        for depth in range(1, 1101):
+            os.mkdir(f"{root}/" + "d/" * depth)  # noqa: PTH102 - pathlib takes long over such a path
+        (root / ("d/" * 1100) / "x.wav").touch()
+        (row,) = index_tree(root, "{machine}/**/*.wav")
+    finally:
+        subprocess.run(["rm", "-rf", root], check=True)
+    assert row["path"] == "d/" * 1100 + "x.wav"

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import soundfile
@@ -104,6 +105,19 @@ def test_scaling_is_mean_and_deviation_of_all_samples(root: Path, tmp_path: Path
     train = catalog.table.filter(catalog.is_train)
     samples = np.concatenate([soundfile.read(root / c, dtype="float64")[0] for c in train["clip"].to_pylist()])
     np.testing.assert_allclose(scaling(train), (samples.mean(), samples.std()), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0, 1234, -32768])
+def test_scaling_of_what_never_changes_only_centres(value: int):
+    frames = [160000, 7]
+    columns = {"frames": frames, "sum": [n * value for n in frames], "sum_squares": [n * value**2 for n in frames]}
+    assert scaling(pa.table(columns)) == (value / 32768, 1.0)
+
+
+def test_scaling_adds_up_beyond_64_bits():
+    frames = 1 << 32
+    columns = {"frames": [frames] * 3, "sum": [0] * 3, "sum_squares": [frames * 32767**2] * 3}
+    assert scaling(pa.table(columns)) == (0.0, pytest.approx(32767 / 32768))
 
 
 def test_a_short_clip_repeats_itself(root: Path, tmp_path: Path):

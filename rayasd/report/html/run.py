@@ -75,6 +75,7 @@ def facts(run: ReportedRun) -> list[tuple[str, str]]:
         ("rayasd", f"{given['rayasd']}, revision {given['revision']}"),
         ("data", f"{given['data']}: {len(run.catalog.table)} clips of {', '.join(sorted(machines))}"),
         ("data fingerprint", given["data_fingerprint"]),
+        *((name, str(run.provenance[name])) for name in ("clips left out", "odd in the data")),
         ("synthetic", "yes: made by rayasd data synth, not recorded" if run.provenance["synthetic"] else "no"),
         ("devices", "; ".join(f"{note} ({n} units)" for note, n in notes.most_common()) or "not noted"),
         ("hosts", ", ".join(sorted({marker["host"] for _, marker in markers if "host" in marker})) or "not noted"),

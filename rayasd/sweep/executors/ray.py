@@ -37,7 +37,7 @@ class RayExecutor:
     def __init__(self, address: str | None, token_file: Path, run_name: str, num_cpus: int | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = address or os.environ.get("RAY_ADDRESS")
-        own = not address or address == "local"
+        self._own = own = not address or address == "local"
         self._token = _authenticate(token_file) if own else None
         if own:
             os.environ.update(_NO_GPU_NO_SIGHT)  # workers of our own cluster inherit it
@@ -67,7 +67,8 @@ class RayExecutor:
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._names: set[str] = set()
         self._idle: list[Any] = []
-        """Actors without a unit. They hold their CPUs until somebody else needs them: a new one takes seconds."""
+        """Actors without a unit, kept since a new one takes seconds. On a cluster that others use too, they hold their
+        CPUs until we need these; on our own they hold none, since the driver counts."""
         # Retries are the driver's alone: Ray would repeat a task killed for memory without end.
         self._task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(do_unit)
         self._actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
@@ -96,7 +97,8 @@ class RayExecutor:
         """Start a unit; its name is what the dashboard shows."""
         actor = None
         if spec.unit.stage == "detect":
-            actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=resources.cpus).remote()
+            cpus = 0 if self._own else resources.cpus
+            actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=cpus).remote()
             reference = actor.detect.options(name=self._name(spec.unit)).remote(spec)
         else:
             self._make_room(resources)
@@ -162,6 +164,8 @@ class RayExecutor:
 
     def _make_room(self, needed: Resources) -> None:
         """End the idle actors where a task may need their CPUs; any of them may be on the one node that has room."""
+        if self._own:
+            return
         slots = sum(int(node.cpus / needed.cpus + 1e-9) for node in self.nodes)
         if needed.gpus or len(self._running) + len(self._idle) + 1 > slots:
             for actor in self._idle:

@@ -1,0 +1,92 @@
+"""What libsndfile passes over in silence: headers that contradict themselves or their file, FLAC that was altered."""
+
+import hashlib
+import os
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+_STREAMED = (0, 0xFFFFFFFF)
+"""Lengths that a recorder writes who never comes back to say the right one."""
+_PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, either of them with more to say
+_MOST_FRAMES_A_BYTE = 65535  # of FLAC: a block of silence that long takes more than one byte
+
+
+def contradiction(descriptor: int, size: int) -> str | None:
+    """Tell how an open file's header contradicts itself or the file of ``size`` bytes; None where it does not."""
+    head = os.pread(descriptor, 12, 0)
+    if len(head) < 12 or head[:4] != b"RIFF":
+        return None
+    promised = struct.unpack("<I", head[4:8])[0]
+    if promised not in _STREAMED and promised + 8 > size:
+        return _cut_off(promised + 8 - size)
+    return _of_wave(descriptor, size) if head[8:] == b"WAVE" else None
+
+
+def impossible_length(frames: int, size: int) -> str | None:
+    """Tell why no file of ``size`` bytes can hold that many frames."""
+    if frames > size * _MOST_FRAMES_A_BYTE:
+        return f"does not say how long it is, or lies: {frames} frames in {size} bytes"
+    return None
+
+
+def flac_differs(descriptor: int, samples: NDArray[np.int16] | NDArray[np.float32]) -> bool:
+    """Whether decoded FLAC differs from the audio that was encoded, by the MD5 in its header (if there is one).
+
+    ``samples``: int16 (frames,) of a 16-bit mono file, or float32 (frames, channels) of any other.
+    """
+    head = os.pread(descriptor, 42, 0)
+    if head[:4] != b"fLaC" or head[4] & 0x7F or not any(head[26:42]):
+        return False
+    bits = ((head[20] & 1) << 4 | head[21] >> 4) + 1
+    if bits not in (8, 16, 24):
+        return False
+    if samples.dtype == np.int16:
+        encoded = samples.astype("<i2", copy=False).tobytes()
+    else:  # float32 holds 24 bits exactly
+        wide = (samples * np.float32(2 ** (bits - 1))).astype("<i4")
+        encoded = wide.reshape(-1, 1).view(np.uint8)[:, : bits // 8].tobytes()
+    return hashlib.md5(encoded, usedforsecurity=False).digest() != head[26:42]
+
+
+def _of_wave(descriptor: int, size: int) -> str | None:
+    place = 12
+    while len(head := os.pread(descriptor, 8, place)) == 8:
+        name, length = struct.unpack("<4sI", head)
+        place += 8
+        if name == b"fmt " and (wrong := _of_format(os.pread(descriptor, 16, place))):
+            return wrong
+        if name == b"data":
+            if length in _STREAMED:
+                return None
+            end = place + length
+            return _cut_off(end - size) if end > size else _of_rest(descriptor, end, size)
+        place += length + length % 2
+    return None
+
+
+def _of_format(fields: bytes) -> str | None:
+    if len(fields) < 16:
+        return None
+    form, channels, _, _, frame, bits = struct.unpack("<HHIIHH", fields)
+    fitting = {channels * -(-bits // 8)} | ({4 * channels} if bits == 24 else set())  # 24 bits may lie in 32
+    if form in _PLAIN_FORMATS and frame not in fitting:
+        return f"has a header that contradicts itself: {frame} bytes a frame of {channels} x {bits} bits"
+    return None
+
+
+def _of_rest(descriptor: int, end: int, size: int) -> str | None:
+    """Tell samples that the header does not count from chunks, tags and padding, which may follow the samples."""
+    rest = os.pread(descriptor, 4096, end)
+    if len(rest) <= 8 or not any(rest) or rest.startswith((b"TAG", b"ID3")):
+        return None
+    for begin in (0, 1):  # a chunk begins at an even place, if whoever wrote it knew
+        name, length = struct.unpack_from("<4sI", rest, begin)
+        if name.isascii() and name.decode("ascii").isprintable() and end + begin + 8 + length <= size + 1:
+            return None
+    return f"holds {size - end} bytes more than its header counts"
+
+
+def _cut_off(missing: int) -> str:
+    return f"is cut off: its header promises {missing} bytes more"

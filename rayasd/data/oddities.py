@@ -1,0 +1,94 @@
+"""What a person should know about data: of single clips, and what only shows when clips are set side by side."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+Row = Mapping[str, Any]
+CONTENT = ("clip", "machine", "split", "label", "frames", "sum", "sum_squares", "digest")
+"""Columns that ``odd_contents`` reads."""
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """Something in a data folder that a person should know about."""
+
+    path: str
+    problem: str
+    unusable: bool
+    """True: a clip that cannot take part; false: merely ignored or remarkable."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+def odd_contents(clips: pa.Table) -> list[Oddity]:
+    """Set decoded clips side by side: leakage from training to test, contradicting labels, machines without sound.
+
+    Args:
+        clips: with the columns ``CONTENT``.
+
+    Returns:
+        One oddity a kind, of all machines together, with counts and the first pair.
+
+    """
+    rows: list[Row] = clips.select(CONTENT).to_pylist()
+    train = [row for row in rows if row["split"] == "train"]
+    test = [row for row in rows if row["split"] == "test"]
+    trained, tested = _first_of_each(train), _first_of_each(row for row in test if row["label"] is not None)
+    leaked = [(row, trained[_audio(row)]) for row in test if _audio(row) in trained]
+    contradicting = [
+        (row, tested[_audio(row)])
+        for row in test
+        if row["label"] is not None and row["label"] != tested[_audio(row)]["label"]
+    ]
+    found = [
+        *_pairs(leaked, "hold the same audio as training clips"),
+        *_pairs(contradicting, "hold the same audio as test clips of the other label"),
+    ]
+    if mute := sorted({row["machine"] for row in train} - {row["machine"] for row in train if not is_constant(row)}):
+        problem = "all training clips are silent or constant: nothing can be learned from them"
+        found.append(Oddity(", ".join(mute), problem, False))
+    if silent := [row for row in train if is_constant(row)]:
+        found.append(
+            Oddity(_machines(silent), f"training clips are silent or constant, {silent[0]['clip']} first", False)
+        )
+    return found
+
+
+def is_constant(row: Row) -> bool:
+    """Whether all samples of a clip are the same: their variance is 0, exactly."""
+    return bool(row["frames"] * row["sum_squares"] == row["sum"] ** 2)
+
+
+def counted_problems(problems: Collection[str]) -> str:
+    """Say in a line how many clips have a problem, and what is wrong with the first; none where there are none."""
+    first = next(iter(problems), "")
+    return {0: "none", 1: f"1 clip: {first}"}.get(len(problems), f"{len(problems)} clips, first {first}")
+
+
+def _audio(row: Row) -> tuple[str, str]:
+    return row["machine"], row["digest"]
+
+
+def _first_of_each(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first.setdefault(_audio(row), row)
+    return first
+
+
+def _pairs(pairs: Sequence[tuple[Row, Row]], problem: str) -> list[Oddity]:
+    if not pairs:
+        return []
+    (one, other), *_ = pairs
+    text = f"test clips {problem}, {one['clip']} = {other['clip']} first"
+    return [Oddity(_machines([row for row, _ in pairs]), text, False)]
+
+
+def _machines(rows: Iterable[Row]) -> str:
+    """Count rows by machine: fan 2, pump 1."""
+    return ", ".join(f"{machine} {count}" for machine, count in sorted(Counter(row["machine"] for row in rows).items()))

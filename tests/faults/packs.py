@@ -1,0 +1,27 @@
+"""A small packed model, made of numbers alone."""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from rayasd import presets
+from rayasd.evaluation.scores import System
+from rayasd.exposure.embedding import embedding_schema
+from rayasd.scoring.model import Parts
+
+
+def small_pack() -> Parts:
+    """Return the parts of a model of one section with eight windows."""
+    config = presets.load("demo", ["network.extractor=statistics", "network.embedding_dim=4", "front_end.n_mels=2"])
+    rng = np.random.default_rng(0)
+    rows = [
+        {"clip": f"fan/train/{n}.wav", "section": "00", "domain": "source", "split": "train", "label": 0, "window": 0,
+         "start": 0.0, "checkpoint": 0, "embedding": rng.standard_normal(4).astype(np.float32)}
+        for n in range(8)
+    ]  # fmt: skip
+    training = {"section": ["00"] * 8, "score": rng.random(8)}
+    return Parts(
+        machine="fan", config=config, products=("00",), weights={0: {"weight": torch.zeros(2)}}, scale=(0.0, 1.0),
+        clip_seconds=1.0, systems={"00": System("both", 0, "knn-1", "mean")},
+        bank=pa.Table.from_pylist(rows, embedding_schema(4)), training=pa.table(training), provenance={},
+    )  # fmt: skip
