@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: venv demo test test-fast test-cluster bench lint format clean
+.PHONY: venv demo test test-fast test-cluster chaos soak bench lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-fast | test-cluster | bench | lint | format | venv | clean"
+	@echo "make demo | test | test-fast | test-cluster | chaos | soak | bench | lint | format | venv | clean"
 
 # Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
@@ -32,6 +32,15 @@ test-fast: venv
 test-cluster: venv
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest tests/slurm -m slurm
+
+# Sweeps killed at random and in the middle of their writes: half an hour on two cores.
+chaos: venv
+	$(BIN)/python -m tests.faults.chaos --kills 100
+	$(BIN)/python -m tests.faults.chaos --kills 30 --executor ray
+
+# 5,000 real units through one driver: half an hour on two cores.
+soak: venv
+	$(BIN)/python -m tests.faults.soak --units 5000
 
 # Each figure beside the plain way to the same result: a quarter of an hour on two cores.
 bench: venv

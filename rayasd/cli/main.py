@@ -10,6 +10,7 @@ from rayasd import __version__
 from rayasd.cli.data import data
 from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
+from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
 from rayasd.cli.score import pack, score
 from rayasd.cli.status import status, stop
@@ -35,7 +36,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, score, pack, export,
-                launch, submit, doctor):  # fmt: skip
+                launch, submit, doctor, gc):  # fmt: skip
     cli.add_command(command)
 
 

@@ -284,7 +284,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
     if outcome.stopped:
         sweep.move(unit, State.WAITING)
         store.record("unit stopped", unit=str(unit))
-    elif outcome.error is None:
+    elif outcome.error is None or store.is_done(spec):  # its worker may die with the word that it is done
         sweep.move(unit, State.DONE)
         store.record("unit done", unit=str(unit))
     elif again:

@@ -60,10 +60,7 @@ def refuse_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> None:
         UserError: somebody holds it.
 
     """
-    holder = read_record(lock)
-    if not _is_gone(lock, holder, mine or {}):
-        who = {"pid": "?", "host": "?", "since": "?"} | holder
-        raise UserError(f"{lock.parent} is held by process {who['pid']} on {who['host']} since {who['since']}")
+    holder = see_if_held(lock, mine)
     aside = lock.with_name(f".{lock.name}.{socket.gethostname()}.{os.getpid()}.part")
     with suppress(FileNotFoundError):
         lock.rename(aside)  # of several who find it left behind, one gets it
@@ -71,6 +68,20 @@ def refuse_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> None:
             aside.unlink()
         else:
             aside.rename(lock)  # somebody was quicker, and this is theirs
+
+
+def see_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read a lock whose holder is gone, and leave it. Takes some seconds where the holder is on another host.
+
+    Raises:
+        UserError: somebody holds it.
+
+    """
+    holder = read_record(lock)
+    if not _is_gone(lock, holder, mine or {}):
+        who = {"pid": "?", "host": "?", "since": "?"} | holder
+        raise UserError(f"{lock.parent} is held by process {who['pid']} on {who['host']} since {who['since']}")
+    return holder
 
 
 def holder_of(lock: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The run directory as a whole: whose configuration and data it holds, which units are done, what happened."""
 
 import json
+import os
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ class RunStore:
         """What happened, one JSON line an event; hosts must not write into one file."""
         self.stop_file = self.paths.of_driver("stop", part)
         """While it stands, this driver starts nothing more, and its units save where they are and end."""
+        self.token_file = self.paths.of_driver("ray-token", part)
+        """Secret of this driver's own Ray."""
 
     @property
     def exists(self) -> bool:
@@ -153,7 +156,9 @@ class RunStore:
             except OSError as error:
                 raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}") from None
             if whole:
-                remove_unfinished(paths.root)
+                for folder in (paths.root, *_folders(paths.ensembles), *_folders(paths.plots)):
+                    remove_unfinished(folder)
+            self.token_file.unlink(missing_ok=True)  # of a driver that was killed
             self.stop_file.unlink(missing_ok=True)
             stack.callback(self.stop_file.unlink, missing_ok=True)
             yield
@@ -169,17 +174,19 @@ class RunStore:
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
-        line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False)
-        with self.events_file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False) + "\n"
+        with self.events_file.open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = "\n" + line  # whoever wrote the last one was killed in the middle of it
+            file.write(line.encode())
 
     def events(self) -> list[dict[str, Any]]:
         """Read all events, in the order of their times; a line that is not whole (yet) is left out."""
-        lines = [line for path in self.paths.root.glob("events*.jsonl") for line in path.open(encoding="utf-8")]
         events = []
-        for line in lines:
-            with suppress(ValueError):
-                events.append(json.loads(line))
+        for path in self.paths.root.glob("events*.jsonl"):
+            for line in path.read_bytes().splitlines():
+                with suppress(ValueError):
+                    events.append(json.loads(line))
         return sorted(events, key=lambda event: str(event["time"]))
 
     def specs(
@@ -228,6 +235,11 @@ class RunStore:
             "traceback": details,
         }
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
+
+
+def _folders(root: Path) -> list[Path]:
+    """List a folder and all below it; none if it is not there."""
+    return [path for path in (root, *root.rglob("*")) if path.is_dir()]
 
 
 def _remove_if_empty(folder: Path) -> None:

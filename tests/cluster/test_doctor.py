@@ -1,3 +1,4 @@
+import errno
 import importlib.metadata
 import json
 import os
@@ -147,6 +148,22 @@ def test_folders_are_judged_by_their_file_system(monkeypatch: pytest.MonkeyPatch
     state, said = node.shared_memory()
     assert (state, "Ray falls back" in said) == ("note", True)
     assert not list(tmp_path.iterdir())
+
+
+def test_folders_without_locks_are_bad(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(node.fcntl, "lockf", refuse)
+    state, said = node.folder(tmp_path)
+    assert (state, "cannot lock files: No locks available" in said) == ("bad", True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_few_open_files_are_a_note(monkeypatch: pytest.MonkeyPatch):
+    for soft, state in ((1024, "note"), (65536, "ok")):
+        monkeypatch.setattr(node.resource, "getrlimit", lambda _, soft=soft: (soft, 1 << 20))
+        assert node.open_files()[0] == state
 
 
 def test_a_clock_that_is_off_is_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

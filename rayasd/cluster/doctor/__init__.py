@@ -42,6 +42,7 @@ def examine(
         "MPI": lambda: software.mpi(place),
         "CPUs": lambda: node.cpus(environment),
         "threads": lambda: node.threads(environment),
+        "open files": node.open_files,
         "memory": node.memory,
         "/dev/shm": node.shared_memory,
         "temp folder": lambda: node.temp_folder(temp_root),

@@ -1,6 +1,8 @@
 """Checks of this node: CPUs, threads, memory, and the folders with their space and clocks."""
 
+import fcntl
 import os
+import resource
 import shutil
 import socket
 import tempfile
@@ -17,6 +19,7 @@ from rayasd.host import usable_cpus
 _OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")
 _LITTLE_MEMORY, _LITTLE_SPACE, _NO_SPACE = 4e9, 5e9, 2e8
 _CLOCKS_DIFFER_SECONDS = 5.0
+_FEW_FILES = 4096
 
 
 def cpus(environment: Mapping[str, str]) -> Said:
@@ -40,6 +43,15 @@ def threads(environment: Mapping[str, str]) -> Said:
     if number in ("unset", "1"):
         return "ok", f"OMP_NUM_THREADS is {number}; units have as many as --cpus-per-unit says"
     return "note", f"OMP_NUM_THREADS={number}: what rayasd does not limit takes that many in every unit; better unset"
+
+
+def open_files() -> Said:
+    """Look at the limit of open files: Ray's processes take hundreds each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    said = f"{soft} allowed, {hard} if asked for"
+    if soft < _FEW_FILES:
+        return "note", f"{said}: few for Ray with many CPUs; ulimit -n {min(hard, 65536)}"
+    return "ok", said
 
 
 def memory() -> Said:
@@ -108,13 +120,33 @@ def folder(path: Path, *, shared: bool = False) -> Said:
             os.fsync(trial.fileno())  # a network folder tells only now that a quota is used up, and its own time
             dated = os.fstat(trial.fileno()).st_mtime
             seconds = dated - min(max(dated, before), time.time())
+            trouble = _trouble_with_locks(Path(trial.name))
     except OSError as error:
         return "bad", f"cannot write {path}: {error.strerror}"
     kind, mount = file_system(path)
+    if trouble:
+        return "bad", f"{path} ({kind}): {trouble}"
     notes = _alone(kind, mount) if shared else []
     if abs(seconds) > _CLOCKS_DIFFER_SECONDS:
         notes.append(f"files are dated {seconds:+.0f} s from this node's clock: times of a run will look wrong")
     return _judged(path, kind, notes)
+
+
+def _trouble_with_locks(trial: Path) -> str | None:
+    """Do with a file what locks of runs and caches are made of."""
+    lock = trial.with_name(f"{trial.name}.lock")
+    try:
+        with lock.open("x") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileExistsError):
+            lock.open("x").close()
+            return "a file can be made anew while it is there: two sweeps could take one run"
+        os.utime(lock)
+    except OSError as error:
+        return f"cannot lock files: {error.strerror}"
+    finally:
+        lock.unlink(missing_ok=True)
+    return None
 
 
 def recordings(source: Path | None, *, shared: bool = False) -> Said:

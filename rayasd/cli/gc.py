@@ -1,0 +1,55 @@
+"""``rayasd gc``: remove what killed processes left behind."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
+              help="Decoded waveforms; default $RAYASD_CACHE, else ~/.cache/rayasd.")  # fmt: skip
+@click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
+              help="Age of what goes from the cache and of Ray: others may be writing there.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
+def gc(runs: tuple[Path, ...], cache: Path | None, hours: float, dry_run: bool) -> None:
+    """Remove what killed processes left: of RUNS that nobody drives, of the waveform cache, and of this host's Rays.
+
+    Unfinished files, locks and tokens of runs; unfinished files, locks and halves in the cache; sessions in Ray's
+    folder ($RAY_TMPDIR/ray, else /tmp/ray) that are yours and whose processes are gone. Results are never touched.
+
+    \b
+        rayasd gc --dry-run runs/*
+        rayasd gc runs/night --older-than 24
+    """
+    from rayasd.cli.display import counted
+    from rayasd.cli.options import cache_folder
+    from rayasd.errors import UserError
+    from rayasd.sweep import leftovers
+    from rayasd.sweep.store import RunStore
+
+    stores = [RunStore(run) for run in runs]
+    for store in stores:
+        store.manifest()  # says so if it is none, before anything is removed
+    found: list[leftovers.Leftover] = []
+    errors: list[str] = []
+    for store in stores:
+        try:
+            removed, failed = (leftovers.of_run(store, hours), []) if dry_run else leftovers.clear_run(store, hours)
+        except UserError as error:
+            click.echo(f"left alone: {error}")
+        else:
+            found, errors = found + removed, errors + failed
+    elsewhere = [
+        *leftovers.of_cache(cache_folder(cache), hours),
+        *leftovers.of_ray(leftovers.ray_folder(), hours),
+    ]
+    removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)
+    found, errors = found + removed, errors + failed
+    for leftover in found:
+        click.echo(f"{leftover.size / 1e6:9.3f} MB  {leftover.path}  ({leftover.what})")
+    total, verb = sum(leftover.size for leftover in found) / 1e6, "would be removed" if dry_run else "removed"
+    click.echo(f"{counted(len(found), 'leftover')}, {total:.3f} MB {verb}" if found else "nothing is left over")
+    for why in errors:
+        click.echo(f"error: {why}", err=True)
+    raise SystemExit(1 if errors else 0)

@@ -1,0 +1,213 @@
+"""What killed processes left behind: told from what somebody still uses by locks, sockets, processes and age."""
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
+from rayasd.sweep.store import RunStore
+
+_REPORT_SECONDS = 60.0
+"""A report writes into a run without a lock, for some seconds."""
+_CACHE_FILE = re.compile(r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock)(?P<part>\.\w+\.part)?")
+_SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_(?P<pid>\d+)")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that nobody needs any more."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    what: str
+
+    def remove(self) -> None:
+        """Remove it.
+
+        Raises:
+            OSError: it cannot be removed, or is a lock that somebody has taken since.
+
+        """
+        if self.path.is_dir() and not self.path.is_symlink():
+            shutil.rmtree(self.path)
+        elif self.path.suffix == ".lock":
+            with self.path.open("r+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.path.unlink()
+        else:
+            self.path.unlink()
+
+
+def remove(leftovers: Iterable[Leftover]) -> tuple[list[Leftover], list[str]]:
+    """Remove leftovers; returns those that are gone, and why others are not."""
+    removed, errors = [], []
+    for leftover in leftovers:
+        try:
+            leftover.remove()
+        except FileNotFoundError:
+            continue  # somebody else has
+        except OSError as error:
+            errors.append(f"{leftover.path}: {error.strerror}")
+        else:
+            removed.append(leftover)
+    return removed, errors
+
+
+def of_run(store: RunStore, hours: float) -> list[Leftover]:
+    """List unfinished files, locks and tokens of a run that nobody drives; takes 30 s where another host did.
+
+    Raises:
+        UserError: this is no run, or somebody drives it or a part of it.
+
+    """
+    store.manifest()
+    found = []
+    for lock in _locks(store):
+        if lock.exists():
+            see_if_held(lock)
+        found += _leftover(lock, "lock whose holder is gone")
+    for token in store.paths.root.glob("ray-token*"):
+        if token.name == "ray-token" or token.name.startswith("ray-token-"):
+            found += _leftover(token, "token of a Ray that is gone")
+    youngest = time.time() - min(3600 * hours, _REPORT_SECONDS)
+    for folder, _, names in os.walk(store.paths.root):
+        for name in sorted(names):
+            if name.startswith(".") and name.endswith(".part"):
+                found += _leftover(Path(folder, name), "unfinished file", youngest)
+    return found
+
+
+def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]:
+    """Remove what ``of_run`` lists, with every driver kept out meanwhile; returns as ``remove`` does.
+
+    Raises:
+        UserError: this is no run, or somebody drives it or a part of it.
+
+    """
+    found, locks = of_run(store, hours), set(_locks(store))
+    if not found:
+        return [], []
+    with locked(store.paths.lock):  # which takes its place if it was left behind
+        for lock in store.paths.part_locks():
+            refuse_if_held(lock)
+        removed, errors = remove(leftover for leftover in found if leftover.path not in locks)
+    return [*(leftover for leftover in found if leftover.path in locks), *removed], errors
+
+
+def of_cache(cache: Path, hours: float) -> list[Leftover]:
+    """List unfinished files, locks and halves without the other half in a waveform cache, all older than ``hours``."""
+    youngest, found = time.time() - 3600 * hours, []
+    names = sorted(os.listdir(cache)) if cache.is_dir() else []  # noqa: PTH208 - names are all that is needed
+    for name in names:
+        match = _CACHE_FILE.fullmatch(name)
+        if match is None or bool(match["hidden"]) != bool(match["part"]):
+            continue
+        other = {"i16": "parquet", "parquet": "i16"}.get(match["kind"])
+        if match["part"]:
+            found += _leftover(cache / name, "unfinished file", youngest)
+        elif match["kind"] == "lock":
+            found += _leftover(cache / name, "lock of a decoding that has ended", youngest)
+        elif f"{match['stem']}.{other}" not in names:
+            found += _leftover(cache / name, f"half without its .{other}", youngest)
+    return found
+
+
+def ray_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Folder in which Ray keeps its sessions' files on this host."""
+    return Path(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray")
+
+
+def of_ray(folder: Path, hours: float) -> list[Leftover]:
+    """List this user's Ray sessions that no process of this host uses and that have been silent for ``hours``.
+
+    A session is left alone if the process that it is named after runs, if any process names it in its command line or
+    has a file in it open, or if one of its sockets answers. Processes of another container may show in none of these,
+    but a Ray that lives writes its state into its session every few seconds.
+    """
+    sessions = [path for path in sorted(folder.glob("session_*")) if _SESSION.fullmatch(path.name) and _is_ours(path)]
+    if not sessions or not Path("/proc/self").exists():
+        return []
+    used, found = " ".join(_used_paths()), []
+    for session in sessions:
+        match = _SESSION.fullmatch(session.name)
+        assert match is not None
+        size, written = _size_and_time(session)
+        if (
+            written <= time.time() - 3600 * hours
+            and not Path("/proc", match["pid"]).exists()
+            and session.name not in used
+            and not _answers(session)
+        ):
+            found.append(Leftover(session, size, "session of a Ray that is gone"))
+    latest = folder / "session_latest"
+    gone = {leftover.path.resolve() for leftover in found}
+    if latest.is_symlink() and latest.lstat().st_uid == os.getuid() and (
+        latest.resolve() in gone or not latest.exists()
+    ):  # fmt: skip
+        found.append(Leftover(latest, 0, "link to it"))
+    return found
+
+
+def _locks(store: RunStore) -> Sequence[Path]:
+    return [store.paths.lock, *store.paths.part_locks()]
+
+
+def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Leftover]:
+    """List a plain file, not a link, that has not been written since ``youngest`` (seconds since 1970)."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_mtime <= youngest:
+            return [Leftover(path, status.st_size, what)]
+    return []
+
+
+def _is_ours(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _size_and_time(folder: Path) -> tuple[int, float]:
+    """Bytes of all files in a folder, and when the last one was written."""
+    size, written = 0, folder.lstat().st_mtime
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = Path(parent, name).lstat()
+                size, written = size + status.st_size, max(written, status.st_mtime)
+    return size, written
+
+
+def _used_paths() -> Iterator[str]:
+    """Command lines, working folders and open files of all processes, as far as we may see them."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with suppress(OSError):
+                yield (process / "cmdline").read_bytes().decode(errors="replace")
+                yield str((process / "cwd").readlink())
+                for file in (process / "fd").iterdir():
+                    with suppress(OSError):
+                        yield str(file.readlink())
+
+
+def _answers(session: Path) -> bool:
+    """Whether somebody listens at one of a session's sockets; an answer that cannot be had counts as one."""
+    for path in (session / "sockets").glob("*"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+            trial.settimeout(1.0)
+            try:
+                trial.connect(str(path))
+            except (ConnectionRefusedError, FileNotFoundError):
+                continue
+            except OSError:
+                return path.is_socket()
+            return True
+    return False

@@ -1,0 +1,128 @@
+"""Nobody in: files run no code, the cluster asks for a token, what names hold stays text."""
+
+import ast
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayasd.errors import UserError
+from rayasd.exposure.network import Extractor
+from rayasd.exposure.training import train
+from tests.cli.test_sweep import wait_until
+from tests.conftest import SpecOf, command_line, environment, small_sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+class Planted:
+    """What an attacker puts into a pickle: unpickling makes a file."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+
+    def __reduce__(self):
+        return (Path.touch, (self.sign,))
+
+
+@pytest.mark.parametrize("write", [lambda value, path: path.write_bytes(pickle.dumps(value)), torch.save],
+                         ids=["pickle", "torch"])  # fmt: skip
+def test_a_pickle_in_place_of_a_checkpoint_is_not_run(spec_of: SpecOf, tmp_path: Path, write):
+    spec, sign = spec_of(), tmp_path / "sign"
+    train(spec)
+    expected = (spec.output / "model.safetensors").read_bytes()
+    write(Planted(sign), spec.output / "state.pt")
+    train(spec)
+    assert not sign.exists()
+    assert (spec.output / "model.safetensors").read_bytes() == expected
+    pickle.loads(pickle.dumps(Planted(sign)))  # the trap works
+    assert sign.exists()
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.safetensors", "weights.npz"])
+def test_a_pickle_in_place_of_pretrained_weights_is_refused(small_config, tmp_path: Path, name: str):
+    sign, path = tmp_path / "sign", tmp_path / name
+    torch.save(Planted(sign), path)
+    config = replace(small_config, network=replace(small_config.network, pretrained=str(path)))
+    with pytest.raises(UserError, match="cannot load"):
+        Extractor(config, 2)
+    assert not sign.exists()
+
+
+def test_no_code_of_ours_unpickles_or_evaluates():
+    forbidden = {"pickle.load", "pickle.loads", "joblib.load", "numpy.load", "np.load", "yaml.load", "eval", "exec",
+                 "os.system", "marshal.loads", "shelve.open", "dill.load", "cloudpickle.loads"}  # fmt: skip
+    calls = [
+        (path.relative_to(ROOT), node)
+        for folder in ("rayasd", "jobs")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    names = [(path, ast.unparse(node.func)) for path, node in calls]
+    assert not [found for found in names if found[1] in forbidden]
+    shells = [path for path, node in calls for word in node.keywords if word.arg == "shell"]
+    assert not shells
+    loads = [node for _, node in calls if ast.unparse(node.func) == "torch.load"]
+    assert loads
+    assert all(
+        ast.unparse(word.value) == "True" for node in loads for word in node.keywords if word.arg == "weights_only"
+    )
+    assert all("weights_only" in [word.arg for word in node.keywords] for node in loads)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_ray_answers_nobody_without_the_token(tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    arguments = small_sweep(tree, run, "--machines", "fan", "--set", "exposure.epochs=20000")
+    arguments[arguments.index("local")] = "ray"
+    with subprocess.Popen(command_line(*arguments), env=environment(cache), stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.STDOUT) as driver:  # fmt: skip
+        wait_until(lambda: (run / "models/both/fan/seed=0/progress.json").exists(), driver)
+        (session,) = Path("/tmp/ray").glob(f"session_*_{driver.pid}")
+        discovered = session / "prom_metrics_service_discovery.json"
+        wait_until(lambda: discovered.exists() and json.loads(discovered.read_text()), driver, seconds=60)
+        address = json.loads(discovered.read_text())[0]["targets"][0].partition(":")[0]
+        agent, gcs = (_port(session, name) for name in ("dashboard_agent_listen", "gcs_server"))
+        token = (run / "ray-token").read_text()
+        assert (run / "ray-token").stat().st_mode & 0o777 == 0o600
+        assert not [path for path in session.rglob("*") if path.is_file() and _holds(path, token)]
+        refused = [_status(f"http://{address}:{agent}/{place}") for place in ("logs/", "api/job_agent/jobs/")]
+        strangers = {k: v for k, v in environment(cache).items() if not k.startswith("RAY_")} | {"HOME": str(tmp_path)}
+        join = f"import ray; ray.init(address='{address}:{gcs}', logging_level='ERROR'); print('IN')"
+        join_it = [sys.executable, "-c", join]
+        joined = subprocess.run(join_it, env=strangers, capture_output=True, text=True, check=False, timeout=120)
+        driver.send_signal(signal.SIGTERM)
+        output, _ = driver.communicate(timeout=90)
+    assert refused == [401, 401]
+    assert "IN" not in joined.stdout
+    assert joined.returncode != 0
+    dashboard = next(line for line in output.splitlines() if line.startswith("dashboard http://127.0.0.1:"))
+    assert token not in output
+    assert dashboard.endswith(f"its token is in {run / 'ray-token'}")
+
+
+def _port(session: Path, name: str) -> str:
+    (path,) = session.glob(f"{name}_port_*")
+    return path.read_text().strip()
+
+
+def _holds(path: Path, token: str) -> bool:
+    return token.encode() in path.read_bytes()[:10_000_000]
+
+
+def _status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
