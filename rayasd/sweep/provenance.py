@@ -23,7 +23,7 @@ def describe_invocation(command: Sequence[str]) -> dict[str, Any]:
         "rayasd": __version__,
         "revision": git_revision(),
         "python": platform.python_version(),
-        "packages": {name: _package_version(name) for name in PACKAGES},
+        "packages": package_versions(),
     }
 
 
@@ -40,8 +40,12 @@ def git_revision() -> str | None:
     return output.stdout.strip()
 
 
-def _package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that results may depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

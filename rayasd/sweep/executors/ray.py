@@ -16,6 +16,7 @@ from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
 from rayasd.sweep.executors import Counts, Reported, Resources
 from rayasd.sweep.executors.ray_metrics import Metrics
+from rayasd.sweep.executors.ray_nodes import check_nodes
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
 
@@ -73,6 +74,11 @@ class RayExecutor:
         self._task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(do_unit)
         self._actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
         self._look_at_nodes()
+        try:
+            self._odd = [] if own else check_nodes(ray, self._up)
+        except UserError:
+            ray.shutdown()
+            raise
 
     @property
     def nodes(self) -> list[Resources]:
@@ -91,7 +97,7 @@ class RayExecutor:
         """Say where units run and where to watch them."""
         total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
         nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
-        return f"{self._where}: {total}{nodes}{self._dashboard}"
+        return "\n".join([f"{self._where}: {total}{nodes}{self._dashboard}", *self._odd])
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""

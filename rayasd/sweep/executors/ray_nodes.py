@@ -1,0 +1,85 @@
+"""What must be the same on all nodes of a Ray cluster: packages, our code, the clock."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rayasd import __version__
+from rayasd.errors import UserError
+from rayasd.sweep.provenance import package_versions
+
+_ANSWER_SECONDS = 60.0
+_CLOCKS_DIFFER_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Software:
+    """What results may depend on."""
+
+    versions: Mapping[str, str | None]
+    code: str
+    """Sha256 of our modules, since two checkouts may have one version."""
+
+    @classmethod
+    def here(cls) -> "Software":
+        """Look at this process's own."""
+        modules = sorted(Path(__file__).parents[2].rglob("*.py"))
+        code = sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
+        python = ".".join(platform.python_version_tuple()[:2])
+        return cls({"Python": python, "rayasd": __version__, **package_versions()}, code)
+
+    def differences(self, other: "Software") -> list[str]:
+        """Say what the other has that is not the same."""
+        found = [
+            f"{name} {other.versions.get(name)}, not {version}"
+            for name, version in self.versions.items()
+            if other.versions.get(name) != version
+        ]
+        return found or ([] if self.code == other.code else ["another rayasd of the same version"])
+
+
+def check_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Compare every node with the driver's host; one that does not answer is not waited for.
+
+    Returns:
+        What is odd, a line each.
+
+    Raises:
+        UserError: a node has other software, so that its units would fail or give other numbers.
+
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[look.options(name="look at node", scheduling_strategy=there).remote()] = node["NodeManagerHostname"]
+    mine, notes, until = Software.here(), [], time.monotonic() + _ANSWER_SECONDS
+    while asked and time.monotonic() < until:
+        for answer in ray.wait(list(asked), timeout=until - time.monotonic())[0]:
+            notes += _judged(ray, answer, asked.pop(answer), mine)
+    for silent, host in asked.items():
+        ray.cancel(silent, force=True)
+        notes.append(f"{host} has not answered for {_ANSWER_SECONDS:g} s")
+    return notes
+
+
+def _judged(ray: Any, answer: Any, host: str, mine: Software) -> list[str]:
+    try:
+        software, clock = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        reason = next(iter(str(error).strip().splitlines()[::-1]), type(error).__name__)
+        raise UserError(f"{host} cannot run rayasd: {reason[:200]}") from None
+    if different := mine.differences(software):
+        raise UserError(f"{host} has {'; '.join(different)}: install the same on all nodes")
+    off = clock - time.time()
+    return [f"the clock of {host} is {off:+.0f} s off"] if abs(off) > _CLOCKS_DIFFER_SECONDS else []
+
+
+def _look() -> tuple[Software, float]:
+    return Software.here(), time.time()
