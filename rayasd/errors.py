@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+EXIT_UNITS_FAILED = 1
+"""Exit code of a command that could not do all it was asked for."""
+
 EXIT_INTERRUPTED = 75
 """Exit code of a command that was interrupted and can be resumed: batch scripts put it back in the queue."""
 
@@ -12,6 +15,14 @@ EXIT_STOPPED = 77
 
 class UserError(Exception):
     """Usage, configuration or data that cannot work: one line that a person can act on (exit code 2)."""
+
+
+class StorageError(UserError):
+    """A place that is full, read-only, forbidden or gone: nothing that is held against who came upon it."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """What cannot go on now but can later, said in one line; ends a command as Ctrl-C does."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:

@@ -1,23 +1,40 @@
 """Files that are complete or absent: written beside, flushed to disk, then moved into place."""
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rayasd.errors import StorageError, UserError
+
+_TROUBLES = {
+    errno.ENOSPC: "no space is left in {}: make room",
+    errno.EDQUOT: "the quota is used up in {}: make room",
+    errno.EROFS: "{} is read-only: mount it writable",
+    errno.EACCES: "Permission denied: {}: allow it",
+    errno.EPERM: "Permission denied: {}: allow it",
+    errno.ENOLCK: "{} has no locks left: look at its file system",
+    errno.EIO: "{} cannot be read or written: look at its disk",
+    errno.ESTALE: "{} cannot be reached: look at its file system",
+    errno.ENOTCONN: "{} cannot be reached: look at its file system",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block ends well, it becomes ``path`` in one step.
 
-    If the block raises, ``path`` stays as it was and the temporary file is removed.
+    If the block raises, ``path`` stays as it was and the temporary file is removed. ``parents``: make the folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
     try:
@@ -27,10 +44,51 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the system does not say where there is no space
+        with suppress(OSError):  # where it has become read-only
+            temporary.unlink()
         raise
     _sync_directory(path.parent)
+
+
+def storage_error(error: BaseException, folder: Path) -> StorageError | None:
+    """Say in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
+
+    Args:
+        error: whatever was raised, perhaps because of something else.
+        folder: the place to name where the system names none, or something in it.
+
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):  # says already what is wrong
+            return cause if isinstance(cause, StorageError) else None
+        if isinstance(cause, OSError) and cause.errno in _TROUBLES:
+            named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes) else folder
+            if named.is_relative_to(folder):
+                named = folder
+            elif cause.errno not in (errno.EACCES, errno.EPERM):
+                named = named.parent
+            return StorageError(f"{_TROUBLES[cause.errno].format(named)}, then the same command goes on")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
+
+
+@contextmanager
+def suppress_full() -> Iterator[None]:
+    """Do without what the block writes, where there is no room for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+
+
+def gone(folder: Path) -> StorageError:
+    """Build the error for a folder that was there and is not."""
+    return StorageError(f"{folder} is gone: was its file system unmounted? Once it is back, the same command goes on")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -150,7 +150,9 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
     for unit in failed or blocked:
         table.add_row(Text(str(unit)), Text(sweep.reasons[unit], style="red"))
     console.print(table)
-    if failed:
+    if sweep.lacking:
+        console.print("Nothing is held against these units: the same command does them.", highlight=False)
+    elif failed:
         console.print("Tracebacks stand in each unit's FAILED file; --retry-failed tries again.", highlight=False)
 
 

@@ -102,9 +102,9 @@ class DryRun:
                 output_bytes(unit, self.configs[unit.variant], clips, self.parameters.get(unit.variant, 0))
                 for unit in chosen
             ]
-            table.add_row(stage, str(len(chosen)), request, _bytes(sum(sizes)))
+            table.add_row(stage, str(len(chosen)), request, size(sum(sizes)))
         recordings = sum(self.catalog.table["size"].to_pylist())
-        table.add_row("decode", str(len(self.catalog.machines)), "each host", _bytes(recordings))
+        table.add_row("decode", str(len(self.catalog.machines)), "each host", size(recordings))
         console.print(table)
         dimensions = [
             f"{counted(len(names), what)} ({_listed(names)})"
@@ -163,11 +163,11 @@ def _print_forecast(console: Console, found: Forecast, num_nodes: int) -> None:
     table.add_row("makespan", elapsed(found.makespan))
     table.add_row("busy", f"{found.busy:.0%}")
     table.add_row("bound by", ", ".join(f"{what} {elapsed(seconds)}" for what, seconds in bounds))
-    table.add_row("each node reads", f"{_bytes(found.node_bytes)} of recordings")
+    table.add_row("each node reads", f"{size(found.node_bytes)} of recordings")
     table.add_row(
         "shared file system",
-        f"{_bytes(found.read_bytes)} read by {counted(num_nodes, 'node')}, {_bytes(found.checkpoint_bytes)} of "
-        f"checkpoints, {_bytes(found.written_bytes)} of results",
+        f"{size(found.read_bytes)} read by {counted(num_nodes, 'node')}, {size(found.checkpoint_bytes)} of "
+        f"checkpoints, {size(found.written_bytes)} of results",
     )
     console.print(table)
 
@@ -200,7 +200,8 @@ def _listed(names: Sequence[object]) -> str:
     return ", ".join(shown if len(shown) <= 12 else [*shown[:3], "…", shown[-1]])
 
 
-def _bytes(count: float) -> str:
+def size(count: float) -> str:
+    """Write a number of bytes."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -4,21 +4,23 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 
+import click
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
 from rayasd.cli.display import Display, counted, print_failed_cells, print_failures
 from rayasd.cli.options import Execution, cache_folder
-from rayasd.cli.reporting import report_stands, show_report
+from rayasd.cli.reporting import report_stands, scored_units, show_report
 from rayasd.data.catalog import read_catalog
-from rayasd.errors import EXIT_STOPPED, UserError
+from rayasd.errors import EXIT_STOPPED, EXIT_UNITS_FAILED, StorageError, UserError
+from rayasd.files import gone, storage_error
 from rayasd.host import usable_cpus, visible_gpus
+from rayasd.parquet import read_parquet
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
@@ -30,8 +32,11 @@ from rayasd.unit import Unit
 _SECONDS_TO_TRACK = 60.0
 
 
-def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execution) -> int:
-    """Do the units asked for that are not done, and report; returns the exit code."""
+def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execution, *, again: bool = True) -> int:
+    """Do the units asked for that are not done, and report; returns the exit code.
+
+    ``again``: do once more what turns out to be damaged on the way.
+    """
     began = time.monotonic()
     specs = store.specs(
         device=how.device,
@@ -55,6 +60,10 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
         scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
         if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
             complete = _report(console, store, sweep, waiting) and complete
+    if sweep.damaged and again:
+        for unit in sweep.damaged:
+            console.print(Text(f"damaged: {unit}; done again", style="yellow"), soft_wrap=True)
+        return execute(console, store, asked, how, again=False)
     return 0 if complete else 1
 
 
@@ -101,11 +110,20 @@ def _drive(
     except KeyboardInterrupt:
         store.record("sweep interrupted")
         raise
+    except (OSError, StorageError) as error:
+        trouble = storage_error(error, store.paths.root)
+        if not store.paths.catalog.exists():
+            trouble = gone(store.paths.root)
+        if trouble is None:
+            raise
+        click.echo(f"error: {trouble}", err=True)
+        return EXIT_UNITS_FAILED
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         running.close()
         for unit in sweep.units(State.RUNNING):
-            store.paths.progress(unit).unlink(missing_ok=True)
+            with suppress(OSError):
+                store.paths.progress(unit).unlink()
     return None
 
 
@@ -131,9 +149,12 @@ def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bo
     if waiting == 0 and report_stands(store, sweep, catalog, evaluation):
         console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
     else:
+        scored_units(store, sweep)
+        if sweep.damaged:
+            return False
         show_report(console, store, sweep, catalog, evaluation)
-    failed = print_failed_cells(console, pq.read_table(store.paths.cells))
-    ranked = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
+    failed = print_failed_cells(console, read_parquet(store.paths.cells))
+    ranked = read_parquet(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
     lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()
     return not (failed and lacking)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rayasd.cli.display import counted, wide_console
 from rayasd.cli.reporting import ensembles, open_run, ranked_entries, scored_units, with_overrides
@@ -19,6 +18,7 @@ from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import Key, Scored, read_scores
 from rayasd.evaluation.selection import ANY_VARIANT
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
+from rayasd.parquet import read_parquet
 from rayasd.unit import Unit
 
 
@@ -38,12 +38,13 @@ def export_dcase(
     check_label(label)
     store, catalog, sweep = open_run(run_dir)
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
+    scored_units(store, sweep)  # what is damaged makes the leaderboard stale
     ranked = ranked_entries(store, sweep, catalog, config.evaluation)
     entries = [name for name in ranked if not name.startswith(ANY_VARIANT)]
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
     entry = variant or entries[0]
-    cells = pq.read_table(store.paths.cells, filters=[("variant", "=", entry), ("selected", "=", True)])
+    cells = read_parquet(store.paths.cells, filters=[("variant", "=", entry), ("selected", "=", True)])
     seeds = sorted(seed for seed in pc.unique(cells["seed"]).to_pylist() if seed is not None)
     if seed is not None and seed not in seeds:
         raise unknown("seed", str(seed), map(str, seeds))

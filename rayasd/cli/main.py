@@ -3,6 +3,7 @@
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
@@ -16,9 +17,10 @@ from rayasd.cli.score import pack, score
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
-from rayasd.errors import EXIT_INTERRUPTED, UserError
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError
+from rayasd.files import storage_error
 
-EXIT_UNITS_FAILED, EXIT_USAGE = 1, 2
+EXIT_USAGE = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -60,15 +62,19 @@ def main() -> None:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
         code = EXIT_USAGE
-    except (KeyboardInterrupt, click.exceptions.Abort):  # click turns the first into the second
-        click.echo("interrupted: the same command goes on from here", err=True)
+    except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click turns the first into the second
+        why = error.__cause__ if isinstance(error.__cause__, Interrupted) else error
+        said = f"{why}: " if isinstance(why, Interrupted) else ""
+        click.echo(f"interrupted: {said}the same command goes on from here", err=True)
         code = EXIT_INTERRUPTED
     except Exception as error:  # of the system (no space, no permission), or ours
         if debug:
             traceback.print_exc()
-        what = (
-            f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        )
-        click.echo(f"error: {' '.join(what.split())} (rayasd --debug … shows where)", err=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            what = f"{error.strerror}: {error.filename}"
+        else:
+            what = f"{type(error).__name__}: {error}"
+        trouble = storage_error(error, Path("the folder that is written to"))
+        click.echo(f"error: {trouble or ' '.join(what.split()) + ' (rayasd --debug … shows where)'}", err=True)
         code = EXIT_UNITS_FAILED
     sys.exit(code if isinstance(code, int) else 0)

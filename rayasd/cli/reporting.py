@@ -11,7 +11,6 @@ from typing import Any
 import click
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,9 +29,10 @@ from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import digest
 from rayasd.nested import merge, nest
+from rayasd.parquet import read_parquet
 from rayasd.report.curves import find_curves
 from rayasd.report.tables import markdown_table, percent
-from rayasd.report.terminal import print_curve, print_leaderboard
+from rayasd.report.terminal import print_curve, print_leaderboard, print_sections
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
 from rayasd.sweep.store import RunStore
@@ -46,6 +46,7 @@ def report_run(
     *,
     all_systems: bool,
     oracle: bool,
+    sections: bool,
     with_audio: bool,
 ) -> None:
     """Write and print a run's leaderboard from what stands, with labels and rules that may have come since."""
@@ -56,6 +57,8 @@ def report_run(
         write_catalog(store.paths.catalog, catalog)  # every later report and sweep knows these labels
     evaluation = with_overrides(store.config(), overrides)
     board = show_report(console, store, sweep, catalog, evaluation, all_systems=all_systems, oracle=oracle)
+    if sections:
+        print_sections(console, read_parquet(store.paths.cells), board.standings[0].variant)
     size = write_html(store, sweep, catalog, evaluation, board, with_audio=with_audio)
     sounds = ", most of it sounds: mono, 16 bits" if with_audio else ""
     written = f"written: {store.paths.html} ({size / 1e6:.1f} MB{sounds})"
@@ -81,6 +84,7 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     for path, variant in zip(runs, variants, strict=True):
         store, catalog, sweep = open_run(path)
         evaluation = store.config().evaluation
+        scored_units(store, sweep)  # what is damaged makes the leaderboard stale
         entries = ranked_entries(store, sweep, catalog, evaluation)
         entries = {name: entry for name, entry in entries.items() if not name.startswith(ANY_VARIANT)}
         if variant is not None and variant not in entries:
@@ -134,7 +138,7 @@ def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, st
 
 def _entry_cells(store: RunStore, evaluation: EvaluationConfig, variant: str, part: str) -> pa.Table:
     """Read the cells that count for a variant on one part; leave-one-section-out, all sections are held out."""
-    cells = pq.read_table(store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
+    cells = read_parquet(store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
     return cells if evaluation.selection == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
 
 
@@ -238,7 +242,7 @@ def write_html(
         catalog=catalog,
         labels=labels_of(catalog.table),
         leaderboard=board,
-        cells=pq.read_table(store.paths.cells),
+        cells=read_parquet(store.paths.cells),
         scored=[*scored_units(store, sweep), *ensembles(store)],
         done=sweep.units(State.DONE),
         problems={u: sweep.reasons.get(u, state) for u, state in sweep.states.items() if state is not State.DONE},
@@ -280,8 +284,13 @@ def report_stands(store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: E
     files = [store.paths.leaderboard(suffix) for suffix in ("parquet", "csv", "md")]
     if not all(path.exists() for path in [*files, store.paths.cells]):
         return False
+    try:
+        read_parquet(store.paths.cells)
+        board = read_parquet(files[0])
+    except UserError:
+        return False
     inputs = _inputs(store, sweep, catalog, evaluation)
-    return (pq.read_schema(files[0]).metadata or {}).get(b"inputs") == inputs.encode()
+    return (board.schema.metadata or {}).get(b"inputs") == inputs.encode()
 
 
 def ranked_entries(
@@ -290,7 +299,7 @@ def ranked_entries(
     """Read the ranked rows of leaderboard.parquet by variant, best first; writes the report first if it is stale."""
     if not report_stands(store, sweep, catalog, evaluation):
         write_leaderboard(store, sweep, catalog, evaluation)
-    rows = pq.read_table(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)]).to_pylist()
+    rows = read_parquet(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)]).to_pylist()
     return {row["variant"]: row for row in sorted(rows, key=lambda row: row["rank"])}
 
 
@@ -321,8 +330,9 @@ def write_leaderboard(store: RunStore, sweep: Sweep, catalog: Catalog, evaluatio
     for unit in sweep.states:
         if unit.stage == "detect":
             planned.setdefault(unit.variant, []).append(unit.machine)
+    scored = scored_units(store, sweep)  # before anybody says what stands
     provenance = _provenance(store, sweep, catalog, evaluation)
-    return write_report(store.paths, scored_units(store, sweep), catalog.table, evaluation, planned, provenance,
+    return write_report(store.paths, scored, catalog.table, evaluation, planned, provenance,
                         store.config().variants)  # fmt: skip
 
 
@@ -355,7 +365,12 @@ def _remarks(store: RunStore, catalog: Catalog) -> dict[str, str]:
 
 
 def scored_units(store: RunStore, sweep: Sweep) -> list[Scored]:
-    """List the finished detect units with their scores."""
+    """List the finished detect units with their scores; those whose scores are damaged are no longer done."""
+    for unit in sweep.units(State.DONE):
+        if unit.stage == "detect" and (why := store.damage(unit)):
+            store.forget(unit)
+            sweep.move(unit, State.FAILED, why)
+            sweep.damaged.add(unit)
     return [
         Scored(unit.variant, unit.machine, unit.seed, store.paths.table(unit))
         for unit in sweep.units(State.DONE)

@@ -1,9 +1,10 @@
 """What ``rayasd sweep`` and its single stages do, once their heavy imports are paid for."""
 
+import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from rayasd import presets
 from rayasd.cli.display import clip_progress, counted, wide_console
-from rayasd.cli.dry_run import DryRun, Simulation
+from rayasd.cli.dry_run import DryRun, Simulation, size
 from rayasd.cli.execution import check_execution, execute
 from rayasd.cli.options import Execution, cache_folder, choose, data_source, parse_seeds
 from rayasd.config import Config, varied
@@ -30,11 +31,12 @@ from rayasd.data.catalog import (
 )
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
-from rayasd.errors import UserError
+from rayasd.errors import StorageError, UserError
 from rayasd.files import file_digest
 from rayasd.host import end_with_parent
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
+from rayasd.sweep.forecast import Clips, output_bytes
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Stage
@@ -96,8 +98,9 @@ def run_sweep(
             dry.simulate(console, simulation)
         return 0
     with store.held():
+        sizes = {variant: _largest_weights(store, variant) for variant in chosen}
         if not store.exists or store.config() != config:
-            _check_extractors([config.variant(variant) for variant in chosen])
+            sizes |= _check_extractors({variant: config.variant(variant) for variant in chosen})
         with clip_progress(console, "decoding") as on_progress:
             catalog = decode(scanned, config.data, cache_folder(execution.cache), on_progress=on_progress)
         _check_what_is_left(catalog, plan.machines)
@@ -113,6 +116,7 @@ def run_sweep(
             "pretrained": weights,
         }
         _say_what_is_odd(console, scanned, catalog, plan)
+        _check_space(store, config, plan, catalog, sizes)
         store.set_up(config, catalog, data, plan, sys.argv, accept_changes=accept_changes)
         if set_up_only:
             console.print(Text(f"set up: {store.paths.root}, machines {', '.join(plan.machines)}"), soft_wrap=True)
@@ -149,31 +153,66 @@ def _check_variants(config: Config, chosen: Sequence[str]) -> dict[str, str]:
     return weights
 
 
-def _check_extractors(configs: Sequence[Config]) -> None:
-    """Make each extractor and find each loss once, so that what is wrong there is refused before every unit fails."""
-    different = list({repr((config.network, config.exposure)): config for config in configs}.values())
+def _largest_weights(store: RunStore, variant: str) -> int:
+    """Count the parameters of a variant's trained extractor; 0 where none has been trained."""
+    trained = store.paths.root.glob(f"models/{variant}/*/*/model.safetensors")
+    return max((path.stat().st_size // 4 for path in trained), default=0)
+
+
+def _check_space(store: RunStore, config: Config, plan: Plan, catalog: Catalog, sizes: Mapping[str, int]) -> None:
+    """Refuse a sweep whose results have no room.
+
+    Raises:
+        StorageError: what units leave that stand nowhere yet is more than is free.
+
+    """
+    clips, needed = Clips.of(catalog), Counter[Stage]()
+    resolved = {variant: config.variant(variant) for variant in plan.variants}
+    for unit in plan.units(config):
+        if not store.paths.marker(unit, "DONE").exists():
+            needed[unit.stage] += output_bytes(unit, resolved[unit.variant], clips, sizes[unit.variant])
+    free = shutil.disk_usage(store.paths.root).free
+    if needed.total() > free:
+        parts = ", ".join(f"{stage} {size(count)}" for stage, count in needed.items())
+        raise StorageError(
+            f"this sweep leaves about {size(needed.total())} more in {store.paths.root} ({parts}), {size(free)} are "
+            "free: make room, choose another --run-dir, or ask for less (--dry-run shows how much)"
+        )
+
+
+def _check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
+    """Make each extractor and find each loss once, so that what is wrong there is refused before every unit fails.
+
+    Returns:
+        Number of learned parameters by variant.
+
+    """
+    alike = {variant: repr((config.network, config.exposure)) for variant, config in configs.items()}
+    different = {alike[variant]: config for variant, config in configs.items()}
     # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
     # and ended with us, even if we are killed: it would wait for work for ever
     with (
         suppress(BrokenProcessPool),  # it was killed, for memory perhaps: the units will tell
         ProcessPoolExecutor(1, get_context("spawn"), initializer=_end_with_driver) as pool,
     ):
-        list(pool.map(_make_extractor, different))
+        sizes = dict(zip(different, pool.map(_make_extractor, different.values()), strict=True))
+        return {variant: sizes[alike[variant]] for variant in configs}
+    return {}
 
 
 def _end_with_driver() -> None:
     end_with_parent(signal.SIGKILL)
 
 
-def _make_extractor(config: Config) -> None:
+def _make_extractor(config: Config) -> int:
     from rayasd.exposure.losses import find_losses
     from rayasd.exposure.network import Extractor, make_control
 
     if config.network.extractor == "network":
         find_losses(config.exposure)
-        Extractor(config, 1)
-    else:
-        make_control(config)
+        return sum(parameter.numel() for parameter in Extractor(config, 1).parameters())
+    make_control(config)
+    return 0
 
 
 def _check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:

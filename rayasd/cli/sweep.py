@@ -120,6 +120,7 @@ def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: s
               help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
 @click.option("--oracle", is_flag=True, help="Add the best system in hindsight: marked, never ranked.")
+@click.option("--sections", is_flag=True, help="Add the first entry's AUC by machine, section and domain.")
 @click.option("--with-audio", is_flag=True, help="Put the most wrong clips into report.html to be heard: up to 30 MB.")
 def report(
     run: Path,
@@ -127,18 +128,20 @@ def report(
     overrides: tuple[str, ...],
     all_systems: bool,
     oracle: bool,
+    sections: bool,
     with_audio: bool,
 ) -> None:
     """Compute RUN's leaderboard afresh from all scores that stand, print it, and write RUN/report.html.
 
     \b
-        rayasd report runs/first --oracle
+        rayasd report runs/first --sections --oracle
         rayasd report runs/first --with-audio
         rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy
     """
     from rayasd.cli.reporting import report_run
 
-    report_run(run, ground_truth, overrides, all_systems=all_systems, oracle=oracle, with_audio=with_audio)
+    report_run(run, ground_truth, overrides, all_systems=all_systems, oracle=oracle, sections=sections,
+               with_audio=with_audio)  # fmt: skip
 
 
 @click.command()

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow.lib import ArrowException
 
 from rayasd.data.audio import what_it_is
 from rayasd.data.folders import folders, is_folder
@@ -19,7 +17,7 @@ from rayasd.data.manifest import is_manifest, read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
-from rayasd.files import replacing
+from rayasd.parquet import read_parquet, write_parquet
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 
@@ -176,22 +174,21 @@ def _with_labels(catalog: Catalog, labels: list[int | None]) -> Catalog:
 
 def write_catalog(path: Path, catalog: Catalog) -> None:
     """Write a decoded catalog as Parquet, from which every unit reads what clips there are."""
-    with replacing(path) as temporary:
-        pq.write_table(catalog.table, temporary, compression="zstd")
+    write_parquet(catalog.table, path)
 
 
 def read_catalog(path: Path, root: Path) -> Catalog:
     """Read a decoded catalog whose clips lie below ``root``.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is missing or damaged.
 
     """
+    remedy = "restore it or choose another --run-dir"
     try:
-        return Catalog(root, pq.read_table(path))
-    except (ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path} is damaged ({reason}): restore it or choose another --run-dir") from None
+        return Catalog(root, read_parquet(path, remedy))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
 
 
 def changes(before: Catalog, after: Catalog) -> list[str]:

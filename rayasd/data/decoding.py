@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import current_process, get_context
@@ -17,15 +18,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
-from rayasd.errors import UserError
-from rayasd.files import replacing
+from rayasd.errors import Interrupted, StorageError
+from rayasd.files import gone, replacing
 from rayasd.host import end_with_parent, freed_memory_kept
+from rayasd.parquet import write_parquet
 
 DECODED_COLUMNS = pa.schema(
     [
@@ -58,7 +59,7 @@ def decode_machine(
     Clips that cannot be used are named in the index, with the reason. ``over`` maps, as ``processes`` does.
 
     Raises:
-        UserError: there is no room, or no permission.
+        StorageError: there is no room, no permission, or no folder of clips any more.
 
     """
     clips = list(zip(table["clip"].to_pylist(), table["size"].to_pylist(), strict=True))
@@ -84,16 +85,23 @@ def decode_machine(
                     else:
                         rows[clip] = (offset, *fact, index.stem)
                 on_progress(len(rows) + len(bad))
+            for clip in bad:
+                if not (root / clip).parent.is_dir():
+                    raise gone((root / clip).parent)  # not the clips' fault, which would be left out for it
+        _write_index(index, rows, bad)
     except OSError as error:
-        raise UserError(
+        raise StorageError(
             f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
         ) from None
+
+
+def _write_index(index: Path, rows: Mapping[str, tuple[Any, ...]], bad: Mapping[str, str]) -> None:
+    """Write last of all what is where: a map without its index is not there."""
     columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
     decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
     for field, values in zip(DECODED_COLUMNS, columns, strict=True):
         decoded = decoded.append_column(field, pa.array(values, field.type))
-    with replacing(index) as path:  # written last: a map without its index is not there
-        pq.write_table(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), path)
+    write_parquet(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), index)
 
 
 @contextmanager
@@ -107,6 +115,8 @@ def processes(num_clips: int, num_processes: int) -> Iterator[Map]:
     pool = ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=_begin)
     try:
         yield pool.map
+    except BrokenProcessPool:
+        raise Interrupted("a process that decoded clips was killed, perhaps for want of memory") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -179,7 +189,7 @@ def _sums(samples: NDArray[np.int16]) -> tuple[int, int]:
 def _need_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes + _FREE_SPACE_MARGIN > free:
-        raise UserError(
+        raise StorageError(
             f"the waveform cache needs {num_bytes / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
             "choose another place with --cache DIR"
         )

@@ -4,6 +4,7 @@ A cache file's name carries the sha256 of its clips' paths, sizes and modificati
 that a changed clip or rule makes another file and an old one is never read by mistake.
 """
 
+import errno
 import fcntl
 import json
 import time
@@ -15,8 +16,8 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, read_samples
@@ -26,6 +27,7 @@ from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
 from rayasd.files import digest
 from rayasd.host import usable_cpus
+from rayasd.parquet import read_parquet
 
 OnProgress = Callable[[int, int], None]
 _VERSION = 3  # of the cache's files, and of what is refused
@@ -83,13 +85,13 @@ def decode(
         for machine in catalog.machines:
             table = catalog.table.filter(pc.field("machine") == machine)
             index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
-            if not index.exists() or _mended(catalog.root, index, config):
+            if _index(index) is None or _mended(catalog.root, index, config):
 
                 def report(n: int, before: int = done) -> None:
                     on_progress(before + n, catalog.table.num_rows)
 
                 decode_machine(catalog.root, table, config, index, over, report)
-            decoded = pq.read_table(index)
+            decoded = read_parquet(index)
             bad = [Oddity(clip, why, True) for clip, why in _bad_clips(decoded.schema)]
             _fail_unless_skipping(bad, config, catalog.root)
             oddities += bad
@@ -109,7 +111,8 @@ def open_waveforms(
 ) -> Waveforms:
     """Map a machine's decoded samples, in the order of its rows in the (decoded) catalog.
 
-    On a host whose cache lacks them, they are decoded there first; ``alive`` is called now and then meanwhile.
+    On a host whose cache lacks them, or holds other samples than it should, they are decoded there first; ``alive`` is
+    called now and then meanwhile.
 
     Raises:
         UserError: the clips are no longer those of the catalog.
@@ -117,18 +120,52 @@ def open_waveforms(
     """
     table = catalog.table.filter(pc.field("machine") == machine)
     index = cache / f"{table['cache'][0].as_py()}.parquet"
-    if not index.exists():
+    decoded = _whole(index)
+    if decoded is None:
         index.parent.mkdir(parents=True, exist_ok=True)
         with index.with_suffix(".lock").open("w") as lock:
             while not _locked(lock):  # many units start at once on a fresh host: one decodes, the others wait
                 alive()
                 time.sleep(0.5)
-            if not index.exists():
+            if _whole(index) is None:
                 with processes(table.num_rows, usable_cpus()) as over:
                     decode_machine(catalog.root, table, config, index, over, lambda n: alive())
-    decoded = pq.read_table(index)  # offsets are this host's own
+        decoded = read_parquet(index)
     if not all(decoded[name].equals(table[name]) for name in ("clip", "digest")):
         raise UserError(f"the clips of {machine} in {catalog.root} have changed since the sweep was set up")
+    return _mapped(index, decoded)  # offsets are this host's own
+
+
+def _index(index: Path) -> pa.Table | None:
+    """Read a machine's index; None where it is missing or damaged, or its map is not as long as it says."""
+    if not index.exists():
+        return None
+    try:
+        decoded = read_parquet(index)
+        _bad_clips(decoded.schema)
+    except (UserError, ValueError, KeyError, TypeError):
+        return None
+    if not {"clip", *DECODED_COLUMNS.names} <= set(decoded.column_names):
+        return None
+    last = pc.max(pc.add(decoded["offset"], decoded["frames"])).as_py() or 0
+    path = index.with_suffix(".i16")
+    return decoded if path.exists() and path.stat().st_size >= 2 * last else None
+
+
+def _whole(index: Path) -> pa.Table | None:
+    """Read a machine's index; None where it, or a sample of its map, is not as it was written."""
+    decoded = _index(index)
+    if decoded is None or not decoded.num_rows:
+        return decoded
+    found = _mapped(index, decoded)
+    places = zip(found.offsets.tolist(), found.frames.tolist(), decoded["digest"].to_pylist(), strict=True)
+    same = all(
+        xxh3_128_hexdigest(found.samples[offset : offset + frames].data) == digest for offset, frames, digest in places
+    )
+    return decoded if same else None
+
+
+def _mapped(index: Path, decoded: pa.Table) -> Waveforms:
     samples = np.memmap(index.with_suffix(".i16"), dtype="<i2", mode="r")
     return Waveforms(samples, decoded["offset"].to_numpy(), decoded["frames"].to_numpy())
 
@@ -137,8 +174,8 @@ def _locked(file: IO[str]) -> bool:
     """Lock a file, unless somebody else has."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)  # without locks, each decodes for itself
     return True
 
 
@@ -171,7 +208,7 @@ def _bad_clips(schema: pa.Schema) -> list[tuple[str, str]]:
 
 def _mended(root: Path, index: Path, config: DataConfig) -> bool:
     """Whether a clip can be used that could not when this index was written: permissions do not show in its time."""
-    for clip, _ in _bad_clips(pq.read_schema(index)):
+    for clip, _ in _bad_clips(read_parquet(index).schema):
         try:
             read_samples(root / clip, config)
         except BadClipError:

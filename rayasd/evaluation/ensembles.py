@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayasd.config import GREEDY, EvaluationConfig
@@ -19,9 +18,10 @@ from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import Key, Scored, SectionScores, System, read_scores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
-from rayasd.files import replacing, write_json
+from rayasd.files import write_json
 from rayasd.inlier.fusion import FUSIONS, z_normalised
 from rayasd.inlier.scoring import SCHEMA
+from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
 FUSED = "fused"
@@ -211,5 +211,4 @@ def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
             columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
+    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA), path)

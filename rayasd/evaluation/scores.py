@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from rayasd.parquet import read_parquet
 
 Words = NDArray[np.object_]
 Scores = NDArray[np.float64]
@@ -68,7 +69,7 @@ class SectionScores:
 def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionScores]:
     """Read a scores file, or one section of it, system by system in the file's order."""
     filters = None if section is None else [("section", "=", section)]
-    table = pq.read_table(path, filters=filters).unify_dictionaries().combine_chunks()
+    table = read_parquet(path, filters=filters).unify_dictionaries().combine_chunks()
     columns = {name: _values(table[name]) for name in table.column_names}
     in_test = columns["split"] == "test"
     places: dict[Key, list[NDArray[np.int64]]] = {}

@@ -70,7 +70,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     report(Progress(0, total, note=compute.reason))
     with (
         replacing(spec.run.table(spec.unit)) as path,
-        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
         ThreadPoolExecutor(1) as pool,
     ):
         written: Future[object] = pool.submit(int)  # nothing yet

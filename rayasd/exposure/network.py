@@ -10,7 +10,7 @@ import timm
 import torch
 import torchaudio
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rayasd.config import Config, FrontEndConfig
@@ -140,7 +140,7 @@ def save_weights(path: Path, extractor: Extractor) -> None:
     """Write an extractor's weights."""
     state = {name: value.contiguous().cpu() for name, value in extractor.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(save(state))  # save_file hides what the system said, and permissions
 
 
 def kept_path(folder: Path, epochs: int) -> Path:

@@ -1,9 +1,12 @@
 """Train one machine's extractor by outlier exposure, from where the last checkpoint left off."""
 
+import io
 import json
 import math
 import pickle
 import shutil
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ from rayasd.exposure.losses import Losses, find_losses, product_members
 from rayasd.exposure.mixup import Targets, draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Extractor, kept_path, kept_weights, save_extractor, save_weights
 from rayasd.exposure.ranks import Ranks, on_ranks
-from rayasd.files import replacing, write_text
+from rayasd.files import replacing
 from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
@@ -263,8 +266,10 @@ def _checkpoint(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, h
         "schedule": schedule.state_dict(),
         "history": json.dumps(history),
     }
+    buffer = io.BytesIO()  # torch would hide what the system said of a full disk
+    torch.save(state, buffer)
     with replacing(spec.output / STATE) as path:
-        torch.save(state, path)
+        path.write_bytes(buffer.getbuffer())
 
 
 def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compute: Compute) -> list[dict[str, Any]]:
@@ -273,8 +278,11 @@ def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compu
     if not path.exists() or schedule is None:
         return []
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch writes checksums and does not look at them
+                return []
         state = torch.load(path, map_location=compute.device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
         return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
     if state["identity"] != spec.identity:  # of a configuration or data that have changed since
         return []
@@ -286,4 +294,6 @@ def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compu
 
 
 def _write_history(spec: UnitSpec, history: list[dict[str, Any]]) -> None:
-    write_text(spec.run.history(spec.unit), "".join(json.dumps(row) + "\n" for row in history))
+    # first of what an epoch writes: where the run has been unmounted, nothing is made below
+    with replacing(spec.run.history(spec.unit), parents=False) as path:
+        path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")

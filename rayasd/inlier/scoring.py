@@ -28,6 +28,7 @@ from rayasd.inlier.detectors import (
 from rayasd.inlier.fusion import fuse
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
+from rayasd.parquet import read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 Scores = NDArray[np.float64]
@@ -67,7 +68,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     """
     inlier = spec.config.inlier
     detectors = parse_detectors(inlier.detectors, inlier)
-    embeddings = pq.read_table(spec.run.table(spec.upstream("embed")))
+    embeddings = read_parquet(spec.run.table(spec.upstream("embed")))
     if embeddings["machine_logit"].null_count:  # a control has no logits: outlier exposure alone is nothing there
         detectors = [detector for detector in detectors if not _needs_logits(detector)]
         if not detectors:
@@ -80,7 +81,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     with (
         threadpool_limits(spec.num_threads),  # detectors of many units run side by side
         replacing(spec.run.table(spec.unit)) as path,
-        pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
     ):
         for done, group in enumerate(groups.to_pylist()):
             report(Progress(done, groups.num_rows))

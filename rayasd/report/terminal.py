@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.curves import Curve, curve_rows
-from rayasd.report.tables import footnotes, heading, row
+from rayasd.report.html.figures import heat_colours
+from rayasd.report.tables import footnotes, heading, percent, row
 
 _WORDS = {"variant", "detector", "pooling"}
 _MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("precision", "recall", "F1"))
 _LAST = ("AUC interval", "pAUC interval")
+_PARTS = {"development": "dev", "evaluation": "eval"}
 
 
 def print_leaderboard(
@@ -55,9 +59,30 @@ def print_leaderboard(
     for remark in remarks:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle):
-        console.print(
-            Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete")) else "dim")
-        )
+        console.print(Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete")) else "dim"))
+
+
+def print_sections(console: Console, cells: pa.Table, variant: str) -> None:
+    """Print the AUC of an entry's cells, mean over seeds: a row a machine, a column a section and domain."""
+    chosen = cells.filter(pc.field("selected") & (pc.field("variant") == variant) & pc.field("auc").is_valid())
+    means = chosen.group_by(["machine", "part", "section", "domain"]).aggregate([("auc", "mean")]).to_pylist()
+    found = {(row["machine"], (row["part"], row["section"], row["domain"])): row["auc_mean"] for row in means}
+    columns = sorted({column for _, column in found})
+    console.print(Text(f"AUC of {variant} by section and domain"))
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    table.add_column("machine")
+    for part, section, domain in columns:
+        table.add_column(f"{_PARTS[part]}\n{section}\n{domain[:6]}", justify="right", no_wrap=True)
+    for machine in sorted({machine for machine, _ in found}):
+        table.add_row(Text(machine), *(_heat(found.get((machine, column))) for column in columns))
+    console.print(table)
+
+
+def _heat(auc: float | None) -> Text:
+    if auc is None:
+        return Text("–", style="dim")
+    background, ink = heat_colours(auc)
+    return Text(f" {percent(auc)} ", style=f"{ink} on {background}")
 
 
 def print_curve(console: Console, curve: Curve, leaderboard: Leaderboard) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from rayasd.config import EvaluationConfig
 from rayasd.errors import UserError
@@ -21,6 +20,7 @@ from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import Entries, select
 from rayasd.files import replacing, write_text
+from rayasd.parquet import write_parquet
 from rayasd.report.curves import Curve, curve_rows, find_curves, plot_curve
 from rayasd.report.tables import footnotes, heading, markdown_table, row
 from rayasd.unit import RunDirectory
@@ -135,8 +135,7 @@ def _leaderboard_table(leaderboard: Leaderboard, *, synthetic: bool) -> pa.Table
 
 def _write_parquet(table: pa.Table, path: Path, provenance: Mapping[str, Any]) -> None:
     tagged = table.replace_schema_metadata({key: str(value) for key, value in provenance.items()})
-    with replacing(path) as temporary:
-        pq.write_table(tagged, temporary, compression="zstd")
+    write_parquet(tagged, path)
 
 
 def _markdown(

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from safetensors.torch import load_file
 
 from rayasd import __version__
@@ -16,10 +15,11 @@ from rayasd.evaluation.scores import Key, System, read_scores
 from rayasd.exposure.network import WEIGHTS, kept_path
 from rayasd.files import digest, read_json
 from rayasd.inlier.scoring import fit_rows
+from rayasd.parquet import read_parquet
 from rayasd.scoring.model import MachineModel, Parts
 from rayasd.scoring.packing import read_pack
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Unit
+from rayasd.unit import STAGES, Unit
 
 
 def load(
@@ -87,7 +87,11 @@ def parts_of_run(
             raise UserError(
                 f"{spec.upstream(stage)} of {folder} is not done, or by another version: rayasd sweep (re)does it"
             )
-    embeddings = pq.read_table(store.paths.table(spec.upstream("embed")))
+    for stage in STAGES:
+        if why := store.damage(earlier := spec.upstream(stage)):
+            store.forget(earlier)
+            raise UserError(why)
+    embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
     normal = pc.field("split").isin(["train", "validation"])
     catalog = read_catalog(store.paths.catalog, spec.data_root)
     products, weights = [], {}
@@ -127,9 +131,14 @@ class _Choice:
     ) -> None:  # fmt: skip
         self._detector, self._pooling = detector, pooling
         leaderboard = store.paths.leaderboard("parquet")
+        again = f"rayasd report {store.paths.root} makes it again"
         if not leaderboard.exists():
             raise UserError(f"{store.paths.root} has no leaderboard: rayasd report {store.paths.root} makes one")
-        rows = [row for row in pq.read_table(leaderboard).to_pylist() if row["num_seeds"] and not row["oracle"]]
+        rows = [
+            row
+            for row in read_parquet(leaderboard, again).to_pylist()
+            if row["num_seeds"] and (row["rank"] or not row["oracle"])
+        ]
         plans = store.plans()
         variants = list(dict.fromkeys(name for plan in plans for name in plan.variants))
         single = [row for row in rows if row["variant"] in variants]
@@ -148,7 +157,7 @@ class _Choice:
             min(s for plan in plans if self.variant in plan.variants for s in plan.seeds) if seed is None else seed
         )
         self._cells = [
-            row for row in pq.read_table(store.paths.cells, filters=[("selected", "=", True)]).to_pylist()
+            row for row in read_parquet(store.paths.cells, again, filters=[("selected", "=", True)]).to_pylist()
             if (row["variant"], row["machine"], row["seed"]) == (self.variant, machine, self.seed)
         ]  # fmt: skip
 

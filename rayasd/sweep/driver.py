@@ -8,6 +8,7 @@ from enum import StrEnum
 from heapq import heappop, heappush
 
 from rayasd.errors import UserError
+from rayasd.files import gone
 from rayasd.sweep.executors import Counts, Executor, Request, Resources
 from rayasd.sweep.heartbeats import Heartbeats
 from rayasd.sweep.plan import prerequisite
@@ -41,6 +42,10 @@ class Sweep:
     states: dict[Unit, State] = field(default_factory=dict)
     reasons: dict[Unit, str] = field(default_factory=dict)
     """Why a unit failed or is blocked."""
+    lacking: set[Unit] = field(default_factory=set)
+    """Units that failed for want of storage: nothing is held against them."""
+    damaged: set[Unit] = field(default_factory=set)
+    """Units that were done, and whose files are not what they wrote."""
     moved: list[Unit] = field(default_factory=list)
     """Units whose state has changed, for whoever shows them (and clears this)."""
 
@@ -165,6 +170,8 @@ def drive(
     running: dict[Unit, Resources] = {}
     stranded_since = None
     while True:
+        if not store.paths.catalog.exists():
+            raise gone(store.paths.root)
         stopping = store.stop_file.exists()
         free = request.usable(executor.nodes)
         for held in running.values():
@@ -194,9 +201,10 @@ def drive(
             again = tries.note(outcome)
             _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again)
             queue.offer(outcome.unit, *sweep.dependents.get(outcome.unit, ()))
-            if fail_fast and sweep.states[outcome.unit] is State.FAILED:
+            if sweep.states[outcome.unit] is State.FAILED and (fail_fast or outcome.lacks_storage):
+                why = outcome.error if outcome.lacks_storage else "stopped by --fail-fast"
                 for unit in sweep.units(State.WAITING):
-                    sweep.move(unit, State.BLOCKED, "stopped by --fail-fast")
+                    sweep.move(unit, State.BLOCKED, why)
 
 
 class Queue:
@@ -291,6 +299,12 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
         sweep.move(unit, State.WAITING)
         store.record("unit to be tried again", unit=str(unit), reason=outcome.error, tries=tries)
     else:
-        store.mark_failed(spec, outcome.error, outcome.details, tries)
+        if outcome.damaged:
+            store.forget(outcome.damaged)
+            sweep.damaged.add(outcome.damaged)
+        elif outcome.lacks_storage:
+            sweep.lacking.add(unit)
+        else:
+            store.mark_failed(spec, outcome.error, outcome.details, tries)
         store.record("unit failed", unit=str(unit), reason=outcome.error, tries=tries)
         sweep.move(unit, State.FAILED, outcome.error)

@@ -39,7 +39,12 @@ def locked(lock: Path, **details: str) -> Iterator[None]:
     while True:
         try:
             with lock.open("x", encoding="utf-8") as file:
-                json.dump(mine, file)
+                try:
+                    json.dump(mine, file)
+                    file.flush()
+                except OSError:  # a full disk: nobody holds an empty lock
+                    lock.unlink()
+                    raise
             break
         except FileExistsError:
             refuse_if_held(lock, mine)
@@ -49,8 +54,9 @@ def locked(lock: Path, **details: str) -> Iterator[None]:
         yield
     finally:
         released.set()
-        if read_record(lock) == mine:
-            lock.unlink(missing_ok=True)
+        with suppress(OSError):  # its file system is gone or read-only by now
+            if read_record(lock) == mine:
+                lock.unlink()
 
 
 def refuse_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> None:

@@ -13,13 +13,26 @@ from typing import Any
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import digest, file_digest, now, read_json, read_record, remove_unfinished, write_json, write_text
+from rayasd.files import (
+    digest,
+    file_digest,
+    now,
+    read_json,
+    read_record,
+    remove_unfinished,
+    suppress_full,
+    write_json,
+    write_text,
+)
 from rayasd.nested import flatten
 from rayasd.presets import to_toml
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.sweep.provenance import describe_invocation
 from rayasd.unit import RunDirectory, Unit, UnitSpec
+
+_CHECKSUM = "sha256"  # of the manifest's other keys
+_CHECKSUM_LINE = "\n# sha256 of the lines above: "
 
 
 class RunStore:
@@ -35,6 +48,7 @@ class RunStore:
         """While it stands, this driver starts nothing more, and its units save where they are and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
         """Secret of this driver's own Ray."""
+        self._whole: set[Unit] = set()
 
     @property
     def exists(self) -> bool:
@@ -54,7 +68,8 @@ class RunStore:
             manifest = {}
         if manifest is None:
             raise UserError(f"{self.paths.root} is not a run directory: it has no manifest.json")
-        if not isinstance(manifest, dict) or not {"data", "plans", "invocations"} <= manifest.keys():
+        whole = isinstance(manifest, dict) and manifest.pop(_CHECKSUM, None) in (None, digest(manifest))
+        if not whole or not {"data", "plans", "invocations"} <= manifest.keys():
             raise UserError(f"{self.paths.manifest} is damaged: restore it or choose another --run-dir")
         return manifest
 
@@ -66,7 +81,10 @@ class RunStore:
 
         """
         try:
-            return from_dict(tomllib.loads(self.paths.config.read_text(encoding="utf-8")))
+            text, _, checksum = self.paths.config.read_text(encoding="utf-8").partition(_CHECKSUM_LINE)
+            if checksum and checksum.strip() != digest(text):
+                raise ValueError("it is not what was written")
+            return from_dict(tomllib.loads(text))
         except (ValueError, OSError) as error:
             reason = f"{self.paths.config} is damaged ({error})"
             raise UserError(f"{reason}: restore it or choose another --run-dir") from None
@@ -130,9 +148,10 @@ class RunStore:
             "plans": [asdict(each) for each in plans],
             "invocations": [*manifest["invocations"], invocation],
         }
-        write_text(self.paths.config, to_toml(config.as_dict()))
+        text = to_toml(config.as_dict())
+        write_text(self.paths.config, f"{text}{_CHECKSUM_LINE}{digest(text)}\n")
         write_catalog(self.paths.catalog, catalog)
-        write_json(self.paths.manifest, manifest)
+        write_json(self.paths.manifest, manifest | {_CHECKSUM: digest(manifest)})
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -160,7 +179,7 @@ class RunStore:
                     remove_unfinished(folder)
             self.token_file.unlink(missing_ok=True)  # of a driver that was killed
             self.stop_file.unlink(missing_ok=True)
-            stack.callback(self.stop_file.unlink, missing_ok=True)
+            stack.callback(_remove, self.stop_file)
             yield
 
     def stop(self) -> None:
@@ -175,7 +194,7 @@ class RunStore:
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False) + "\n"
-        with self.events_file.open("ab+") as file:
+        with suppress_full(), self.events_file.open("ab+") as file:  # no unit is lost with a line
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = "\n" + line  # whoever wrote the last one was killed in the middle of it
             file.write(line.encode())
@@ -217,13 +236,26 @@ class RunStore:
         """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
         marker = read_record(self.paths.marker(spec.unit, "DONE"))
         return marker.get("identity") == spec.identity and all(
-            _size(spec.output / name) == file["bytes"] for name, file in marker["files"].items()
+            _size(spec.output / name) == file["bytes"] for name, file in _files(marker).items()
         )
+
+    def damage(self, unit: Unit) -> str | None:
+        """Say which file of a finished unit is damaged; reads them all, once."""
+        if unit in self._whole:
+            return None
+        if (why := damage(self.paths, unit)) is None:
+            self._whole.add(unit)
+        return why
+
+    def forget(self, unit: Unit) -> None:
+        """Take back that a unit is done: the next sweep does it again."""
+        with suppress(OSError):  # where nothing can be written
+            self.paths.marker(unit, "DONE").unlink()
 
     def failure(self, spec: UnitSpec) -> str | None:
         """Reason why the unit failed for good in an earlier sweep of the same configuration, if it did."""
         marker = read_record(self.paths.marker(spec.unit, "FAILED"))
-        return marker["reason"] if marker.get("identity") == spec.identity else None
+        return str(marker.get("reason")) if marker.get("identity") == spec.identity else None
 
     def mark_failed(self, spec: UnitSpec, reason: str, details: str, tries: int) -> None:
         """Write the failure marker, with the traceback for those who ask."""
@@ -237,9 +269,33 @@ class RunStore:
         write_json(self.paths.marker(spec.unit, "FAILED"), marker)
 
 
+def damage(paths: RunDirectory, unit: Unit) -> str | None:
+    """Say which file of a unit is missing or not the one that its marker tells of; None if all are."""
+    marker = paths.marker(unit, "DONE")
+    for name, file in _files(read_record(marker)).items():
+        path = paths.output(unit) / name
+        if not path.exists() or file_digest(path) != file["sha256"]:
+            return f"{path} is damaged: it is not what {unit} wrote; rayasd sweep does that again"
+    return None
+
+
+def _files(marker: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give size and sha256 of each file that a marker names; those of a damaged one fit no file."""
+    files = marker.get("files", {})
+    whole = isinstance(files, dict) and all(
+        isinstance(file, dict) and {"bytes", "sha256"} <= file.keys() for file in files.values()
+    )
+    return files if whole else {"DONE": {"bytes": -2, "sha256": ""}}
+
+
 def _folders(root: Path) -> list[Path]:
     """List a folder and all below it; none if it is not there."""
     return [path for path in (root, *root.rglob("*")) if path.is_dir()]
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # there is none, or its file system is read-only by now
+        path.unlink()
 
 
 def _remove_if_empty(folder: Path) -> None:

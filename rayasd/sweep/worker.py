@@ -12,9 +12,10 @@ from typing import Any
 
 from rayasd import __version__
 from rayasd.errors import UserError
-from rayasd.files import remove_unfinished
+from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
-from rayasd.sweep.store import mark_done
+from rayasd.sweep.plan import prerequisite
+from rayasd.sweep.store import damage, mark_done
 from rayasd.unit import Progress, RunDirectory, Stopped, Unit, UnitSpec
 
 _STAGE_FUNCTIONS = {
@@ -40,6 +41,10 @@ class Outcome:
     """The run was asked to stop; the unit has saved where it stands."""
     host_lost: bool = False
     """Its host went, with all that ran there."""
+    lacks_storage: bool = False
+    """A disk is full, read-only or gone: all others would meet the same, and nothing is held against the unit."""
+    damaged: Unit | None = None
+    """What it builds on is not what was written."""
     pause_seconds: float = 0.0
     """How long to wait before trying again: what it lacked may be free then."""
 
@@ -48,6 +53,11 @@ def do_unit(spec: UnitSpec) -> Outcome:
     """Do a unit and mark it done; never raises because of the unit's own failure."""
     reporter = FileReporter(spec.run, spec.unit, spec.stop)
     try:
+        if not spec.run.catalog.exists():
+            raise gone(spec.run.root)  # or it would be made anew below where it was mounted
+        needed = prerequisite(spec.unit, spec.config)
+        if needed is not None and (why := damage(spec.run, needed)):
+            return Outcome(spec.unit, why, hopeless=True, damaged=needed)
         spec.output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(spec.output)
         reporter(Progress(0, 0))  # the first sign of life, before imports that take seconds
@@ -66,6 +76,9 @@ def do_unit(spec: UnitSpec) -> Outcome:
     except Stopped:
         return Outcome(spec.unit, stopped=True)
     except Exception as error:
+        trouble = storage_error(error, spec.run.root) if spec.run.catalog.exists() else gone(spec.run.root)
+        if trouble is not None:
+            return Outcome(spec.unit, str(trouble), traceback.format_exc(), hopeless=True, lacks_storage=True)
         hopeless = isinstance(error, UserError)
         reason = str(error) if hopeless else f"{type(error).__name__}: {error}"
         return Outcome(spec.unit, " ".join(reason.split())[:500], traceback.format_exc(), hopeless)
@@ -108,8 +121,9 @@ class FileReporter:
         self.written = moment
         path = self.run.progress(self.unit)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
-        os.replace(temporary, path)  # not flushed: losing it loses nothing
+        with suppress_full():  # there may be room again when it matters
+            temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
+            os.replace(temporary, path)  # not flushed: losing it loses nothing
         self.stopping = self.stop is not None and self.stop.exists()
         return self.stopping
 

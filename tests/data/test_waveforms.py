@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from rayasd.data import decoding
 from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
-from rayasd.errors import UserError
+from rayasd.errors import Interrupted, UserError
 from tests.conftest import RATE, write_clip, write_tree
 
 
@@ -205,3 +206,13 @@ def test_the_rules_are_part_of_the_key(root: Path, tmp_path: Path):
     first = decode(scan(root), config, tmp_path)
     second = decode(scan(root), replace(config, channel="mean"), tmp_path)
     assert data_fingerprint(first)["fan"] != data_fingerprint(second)["fan"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_the_decoding_is_an_interruption():
+    with pytest.raises(Interrupted, match="decoded clips was killed"), decoding.processes(3000, 2) as over:
+        list(over(_end_the_process, [1, 2]))
+
+
+def _end_the_process(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -54,6 +54,29 @@ def test_each_family_is_what_the_reference_uses():
         np.testing.assert_allclose(scores_of(name), values, rtol=1e-6, err_msg=name)
 
 
+POOR_BANKS = {
+    "three windows": X[:3],
+    "one window": X[:1],
+    "all the same": np.ones((60, 5), np.float32),
+    "two values": np.repeat(X[:2], 30, axis=0),
+    "a line (singular covariance)": np.outer(X[:, 0], np.ones(5)).astype(np.float32),
+    "tiny and huge": X * np.float32([1e-18, 1e18, 1, 1, 1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bank", POOR_BANKS)
+def test_a_poor_bank_gives_finite_scores_or_a_reason(bank: str):
+    for spec in parse_detectors(sorted(FAMILIES), InlierConfig(grid=(1, 4, 32))):
+        detector = spec.build()
+        try:
+            fit_detector(detector, POOR_BANKS[bank], domains=DOMAINS[: len(POOR_BANKS[bank])], product=2)
+            scores = anomaly_scores(detector, X_TEST)
+        except ValueError:
+            continue
+        assert np.isfinite(scores).all()
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_higher_is_more_anomalous(family: str):
     if family.endswith("-logit"):

@@ -63,7 +63,8 @@ class Page(HTMLParser):
 
 
 def report(run: Path, **options: bool) -> Page:
-    report_run(run, None, (), **{"all_systems": False, "oracle": False, "with_audio": False, **options})
+    default = dict.fromkeys(("all_systems", "oracle", "sections", "with_audio"), False)
+    report_run(run, None, (), **(default | options))
     return Page(RunDirectory(run).html)
 
 

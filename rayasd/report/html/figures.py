@@ -83,7 +83,7 @@ def heat_colours(auc: float) -> tuple[str, str]:
     end, amount = (_HIGH, share) if share > 0 else (_LOW, -share / 0.6)
     colour = _MIDDLE + (end - _MIDDLE) * amount
     bright = colour @ [0.299, 0.587, 0.114] > 140
-    return "#" + "".join(f"{round(c):02x}" for c in colour), "#111" if bright else "#fff"
+    return "#" + "".join(f"{round(c):02x}" for c in colour), "#111111" if bright else "#ffffff"
 
 
 def _fitting(words: str, room: float) -> str:

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayasd.parquet import read_parquet
 from rayasd.randomness import generator
 from rayasd.unit import RunDirectory, Unit
 
@@ -70,7 +70,7 @@ def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: 
     if not path.is_file():
         return []
     columns = ["clip", "checkpoint", "embedding"]
-    table = pq.read_table(path, columns=columns, filters=pc.field("clip").isin(sample["clip"]), partitioning=None)
+    table = read_parquet(path, columns=columns, filters=pc.field("clip").isin(sample["clip"]))
     if table.num_rows == 0:
         return []
     last = pc.max(table["checkpoint"]).as_py()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayasd.errors import UserError
+from rayasd.errors import Interrupted, UserError
 from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
 from rayasd.sweep.executors import Counts, Reported, Resources
@@ -24,6 +24,7 @@ OBJECT_STORE_BYTES = 100_000_000
 """Specs and outcomes are small, everything large goes through files: Ray's smallest store is enough."""
 
 _LOOK_SECONDS = 5.0  # between questions which nodes are up
+_HEAD_SECONDS = 30.0  # that the head may be silent; after 60, Ray ends this process without a word of ours
 _HOST_PAUSE_SECONDS = 20.0  # after a host was lost: until then, Ray might send the unit there again
 _MOST_NAMES = 2000
 _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
@@ -64,6 +65,9 @@ class RayExecutor:
             raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         self._dashboard = _dashboard_line(context.dashboard_url)
+        self._head: tuple[str, str, str] = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._head_silent = 0.0
+        """Since when it has not answered."""
         self._metrics = Metrics(run_name, self._name)
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._names: set[str] = set()
@@ -89,6 +93,12 @@ class RayExecutor:
 
     def _look_at_nodes(self) -> None:
         self._looked = time.monotonic()
+        if silent := not self._own and why_silent(self._head[0], int(self._head[2]), 2.0):
+            self._head_silent = self._head_silent or self._looked
+            if time.monotonic() - self._head_silent > _HEAD_SECONDS:
+                raise Interrupted(f"the head of the {self._where} does not answer ({silent})")
+            return  # Ray would wait for it
+        self._head_silent = 0.0
         self._up = [node for node in self._ray.nodes() if node["Alive"]]
         amounts = [node["Resources"] for node in self._up]
         self._nodes = [Resources(amount.get("CPU", 0.0), amount.get("GPU", 0.0)) for amount in amounts]
@@ -160,9 +170,10 @@ class RayExecutor:
 
     def close(self) -> None:
         """Cancel what still runs and leave the cluster; our own ends with us."""
-        for reference, (_, actor) in self._running.items():
-            if actor is None:
-                self._ray.cancel(reference, force=True)
+        if not self._head_silent:
+            for reference, (_, actor) in self._running.items():
+                if actor is None:
+                    self._ray.cancel(reference, force=True)
         self._running.clear()
         self._ray.shutdown()
         if self._token is not None:

@@ -1,0 +1,41 @@
+"""Parquet files whose pages carry checksums, so that a flipped bit is an error and never a number."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.lib import ArrowException
+
+from rayasd.errors import UserError
+from rayasd.files import replacing
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table, whole or not at all."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_parquet(path: Path, remedy: str = "restore it", **options: Any) -> pa.Table:
+    """Read a table.
+
+    Args:
+        path: of the file.
+        remedy: what to do where it is damaged.
+        options: of ``pyarrow.parquet.read_table``.
+
+    Raises:
+        UserError: the file is damaged.
+        OSError: it is missing or cannot be read.
+
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None, **options)
+        _ = table.column_names  # which have no checksum, but must be text
+        return table
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # it is missing, or its disk fails
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} is damaged ({reason}): {remedy}") from None
