@@ -24,7 +24,10 @@ _TROUBLES = {
     errno.ESTALE: "{} cannot be reached: look at its file system",
     errno.ENOTCONN: "{} cannot be reached: look at its file system",
 }
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # the only way to read it, and not one for threads
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PERHAPS_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENOTCONN)
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     temporary = Path(name)
     try:
-        os.fchmod(descriptor, 0o666 & ~_umask())  # mkstemp gives 0600, which others on a shared disk cannot read
+        os.fchmod(descriptor, 0o666 & ~_UMASK)  # mkstemp gives 0600, which others on a shared disk cannot read
         os.close(descriptor)
         yield temporary
         with temporary.open("rb") as file:
@@ -53,12 +56,13 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
-def storage_error(error: BaseException, folder: Path) -> StorageError | None:
+def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
     """Say in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 
     Args:
         error: whatever was raised, perhaps because of something else.
         folder: the place to name where the system names none, or something in it.
+        others: places whose permissions are our matter too.
 
     """
     cause: BaseException | None = error
@@ -67,6 +71,8 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
             return cause if isinstance(cause, StorageError) else None
         if isinstance(cause, OSError) and cause.errno in _TROUBLES:
             named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes) else folder
+            if cause.errno in _PERHAPS_NOT_OURS and (cause.filename is None or not _is_below(named, folder, *others)):
+                return None  # of a socket, or of code that is plugged in
             if named.is_relative_to(folder):
                 named = folder
             elif cause.errno not in (errno.EACCES, errno.EPERM):
@@ -74,6 +80,10 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
             return StorageError(f"{_TROUBLES[cause.errno].format(named)}, then the same command goes on")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def _is_below(path: Path, *folders: Path) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @contextmanager
@@ -140,12 +150,6 @@ def file_digest(path: Path) -> str:
     """Sha256 (hexadecimal) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _sync_directory(directory: Path) -> None:

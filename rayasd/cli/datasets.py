@@ -95,7 +95,7 @@ def _read_all(
         except BadClipError as error:
             return facts, {}, [Oddity(clip, str(error), True)]
         odd = []
-        if facts.container not in _CONTAINERS[Path(clip).suffix.lower()]:
+        if facts.container not in _CONTAINERS.get(Path(clip).suffix.lower(), (facts.container,)):
             odd.append(f"{facts.container} inside, whatever its name says")
         if samples.min() == samples.max():
             odd.append("silent or constant")

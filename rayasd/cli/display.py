@@ -39,7 +39,7 @@ class Display:
     ) -> None:
         self.console, self.paths, self.began, self.publish = console, paths, began, publish
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._drawn = 0.0
+        self._next = 0.0
         self._said: set[str] = set()
 
     def __enter__(self) -> "Display":
@@ -56,9 +56,9 @@ class Display:
         for unit in sweep.moved:
             self._announce(sweep, unit, sweep.states[unit])
         sweep.moved.clear()
-        if time.monotonic() - self._drawn < (_REDRAW_SECONDS if self._live else _PLAIN_SECONDS):
+        began = time.monotonic()
+        if began < self._next:
             return
-        self._drawn = time.monotonic()
         progress = read_progress(self.paths, sweep)
         for reported in progress.values():
             for note in reported.get("notes", ()):
@@ -68,6 +68,8 @@ class Display:
             self._live.update(Group(running_table(progress), Text(self._summary(sweep), style="bold")), refresh=True)
         else:
             self._line(self._summary(sweep))
+        ended = time.monotonic()  # where many units run, reading how far they are takes time
+        self._next = ended + max(_REDRAW_SECONDS if self._live else _PLAIN_SECONDS, 5 * (ended - began))
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
         if state is State.DONE:

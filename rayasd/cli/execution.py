@@ -47,7 +47,7 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
     sweep = survey(store, specs, set(asked), retry_failed=how.retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
-    with _tracked(console, store, sweep, how) as tracking:
+    with _tracked(console, store, sweep, asked, how) as tracking:
         if waiting:
             begun = f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}"
             console.print(begun, highlight=False)
@@ -62,8 +62,10 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
             complete = _report(console, store, sweep, waiting) and complete
     if sweep.damaged and again:
         for unit in sweep.damaged:
-            console.print(Text(f"damaged: {unit}; done again", style="yellow"), soft_wrap=True)
-        return execute(console, store, asked, how, again=False)
+            remedy = "done again" if unit in asked else "rayasd sweep does it again"
+            console.print(Text(f"damaged: {unit}; {remedy}", style="yellow"), soft_wrap=True)
+        if sweep.damaged <= set(asked):
+            return execute(console, store, asked, how, again=False)
     return 0 if complete else 1
 
 
@@ -108,10 +110,11 @@ def _drive(
                 return EXIT_STOPPED
             raise KeyboardInterrupt
     except KeyboardInterrupt:
-        store.record("sweep interrupted")
+        with suppress(OSError):  # where that cannot be written, it is an interruption all the same
+            store.record("sweep interrupted")
         raise
     except (OSError, StorageError) as error:
-        trouble = storage_error(error, store.paths.root)
+        trouble = storage_error(error, store.paths.root, Path("/"))
         if not store.paths.catalog.exists():
             trouble = gone(store.paths.root)
         if trouble is None:
@@ -128,15 +131,17 @@ def _drive(
 
 
 @contextmanager
-def _tracked(console: Console, store: RunStore, sweep: Sweep, how: Execution) -> Iterator[Tracking]:
+def _tracked(
+    console: Console, store: RunStore, sweep: Sweep, asked: Sequence[Unit], how: Execution
+) -> Iterator[Tracking]:
     """Let trackers follow while the block lasts; they have less time to end where we were interrupted."""
-    tracking = Tracking(how.trackers, store.paths, sweep)
+    tracking = Tracking(how.trackers, store.paths, sweep, asked)
     try:
         yield tracking
     except BaseException:
         tracking.close(_SECONDS_TO_TRACK / 10, with_results=False)
         raise
-    tracking.close(_SECONDS_TO_TRACK, with_results=True)
+    tracking.close(_SECONDS_TO_TRACK, with_results=store.part is None)
     for name, problem in tracking.problems.items():
         said = f"not all is in {name} ({problem}): the same command hands over what is missing"
         console.print(Text(said, style="yellow"), soft_wrap=True)

@@ -74,7 +74,7 @@ def main() -> None:
             what = f"{error.strerror}: {error.filename}"
         else:
             what = f"{type(error).__name__}: {error}"
-        trouble = storage_error(error, Path("the folder that is written to"))
+        trouble = storage_error(error, Path("the folder that is written to"), Path("/"))
         click.echo(f"error: {trouble or ' '.join(what.split()) + ' (rayasd --debug … shows where)'}", err=True)
         code = EXIT_UNITS_FAILED
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,5 +1,6 @@
 """One audio file to int16 samples, by declared rules or refused with the reason."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,10 +15,15 @@ from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
 from rayasd.data.headers import contradiction, flac_differs, impossible_length
+from rayasd.errors import StorageError
 
 _RATES = range(1000, 1_000_001)
 _MOST_OVER_FULL_SCALE = 16.0
 """24 dB: what exceeds it was not overdriven but never scaled to ±1, and clipping it would leave noise."""
+_OWN_FAULTS = (
+    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
+)  # fmt: skip
+_SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -55,6 +61,7 @@ def read_facts(path: Path) -> AudioFacts:
 
     Raises:
         BadClipError: no file, not audio, empty, cut off, or with a header that lies.
+        StorageError: its disk or this host fails.
 
     """
     with _opened(path) as (_, _, facts):
@@ -71,7 +78,7 @@ def _opened(path: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts]]
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe that nobody writes to must not keep us
     except OSError as error:
-        raise BadClipError(_reason(error)) from None
+        raise _blame(path, error) from None
     try:
         before = os.fstat(descriptor)
         if kind := what_it_is(before.st_mode):
@@ -79,8 +86,8 @@ def _opened(path: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts]]
         with soundfile.SoundFile(descriptor, closefd=False) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
-            lie = contradiction(descriptor, before.st_size) or impossible_length(file.frames, before.st_size)
-            if lie:
+            size = before.st_size
+            if lie := contradiction(descriptor, size) or impossible_length(descriptor, file.frames, size):
                 raise BadClipError(lie)
             yield (
                 descriptor,
@@ -91,7 +98,7 @@ def _opened(path: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts]]
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise BadClipError("changed while it was read: is it still being written?")
     except (soundfile.LibsndfileError, OSError) as error:
-        raise BadClipError(_reason(error)) from None
+        raise _blame(path, error) from None
     finally:
         os.close(descriptor)
 
@@ -156,6 +163,14 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
 def _ratio(rate: int, wanted: int) -> tuple[int, int]:
     divisor = gcd(rate, wanted)
     return wanted // divisor, rate // divisor
+
+
+def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
+    """Tell a clip that is at fault itself from a disk or a host that is: of these, no clip is left out."""
+    of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
+    if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
+        return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command goes on")
+    return BadClipError(_reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -85,10 +85,14 @@ def scan(source: Path) -> Catalog:
         rows, root = read_manifest(source), source.parent
         oddities: list[Oddity] = []
         for row in rows:
-            status = (root / row["clip"]).stat() if (root / row["clip"]).is_file() else None
-            if status is None:
-                oddities.append(Oddity(row["clip"], f"listed in {source.name} but not there", True))
-            row.update(size=status.st_size if status else -1, mtime_ns=status.st_mtime_ns if status else 0)
+            try:
+                status = (root / row["clip"]).stat()
+            except OSError as error:
+                problem = f"listed in {source.name}, cannot be opened: {error.strerror}"
+                oddities.append(Oddity(row["clip"], problem, True))
+                row.update(size=-1)
+            else:
+                row.update(size=status.st_size, mtime_ns=status.st_mtime_ns)
         rows = [row for row in rows if row["size"] >= 0]
     elif source.is_dir():
         root, rows, oddities = source, [], []

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 _STREAMED = (0, 0xFFFFFFFF)
 """Lengths that a recorder writes who never comes back to say the right one."""
 _PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, either of them with more to say
-_MOST_FRAMES_A_BYTE = 65535  # of FLAC: a block of silence that long takes more than one byte
+_FEWEST_BYTES_A_BLOCK = 11  # of FLAC: header, one constant, checksums
 
 
 def contradiction(descriptor: int, size: int) -> str | None:
@@ -19,14 +19,16 @@ def contradiction(descriptor: int, size: int) -> str | None:
     if len(head) < 12 or head[:4] != b"RIFF":
         return None
     promised = struct.unpack("<I", head[4:8])[0]
-    if promised not in _STREAMED and promised + 8 > size:
+    if promised not in _STREAMED and promised > size:  # some count the eight bytes of this chunk's own head
         return _cut_off(promised + 8 - size)
     return _of_wave(descriptor, size) if head[8:] == b"WAVE" else None
 
 
-def impossible_length(frames: int, size: int) -> str | None:
-    """Tell why no file of ``size`` bytes can hold that many frames."""
-    if frames > size * _MOST_FRAMES_A_BYTE:
+def impossible_length(descriptor: int, frames: int, size: int) -> str | None:
+    """Tell why an open file of ``size`` bytes cannot hold that many frames."""
+    head = os.pread(descriptor, 12, 0)
+    longest_block = int.from_bytes(head[10:12], "big") if head[:4] == b"fLaC" else 65535
+    if frames > size // _FEWEST_BYTES_A_BLOCK * longest_block:
         return f"does not say how long it is, or lies: {frames} frames in {size} bytes"
     return None
 

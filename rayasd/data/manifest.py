@@ -117,7 +117,7 @@ def _row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     )
     if not clip or Path(clip).is_absolute() or ".." in Path(clip).parts:
         raise UserError(f"{place}: path {clip!r} must be relative and stay below the manifest's folder")
-    if not machine or not section or "/" in machine + section:
+    if {machine, section} & {"", ".", ".."} or "/" in machine + section:
         raise UserError(f"{place}: machine and section must be plain names, found {machine!r} and {section!r}")
     for name in (clip, machine, section):
         if problem := name_problem(name):

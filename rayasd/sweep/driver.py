@@ -168,6 +168,7 @@ def drive(
     tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
     queue = Queue(sweep, costs or {})
     running: dict[Unit, Resources] = {}
+    halted: str | None = None  # why nothing more starts
     stranded_since = None
     while True:
         if not store.paths.catalog.exists():
@@ -198,13 +199,13 @@ def drive(
             outcomes.append(Outcome(unit, f"ended after {hang_seconds:g} s without a sign of life"))
         for outcome in outcomes:
             del running[outcome.unit]
-            again = tries.note(outcome)
+            again = tries.note(outcome) and halted is None
             _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again)
             queue.offer(outcome.unit, *sweep.dependents.get(outcome.unit, ()))
             if sweep.states[outcome.unit] is State.FAILED and (fail_fast or outcome.lacks_storage):
-                why = outcome.error if outcome.lacks_storage else "stopped by --fail-fast"
+                halted = outcome.error if outcome.lacks_storage else "stopped by --fail-fast"
                 for unit in sweep.units(State.WAITING):
-                    sweep.move(unit, State.BLOCKED, why)
+                    sweep.move(unit, State.BLOCKED, halted)
 
 
 class Queue:

@@ -76,7 +76,8 @@ def do_unit(spec: UnitSpec) -> Outcome:
     except Stopped:
         return Outcome(spec.unit, stopped=True)
     except Exception as error:
-        trouble = storage_error(error, spec.run.root) if spec.run.catalog.exists() else gone(spec.run.root)
+        there = spec.run.catalog.exists()
+        trouble = storage_error(error, spec.run.root, spec.cache, spec.data_root) if there else gone(spec.run.root)
         if trouble is not None:
             return Outcome(spec.unit, str(trouble), traceback.format_exc(), hopeless=True, lacks_storage=True)
         hopeless = isinstance(error, UserError)

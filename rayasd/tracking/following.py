@@ -2,15 +2,15 @@
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from threading import Event, Thread
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from rayasd.errors import UserError, unknown
+from rayasd.parquet import read_parquet
 from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.executors import Reported
 from rayasd.tracking.tracker import Tracker
@@ -18,6 +18,7 @@ from rayasd.unit import RunDirectory, Unit
 
 TRACKERS = ("tensorboard", "mlflow")
 _LOOK_SECONDS = 5.0
+_MOST_FAILURES = 3  # of one round: the server is away
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -43,8 +44,10 @@ class Tracking:
     to do, hands over what is still missing.
     """
 
-    def __init__(self, names: Sequence[str], paths: RunDirectory, sweep: Sweep) -> None:
-        self._names, self._paths, self._sweep = names, paths, sweep
+    def __init__(self, names: Sequence[str], paths: RunDirectory, sweep: Sweep, units: Collection[Unit]) -> None:
+        """Follow those of the ``units`` that train; others may be another driver's."""
+        self._names, self._paths, self._sweep = list(dict.fromkeys(names)), paths, sweep
+        self._units = [unit for unit in units if unit.stage == "train"]
         self._running: Reported = {}
         self._closing = Event()
         self._with_results = False
@@ -65,36 +68,55 @@ class Tracking:
         if self._names:
             self._thread.join(seconds)
             if self._thread.is_alive():
-                self.problems |= dict.fromkeys(self._names, f"not done after {seconds:g} s")
+                self.problems = dict.fromkeys(self._names, f"not done after {seconds:g} s") | self.problems
 
     def _follow(self) -> None:
-        trackers = [_tracker(name, self._paths) for name in self._names]
+        trackers: dict[str, Tracker] = {}
         last = False
         while not last:
             last = self._closing.wait(_LOOK_SECONDS)
-            for tracker in trackers:
+            for name in self._names:
                 try:
-                    self._hand_over(tracker, last=last)
-                    self.problems.pop(tracker.name, None)
+                    if name not in trackers:
+                        trackers[name] = _tracker(name, self._paths)
+                    problem = self._hand_over(trackers[name], last=last)
                 except Exception as error:  # a tracker may fail in any way, and must not harm the sweep
-                    self.problems[tracker.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                    problem = _said(error)
+                others = {other: why for other, why in self.problems.items() if other != name}
+                self.problems = others | ({name: problem} if problem else {})  # a new one: others read it meanwhile
 
-    def _hand_over(self, tracker: Tracker, *, last: bool) -> None:
-        for unit, state in list(self._sweep.states.items()):
-            ended = state.value if state in (State.DONE, State.FAILED) else None
-            begun = ended or self._running.get(unit, {}).get(
-                "total"
-            )  # before, the history may be an earlier training's
-            if unit.stage == "train" and begun and unit not in tracker.ended:
-                tracker.follow(self._sweep.specs[unit], self._history(unit), ended)
+    def _hand_over(self, tracker: Tracker, *, last: bool) -> str | None:
+        """Hand over what is new; returns the last complaint. What failed comes last in the next round."""
+        problem = None
         if last and self._with_results and self._paths.leaderboard("parquet").exists():
-            board = pq.read_table(self._paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
+            board = read_parquet(self._paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
             tracker.results(board.to_pylist())
+        failed: list[Unit] = []
+        for unit in list(self._units):
+            state = self._sweep.states[unit]
+            ended = state.value if state in (State.DONE, State.FAILED) else None
+            if unit in tracker.ended or not (ended or self._running.get(unit, {}).get("total")):
+                continue  # a history that stands before a training has begun is an earlier one's
+            try:
+                tracker.follow(self._sweep.specs[unit], self._history(unit), ended)
+            except Exception as error:  # this one must not keep the others
+                problem = _said(error)
+                failed.append(unit)
+                if len(failed) == _MOST_FAILURES:
+                    break
+        if failed:
+            self._units = [unit for unit in self._units if unit not in set(failed)] + failed
+        return problem
 
     def _history(self, unit: Unit) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):
             return [json.loads(line) for line in self._paths.history(unit).read_text().splitlines()]
         return []
+
+
+def _said(error: Exception) -> str:
+    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))  # an address may hold a password
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 def _tracker(name: str, paths: RunDirectory) -> Tracker:

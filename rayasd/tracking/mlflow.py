@@ -1,17 +1,21 @@
 """Runs on an MLflow server: one a training, one a ranked system."""
 
 import os
+import re
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 
+from rayasd.files import digest
 from rayasd.nested import flatten
 from rayasd.tracking.tracker import Row, Tracker, metrics
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_VALUE = 1000, 100, 500  # that a server takes at once
+_RESULT = "result"
 _STATUS = {"done": "FINISHED", "failed": "FAILED"}
 
 
@@ -25,16 +29,23 @@ class MLflow(Tracker):
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the terminal is the sweep's
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what fails is offered again anyway
         self._paths = paths
+        self._key = digest(str(paths.root))
+        self._client = MlflowClient()
         self._ids: dict[Unit, str] = {}
 
-    def begin(self, spec: UnitSpec) -> int:
+    def begin(self, spec: UnitSpec) -> int | None:
         """Find the training's run or make one, with its configuration as parameters."""
-        found = self._find(str(spec.unit), spec.identity)
-        run = found or self._create(str(spec.unit).removeprefix("train "), str(spec.unit), spec.identity)
+        found = self._known.get((str(spec.unit), spec.identity))
+        if found is not None:
+            self._ids[spec.unit] = found.info.run_id
+            if found.info.status == _STATUS["done"]:
+                return None
+            if found.info.status != "RUNNING":
+                self._client.update_run(found.info.run_id, status="RUNNING")
+            return max((m.step for m in self._client.get_metric_history(found.info.run_id, "loss")), default=0)
+        run = self._create(str(spec.unit).removeprefix("train "), str(spec.unit), spec.identity)
+        self._known[str(spec.unit), spec.identity] = run
         self._ids[spec.unit] = run.info.run_id
-        if found:
-            self._client.update_run(run.info.run_id, status="RUNNING")
-            return max((m.step for m in self._client.get_metric_history(run.info.run_id, "loss")), default=0)
         settings = flatten({k: v for k, v in spec.config.as_dict().items() if k != "variants"})
         params = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in settings.items()]
         for at in range(0, len(params), _MOST_PARAMS):
@@ -52,35 +63,41 @@ class MLflow(Tracker):
 
     def results(self, entries: Sequence[Row]) -> None:
         """Write each system's scores as metrics of a run, with the leaderboard beside."""
-        while old := self._find("result", ""):
-            self._client.delete_run(old.info.run_id)
+        for old in self._search():
+            if old.data.tags["rayasd.unit"] == _RESULT:
+                self._client.delete_run(old.info.run_id)
         for entry in entries:
-            new = self._create(f"result {entry['variant']}", "result", "")
+            new = self._create(f"result {entry['variant']}", _RESULT, "")
             self._log(new.info.run_id, [(tag, value, 0) for tag, value in metrics(entry).items()])
             for tag in ("detector", "pooling"):
                 self._client.set_tag(new.info.run_id, tag, entry[tag])
             self._client.log_artifact(new.info.run_id, str(self._paths.leaderboard("md")))
             self._client.set_terminated(new.info.run_id)
 
-    @property
-    def _client(self) -> MlflowClient:
-        return MlflowClient()
-
+    @cached_property
     def _experiment(self) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", self._paths.root.name)
+        name = re.sub("[\"'`]", "_", os.environ.get("MLFLOW_EXPERIMENT_NAME", self._paths.root.name))
         known = self._client.get_experiment_by_name(name)
         return known.experiment_id if known else self._client.create_experiment(name)
 
-    def _find(self, what: str, identity: str) -> Run | None:
-        tags = self._tags(what, identity)
-        wanted = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-        return next(iter(self._client.search_runs([self._experiment()], wanted, max_results=1)), None)
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], Run]:
+        """Runs of our trainings, by unit and identity."""
+        return {(run.data.tags["rayasd.unit"], run.data.tags["rayasd.identity"]): run for run in self._search()}
+
+    def _search(self) -> list[Run]:
+        """Find all runs of this run directory; by a digest, since paths may hold what a filter cannot."""
+        found: list[Run] = []
+        token = None
+        while token != "":
+            page = self._client.search_runs([self._experiment], f"tags.`rayasd.key` = '{self._key}'", page_token=token)
+            found += page
+            token = page.token or ""
+        return found
 
     def _create(self, name: str, what: str, identity: str) -> Run:
-        return self._client.create_run(self._experiment(), run_name=name, tags=self._tags(what, identity))
-
-    def _tags(self, what: str, identity: str) -> dict[str, str]:
-        return {"rayasd.run": str(self._paths.root), "rayasd.unit": what, "rayasd.identity": identity}
+        tags = {"rayasd.key": self._key, "rayasd.run": str(self._paths.root), "rayasd.unit": what}
+        return self._client.create_run(self._experiment, run_name=name, tags=tags | {"rayasd.identity": identity})
 
     def _log(self, run_id: str, numbers: Sequence[tuple[str, float, int]]) -> None:
         moment = int(time.time() * 1000)

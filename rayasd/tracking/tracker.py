@@ -23,18 +23,20 @@ class Tracker(ABC):
     def follow(self, spec: UnitSpec, history: Sequence[Row], ended: str | None) -> None:
         """Take what a training's history holds beyond what was taken, and its end: done, failed or None."""
         unit = spec.unit
-        if unit not in self._held:
-            self._held[unit] = self.begin(spec)
-        if new := history[self._held[unit] :]:
+        held = self._held.pop(unit, None)  # known again once all went well: half of it may have been taken
+        if held is None and (held := self.begin(spec)) is None:
+            self.ended.add(unit)
+            return
+        if new := history[held:]:
             self.log(unit, new)
-            self._held[unit] = len(history)
         if ended:
             self.end(unit, ended)
             self.ended.add(unit)
+        self._held[unit] = max(held, len(history))
 
     @abstractmethod
-    def begin(self, spec: UnitSpec) -> int:
-        """Open a training's record, or find it again; returns how many epochs it holds."""
+    def begin(self, spec: UnitSpec) -> int | None:
+        """Open a training's record, or find it again; returns how many epochs it holds, None if it is closed."""
 
     @abstractmethod
     def log(self, unit: Unit, rows: Sequence[Row]) -> None:

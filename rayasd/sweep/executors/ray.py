@@ -27,6 +27,7 @@ _LOOK_SECONDS = 5.0  # between questions which nodes are up
 _HEAD_SECONDS = 30.0  # that the head may be silent; after 60, Ray ends this process without a word of ours
 _HOST_PAUSE_SECONDS = 20.0  # after a host was lost: until then, Ray might send the unit there again
 _MOST_NAMES = 2000
+_SECRET = secrets.token_hex(32)  # one a process: Ray keeps the first that it reads
 _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
 
 _NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
@@ -65,7 +66,9 @@ class RayExecutor:
             raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         self._dashboard = _dashboard_line(context.dashboard_url)
-        self._head: tuple[str, str, str] = ray.get_runtime_context().gcs_address.rpartition(":")
+        head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._head = head.strip("[]"), int(port)
+        self._sees_head = not own and not str(address).startswith("ray://")  # whose client has a port of its own
         self._head_silent = 0.0
         """Since when it has not answered."""
         self._metrics = Metrics(run_name, self._name)
@@ -79,7 +82,7 @@ class RayExecutor:
         self._actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
         self._look_at_nodes()
         try:
-            self._odd = [] if own else check_nodes(ray, self._up)
+            self._odd = [] if own else check_nodes(ray, [node for node in self._up if node["Resources"].get("CPU")])
         except UserError:
             ray.shutdown()
             raise
@@ -93,7 +96,7 @@ class RayExecutor:
 
     def _look_at_nodes(self) -> None:
         self._looked = time.monotonic()
-        if silent := not self._own and why_silent(self._head[0], int(self._head[2]), 2.0):
+        if silent := self._sees_head and why_silent(*self._head, 2.0):
             self._head_silent = self._head_silent or self._looked
             if time.monotonic() - self._head_silent > _HEAD_SECONDS:
                 raise Interrupted(f"the head of the {self._where} does not answer ({silent})")
@@ -133,7 +136,9 @@ class RayExecutor:
         if not self._running:
             time.sleep(timeout)
             return []
-        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        ready, others = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        if ready and others:
+            ready += self._ray.wait(others, num_returns=len(others), timeout=0)[0]
         outcomes = []
         for reference in ready:
             spec, actor = self._running.pop(reference)
@@ -178,6 +183,8 @@ class RayExecutor:
         self._ray.shutdown()
         if self._token is not None:
             self._token.unlink(missing_ok=True)
+            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+                os.environ.pop(name, None)
 
     def _make_room(self, needed: Resources) -> None:
         """End the idle actors where a task may need their CPUs; any of them may be on the one node that has room."""
@@ -264,7 +271,7 @@ def _authenticate(token_file: Path) -> Path | None:
         return None
     descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))
+        file.write(_SECRET)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
     return token_file
