@@ -199,8 +199,8 @@ def drive(
             outcomes.append(Outcome(unit, f"ended after {hang_seconds:g} s without a sign of life"))
         for outcome in outcomes:
             del running[outcome.unit]
-            again = tries.note(outcome) and halted is None
-            _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again)
+            again = tries.note(outcome)
+            _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again, halted=halted)
             queue.offer(outcome.unit, *sweep.dependents.get(outcome.unit, ()))
             if sweep.states[outcome.unit] is State.FAILED and (fail_fast or outcome.lacks_storage):
                 halted = outcome.error if outcome.lacks_storage else "stopped by --fail-fast"
@@ -287,7 +287,7 @@ class _Tries:
         )
 
 
-def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, again: bool) -> None:
+def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, again: bool, halted: str | None) -> None:
     unit, spec = outcome.unit, sweep.specs[outcome.unit]
     store.paths.progress(unit).unlink(missing_ok=True)
     if outcome.stopped:
@@ -297,7 +297,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
         sweep.move(unit, State.DONE)
         store.record("unit done", unit=str(unit))
     elif again:
-        sweep.move(unit, State.WAITING)
+        sweep.move(unit, State.BLOCKED if halted else State.WAITING, halted)
         store.record("unit to be tried again", unit=str(unit), reason=outcome.error, tries=tries)
     else:
         if outcome.damaged:

@@ -155,6 +155,11 @@ def _(root: Path):
     return [put(root, wav() + tail, TRAIN.replace("100", f"10{n}"))[0] for n, tail in enumerate(tails)]
 
 
+@case("length of the whole file, not of what follows", "used", tolerance=0)
+def _(root: Path):
+    put(root, wav(riff=36 + 2 * RATE + 8))
+
+
 @case("wrong block align", "refused", "header that contradicts itself: 4 bytes a frame of 1 x 16 bits")
 def _(root: Path):
     put(root, wav(frame=4))
@@ -198,6 +203,15 @@ def _(root: Path):
     content = bytearray(flac())
     content[21] |= 0x0F
     content[22:26] = b"\xff" * 4
+    return put_flac(root, bytes(content))
+
+
+@case("flac that claims ten days", "refused", "does not say how long it is, or lies: 13824000000 frames")
+def _(root: Path):
+    content = bytearray(flac())
+    frames = 10 * 86400 * RATE
+    content[21] = content[21] & 0xF0 | frames >> 32
+    content[22:26] = struct.pack(">I", frames & 0xFFFFFFFF)
     return put_flac(root, bytes(content))
 
 

@@ -129,3 +129,15 @@ def test_indexing_goes_as_deep_as_folders_do():
     finally:
         subprocess.run(["rm", "-rf", root], check=True)
     assert row["path"] == "d/" * 1100 + "x.wav"
+
+
+def test_a_manifests_clip_that_cannot_be_opened_is_an_oddity_and_names_of_folders_are_no_machines(tmp_path: Path):
+    write_clip(tmp_path / "a.wav", 400.0)
+    lines = ["path,machine,section,domain,split,label", "a.wav,fan,00,source,train,0"]
+    (tmp_path / "clips.csv").write_text("\n".join([*lines, f"{'x' * 300}.wav,fan,00,source,train,0"]))
+    catalog = scan(tmp_path / "clips.csv")
+    assert catalog.table.num_rows == 1
+    assert "File name too long" in catalog.oddities[0].problem
+    (tmp_path / "clips.csv").write_text("\n".join([*lines, "a.wav,..,00,source,train,0"]))
+    with pytest.raises(UserError, match="machine and section must be plain names"):
+        scan(tmp_path / "clips.csv")

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from rayasd.data import decoding
 from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
-from rayasd.errors import Interrupted, UserError
+from rayasd.errors import Interrupted, StorageError, UserError
 from tests.conftest import RATE, write_clip, write_tree
 
 
@@ -216,3 +217,19 @@ def test_a_killed_process_of_the_decoding_is_an_interruption():
 
 def _end_the_process(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_or_host_that_fails_leaves_no_clip_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    catalog = scan(write_tree(tmp_path / "data", ("fan",)))
+    opened = os.open
+
+    def fail(path, flags, *more, **named):
+        if "_0003_" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *more, **named)
+
+    monkeypatch.setattr("rayasd.data.audio.os.open", fail)
+    with pytest.raises(StorageError, match=r"_0003_.*cannot be read as audio: .*look at its disk"):
+        decode(catalog, DataConfig(on_bad_clip="skip"), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.parquet"))

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -135,3 +136,19 @@ def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path
     ends = [event for event in events if "reason" in event]
     assert [event["event"] for event in ends] == ["unit to be tried again", "unit failed"]
     assert "memory" in ends[1]["reason"]
+
+
+AGAIN = """
+import os, sys
+from pathlib import Path
+from rayasd.sweep.executors.ray import RayExecutor
+for _ in range(2):
+    RayExecutor(None, Path(sys.argv[1]), "x", num_cpus=1).close()
+    assert not Path(sys.argv[1]).exists() and "RAY_AUTH_MODE" not in os.environ
+"""
+
+
+def test_a_second_ray_of_one_process_starts(cache: Path, tmp_path: Path):
+    command = [sys.executable, "-c", AGAIN, tmp_path / "token"]
+    done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr

@@ -261,6 +261,15 @@ def test_fail_fast_starts_nothing_more(store: RunStore):
     assert sweep.count(State.DONE) < len(sweep.states) - 3
 
 
+def test_a_worker_that_dies_after_a_halt_is_not_started_again_and_nothing_is_held_against_its_unit(store: RunStore):
+    failed, killed = (Unit("train", "both", machine, 0) for machine in ("fan", "pump"))
+    executor = FakeExecutor({failed: ["hopeless"], killed: ["its worker died"]})
+    sweep = run(store, executor, fail_fast=True)
+    assert executor.log.count(killed) == 1
+    assert (sweep.states[failed], sweep.states[killed]) == (State.FAILED, State.BLOCKED)
+    assert store.failure(specs(store)[killed]) is None
+
+
 def test_one_stage_alone_leaves_the_others(store: RunStore):
     executor = FakeExecutor()
     sweep = run(store, executor, ("train",))
