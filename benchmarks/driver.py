@@ -8,8 +8,9 @@ from benchmarks.measure import Figure, alone
 from benchmarks.recordings import unit
 from rayasd.sweep.driver import State, Sweep, drive, survey
 from rayasd.sweep.executors import Request
+from rayasd.sweep.markers import mark_done
 from rayasd.sweep.plan import Plan
-from rayasd.sweep.store import RunStore, mark_done
+from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, UnitSpec
 

@@ -1,40 +1,30 @@
-"""The leaderboard of a run, written and shown, and two runs compared."""
+"""The leaderboard of a run, written and shown."""
 
-import csv
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from rayasd import __version__, presets
 from rayasd.cli.display import counted, wide_console
 from rayasd.config import Config, EvaluationConfig, from_dict
 from rayasd.data.catalog import Catalog, read_catalog, with_ground_truth, write_catalog
 from rayasd.data.oddities import counted_problems, odd_contents
-from rayasd.errors import UserError, unknown
-from rayasd.evaluation.bootstrap import Cell, CellScores, compare
-from rayasd.evaluation.cells import cell_scores, labels_of
+from rayasd.errors import UserError
+from rayasd.evaluation.cells import labels_of
 from rayasd.evaluation.leaderboard import Leaderboard
-from rayasd.evaluation.published import published_systems, why_not_benchmark
+from rayasd.evaluation.published import why_not_benchmark
 from rayasd.evaluation.scores import Scored
-from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import digest
 from rayasd.nested import merge, nest
 from rayasd.parquet import read_parquet
 from rayasd.report.curves import find_curves
-from rayasd.report.tables import markdown_table, percent
 from rayasd.report.terminal import print_curve, print_leaderboard, print_sections
 from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
+from rayasd.sweep.markers import forget
 from rayasd.sweep.store import RunStore
 from rayasd.unit import RESULTS_VERSION
 
@@ -76,77 +66,6 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> EvaluationConfig
     return from_dict(merge(config.as_dict(), nest(changes))).evaluation
 
 
-def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None], part: str) -> None:
-    """Print which of two systems is better on one part's sections, by how much, and how sure."""
-    console = wide_console()
-    systems: list[dict[Cell, CellScores]] = []
-    rows, rules = [], []
-    for path, variant in zip(runs, variants, strict=True):
-        store, catalog, sweep = open_run(path)
-        evaluation = store.config().evaluation
-        scored_units(store, sweep)  # what is damaged makes the leaderboard stale
-        entries = ranked_entries(store, sweep, catalog, evaluation)
-        entries = {name: entry for name, entry in entries.items() if not name.startswith(ANY_VARIANT)}
-        if variant is not None and variant not in entries:
-            raise unknown(f"variant of {path}", variant, entries)
-        chosen = entries[variant] if variant is not None else next(iter(entries.values()))
-        if chosen["cells_ok"] < chosen["cells_expected"]:
-            raise UserError(f"{path}: {chosen['variant']} is incomplete ({_coverage(chosen)}): rayasd sweep goes on")
-        cells = _entry_cells(store, evaluation, chosen["variant"], part)
-        scored = [*scored_units(store, sweep), *ensembles(store)]
-        systems.append(cell_scores(scored, labels_of(catalog.table), cells, evaluation.year))
-        name = f"{store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
-        rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
-        rules.append(evaluation)
-    year, where = _common_rules(rules, part)
-    if not all(systems):
-        raise UserError(f"no labelled {where} cells to compare on")
-    official, auc = compare(systems[0], systems[1], year)
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for title in ("system", f"official {year} {where}", "AUC", "source AUC", "target AUC"):
-        table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
-    scores = ((official.first, auc.first), (official.second, auc.second))
-    for (name, source, target), (score, mean) in zip(rows, scores, strict=True):
-        table.add_row(Text(name), percent(score), percent(mean), source, target)
-    console.print(table)
-    for measure, result in ((f"official {year} score", official), ("mean AUC", auc)):
-        better = rows[0][0] if result.lead > 0 else rows[1][0]
-        verdict = f"better: {better}" if result.sure else "no sure difference"
-        text = (
-            f"{measure}: the first leads by {percent(result.lead)} points, 95 % interval {percent(result.low)} to "
-            f"{percent(result.high)}, in {percent(result.share)} % of the draws; {verdict}"
-        )
-        console.print(Text(text))
-    console.print(f"paired bootstrap over the test clips of {len(systems[0])} {where} cells", style="dim")
-
-
-def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, str]:
-    """Return the year and what the sections are called that several runs are put side by side on.
-
-    Raises:
-        UserError: the runs are scored by rules that do not go together.
-
-    """
-    found = {(evaluation.year, evaluation.selection, evaluation.development) for evaluation in rules}
-    if len(found) > 1:
-        several = "; ".join(f"{year}, {selection} {' '.join(development)}" for year, selection, development in found)
-        raise UserError(
-            f"the runs are scored by different rules (evaluation.year, .selection, .development: {several})"
-        )
-    return rules[0].year, "held-out" if rules[0].selection == LEAVE_ONE_OUT else part
-
-
-def _entry_cells(store: RunStore, evaluation: EvaluationConfig, variant: str, part: str) -> pa.Table:
-    """Read the cells that count for a variant on one part; leave-one-section-out, all sections are held out."""
-    cells = read_parquet(store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
-    return cells if evaluation.selection == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
-
-
-def _domain_aucs(cells: pa.Table) -> list[float | None]:
-    """Arithmetic mean of AUC over source cells and over target cells."""
-    return [pc.mean(cells.filter(pc.field("domain") == domain)["auc"]).as_py() for domain in ("source", "target")]
-
-
 def ensembles(store: RunStore) -> list[Scored]:
     """List the scores files of a run's ensembles, as its last report wrote them."""
     found = []
@@ -156,63 +75,7 @@ def ensembles(store: RunStore) -> list[Scored]:
     return found
 
 
-def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
-    """Print the ranked systems of several runs together, among published ones where the data are the same."""
-    console = wide_console()
-    rows: list[dict[str, Any]] = []
-    comparable = True
-    rules = []
-    for path in runs:
-        store, catalog, sweep = open_run(path)
-        evaluation = store.config().evaluation
-        rules.append(evaluation)
-        for entry in ranked_entries(store, sweep, catalog, evaluation).values():
-            name = f"{entry['variant']} {entry['detector']} {entry['pooling']}"
-            seeds = counted(entry["num_seeds"], "seed") if entry["num_seeds"] else "all seeds"
-            origin = f"{store.paths.root.name}, {seeds}, {_coverage(entry)}"
-            score, deviation = entry[part], entry[f"{part}_std"]
-            source, target = _domain_aucs(_entry_cells(store, evaluation, entry["variant"], part))
-            rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,
-                         "target_auc": target, "from": origin})  # fmt: skip
-        why_not = _why_not_published(store, sweep, catalog, evaluation, part)
-        if why_not is not None:
-            click.echo(f"{path}: published systems are left out: {why_not}", err=True)
-            comparable = False
-    year, where = _common_rules(rules, part)
-    for system in published_systems(part) if comparable else ():
-        origin = f"published: {system.source}"
-        rows.append({"system": system.name, "score": system.score, "deviation": None, "source_auc": None,
-                     "target_auc": None, "from": origin})  # fmt: skip
-    rows.sort(key=lambda row: -(row["score"] or 0.0))
-    if form == "json":
-        click.echo(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
-        return
-    titles = ["#", "system", f"official {year} {where}", "source AUC", "target AUC", "from"]
-    lines = [
-        [
-            str(i),
-            row["system"],
-            percent(row["score"], row["deviation"]),
-            percent(row["source_auc"]),
-            percent(row["target_auc"]),
-            row["from"],
-        ]
-        for i, row in enumerate(rows, 1)
-    ]
-    if form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])
-    elif form == "md":
-        click.echo(markdown_table(titles, lines))
-    else:
-        table = Table(header_style="bold", pad_edge=False, box=None)
-        for title in titles:
-            table.add_column(title, justify="left" if title in ("system", "from") else "right", no_wrap=True)
-        for line in lines:
-            table.add_row(*map(Text, line), style="dim" if line[-1].startswith("published") else "")
-        console.print(table)
-
-
-def _why_not_published(
+def why_not_published(
     store: RunStore, sweep: Sweep, catalog: Catalog, evaluation: EvaluationConfig, part: str
 ) -> str | None:
     """Say why a run's systems cannot stand among published ones; None when they can."""
@@ -247,7 +110,7 @@ def write_html(
         done=sweep.units(State.DONE),
         problems={u: sweep.reasons.get(u, state) for u, state in sweep.states.items() if state is not State.DONE},
         provenance=_provenance(store, sweep, catalog, evaluation),
-        why_not_published=_why_not_published(store, sweep, catalog, evaluation, board.part),
+        why_not_published=why_not_published(store, sweep, catalog, evaluation, board.part),
     )
     return write_page(run, with_audio=with_audio)
 
@@ -303,7 +166,8 @@ def ranked_entries(
     return {row["variant"]: row for row in sorted(rows, key=lambda row: row["rank"])}
 
 
-def _coverage(entry: Mapping[str, Any]) -> str:
+def coverage(entry: Mapping[str, Any]) -> str:
+    """Say how many of an entry's cells there are."""
     return f"{entry['cells_ok']}/{entry['cells_expected']} cells"
 
 
@@ -368,7 +232,7 @@ def scored_units(store: RunStore, sweep: Sweep) -> list[Scored]:
     """List the finished detect units with their scores; those whose scores are damaged are no longer done."""
     for unit in sweep.units(State.DONE):
         if unit.stage == "detect" and (why := store.damage(unit)):
-            store.forget(unit)
+            forget(store.paths, unit)
             sweep.move(unit, State.FAILED, why)
             sweep.damaged.add(unit)
     return [

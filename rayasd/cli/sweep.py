@@ -106,7 +106,7 @@ def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: s
         rayasd compare runs/mine runs/theirs
         rayasd compare runs/ablation runs/ablation --variants both no-mixup
     """
-    from rayasd.cli.reporting import compare_runs
+    from rayasd.cli.several_runs import compare_runs
 
     compare_runs((first, second), variants or (None, None), part)
 
@@ -157,6 +157,6 @@ def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
         rayasd leaderboard runs/first runs/ablation
         rayasd leaderboard runs/* --part development --format md
     """
-    from rayasd.cli.reporting import show_leaderboard
+    from rayasd.cli.several_runs import show_leaderboard
 
     show_leaderboard(runs, part, form)

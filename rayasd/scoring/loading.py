@@ -18,6 +18,7 @@ from rayasd.inlier.scoring import fit_rows
 from rayasd.parquet import read_parquet
 from rayasd.scoring.model import MachineModel, Parts
 from rayasd.scoring.packing import read_pack
+from rayasd.sweep import markers
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGES, Unit
 
@@ -83,13 +84,13 @@ def parts_of_run(
         raise UserError(f"{folder} has no {chosen.variant}, seed {chosen.seed} of {machine}")
     spec = specs[unit]
     for stage in ("embed", "detect"):
-        if not store.is_done(specs[spec.upstream(stage)]):
+        if not markers.is_done(specs[spec.upstream(stage)]):
             raise UserError(
                 f"{spec.upstream(stage)} of {folder} is not done, or by another version: rayasd sweep (re)does it"
             )
     for stage in STAGES:
         if why := store.damage(earlier := spec.upstream(stage)):
-            store.forget(earlier)
+            markers.forget(store.paths, earlier)
             raise UserError(why)
     embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
     normal = pc.field("split").isin(["train", "validation"])

@@ -9,6 +9,7 @@ from heapq import heappop, heappush
 
 from rayasd.errors import UserError
 from rayasd.files import gone
+from rayasd.sweep import markers
 from rayasd.sweep.executors import Counts, Executor, Request, Resources
 from rayasd.sweep.heartbeats import Heartbeats
 from rayasd.sweep.plan import prerequisite
@@ -103,9 +104,9 @@ def survey(store: RunStore, specs: Mapping[Unit, UnitSpec], asked: Collection[Un
     for unit, spec in specs.items():
         needed = prerequisite(unit, spec.config)
         # what stands on something that is to be done again is to be done again too
-        if (needed is None or sweep.states[needed] is State.DONE) and store.is_done(spec):
+        if (needed is None or sweep.states[needed] is State.DONE) and markers.is_done(spec):
             sweep.move(unit, State.DONE)
-        elif not (retry_failed and unit in asked) and (reason := store.failure(spec)) is not None:
+        elif not (retry_failed and unit in asked) and (reason := markers.failure(spec)) is not None:
             sweep.move(unit, State.FAILED, reason)
         elif unit not in asked:
             sweep.move(unit, State.BLOCKED, f"{unit} has not been done")
@@ -293,7 +294,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
     if outcome.stopped:
         sweep.move(unit, State.WAITING)
         store.record("unit stopped", unit=str(unit))
-    elif outcome.error is None or store.is_done(spec):  # its worker may die with the word that it is done
+    elif outcome.error is None or markers.is_done(spec):  # its worker may die with the word that it is done
         sweep.move(unit, State.DONE)
         store.record("unit done", unit=str(unit))
     elif again:
@@ -301,11 +302,11 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
         store.record("unit to be tried again", unit=str(unit), reason=outcome.error, tries=tries)
     else:
         if outcome.damaged:
-            store.forget(outcome.damaged)
+            markers.forget(store.paths, outcome.damaged)
             sweep.damaged.add(outcome.damaged)
         elif outcome.lacks_storage:
             sweep.lacking.add(unit)
         else:
-            store.mark_failed(spec, outcome.error, outcome.details, tries)
+            markers.mark_failed(spec, outcome.error, outcome.details, tries)
         store.record("unit failed", unit=str(unit), reason=outcome.error, tries=tries)
         sweep.move(unit, State.FAILED, outcome.error)

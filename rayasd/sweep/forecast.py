@@ -12,6 +12,7 @@ from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.files import read_record
 from rayasd.sweep.driver import Queue, State, Sweep
 from rayasd.sweep.executors import Request, Resources
+from rayasd.sweep.markers import is_done
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGES, Stage, Unit, UnitSpec
 
@@ -68,7 +69,7 @@ def measured_speeds(store: RunStore) -> dict[Stage, float]:
     clips = Clips.of(read_catalog(store.paths.catalog, next(iter(specs.values())).data_root))
     for unit, spec in specs.items():
         amount = work(unit, spec.config, clips)
-        if amount and store.is_done(spec):
+        if amount and is_done(spec):
             done[unit.stage] += amount
             seconds[unit.stage] += read_record(store.paths.marker(unit, "DONE"))["seconds"]
     return {stage: done[stage] / seconds[stage] for stage in STAGES if done[stage]}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,10 +14,8 @@ from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import (
     digest,
-    file_digest,
     now,
     read_json,
-    read_record,
     remove_unfinished,
     suppress_full,
     write_json,
@@ -26,6 +23,7 @@ from rayasd.files import (
 )
 from rayasd.nested import flatten
 from rayasd.presets import to_toml
+from rayasd.sweep import markers
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.sweep.provenance import describe_invocation
@@ -232,60 +230,13 @@ class RunStore:
         table = read_catalog(self.paths.catalog, Path()).table
         return digest([table[name].to_pylist() for name in ("clip", "label")])
 
-    def is_done(self, spec: UnitSpec) -> bool:
-        """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
-        marker = read_record(self.paths.marker(spec.unit, "DONE"))
-        return marker.get("identity") == spec.identity and all(
-            _size(spec.output / name) == file["bytes"] for name, file in _files(marker).items()
-        )
-
     def damage(self, unit: Unit) -> str | None:
         """Say which file of a finished unit is damaged; reads them all, once."""
         if unit in self._whole:
             return None
-        if (why := damage(self.paths, unit)) is None:
+        if (why := markers.damage(self.paths, unit)) is None:
             self._whole.add(unit)
         return why
-
-    def forget(self, unit: Unit) -> None:
-        """Take back that a unit is done: the next sweep does it again."""
-        with suppress(OSError):  # where nothing can be written
-            self.paths.marker(unit, "DONE").unlink()
-
-    def failure(self, spec: UnitSpec) -> str | None:
-        """Reason why the unit failed for good in an earlier sweep of the same configuration, if it did."""
-        marker = read_record(self.paths.marker(spec.unit, "FAILED"))
-        return str(marker.get("reason")) if marker.get("identity") == spec.identity else None
-
-    def mark_failed(self, spec: UnitSpec, reason: str, details: str, tries: int) -> None:
-        """Write the failure marker, with the traceback for those who ask."""
-        marker = {
-            "identity": spec.identity,
-            "reason": reason,
-            "tries": tries,
-            "time": now(),
-            "traceback": details,
-        }
-        write_json(self.paths.marker(spec.unit, "FAILED"), marker)
-
-
-def damage(paths: RunDirectory, unit: Unit) -> str | None:
-    """Say which file of a unit is missing or not the one that its marker tells of; None if all are."""
-    marker = paths.marker(unit, "DONE")
-    for name, file in _files(read_record(marker)).items():
-        path = paths.output(unit) / name
-        if not path.exists() or file_digest(path) != file["sha256"]:
-            return f"{path} is damaged: it is not what {unit} wrote; rayasd sweep does that again"
-    return None
-
-
-def _files(marker: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Give size and sha256 of each file that a marker names; those of a damaged one fit no file."""
-    files = marker.get("files", {})
-    whole = isinstance(files, dict) and all(
-        isinstance(file, dict) and {"bytes", "sha256"} <= file.keys() for file in files.values()
-    )
-    return files if whole else {"DONE": {"bytes": -2, "sha256": ""}}
 
 
 def _folders(root: Path) -> list[Path]:
@@ -303,26 +254,6 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def mark_done(spec: UnitSpec, **details: Any) -> None:
-    """Write a unit's marker, last of all its files; names them with sizes and checksums."""
-    paths = spec.run
-    markers = {paths.marker(spec.unit, "DONE"), paths.marker(spec.unit, "FAILED"), paths.progress(spec.unit)}
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(spec.output.iterdir())
-        if path not in markers and not path.name.startswith(".")
-    }
-    marker = {
-        "identity": spec.identity,
-        "files": files,
-        "host": socket.gethostname(),
-        "time": now(),
-        **details,
-    }
-    write_json(paths.marker(spec.unit, "DONE"), marker)
-    paths.marker(spec.unit, "FAILED").unlink(missing_ok=True)
-
-
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Lines that say which settings differ, old value first. A variant that only one side defines is no difference."""
     old, new = flatten(before), flatten(after)
@@ -335,13 +266,6 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
         if json.dumps(a) != json.dumps(b):  # lists and tuples alike
             lines.append(f"{key}: {_short(a)} -> {_short(b)}")
     return lines
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _short(value: Any) -> str:

@@ -14,8 +14,8 @@ from rayasd import __version__
 from rayasd.errors import UserError
 from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
+from rayasd.sweep.markers import damage, mark_done
 from rayasd.sweep.plan import prerequisite
-from rayasd.sweep.store import damage, mark_done
 from rayasd.unit import Progress, RunDirectory, Stopped, Unit, UnitSpec
 
 _STAGE_FUNCTIONS = {

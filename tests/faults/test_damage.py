@@ -17,6 +17,7 @@ from rayasd.errors import StorageError, UserError
 from rayasd.exposure.training import train
 from rayasd.files import storage_error
 from rayasd.sweep.lock import locked
+from rayasd.sweep.markers import is_done
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import do_unit
 from rayasd.unit import Stopped, Unit
@@ -89,10 +90,10 @@ def test_a_unit_is_done_only_by_a_whole_marker_and_whole_files(
     store = RunStore(run)
     unit = Unit("train", "both", "fan", 0)
     spec = store.specs()[unit]
-    assert store.is_done(spec)
+    assert is_done(spec)
     assert store.damage(unit) is None
     damage(run / "models/both/fan/seed=0" / name)
-    assert not RunStore(run).is_done(spec) or RunStore(run).damage(unit) is not None
+    assert not is_done(spec) or RunStore(run).damage(unit) is not None
 
 
 @pytest.mark.slow
@@ -106,7 +107,7 @@ def test_no_flipped_bit_of_a_marker_raises_anything(bench: Bench, tmp_path: Path
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 7
         marker.write_bytes(damaged)
-        RunStore(run).is_done(spec)  # whatever it says, it says it
+        is_done(spec)  # whatever it says, it says it
         RunStore(run).damage(unit)
 
 

@@ -15,7 +15,8 @@ from rayasd.report import write
 from rayasd.sweep.driver import State, drive, survey
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
-from rayasd.sweep.store import RunStore, mark_done
+from rayasd.sweep.markers import mark_done
+from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from tests.cli.test_sweep import wait_until
 from tests.conftest import SpecOf, command_line, environment, run_locally, small_sweep

@@ -18,8 +18,9 @@ from rayasd.sweep import driver, lock
 from rayasd.sweep.driver import Queue, State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.executors.ray import RayExecutor
+from rayasd.sweep.markers import failure, mark_done
 from rayasd.sweep.plan import Plan, prerequisite
-from rayasd.sweep.store import RunStore, differences, mark_done
+from rayasd.sweep.store import RunStore, differences
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, Unit, UnitSpec
 
@@ -267,7 +268,7 @@ def test_a_worker_that_dies_after_a_halt_is_not_started_again_and_nothing_is_hel
     sweep = run(store, executor, fail_fast=True)
     assert executor.log.count(killed) == 1
     assert (sweep.states[failed], sweep.states[killed]) == (State.FAILED, State.BLOCKED)
-    assert store.failure(specs(store)[killed]) is None
+    assert failure(specs(store)[killed]) is None
 
 
 def test_one_stage_alone_leaves_the_others(store: RunStore):
