@@ -68,7 +68,9 @@ def export_onnx(path: Path, parts: Parts, given: Literal["waveform", "mel"]) -> 
     except ImportError:
         raise UserError("ONNX needs a package: pip install 'rayasd[onnx]'") from None
     if not parts.weights:
-        raise UserError(f"{parts.config.network.extractor} is a control, with no network to export")
+        raise UserError(
+            f"{parts.config.network.extractor} is a control, with no network to export: --variant names another"
+        )
     checkpoint = max(parts.weights)
     extractor = Extractor(parts.config, len(parts.products), load_pretrained=False).eval()
     extractor.load_state_dict(dict(parts.weights[checkpoint]))

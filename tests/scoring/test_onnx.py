@@ -69,7 +69,7 @@ def test_convolved_spectrograms_are_the_front_ends(power: float, normalized: boo
 
 def test_the_command_exports_a_run_and_refuses_a_control(tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd):
     run = run_locally(tree, cache, tmp_path / "run", "--variants", "both,statistics")
-    exported = rayasd("export", "onnx", run, "--machine", "fan", "-o", tmp_path / "fan.onnx")
+    exported = rayasd("export", "onnx", run, "--machine", "fan", "--variant", "both", "-o", tmp_path / "fan.onnx")
     assert exported.returncode == 0, exported.stderr
     onnxruntime.InferenceSession(tmp_path / "fan.onnx", providers=["CPUExecutionProvider"])
     refused = rayasd("export", "onnx", run, "--machine", "fan", "--variant", "statistics")

@@ -37,7 +37,7 @@ def run(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "fan.rayasd"
-    write_pack(path, parts_of_run(run, "fan"), licence="CC-BY-4.0")
+    write_pack(path, parts_of_run(run, "fan", "both"), licence="CC-BY-4.0")
     return path
 
 
@@ -93,7 +93,7 @@ def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Pat
 
 def test_a_packed_model_scores_as_the_run_does(run: Path, packed: Path, tree: Path):
     clips = sorted((tree / "fan/source_test").iterdir())
-    assert list(load(packed).score(clips)) == list(load(run, machine="fan").score(clips))
+    assert list(load(packed).score(clips)) == list(load(run, machine="fan", variant="both").score(clips))
     assert read_pack(packed).provenance["licence"] == "CC-BY-4.0"
     with pytest.raises(UserError, match="of fan, not of pump"):
         load(packed, machine="pump")
