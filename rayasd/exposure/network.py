@@ -139,7 +139,7 @@ def save_extractor(folder: Path, extractor: Extractor, config: Config, sections:
 def save_weights(path: Path, extractor: Extractor) -> None:
     """Write an extractor's weights."""
     state = {name: value.contiguous().cpu() for name, value in extractor.state_dict().items()}
-    with replacing(path) as temporary:
+    with replacing(path, parents=False) as temporary:
         temporary.write_bytes(save(state))  # save_file hides what the system said, and permissions
 
 

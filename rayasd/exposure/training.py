@@ -268,7 +268,7 @@ def _checkpoint(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, h
     }
     buffer = io.BytesIO()  # torch would hide what the system said of a full disk
     torch.save(state, buffer)
-    with replacing(spec.output / STATE) as path:
+    with replacing(spec.output / STATE, parents=False) as path:
         path.write_bytes(buffer.getbuffer())
 
 
@@ -294,6 +294,6 @@ def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compu
 
 
 def _write_history(spec: UnitSpec, history: list[dict[str, Any]]) -> None:
-    # first of what an epoch writes: where the run has been unmounted, nothing is made below
+    # parents=False, here and for weights: where the run has been unmounted, nothing is made below
     with replacing(spec.run.history(spec.unit), parents=False) as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
