@@ -38,7 +38,7 @@ def export_dcase(
     check_label(label)
     store, catalog, sweep = open_run(run_dir)
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
-    scored_units(store, sweep)  # what is damaged makes the leaderboard stale
+    units = scored_units(store, sweep)  # first: what is damaged makes the leaderboard stale
     ranked = ranked_entries(store, sweep, catalog, config.evaluation)
     entries = [name for name in ranked if not name.startswith(ANY_VARIANT)]
     if variant is not None and variant not in entries:
@@ -51,7 +51,7 @@ def export_dcase(
     chosen = None if not seeds else seeds[0] if seed is None else seed
     if chosen is not None:
         cells = cells.filter(pc.field("seed") == chosen)
-    files = {(unit.variant, unit.machine, unit.seed): unit for unit in [*scored_units(store, sweep), *ensembles(store)]}
+    files = {(unit.variant, unit.machine, unit.seed): unit for unit in [*units, *ensembles(store)]}
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}

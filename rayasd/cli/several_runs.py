@@ -34,7 +34,7 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     for path, variant in zip(runs, variants, strict=True):
         store, catalog, sweep = open_run(path)
         evaluation = store.config().evaluation
-        scored_units(store, sweep)  # what is damaged makes the leaderboard stale
+        units = scored_units(store, sweep)  # first: what is damaged makes the leaderboard stale
         entries = ranked_entries(store, sweep, catalog, evaluation)
         entries = {name: entry for name, entry in entries.items() if not name.startswith(ANY_VARIANT)}
         if variant is not None and variant not in entries:
@@ -43,8 +43,7 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
         if chosen["cells_ok"] < chosen["cells_expected"]:
             raise UserError(f"{path}: {chosen['variant']} is incomplete ({coverage(chosen)}): rayasd sweep goes on")
         cells = _entry_cells(store, evaluation, chosen["variant"], part)
-        scored = [*scored_units(store, sweep), *ensembles(store)]
-        systems.append(cell_scores(scored, labels_of(catalog.table), cells, evaluation.year))
+        systems.append(cell_scores([*units, *ensembles(store)], labels_of(catalog.table), cells, evaluation.year))
         name = f"{store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
         rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
         rules.append(evaluation)

@@ -85,13 +85,14 @@ def decode(
         for machine in catalog.machines:
             table = catalog.table.filter(pc.field("machine") == machine)
             index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
-            if _index(index) is None or _mended(catalog.root, index, config):
+            decoded = _index(index)
+            if decoded is None or _mended(catalog.root, decoded.schema, config):
 
                 def report(n: int, before: int = done) -> None:
                     on_progress(before + n, catalog.table.num_rows)
 
                 decode_machine(catalog.root, table, config, index, over, report)
-            decoded = read_parquet(index)
+                decoded = read_parquet(index)
             bad = [Oddity(clip, why, True) for clip, why in _bad_clips(decoded.schema)]
             _fail_unless_skipping(bad, config, catalog.root)
             oddities += bad
@@ -206,9 +207,9 @@ def _bad_clips(schema: pa.Schema) -> list[tuple[str, str]]:
     return json.loads(schema.metadata[b"bad_clips"])
 
 
-def _mended(root: Path, index: Path, config: DataConfig) -> bool:
+def _mended(root: Path, index: pa.Schema, config: DataConfig) -> bool:
     """Whether a clip can be used that could not when this index was written: permissions do not show in its time."""
-    for clip, _ in _bad_clips(read_parquet(index).schema):
+    for clip, _ in _bad_clips(index):
         try:
             read_samples(root / clip, config)
         except BadClipError:

@@ -210,5 +210,4 @@ def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
             columns["domain"] += list(domains)
             columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA), path)

@@ -92,7 +92,6 @@ def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
     axes.set(xlabel=curve.setting, ylabel=f"percent, {_sections(leaderboard)} sections", title=curve.name)
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 

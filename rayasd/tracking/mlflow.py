@@ -101,6 +101,6 @@ class MLflow(Tracker):
 
     def _log(self, run_id: str, numbers: Sequence[tuple[str, float, int]]) -> None:
         moment = int(time.time() * 1000)
-        logged = [Metric(tag, value, moment, step) for tag, value, step in numbers if tag != "epoch"]
+        logged = [Metric(tag, value, moment, step) for tag, value, step in numbers]
         for at in range(0, len(logged), _MOST_METRICS):
             self._client.log_batch(run_id, metrics=logged[at : at + _MOST_METRICS])

@@ -41,7 +41,7 @@ class TensorBoard(Tracker):
         records = list(RawEventFileLoader(str(path)).Load())
         os.truncate(path, sum(len(record) + _FRAME_BYTES for record in records))
         if not records:
-            _append(path, [Event(wall_time=time.time(), file_version="brain.Event:2")])
+            _append(path, [_head()])
         return max((Event.FromString(record).step for record in records), default=0)
 
     def log(self, unit: Unit, rows: Sequence[Row]) -> None:
@@ -57,12 +57,15 @@ class TensorBoard(Tracker):
             old.unlink()
         for entry in entries:
             with replacing(self._paths.tensorboard / entry["variant"] / _RESULTS) as path:
-                _append(path, [Event(wall_time=time.time(), file_version="brain.Event:2"), _event("result", entry, 0)])
+                _append(path, [_head(), _event("result", entry, 0)])
+
+
+def _head() -> Event:
+    return Event(wall_time=time.time(), file_version="brain.Event:2")
 
 
 def _event(group: str, row: Row, step: int) -> Event:
-    numbers = {f"{group}/{tag}": value for tag, value in metrics(row).items() if tag != "epoch"}
-    values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+    values = [Summary.Value(tag=f"{group}/{tag}", simple_value=value) for tag, value in metrics(row).items()]
     return Event(wall_time=time.time(), step=step, summary=Summary(value=values))
 
 

@@ -52,6 +52,6 @@ class Tracker(ABC):
 
 
 def metrics(row: Row) -> dict[str, float]:
-    """Pick the finite numbers of a row."""
-    numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
+    """Pick the finite numbers of a row, but for the epoch that they are of."""
+    numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key != "epoch"}
     return {key: value for key, value in numbers.items() if math.isfinite(value)}
