@@ -192,6 +192,11 @@ class Config:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Named sets of overrides; each is trained and ranked as a system of its own."""
 
+    @property
+    def window_length(self) -> int:
+        """Samples that the network sees at once."""
+        return round(self.front_end.window_seconds * self.data.sample_rate)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for JSON or TOML."""
         tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -273,7 +278,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     _check_variants(config.variants)
     if config.exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
-    if config.front_end.window_seconds * config.data.sample_rate <= config.front_end.n_fft / 2:
+    if config.window_length <= config.front_end.n_fft / 2:
         raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
     if config.network.extractor == "statistics" and config.network.embedding_dim % 2:
         raise UserError(

@@ -13,16 +13,18 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd import presets
-from rayasd.cli.display import clip_progress, counted, wide_console
+from rayasd.cli.display import clip_progress, wide_console
 from rayasd.cli.options import choose
 from rayasd.config import Config
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
-from rayasd.data.catalog import Catalog, scan_labelled
+from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, content
+from rayasd.data.ground_truth import scan_labelled
 from rayasd.data.manifest import index_tree, write_manifest
 from rayasd.data.oddities import CONTENT, Oddity, odd_contents
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
+from rayasd.wording import counted
 
 _SHOWN_PATHS = 3
 _CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",)}
@@ -101,7 +103,7 @@ def _read_all(
             odd.append("silent or constant")
         elif np.mean((samples == 32767) | (samples <= -32767)) > _MUCH_CLIPPED:
             odd.append("clipped: more than 1 % of its samples at full scale")
-        if len(samples) < config.front_end.window_seconds * config.data.sample_rate:
+        if len(samples) < config.window_length:
             odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
         held = row | dict(zip(CONTENT[4:], content(samples), strict=True))
         return facts, held, [Oddity(clip, problem, False) for problem in odd]

@@ -21,6 +21,7 @@ from rayasd.files import read_record
 from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.executors import Reported
 from rayasd.unit import RunDirectory, Unit
+from rayasd.wording import counted, elapsed
 
 _REDRAW_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0
@@ -169,18 +170,7 @@ def print_failed_cells(console: Console, cells: pa.Table) -> int:
     return int(once.num_rows)
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a number with its noun: 1 unit, 2 units."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def wide_console() -> Console:
     """Console of the terminal's width; 200 columns where there is no terminal that could be too narrow."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(width=200 if piped else None)
-
-
-def elapsed(seconds: float) -> str:
-    """Write a duration as h:mm:ss."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

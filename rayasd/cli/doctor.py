@@ -30,9 +30,10 @@ def doctor(run_dir: Path, source: Path | None, temp_root: Path, form: str) -> No
     from rich.text import Text
 
     from rayasd import __version__
-    from rayasd.cli.display import counted, wide_console
+    from rayasd.cli.display import wide_console
     from rayasd.cli.options import cache_folder
     from rayasd.cluster.doctor import examine
+    from rayasd.wording import counted
 
     if source is None and "RAYASD_DATA" in os.environ:
         source = Path(os.environ["RAYASD_DATA"])

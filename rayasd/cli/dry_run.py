@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rayasd.cli.display import counted, elapsed
 from rayasd.cli.options import Execution
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
@@ -22,6 +21,7 @@ from rayasd.sweep.forecast import Clips, Forecast, forecast, measured_speeds, ou
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGES, RunDirectory, Stage, UnitSpec
+from rayasd.wording import counted, elapsed, size
 
 _LISTED = 100  # units
 
@@ -198,12 +198,3 @@ def _number(word: str, text: str) -> float:
 def _listed(names: Sequence[object]) -> str:
     shown = [str(name) for name in names]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:3], "…", shown[-1]])
-
-
-def size(count: float) -> str:
-    """Write a number of bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
-from rayasd.cli.display import Display, counted, print_failed_cells, print_failures
+from rayasd.cli.display import Display, print_failed_cells, print_failures
 from rayasd.cli.options import Execution, cache_folder
-from rayasd.cli.reporting import report_stands, scored_units, show_report
-from rayasd.data.catalog import read_catalog
+from rayasd.cli.reporting import show_report
 from rayasd.errors import EXIT_STOPPED, EXIT_UNITS_FAILED, StorageError, UserError
 from rayasd.files import gone, storage_error
 from rayasd.host import usable_cpus, visible_gpus
 from rayasd.parquet import read_parquet
+from rayasd.report.run_report import RunReport
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
@@ -28,6 +28,7 @@ from rayasd.sweep.forecast import Clips, work
 from rayasd.sweep.store import RunStore
 from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.unit import Unit
+from rayasd.wording import counted
 
 _SECONDS_TO_TRACK = 60.0
 
@@ -78,7 +79,7 @@ def _drive(
         KeyboardInterrupt: units are left that could still be done.
 
     """
-    clips = Clips.of(read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"])))
+    clips = Clips.of(store.catalog())
     running = _start(how, store)
     interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
 
@@ -149,15 +150,14 @@ def _tracked(
 
 def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bool:
     """Show the leaderboard; tells whether every ranked system has all its cells."""
-    catalog = read_catalog(store.paths.catalog, Path(store.manifest()["data"]["root"]))
-    evaluation = store.config().evaluation
-    if waiting == 0 and report_stands(store, sweep, catalog, evaluation):
+    report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
+    if waiting == 0 and report.stands():
         console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
     else:
-        scored_units(store, sweep)
+        report.scored()  # finds what is damaged
         if sweep.damaged:
             return False
-        show_report(console, store, sweep, catalog, evaluation)
+        show_report(console, report)
     failed = print_failed_cells(console, read_parquet(store.paths.cells))
     ranked = read_parquet(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
     lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()

@@ -9,17 +9,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd.cli.display import counted, wide_console
-from rayasd.cli.reporting import ensembles, open_run, ranked_entries, scored_units, with_overrides
+from rayasd.cli.display import wide_console
+from rayasd.cli.reporting import with_overrides
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
 from rayasd.evaluation.metrics import harmonic_mean
-from rayasd.evaluation.scores import Key, Scored, read_scores
-from rayasd.evaluation.selection import ANY_VARIANT
+from rayasd.evaluation.scores import Key, Scored, by_name, read_scores
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
 from rayasd.parquet import read_parquet
+from rayasd.report.run_report import RunReport
 from rayasd.unit import Unit
+from rayasd.wording import counted
 
 
 def export_dcase(
@@ -36,14 +37,13 @@ def export_dcase(
 ) -> None:
     """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder."""
     check_label(label)
-    store, catalog, sweep = open_run(run_dir)
+    report = RunReport.of(run_dir)
+    store = report.store
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
-    units = scored_units(store, sweep)  # first: what is damaged makes the leaderboard stale
-    ranked = ranked_entries(store, sweep, catalog, config.evaluation)
-    entries = [name for name in ranked if not name.startswith(ANY_VARIANT)]
+    entries = report.by_rules(config.evaluation).entries(single_variant=True)
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
-    entry = variant or entries[0]
+    entry = variant or next(iter(entries))
     cells = read_parquet(store.paths.cells, filters=[("variant", "=", entry), ("selected", "=", True)])
     seeds = sorted(seed for seed in pc.unique(cells["seed"]).to_pylist() if seed is not None)
     if seed is not None and seed not in seeds:
@@ -51,7 +51,7 @@ def export_dcase(
     chosen = None if not seeds else seeds[0] if seed is None else seed
     if chosen is not None:
         cells = cells.filter(pc.field("seed") == chosen)
-    files = {(unit.variant, unit.machine, unit.seed): unit for unit in [*units, *ensembles(store)]}
+    files = by_name([*report.scored(), *report.ensembles()])
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
@@ -69,7 +69,7 @@ def export_dcase(
                 "clips that all its members have scored (inlier.fit_on=train)"
             )
         num_files += write_results(folder, config.evaluation.year, machine, key.section, scores, limit)
-    members = _members(entry, sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
+    members = _members(entry, report.sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
         label=label,
@@ -86,7 +86,7 @@ def export_dcase(
     of_seed = "" if chosen is None else f", seed {chosen}"
     text = f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"
     wide_console().print(text, highlight=False, soft_wrap=True)
-    ok, expected = (ranked[entry][name] for name in ("cells_ok", "cells_expected"))
+    ok, expected = (entries[entry][name] for name in ("cells_ok", "cells_expected"))
     if ok < expected:
         wide_console().print(f"incomplete: {ok} of {expected} labelled cells have scores", style="yellow")
     if not authors:

@@ -10,13 +10,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.progress import TransferSpeedColumn as SpeedColumn
 from rich.text import Text
 
-from rayasd.cli.display import counted, wide_console
+from rayasd.cli.display import wide_console
 from rayasd.cli.options import choose
 from rayasd.data.downloading import OnProgress, checked_base
 from rayasd.data.fetch import fetch, missing_bytes
 from rayasd.data.zenodo import RECORDS, ZENODO, list_archives
 from rayasd.errors import UserError, unknown
 from rayasd.sweep.lock import locked
+from rayasd.wording import counted, size
 
 _REDRAW_BYTES = 1 << 20
 
@@ -37,8 +38,8 @@ def fetch_data(
     archives = [archive for archive in archives if archive.machine is None or archive.machine in chosen]
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".fetch.lock"):
-        size = missing_bytes(dataset, archives, out) / 1e9
-        plan = f"{dataset}: {counted(len(archives), 'archive')}, {size:.2f} GB to fetch from {base or ZENODO}"
+        to_fetch = size(missing_bytes(dataset, archives, out))
+        plan = f"{dataset}: {counted(len(archives), 'archive')}, {to_fetch} to fetch from {base or ZENODO}"
         console.print(Text(plan), soft_wrap=True)
         with _bars(console) as on_progress:
             done = fetch(
@@ -61,7 +62,7 @@ def _bars(console: Console) -> Iterator[OnProgress]:
             if task is not None and what != before:
                 bars.remove_task(task)
             if what == "done":
-                console.print(Text(f"done     {name}, {total / 1e9:.2f} GB"), soft_wrap=True)
+                console.print(Text(f"done     {name}, {size(total)}"), soft_wrap=True)
             elif task is None or what != before:
                 tasks[name] = what, bars.add_task(escape(f"{what} {name}"), total=total, completed=done)
             elif done == total or abs(done - shown.get(name, 0)) >= _REDRAW_BYTES:

@@ -22,11 +22,11 @@ def gc(runs: tuple[Path, ...], cache: Path | None, hours: float, dry_run: bool) 
         rayasd gc --dry-run runs/*
         rayasd gc runs/night --older-than 24
     """
-    from rayasd.cli.display import counted
     from rayasd.cli.options import cache_folder
     from rayasd.errors import UserError
     from rayasd.sweep import leftovers
     from rayasd.sweep.store import RunStore
+    from rayasd.wording import counted, size
 
     stores = [RunStore(run) for run in runs]
     for store in stores:
@@ -47,9 +47,9 @@ def gc(runs: tuple[Path, ...], cache: Path | None, hours: float, dry_run: bool) 
     removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)
     found, errors = found + removed, errors + failed
     for leftover in found:
-        click.echo(f"{leftover.size / 1e6:9.3f} MB  {leftover.path}  ({leftover.what})")
-    total, verb = sum(leftover.size for leftover in found) / 1e6, "would be removed" if dry_run else "removed"
-    click.echo(f"{counted(len(found), 'leftover')}, {total:.3f} MB {verb}" if found else "nothing is left over")
+        click.echo(f"{size(leftover.size):>8}  {leftover.path}  ({leftover.what})")
+    total, verb = size(sum(leftover.size for leftover in found)), "would be removed" if dry_run else "removed"
+    click.echo(f"{counted(len(found), 'leftover')}, {total} {verb}" if found else "nothing is left over")
     for why in errors:
         click.echo(f"error: {why}", err=True)
     raise SystemExit(1 if errors else 0)

@@ -24,6 +24,7 @@ from rayasd.scoring.loading import load, parts_of_run
 from rayasd.scoring.model import ClipScore, MachineModel
 from rayasd.scoring.packing import write_pack
 from rayasd.scoring.spread import spread
+from rayasd.wording import size
 
 _SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()}
 _POLL_SECONDS, _QUIET_SECONDS = 0.5, 2.0
@@ -92,7 +93,7 @@ def pack_model(run: Path, *, out: Path | None, licence: str, machine: str | None
     write_pack(path, parts, licence)
     systems = parts.systems_of(parts.systems)
     said = f"{path}: {parts.machine}, sections {', '.join(sorted(parts.systems))}, {systems}"
-    wide_console().print(Text(f"{said}, {path.stat().st_size / 1e6:.1f} MB"), soft_wrap=True)
+    wide_console().print(Text(f"{said}, {size(path.stat().st_size)}"), soft_wrap=True)
 
 
 def export_extractor(
@@ -105,7 +106,7 @@ def export_extractor(
     parts = parts_of_run(run, machine, variant, seed, detector, pooling)
     path = out or Path(f"{parts.machine}.onnx")
     export_onnx(path, parts, given)
-    said = f"{path}: {parts.machine}, from {given}, {path.stat().st_size / 1e6:.1f} MB"
+    said = f"{path}: {parts.machine}, from {given}, {size(path.stat().st_size)}"
     wide_console().print(Text(said), soft_wrap=True)
 
 

@@ -13,17 +13,18 @@ import pyarrow.compute as pc
 from rich.table import Table
 from rich.text import Text
 
-from rayasd.cli.display import counted, wide_console
-from rayasd.cli.reporting import coverage, ensembles, open_run, ranked_entries, scored_units, why_not_published
+from rayasd.cli.display import wide_console
+from rayasd.cli.reporting import coverage
 from rayasd.config import EvaluationConfig
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.bootstrap import Cell, CellScores, compare
 from rayasd.evaluation.cells import cell_scores, labels_of
 from rayasd.evaluation.published import published_systems
-from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
+from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.parquet import read_parquet
+from rayasd.report.run_report import RunReport
 from rayasd.report.tables import markdown_table, percent
-from rayasd.sweep.store import RunStore
+from rayasd.wording import counted
 
 
 def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None], part: str) -> None:
@@ -32,21 +33,19 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
     systems: list[dict[Cell, CellScores]] = []
     rows, rules = [], []
     for path, variant in zip(runs, variants, strict=True):
-        store, catalog, sweep = open_run(path)
-        evaluation = store.config().evaluation
-        units = scored_units(store, sweep)  # first: what is damaged makes the leaderboard stale
-        entries = ranked_entries(store, sweep, catalog, evaluation)
-        entries = {name: entry for name, entry in entries.items() if not name.startswith(ANY_VARIANT)}
+        report = RunReport.of(path)
+        entries = report.entries(single_variant=True)
         if variant is not None and variant not in entries:
             raise unknown(f"variant of {path}", variant, entries)
         chosen = entries[variant] if variant is not None else next(iter(entries.values()))
         if chosen["cells_ok"] < chosen["cells_expected"]:
             raise UserError(f"{path}: {chosen['variant']} is incomplete ({coverage(chosen)}): rayasd sweep goes on")
-        cells = _entry_cells(store, evaluation, chosen["variant"], part)
-        systems.append(cell_scores([*units, *ensembles(store)], labels_of(catalog.table), cells, evaluation.year))
-        name = f"{store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
+        cells = _entry_cells(report, chosen["variant"], part)
+        scored, labels = [*report.scored(), *report.ensembles()], labels_of(report.catalog.table)
+        systems.append(cell_scores(scored, labels, cells, report.evaluation.year))
+        name = f"{report.store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
         rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
-        rules.append(evaluation)
+        rules.append(report.evaluation)
     year, where = _common_rules(rules, part)
     if not all(systems):
         raise UserError(f"no labelled {where} cells to compare on")
@@ -85,10 +84,10 @@ def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, st
     return rules[0].year, "held-out" if rules[0].selection == LEAVE_ONE_OUT else part
 
 
-def _entry_cells(store: RunStore, evaluation: EvaluationConfig, variant: str, part: str) -> pa.Table:
+def _entry_cells(report: RunReport, variant: str, part: str) -> pa.Table:
     """Read the cells that count for a variant on one part; leave-one-section-out, all sections are held out."""
-    cells = read_parquet(store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
-    return cells if evaluation.selection == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
+    cells = read_parquet(report.store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
+    return cells if report.evaluation.selection == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
 
 
 def _domain_aucs(cells: pa.Table) -> list[float | None]:
@@ -103,19 +102,17 @@ def show_leaderboard(runs: Sequence[Path], part: str, form: str) -> None:
     comparable = True
     rules = []
     for path in runs:
-        store, catalog, sweep = open_run(path)
-        evaluation = store.config().evaluation
-        rules.append(evaluation)
-        for entry in ranked_entries(store, sweep, catalog, evaluation).values():
+        report = RunReport.of(path)
+        rules.append(report.evaluation)
+        for entry in report.entries().values():
             name = f"{entry['variant']} {entry['detector']} {entry['pooling']}"
             seeds = counted(entry["num_seeds"], "seed") if entry["num_seeds"] else "all seeds"
-            origin = f"{store.paths.root.name}, {seeds}, {coverage(entry)}"
+            origin = f"{report.store.paths.root.name}, {seeds}, {coverage(entry)}"
             score, deviation = entry[part], entry[f"{part}_std"]
-            source, target = _domain_aucs(_entry_cells(store, evaluation, entry["variant"], part))
+            source, target = _domain_aucs(_entry_cells(report, entry["variant"], part))
             rows.append({"system": name, "score": score, "deviation": deviation, "source_auc": source,
                          "target_auc": target, "from": origin})  # fmt: skip
-        why_not = why_not_published(store, sweep, catalog, evaluation, part)
-        if why_not is not None:
+        if (why_not := report.why_not_published(part)) is not None:
             click.echo(f"{path}: published systems are left out: {why_not}", err=True)
             comparable = False
     year, where = _common_rules(rules, part)

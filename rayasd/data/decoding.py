@@ -27,6 +27,7 @@ from rayasd.errors import Interrupted, StorageError
 from rayasd.files import gone, replacing
 from rayasd.host import end_with_parent, freed_memory_kept
 from rayasd.parquet import write_parquet
+from rayasd.wording import size
 
 DECODED_COLUMNS = pa.schema(
     [
@@ -138,11 +139,13 @@ def content(samples: NDArray[np.int16]) -> tuple[int, int, int, str]:
 def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[int | str]:
     """Tell how many samples each clip (and its size in bytes when it was listed) decodes to, or why it does not."""
     lengths: list[int | str] = []
-    for clip, size in clips:
+    for clip, listed in clips:
         try:
             facts = read_facts(root / clip)
-            if facts.size != size:
-                raise BadClipError(f"had {size} bytes when it was listed, now {facts.size}: is it still being written?")
+            if facts.size != listed:
+                raise BadClipError(
+                    f"had {listed} bytes when listed, now {facts.size}: is it still being written?"
+                )
             lengths.append(num_frames(facts, config))
         except BadClipError as error:
             lengths.append(str(error))
@@ -190,6 +193,6 @@ def _need_space(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes + _FREE_SPACE_MARGIN > free:
         raise StorageError(
-            f"the waveform cache needs {num_bytes / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: "
+            f"the waveform cache needs {size(num_bytes)} in {folder}, {size(free)} are free: "
             "choose another place with --cache DIR"
         )

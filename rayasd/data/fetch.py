@@ -19,6 +19,7 @@ from rayasd.data.unpacking import FREE_SPACE_MARGIN, BadArchiveError, move_into_
 from rayasd.data.zenodo import Archive
 from rayasd.errors import UserError
 from rayasd.files import now, read_record, write_json
+from rayasd.wording import size
 
 _UNPACKED_FACTOR = 1.5  # bytes of clips a byte of archive, at most: 1.3 is usual
 _SECONDS_TO_END = 2.0
@@ -157,8 +158,8 @@ def _need_space(dataset: str, missing: Sequence[Archive], place: _Place) -> None
     free = shutil.disk_usage(place.root).free
     if packed + unpacked + FREE_SPACE_MARGIN > free:
         raise UserError(
-            f"{dataset} needs about {(packed + unpacked) / 1e9:.1f} GB more in {place.root} (archives and clips), "
-            f"{free / 1e9:.1f} GB are free: choose another --out, or fewer --machines or --parts"
+            f"{dataset} needs about {size(packed + unpacked)} more in {place.root} (archives and clips), "
+            f"{size(free)} are free: choose another --out, or fewer --machines or --parts"
         )
 
 

@@ -13,7 +13,7 @@ from pyarrow.lib import ArrowException
 from rayasd.data.folders import folders
 from rayasd.data.naming import name_problem, shown
 from rayasd.errors import UserError
-from rayasd.files import replacing
+from rayasd.files import write_csv
 from rayasd.randomness import generator
 
 COLUMNS = ("path", "machine", "section", "domain", "split", "label")
@@ -99,10 +99,7 @@ def index_tree(root: Path, pattern: str, *, test_fraction: float | None = None, 
 
 def write_manifest(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write manifest rows as CSV."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)])
 
 
 def _need_columns(path: Path, columns: Sequence[str]) -> None:

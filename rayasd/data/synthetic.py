@@ -1,6 +1,5 @@
 """Write a DCASE 2021 tree of synthetic machine sounds: a demo and a test bed, never a benchmark of real machines."""
 
-import csv
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,7 @@ import soundfile
 
 from rayasd.data.machine_sounds import MODELS, clip_of, product_of, with_fault
 from rayasd.errors import UserError, unknown
-from rayasd.files import read_json, replacing, write_json
+from rayasd.files import read_json, write_csv, write_json
 from rayasd.host import usable_cpus
 from rayasd.randomness import generator
 
@@ -202,11 +201,6 @@ def _write_tables(out: Path, clips: list[_Clip], kinds: list[str]) -> None:
             file = f"ground_truth_{clip.machine}_section_{clip.section:02}_{clip.domain}_test.csv"
             truth.setdefault(file, []).append((clip.name, int(clip.label == "anomaly")))
     for file, rows in truth.items():
-        _write_csv(out / "ground_truth_data" / file, sorted(rows))
+        write_csv(out / "ground_truth_data" / file, sorted(rows))
     anomalies = [(clip.path, kind) for clip, kind in zip(clips, kinds, strict=True) if kind]
-    _write_csv(out / "attributes.csv", [("clip", "anomaly"), *anomalies])
-
-
-def _write_csv(path: Path, rows: list[tuple[str, object]] | list[tuple[str, int]] | list[tuple[str, str]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    write_csv(out / "attributes.csv", [("clip", "anomaly"), *anomalies])

@@ -14,6 +14,7 @@ from threading import Event
 
 from rayasd.data.downloading import OnProgress, StoppedError
 from rayasd.errors import UserError
+from rayasd.wording import size
 
 FREE_SPACE_MARGIN = 256 << 20
 """Bytes that stay free."""
@@ -148,6 +149,6 @@ def _need_space(name: str, num_bytes: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if num_bytes + FREE_SPACE_MARGIN > free:
         raise UserError(
-            f"{name} unpacks to {num_bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {folder.parent}: make room "
+            f"{name} unpacks to {size(num_bytes)}, {size(free)} are free in {folder.parent}: make room "
             "and run the same command again, it goes on from here"
         )

@@ -83,7 +83,7 @@ def decode(
     tables, oddities, done = [], list(catalog.oddities), 0
     with processes(catalog.table.num_rows, num_processes or usable_cpus()) as over:
         for machine in catalog.machines:
-            table = catalog.table.filter(pc.field("machine") == machine)
+            table = catalog.of(machine)
             index = cache / f"{machine}-{_cache_key(catalog.root, table, config)}.parquet"
             decoded = _index(index)
             if decoded is None or _mended(catalog.root, decoded.schema, config):
@@ -119,7 +119,7 @@ def open_waveforms(
         UserError: the clips are no longer those of the catalog.
 
     """
-    table = catalog.table.filter(pc.field("machine") == machine)
+    table = catalog.of(machine)
     index = cache / f"{table['cache'][0].as_py()}.parquet"
     decoded = _whole(index)
     if decoded is None:
@@ -196,7 +196,7 @@ def data_fingerprint(catalog: Catalog) -> dict[str, str]:
     """Sha256 per machine of what the clips are and hold, wherever they lie; without test labels, which come later."""
     prints = {}
     for machine in catalog.machines:
-        table = catalog.table.filter(pc.field("machine") == machine)
+        table = catalog.of(machine)
         columns = ("clip", "section", "domain", "split", "digest")
         prints[machine] = digest([table[name].to_pylist() for name in columns])
     return prints

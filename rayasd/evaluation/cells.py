@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.bootstrap import Cell, CellScores
 from rayasd.evaluation.metrics import METRICS
-from rayasd.evaluation.scores import Key, Scored, SectionScores, Words, read_scores
+from rayasd.evaluation.scores import Key, Scored, SectionScores, Words, by_name, read_scores
 from rayasd.evaluation.years import CellKind, cell_kinds, is_development
 
 SCHEMA = pa.schema(
@@ -64,7 +64,7 @@ def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year:
 
     """
     wanted: dict[Scored, list[dict[str, Any]]] = {}
-    files = {(unit.variant, unit.machine, unit.seed): unit for unit in scored}
+    files = by_name(scored)
     for row in cells.filter(pc.field("status") == "ok").to_pylist():
         wanted.setdefault(files[row["variant"], row["machine"], row["seed"]], []).append(row)
     found: dict[Cell, list[CellScores]] = {}

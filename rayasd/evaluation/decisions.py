@@ -10,7 +10,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of
-from rayasd.evaluation.scores import Key, Scored, SectionScores, read_scores
+from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name, read_scores
 
 
 def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
@@ -44,7 +44,7 @@ def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
     """Add threshold, precision, recall and F1 to the selected cells that are ok and have an AUC."""
     rows = cells.to_pylist()
-    files = {(unit.variant, unit.machine, unit.seed): unit for unit in scored}
+    files = by_name(scored)
     known: dict[Scored, dict[Key, SectionScores]] = {}
     thresholds: dict[tuple[Scored, Key], float | None] = {}
     for row in rows:

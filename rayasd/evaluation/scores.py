@@ -1,5 +1,6 @@
 """Scores files as arrays: one system's scores of a section's test clips and of its normal training clips."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,11 @@ class SectionScores:
     def failed(self) -> bool:
         """Whether a test clip has no score."""
         return not np.isfinite(self.scores).all()
+
+
+def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:
+    """Sort scores files by variant (or ensemble), machine and seed."""
+    return {(file.variant, file.machine, file.seed): file for file in scored}
 
 
 def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionScores]:

@@ -1,6 +1,5 @@
 """Files of a DCASE Task 2 submission: anomaly scores and decisions of each section (CSV), and a description (YAML)."""
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import SectionScores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
-from rayasd.files import replacing, write_text
+from rayasd.files import write_csv, write_text
 
 MAX_ABBREVIATION = 10
 
@@ -54,9 +53,9 @@ def write_results(folder: Path, year: int, machine: str, section: str, scores: S
     files = result_files(year, machine, section, scores.domains.tolist())
     for file, members in files.items():
         rows = np.flatnonzero(members)[np.argsort(names[members])]
-        _write_csv(folder / f"anomaly_score_{file}", [(names[i], repr(float(scores.scores[i]))) for i in rows])
+        write_csv(folder / f"anomaly_score_{file}", [(names[i], repr(float(scores.scores[i]))) for i in rows])
         decisions = [(names[i], int(scores.scores[i] > threshold)) for i in rows]
-        _write_csv(folder / f"decision_result_{file}", decisions)
+        write_csv(folder / f"decision_result_{file}", decisions)
     return 2 * len(files)
 
 
@@ -125,8 +124,3 @@ def metadata(
         },
         "results": {"development_dataset": {machine: dict(values) for machine, values in results.items()}},
     }
-
-
-def _write_csv(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)

@@ -82,7 +82,7 @@ class BatchLoader:
     ) -> None:
         self.machines = (target, *others)
         self.device = device
-        self.length = round(config.front_end.window_seconds * config.data.sample_rate)
+        self.length = config.window_length
         self.products = torch.from_numpy(target.products())
         self.num_products = len(target.sections)
         scales = [(m.mean, m.deviation) for m in self.machines]

@@ -66,7 +66,7 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report 
         UserError: the machine has no training clips, or too few anomalous ones to set aside.
 
     """
-    table = catalog.table.filter(pc.field("machine") == machine)
+    table = catalog.of(machine)
     split = np.array(table["split"].to_pylist(), dtype=object)
     fraction = spec.config.exposure.validation_fraction
     train = np.flatnonzero(split == "train")

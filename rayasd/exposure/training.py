@@ -156,9 +156,8 @@ def load_target_and_others(
 
     """
     check_outlier_exposure(catalog, [spec.unit.machine])
-    trained = set(catalog.table.filter(catalog.is_train)["machine"].to_pylist())
     target = load_machine(catalog, spec.unit.machine, spec, report)
-    others = [load_machine(catalog, name, spec, report) for name in sorted(trained - {target.name})]
+    others = [load_machine(catalog, name, spec, report) for name in sorted(catalog.trained - {target.name})]
     exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
     return target, [*others, exposed] if len(exposed.training) else others
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from safetensors.torch import load_file
 
 from rayasd import __version__
-from rayasd.data.catalog import Catalog, read_catalog
+from rayasd.data.catalog import Catalog
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.scores import Key, System, read_scores
@@ -94,7 +94,7 @@ def parts_of_run(
             raise UserError(why)
     embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
     normal = pc.field("split").isin(["train", "validation"])
-    catalog = read_catalog(store.paths.catalog, spec.data_root)
+    catalog = store.catalog()
     products, weights = [], {}
     bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
     systems = chosen.systems(bank)
@@ -184,7 +184,7 @@ def _clips(catalog: Catalog, windows: pa.Table) -> pa.Table:
 
 
 def _clip_seconds(catalog: Catalog, machine: str, rate: int) -> float:
-    train = catalog.table.filter(catalog.is_train & (pc.field("machine") == machine))
+    train = catalog.of(machine).filter(catalog.is_train)
     return float(np.median(train["frames"].to_numpy())) / rate
 
 

@@ -173,7 +173,7 @@ class MachineModel:
         except BadClipError as error:
             return [ClipScore(clip, 0.0, 0.0, reason=str(error))]
         rate, windows = self.parts.config.data.sample_rate, self.parts.config.embedding.num_windows
-        length = round(self.parts.config.front_end.window_seconds * rate)
+        length = self.parts.config.window_length
         pieces: list[_Piece | ClipScore] = []
         for start, end in _spans(len(samples), round(self.parts.clip_seconds * rate)):
             first = window_starts(end - start, length, windows)

@@ -74,8 +74,7 @@ def export_onnx(path: Path, parts: Parts, given: Literal["waveform", "mel"]) -> 
     checkpoint = max(parts.weights)
     extractor = Extractor(parts.config, len(parts.products), load_pretrained=False).eval()
     extractor.load_state_dict(dict(parts.weights[checkpoint]))
-    length = round(parts.config.front_end.window_seconds * parts.config.data.sample_rate)
-    example = torch.zeros(2, length)
+    example = torch.zeros(2, parts.config.window_length)
     if given == "mel":
         with torch.no_grad():
             example = extractor.front_end(example)

@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 import pyarrow.compute as pc
 
 from rayasd.config import Config
-from rayasd.data.catalog import Catalog, read_catalog
+from rayasd.data.catalog import Catalog
 from rayasd.files import read_record
 from rayasd.sweep.driver import Queue, State, Sweep
 from rayasd.sweep.executors import Request, Resources
@@ -66,7 +66,7 @@ def measured_speeds(store: RunStore) -> dict[Stage, float]:
     done: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
     specs = store.specs()
-    clips = Clips.of(read_catalog(store.paths.catalog, next(iter(specs.values())).data_root))
+    clips = Clips.of(store.catalog())
     for unit, spec in specs.items():
         amount = work(unit, spec.config, clips)
         if amount and is_done(spec):

@@ -87,6 +87,15 @@ class RunStore:
             reason = f"{self.paths.config} is damaged ({error})"
             raise UserError(f"{reason}: restore it or choose another --run-dir") from None
 
+    def catalog(self) -> Catalog:
+        """Read the decoded catalog, with the labels as they are known now.
+
+        Raises:
+            UserError: it is missing or damaged.
+
+        """
+        return read_catalog(self.paths.catalog, Path(self.manifest()["data"]["root"]))
+
     def plans(self) -> list[Plan]:
         """Read all that has been asked of this run so far."""
         return [
@@ -227,7 +236,7 @@ class RunStore:
 
     def _labels(self) -> str:
         """Digest of the test clips' labels, which decide what is learned where anomalies are trained on."""
-        table = read_catalog(self.paths.catalog, Path()).table
+        table = self.catalog().table
         return digest([table[name].to_pylist() for name in ("clip", "label")])
 
     def damage(self, unit: Unit) -> str | None:

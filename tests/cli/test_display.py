@@ -5,12 +5,13 @@ import pytest
 from rich.console import Console
 
 from rayasd import config as configuration
-from rayasd.cli.display import Display, elapsed, print_failures
+from rayasd.cli.display import Display, print_failures
 from rayasd.cli.options import choose, parse_seeds
 from rayasd.errors import UserError
 from rayasd.files import write_json
 from rayasd.sweep.driver import State, Sweep
 from rayasd.unit import RunDirectory, Unit
+from rayasd.wording import elapsed
 
 TRAIN, EMBED = Unit("train", "both", "fan", 0), Unit("embed", "both", "fan", 0)
 

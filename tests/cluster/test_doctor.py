@@ -61,8 +61,8 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_pa
 @pytest.mark.parametrize(
     ("gpus", "given", "options", "state", "said"),
     [
-        ([GPU], 1, {}, "ok", "1 × H200, 150.0 GB, capability 9.0; torch for CUDA 13.0, driver 580"),
-        ([GPU, GPU], 2, {"visible": "0,1"}, "ok", "2 × H200, 150.0 GB, capability 9.0 (CUDA_VISIBLE_DEVICES=0,1);"),
+        ([GPU], 1, {}, "ok", "1 × H200, 150 GB, capability 9.0; torch for CUDA 13.0, driver 580"),
+        ([GPU, GPU], 2, {"visible": "0,1"}, "ok", "2 × H200, 150 GB, capability 9.0 (CUDA_VISIBLE_DEVICES=0,1);"),
         ([GPU, GPU | {"trouble": "no kernel image"}], 2, {}, "bad", "; GPU 1: no kernel image"),
         ([GPU, GPU], 0, {}, "note", "launch would offer 0: give --gpus 2"),
         ([GPU], 2, {"visible": "0"}, "bad", "driver 580; launch would offer 2, but torch sees 1"),
@@ -120,7 +120,7 @@ def test_memory_that_is_little_is_a_note(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(node, "_cgroup_files", lambda *_: iter(["1000000000", "max"]))
     state, said = node.memory()
     assert state == "note"
-    assert said.startswith("1.0 GB for this cgroup")
+    assert said.startswith("1 GB for this cgroup")
 
 
 def test_the_file_system_of_a_path(tmp_path: Path):

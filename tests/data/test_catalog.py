@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from rayasd.data.catalog import SCHEMA, Catalog, scan, scan_labelled, with_ground_truth, with_labels_of
+from rayasd.data.catalog import SCHEMA, Catalog, scan
+from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
 from rayasd.errors import UserError
 from tests.conftest import write_clip, write_tree
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from rayasd.data.catalog import scan, scan_labelled, with_ground_truth
+from rayasd.data.catalog import scan
+from rayasd.data.ground_truth import scan_labelled, with_ground_truth
 from rayasd.data.machine_sounds import MODELS, clip_of, product_of, with_fault
 from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
 from rayasd.errors import UserError

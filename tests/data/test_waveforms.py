@@ -196,7 +196,7 @@ def test_too_little_space_is_said_before_anything_is_written(
 ):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"needs 0.0 GB .* --cache DIR"):
+    with pytest.raises(UserError, match=r"needs [\d.]+ MB in .*, 1 kB are free: .* --cache DIR"):
         decode(scan(root), DataConfig(), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 

@@ -9,7 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 from rayasd.config import EvaluationConfig
 from rayasd.data.catalog import SCHEMA as CATALOG_SCHEMA
-from rayasd.data.catalog import Catalog, with_ground_truth
+from rayasd.data.catalog import Catalog
+from rayasd.data.ground_truth import with_ground_truth
 from rayasd.evaluation.bootstrap import metric_replicates, official_replicates
 from rayasd.evaluation.cells import cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.leaderboard import rank

@@ -15,7 +15,8 @@ import soundfile
 from rayasd import presets
 from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, read_facts, read_samples
-from rayasd.data.catalog import scan, with_ground_truth
+from rayasd.data.catalog import scan
+from rayasd.data.ground_truth import with_ground_truth
 from rayasd.data.naming import SPLIT_FOLDERS, parse_clip_name
 from rayasd.errors import UserError
 from rayasd.scoring.packing import read_pack, write_pack

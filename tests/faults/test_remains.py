@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rayasd.cli.reporting import open_run, report_stands, with_overrides, write_leaderboard
+from rayasd.cli.reporting import with_overrides
 from rayasd.host import end_with_parent
 from rayasd.report import write
+from rayasd.report.run_report import RunReport
 from rayasd.sweep.driver import State, drive, survey
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
@@ -158,16 +159,16 @@ def test_a_leaderboard_of_which_only_a_part_was_replaced_does_not_stand(
     tree: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = run_locally(tree, cache, tmp_path / "run", "--variants", "statistics")
-    store, catalog, sweep = open_run(run)
-    other_rules = with_overrides(store.config(), ["evaluation.year=2022"])
+    report = RunReport.of(run)
+    report = report.by_rules(with_overrides(report.store.config(), ["evaluation.year=2022"]))
 
     def killed(*arguments: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(write, "_markdown", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_leaderboard(store, sweep, catalog, other_rules)
-    assert not report_stands(store, sweep, catalog, other_rules)
+        report.write()
+    assert not report.stands()
     monkeypatch.undo()
-    write_leaderboard(store, sweep, catalog, other_rules)
-    assert report_stands(store, sweep, catalog, other_rules)
+    report.write()
+    assert report.stands()

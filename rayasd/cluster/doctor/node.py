@@ -15,6 +15,7 @@ from rayasd.cluster.daemon import OBJECT_STORE_BYTES, temporary_folder
 from rayasd.cluster.doctor import Said
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
+from rayasd.wording import size
 
 _OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")
 _LITTLE_MEMORY, _LITTLE_SPACE, _NO_SPACE = 4e9, 5e9, 2e8
@@ -59,7 +60,7 @@ def memory() -> Said:
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = _cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
     limit = min([host, *(int(text) for text in limits if text.isdecimal())])
-    said = f"{_size(limit)} for this cgroup, {_size(host)} on the host"
+    said = f"{size(limit)} for this cgroup, {size(host)} on the host"
     if limit < _LITTLE_MEMORY:
         return "note", f"{said}: little, since a unit takes 1 GB before its data: ask for more (--mem)"
     return "ok", said
@@ -87,7 +88,7 @@ def _cgroup_files(
 def shared_memory() -> Said:
     """Compare the shared memory with the object store that we ask for."""
     free = shutil.disk_usage("/dev/shm").free
-    said = f"{_size(free)} free, {_size(OBJECT_STORE_BYTES)} wanted for Ray's object store"
+    said = f"{size(free)} free, {size(OBJECT_STORE_BYTES)} wanted for Ray's object store"
     if free < OBJECT_STORE_BYTES:
         return "note", f"{said}: Ray falls back to slower files in the temp folder"
     return "ok", said
@@ -184,13 +185,9 @@ def _judged(path: Path, kind: str, notes: list[str]) -> Said:
     free = shutil.disk_usage(_nearest(path)).free
     if free < _LITTLE_SPACE:
         notes = [*notes, "little space: make room, or choose another"]
-    said = "; ".join([f"{path} ({kind}), {_size(free)} free", *notes])
+    said = "; ".join([f"{path} ({kind}), {size(free)} free", *notes])
     return "bad" if free < _NO_SPACE else "note" if notes else "ok", said
 
 
 def _nearest(path: Path) -> Path:
     return next(there for there in (path, *path.parents) if there.exists())
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"

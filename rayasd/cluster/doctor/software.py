@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from rayasd.cluster.doctor import Said
 from rayasd.cluster.placement import Placement
+from rayasd.wording import size
 
 _ASK_TORCH = """
 import json, soundfile, torch, torchaudio
@@ -67,7 +68,7 @@ def torch_and_gpus(environment: Mapping[str, str], place: Placement | None) -> S
     if answer is None:
         return "bad", f"torch, torchaudio and soundfile do not load: {trouble}"
     gpus, driver, visible = answer["gpus"], _driver(), environment.get("CUDA_VISIBLE_DEVICES")
-    kinds = Counter(f"{gpu['name']}, {gpu['bytes'] / 1e9:.1f} GB, capability {gpu['capability']}" for gpu in gpus)
+    kinds = Counter(f"{gpu['name']}, {size(gpu['bytes'])}, capability {gpu['capability']}" for gpu in gpus)
     said = "; ".join(f"{count} × {kind}" for kind, count in kinds.items()) or "no GPU"
     said += "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
     built = f"CUDA {answer['cuda']}" if answer["cuda"] else "CPUs"

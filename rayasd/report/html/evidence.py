@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 
 from rayasd.evaluation.cells import Labels, members_of
 from rayasd.evaluation.decisions import threshold
-from rayasd.evaluation.scores import Key, Scored, SectionScores, read_scores
+from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name, read_scores
 
 FPR: NDArray[np.float64] = np.concatenate([[0.0], np.linspace(0, 0.1, 41)[1:] - 1e-6, np.linspace(0.1, 1, 91)[1:]])
 """False-positive rates at which curves are averaged, (n,); denser where the pAUC is taken."""
@@ -65,7 +65,7 @@ def read_results(
         percentile: of the threshold, where the cells have none.
 
     """
-    files = {(unit.variant, unit.machine, unit.seed): unit for unit in scored}
+    files = by_name(scored)
     sections: dict[tuple[str, int | None], dict[str, list[dict[str, Any]]]] = {}
     chosen = cells.filter(pc.field("selected") & (pc.field("variant") == entry))
     for row in chosen.to_pylist():

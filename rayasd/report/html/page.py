@@ -224,7 +224,7 @@ def _maps(run: ReportedRun) -> dict[str, list[tuple[Map, Markup]]]:
     maps: dict[str, list[tuple[Map, Markup]]] = {}
     embedded = sorted(unit for unit in run.done if unit.stage == "embed" and unit.variant in chosen)
     for machine in sorted({unit.machine for unit in embedded}):
-        sample = draw_sample(run.catalog.table.filter(pc.field("machine") == machine), machine)
+        sample = draw_sample(run.catalog.of(machine), machine)
         for variant, checkpoint in chosen.items():
             unit = next((u for u in embedded if (u.machine, u.variant) == (machine, variant)), None)
             found = [] if unit is None else read_maps(run.paths, unit, checkpoint, sample)

@@ -1,0 +1,148 @@
+"""What is looked at before hours go into a sweep: its detectors, weights and losses, its data, its room on disk."""
+
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+from rayasd.config import Config
+from rayasd.data.anomalies import set_aside
+from rayasd.data.catalog import Catalog, check_outlier_exposure
+from rayasd.errors import StorageError, UserError
+from rayasd.files import file_digest
+from rayasd.host import end_with_parent
+from rayasd.inlier.detectors import parse_detectors
+from rayasd.inlier.pooling import check_poolings
+from rayasd.sweep.forecast import Clips, output_bytes
+from rayasd.sweep.plan import Plan, stages_of
+from rayasd.sweep.store import RunStore
+from rayasd.unit import Stage
+from rayasd.wording import size
+
+
+def check_variants(configs: Mapping[str, Config]) -> dict[str, str]:
+    """Check what needs no data: detectors, poolings, files of weights.
+
+    Args:
+        configs: each variant's resolved configuration.
+
+    Returns:
+        Sha256 of each file of pretrained weights.
+
+    Raises:
+        UserError: an unknown detector or pooling, or a missing file.
+
+    """
+    weights = {}
+    for config in configs.values():
+        parse_detectors(config.inlier.detectors, config.inlier)
+        check_poolings(config.inlier.poolings)
+        if path := config.network.pretrained:
+            if not Path(path).is_file():
+                raise UserError(f"network.pretrained: no such file: {path}")
+            weights[path] = file_digest(Path(path))
+    return weights
+
+
+def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, Config]) -> None:
+    """Make sure that the clips are enough for what is asked.
+
+    Raises:
+        UserError: a machine has no training clips, outlier exposure no second machine, or a test too few anomalies.
+
+    """
+    if any("train" in stages_of(config) for config in configs.values()):
+        check_outlier_exposure(catalog, machines)
+    for machine in machines:
+        for config in configs.values():
+            set_aside(catalog.of(machine), machine, config.exposure)
+
+
+def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
+    """Make sure that no machine lost all its training clips because they could not be used.
+
+    Raises:
+        UserError: one has.
+
+    """
+    if gone := [machine for machine in machines if machine not in catalog.trained]:
+        raise UserError(
+            f"no training clips are left of {', '.join(gone)}: rayasd data check {catalog.root} says why, --machines "
+            "chooses others"
+        )
+
+
+def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
+    """Make each extractor and find each loss once, so that what is wrong there is refused before every unit fails.
+
+    Returns:
+        Number of learned parameters by variant; nothing where that could not be found out.
+
+    Raises:
+        UserError: an extractor that cannot be made, or an unknown loss.
+
+    """
+    alike = {variant: repr((config.network, config.exposure)) for variant, config in configs.items()}
+    different = {alike[variant]: config for variant, config in configs.items()}
+    # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
+    # and ended with us, even if we are killed: it would wait for work for ever
+    with (
+        suppress(BrokenProcessPool),  # it was killed, for memory perhaps: the units will tell
+        ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent, initargs=(signal.SIGKILL,)) as pool,
+    ):
+        sizes = dict(zip(different, pool.map(_make_extractor, different.values()), strict=True))
+        return {variant: sizes[alike[variant]] for variant in configs}
+    return {}
+
+
+def check_space(
+    store: RunStore, config: Config, plan: Plan, catalog: Catalog, num_parameters: Mapping[str, int]
+) -> None:
+    """Refuse a sweep whose results have no room.
+
+    Args:
+        store: the run.
+        config: its configuration.
+        plan: of the sweep.
+        catalog: decoded.
+        num_parameters: learned, by variant; of one that is not named, as its trained weights say.
+
+    Raises:
+        StorageError: what units leave that stand nowhere yet is more than is free.
+
+    """
+    clips, needed = Clips.of(catalog), Counter[Stage]()
+    resolved = {variant: config.variant(variant) for variant in plan.variants}
+    known = {variant: _trained_parameters(store, variant) for variant in plan.variants} | dict(num_parameters)
+    for unit in plan.units(config):
+        if not store.paths.marker(unit, "DONE").exists():
+            needed[unit.stage] += output_bytes(unit, resolved[unit.variant], clips, known[unit.variant])
+    free = shutil.disk_usage(store.paths.root).free
+    if needed.total() > free:
+        parts = ", ".join(f"{stage} {size(count)}" for stage, count in needed.items())
+        raise StorageError(
+            f"this sweep leaves about {size(needed.total())} more in {store.paths.root} ({parts}), {size(free)} are "
+            "free: make room, choose another --run-dir, or ask for less (--dry-run shows how much)"
+        )
+
+
+def _trained_parameters(store: RunStore, variant: str) -> int:
+    """Count the parameters of a variant's trained extractor; 0 where none has been trained."""
+    trained = store.paths.root.glob(f"models/{variant}/*/*/model.safetensors")
+    return max((path.stat().st_size // 4 for path in trained), default=0)
+
+
+def _make_extractor(config: Config) -> int:
+    from rayasd.exposure.losses import find_losses
+    from rayasd.exposure.network import Extractor, make_control
+
+    if config.network.extractor == "network":
+        find_losses(config.exposure)
+        return sum(parameter.numel() for parameter in Extractor(config, 1).parameters())
+    make_control(config)
+    return 0

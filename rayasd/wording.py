@@ -1,0 +1,21 @@
+"""Numbers as people read them."""
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun: 1 unit, 2 units."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def size(num_bytes: float) -> str:
+    """Write a number of bytes, to three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def elapsed(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
