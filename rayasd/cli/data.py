@@ -5,15 +5,17 @@ from typing import Any
 
 import click
 
+from rayasd.cli.options import GROUND_TRUTH
+
 
 @click.group()
 def data() -> None:
-    """Fetch DCASE data sets, check recordings, make synthetic ones, index your own."""
+    """Fetch, check, make or index recordings."""
 
 
 @data.command()
 @click.argument("dataset", metavar="YEAR-NAME")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
 @click.option("--parts", default="all", show_default=True, help="all, or some of dev,eval,ground-truth.")
@@ -24,7 +26,9 @@ def data() -> None:
 def fetch(
     dataset: str, out: Path, machines: str, parts: str, url_base: str | None, num_jobs: int, keep_archives: bool
 ) -> None:
-    """Fetch a DCASE Task 2 data set, dcase2020 to dcase2025, from Zenodo; run again, it goes on where it stopped.
+    """Fetch a DCASE Task 2 data set from Zenodo.
+
+    dcase2020 to dcase2025; run again, it goes on where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -37,11 +41,12 @@ def fetch(
 
 @data.command()
 @click.argument("root", type=click.Path(path_type=Path))
-@click.option("--ground-truth", type=click.Path(path_type=Path),
-              help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.")  # fmt: skip
+@GROUND_TRUTH
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="data.resample=true, data.channel=0 …")
 def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> None:
-    """Count and read every clip below ROOT and name everything odd; exit code 1 when something is unusable.
+    """Count and read every clip below ROOT, and name all that is odd.
+
+    Exit code 1 when something is unusable.
 
     \b
         rayasd data check data/synthetic
@@ -68,7 +73,9 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
               help="0: loud anomalies; 1: faint ones.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def synth(out: Path, machines: str, **plan: Any) -> None:
-    """Write synthetic machine recordings to OUT, laid out and named as DCASE 2021 Task 2.
+    """Write synthetic machine recordings to OUT.
+
+    They are laid out and named as DCASE 2021 Task 2.
 
     \b
         rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
@@ -92,6 +99,7 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
     help="Which normal clips are held out.",
 )
 @click.option(
+    "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Manifest to write; default ROOT/clips.csv.",

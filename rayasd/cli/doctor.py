@@ -5,20 +5,22 @@ from pathlib import Path
 
 import click
 
+from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
+
 
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
               show_default=True, help="Where results are to go; need not be there.")  # fmt: skip
 @click.option("--data", "source", type=click.Path(path_type=Path),
               help="Recordings that must be readable; default $RAYASD_DATA.")  # fmt: skip
-@click.option("--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
-              envvar="RAYASD_TMP", show_envvar=True, show_default=True,
-              help="Node-local folder for Ray's own files; a short path.")  # fmt: skip
+@CACHE
+@TEMP_DIR
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def doctor(run_dir: Path, source: Path | None, temp_root: Path, form: str) -> None:
-    """Check this node: packages, GPUs, CPUs, memory, folders, launcher, ports, tokens.
+def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Path, form: str) -> None:
+    """Look for what could stop a sweep on this node.
 
-    Exit code 1 if anything is bad. Leaves nothing behind.
+    Packages, GPUs, CPUs, memory, folders, launcher, ports, tokens. Exit code 1 if anything is bad. Leaves nothing
+    behind.
 
     \b
         rayasd doctor --run-dir /scratch/runs/night --data /scratch/dcase
@@ -31,13 +33,12 @@ def doctor(run_dir: Path, source: Path | None, temp_root: Path, form: str) -> No
 
     from rayasd import __version__
     from rayasd.cli.display import wide_console
-    from rayasd.cli.options import cache_folder
     from rayasd.cluster.doctor import examine
     from rayasd.wording import counted
 
     if source is None and "RAYASD_DATA" in os.environ:
         source = Path(os.environ["RAYASD_DATA"])
-    findings = examine(os.environ, run_dir=run_dir, cache=cache_folder(None), data=source, temp_root=temp_root)
+    findings = examine(os.environ, run_dir=run_dir, cache=cache_folder(cache), data=source, temp_root=temp_root)
     bad, notes = (sum(finding.state == state for finding in findings) for state in ("bad", "note"))
     host = os.uname().nodename
     if form == "json":

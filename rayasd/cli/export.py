@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
+from rayasd.cli.options import RUN
 from rayasd.cli.score import choice
-from rayasd.cli.sweep import RUN
 
 
 @click.group()
 def export() -> None:
-    """Results in the form that others ask for."""
+    """Write results in the form that others ask for."""
 
 
 @export.command()
@@ -28,9 +28,11 @@ def export() -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.threshold_percentile=95"
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Default RUN/submission/LABEL.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Default RUN/submission/LABEL.")
 def dcase(run: Path, **options: Any) -> None:
-    """Write RUN's scores and decisions as the official CSV files, and the description of the system as YAML.
+    """Write RUN's scores and decisions as official CSV files.
+
+    With them goes the description of the system, as YAML.
 
     \b
         rayasd export dcase runs/first --system-label Doe_Lab_task2_1
@@ -49,7 +51,9 @@ def dcase(run: Path, **options: Any) -> None:
               help="What the network is given: standardised windows, or their mel spectrograms.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.onnx")
 def onnx(run: Path, **options: Any) -> None:
-    """Write the extractor of one of RUN's machines as ONNX: embedding, machine logit and product logits of windows.
+    """Write the extractor of one of RUN's machines as ONNX.
+
+    It gives embedding, machine logit and product logits of windows.
 
     \b
         rayasd export onnx runs/first --machine fan -o fan.onnx

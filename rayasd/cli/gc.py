@@ -4,25 +4,26 @@ from pathlib import Path
 
 import click
 
+from rayasd.cli.options import CACHE, cache_folder
+
 
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
-              help="Decoded waveforms; default $RAYASD_CACHE, else ~/.cache/rayasd.")  # fmt: skip
+@CACHE
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
               help="Age of what goes from the cache and of Ray: others may be writing there.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
 def gc(runs: tuple[Path, ...], cache: Path | None, hours: float, dry_run: bool) -> None:
-    """Remove what killed processes left: of RUNS that nobody drives, of the waveform cache, and of this host's Rays.
+    """Remove what killed processes left behind.
 
-    Unfinished files, locks and tokens of runs; unfinished files, locks and halves in the cache; sessions in Ray's
-    folder ($RAY_TMPDIR/ray, else /tmp/ray) that are yours and whose processes are gone. Results are never touched.
+    Of RUNS that nobody drives, of the waveform cache, and of this host's Rays: unfinished files, locks and tokens
+    of runs; unfinished files, locks and halves in the cache; sessions in Ray's folder ($RAY_TMPDIR/ray, else
+    /tmp/ray) that are yours and whose processes are gone. Results are never touched.
 
     \b
         rayasd gc --dry-run runs/*
         rayasd gc runs/night --older-than 24
     """
-    from rayasd.cli.options import cache_folder
     from rayasd.errors import UserError
     from rayasd.sweep import leftovers
     from rayasd.sweep.store import RunStore

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from rayasd.cli.options import TEMP_DIR
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--job", help="Name that all launchers of this job share; default from Slurm, OpenMPI or MPICH.")
@@ -15,12 +17,11 @@ import click
 @click.option("--node-address", "address", help="IPv4 address of this node; default: what its name resolves to.")
 @click.option("--cpus", type=click.IntRange(min=1), help="CPUs of this node; default: as Slurm gave, else all usable.")
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
-@click.option("--wait", "wait_seconds", type=click.FloatRange(min=1), default=120.0, show_default=True,
+@click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
               help="Seconds until all nodes must have come.")  # fmt: skip
 @click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
               help="Folder that all nodes see, where the launchers meet; default: the current one.")  # fmt: skip
-@click.option("--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
-              show_default=True, help="Node-local folder for Ray's own files; a short path.")  # fmt: skip
+@TEMP_DIR
 @click.option("--on-lost-head", metavar="COMMAND",
               help="Bash command for a node that is left when the head's host is lost without a word.")  # fmt: skip
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -32,7 +33,9 @@ def launch(
     on_lost_head: str | None,
     **place: Any,
 ) -> None:
-    """Run a rayasd COMMAND on a Ray cluster of all nodes of a job; run this once on every node.
+    """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
+
+    This runs once on every node.
 
     \b
         srun --ntasks-per-node=1 rayasd launch -- sweep --data /scratch/dcase --run-dir runs/night

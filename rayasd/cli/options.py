@@ -14,6 +14,23 @@ from rayasd.nested import split_list
 DEFAULT_DATA = Path("data")
 MAX_SEEDS = 10_000
 
+RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+GROUND_TRUTH = click.option(
+    "--ground-truth", type=click.Path(path_type=Path),
+    help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.",
+)  # fmt: skip
+CACHE = click.option(
+    "--cache", type=click.Path(path_type=Path, file_okay=False),
+    help="Decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
+)  # fmt: skip
+DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+PART = click.option("--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True)
+TEMP_DIR = click.option(
+    "--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
+    envvar="RAYASD_TMP", show_envvar=True, show_default=True,
+    help="Node-local folder for Ray's own files; a short path.",
+)  # fmt: skip
+
 
 def data_source(option: Path | None) -> Path:
     """Where the clips are: the option, else $RAYASD_DATA, else data/.
@@ -128,7 +145,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="GPUs of a training unit, a fraction or several of one host; default 1 if there are any."),
         click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
                      help="Processes that train a unit together, data-parallel; default one a GPU."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+        DEVICE,
         click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,
                      help="How often a unit is tried whose worker dies or whose code raises."),
         click.option("--hang-after", "hang_seconds", type=click.FloatRange(min=0), default=900.0, show_default=True,
@@ -137,8 +154,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Seconds that units have after SIGUSR1 to save at their epoch's end."),
         click.option("--retry-failed", is_flag=True, help="Try units again that failed for good earlier."),
         click.option("--fail-fast", is_flag=True, help="Start nothing more after the first failed unit."),
-        click.option("--cache", type=click.Path(path_type=Path, file_okay=False),
-                     help="Decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd."),
+        CACHE,
         click.option("--track", default="", metavar="TRACKERS",
                      help="Show trainings and results in tensorboard, mlflow or both (docs/watching.md)."),
     ]  # fmt: skip

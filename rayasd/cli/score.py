@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.sweep import RUN
+from rayasd.cli.options import DEVICE, RUN
 
 _CHOICE = [
     click.option("--machine", help="Of the run; may be left out where it has one alone."),
@@ -30,16 +30,17 @@ def choice(command: Any) -> Any:
 @click.option("--section", help="Which product; default: the nearest by the product head.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
               show_default=True)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@DEVICE
 @click.option("--address", metavar="HOST:PORT", help="Spread many clips over a standing Ray cluster.")
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(words: tuple[str, ...], **options: Any) -> None:
-    """Score new clips of one machine: score, decision, percentile among normal training clips, worst window.
+    """Score new clips of one machine.
 
-    RUN is a run directory whose report stands. Folders are searched for audio files; - reads names from the input, one
-    a line. Recordings longer than training clips are scored piece by piece.
+    Each gets a score, a decision, its percentile among normal training clips and its worst window. RUN is a run
+    directory whose report stands. Folders are searched for audio files; - reads names from the input, one a line.
+    Recordings longer than training clips are scored piece by piece.
 
     \b
         rayasd score runs/first --machine fan --section 00 new/
@@ -57,9 +58,10 @@ def score(words: tuple[str, ...], **options: Any) -> None:
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd")
 @click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
 def pack(run: Path, **options: Any) -> None:
-    """Make one file of RUN's model of one machine, for rayasd score --model on any host.
+    """Make one file of RUN's model of one machine.
 
-    It holds weights (safetensors), normal embeddings (Parquet), configuration and thresholds (JSON), and no code.
+    For rayasd score --model on any host. It holds weights (safetensors), normal embeddings (Parquet), configuration
+    and thresholds (JSON), and no code.
 
     \b
         rayasd pack runs/first --machine fan -o fan.rayasd

@@ -18,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.cli.display import wide_console
+from rayasd.cluster.spread import spread
 from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.scoring.loading import load, parts_of_run
 from rayasd.scoring.model import ClipScore, MachineModel
 from rayasd.scoring.packing import write_pack
-from rayasd.scoring.spread import spread
 from rayasd.wording import size
 
 _SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()}

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rayasd.cli.options import RUN
+
 if TYPE_CHECKING:
     from rayasd.sweep.driver import Sweep
     from rayasd.sweep.store import RunStore
 
-RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 _LOOK_SECONDS = 2.0
 
 
@@ -20,7 +21,9 @@ _LOOK_SECONDS = 2.0
 @click.option("--watch", is_flag=True, help="Look again every 2 seconds, until nobody works on the run.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def status(run: Path, watch: bool, form: str) -> None:
-    """How far RUN is: who drives it, what runs where, what failed. Reads files alone; needs no Ray.
+    """Show how far RUN is.
+
+    Who drives it, what runs where, what failed. Reads files alone; needs no Ray.
 
     \b
         rayasd status runs/night --watch
@@ -49,9 +52,10 @@ def status(run: Path, watch: bool, form: str) -> None:
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
               help="Wait until nobody works on the run, for so long at most.")  # fmt: skip
 def stop(run: Path, wait_seconds: float) -> None:
-    """Ask whoever drives RUN to stop: units save at their epoch's end, and the sweep exits with 77.
+    """Ask whoever drives RUN to stop.
 
-    It stays stopped: batch scripts do not put it back in the queue. The same command goes on from there.
+    Units save at their epoch's end, and the sweep exits with 77. It stays stopped: batch scripts do not put it back
+    in the queue. The same command goes on from there.
 
     \b
         rayasd stop runs/first --wait 120

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--stop", metavar="ID", help="Interrupt a job; the same command goes on later.")
 @click.option("--list", "list_jobs", is_flag=True, help="List the cluster's jobs.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def submit(
+    context: click.Context,
     command: tuple[str, ...],
     address: str,
     token_file: Path | None,
@@ -36,10 +38,11 @@ def submit(
     stop: str | None,
     list_jobs: bool,
 ) -> None:
-    """Run a rayasd COMMAND as a job of a standing Ray cluster; or --follow, --stop, --list its jobs.
+    """Run a COMMAND of rayasd as a job of a standing Ray cluster.
 
-    Only the command line is sent: rayasd is installed on every node, and the nodes see the same folders. Relative
-    paths are taken from here. The exit code is the job's; Ctrl-C leaves the job running.
+    Or --follow, --stop, --list its jobs. Only the command line is sent: rayasd is installed on every node, and the
+    nodes see the same folders. Relative paths are taken from here. The exit code is the job's; Ctrl-C leaves the
+    job running.
 
     \b
         rayasd submit --address http://HEAD:8265 -- sweep --data /scratch/dcase --run-dir /scratch/runs/night
@@ -48,7 +51,7 @@ def submit(
     """
     if sum(map(bool, (command, follow, stop, list_jobs))) != 1:
         raise UserError("give one of: -- COMMAND, --follow ID, --stop ID, --list")
-    words = with_absolute_paths(command, Path.cwd()) if command else []
+    words = with_absolute_paths(context.find_root().command, command, Path.cwd()) if command else []
     from rayasd.cluster.jobs import Jobs
 
     jobs = Jobs(address, token_file)
@@ -66,16 +69,13 @@ def submit(
             raise SystemExit(_follow(jobs, job, token_file))
 
 
-def with_absolute_paths(words: Sequence[str], folder: Path) -> list[str]:
-    """Make the relative paths of a rayasd command line absolute, defaults too: a job starts in a folder of Ray's.
+def with_absolute_paths(command: click.Command, words: Sequence[str], folder: Path) -> list[str]:
+    """Make the relative paths of a command line absolute, defaults too: a job starts in a folder of Ray's.
 
     Raises:
         UserError: there is no such command.
 
     """
-    from rayasd.cli.main import cli
-
-    command: click.Command = cli
     rest, done = list(words), []
     while rest and isinstance(command, click.Group):
         done.append(rest.pop(0))

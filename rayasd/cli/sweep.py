@@ -6,19 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import Execution, execution_options
+from rayasd.cli.options import GROUND_TRUTH, PART, RUN, Execution, execution_options
 
 if TYPE_CHECKING:
     from rayasd.unit import Stage
-
-RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 
 
 @click.command()
 @click.option("--data", "source", type=click.Path(path_type=Path),
               help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
-@click.option("--ground-truth", type=click.Path(path_type=Path),
-              help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.")  # fmt: skip
+@GROUND_TRUTH
 @click.option("--on-bad-clip", type=click.Choice(["fail", "skip"]),
               help="A clip that cannot be used stops the sweep, or is left out and counted; default fail.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
@@ -45,7 +42,7 @@ RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
               help="Do these machines alone, of a run that is set up; other commands may do the rest.")  # fmt: skip
 @execution_options
 def sweep(**options: Any) -> None:
-    """Train, embed, detect and rank: from recordings to a leaderboard.
+    """From recordings to a leaderboard: train, embed, detect, rank.
 
     Running the same command again goes on where it stopped.
 
@@ -86,9 +83,9 @@ def _stage_command(stage: "Stage", text: str, example: str) -> click.Command:
 
 
 train = _stage_command("train", "Train what is missing of RUN's extractors.", "--machines fan,pump")
-embed = _stage_command("embed", "Embed what is missing of RUN, where the extractors stand.", "--executor local")
+embed = _stage_command("embed", "Embed what is missing of RUN. Its extractors must stand.", "--executor local")
 detect = _stage_command(
-    "detect", "Fit and apply what is missing of RUN's inlier models, where the embeddings stand.", "--retry-failed"
+    "detect", "Fit and apply what is missing of RUN's inlier models. Its embeddings must stand.", "--retry-failed"
 )
 
 
@@ -96,11 +93,12 @@ detect = _stage_command(
 @click.argument("first", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("second", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--variants", nargs=2, metavar="A B", help="A variant of each run; default: the first in rank.")
-@click.option("--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True)
+@PART
 def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: str) -> None:
-    """Which of two runs is better, by how much, and how sure: a paired bootstrap over test clips.
+    """Say which of two runs is better, and how sure that is.
 
-    FIRST and SECOND may be the same run, to compare two of its variants.
+    By a paired bootstrap over test clips, of the official score and of the mean AUC. FIRST and SECOND may be the
+    same run, to compare two of its variants.
 
     \b
         rayasd compare runs/mine runs/theirs
@@ -120,7 +118,9 @@ def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: s
               help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
 @click.option("--oracle", is_flag=True, help="Add the best system in hindsight: marked, never ranked.")
-@click.option("--sections", is_flag=True, help="Add the first entry's AUC by machine, section and domain.")
+@click.option(
+    "--by-section", "sections", is_flag=True, help="Add the first entry's AUC by machine, section and domain."
+)
 @click.option("--with-audio", is_flag=True, help="Put the most wrong clips into report.html to be heard: up to 30 MB.")
 def report(
     run: Path,
@@ -131,10 +131,12 @@ def report(
     sections: bool,
     with_audio: bool,
 ) -> None:
-    """Compute RUN's leaderboard afresh from all scores that stand, print it, and write RUN/report.html.
+    """Compute RUN's leaderboard afresh, print it, write its page.
+
+    It is made of all scores that stand; the page is RUN/report.html.
 
     \b
-        rayasd report runs/first --sections --oracle
+        rayasd report runs/first --by-section --oracle
         rayasd report runs/first --with-audio
         rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy
     """
@@ -146,12 +148,13 @@ def report(
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True)
+@PART
 @click.option("--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True)
 def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
-    """Rank the chosen systems of several RUNS together, by the official score on one part.
+    """Rank the chosen systems of several RUNS together.
 
-    Runs on the whole of DCASE 2021 Task 2 stand among published systems, with the source of each number.
+    By the official score on one part. Runs on the whole of DCASE 2021 Task 2 stand among published systems, with
+    the source of each number.
 
     \b
         rayasd leaderboard runs/first runs/ablation

@@ -15,9 +15,7 @@ from pathlib import Path
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.host import end_with_parent
-
-OBJECT_STORE_BYTES = 100_000_000
-"""Specs and outcomes are small, everything large goes through files; Ray's default is 30 % of the node's memory."""
+from rayasd.sweep.executors import ray_cluster
 
 PORTS_A_BLOCK = 100
 _FIRST_PORT, _NUM_BLOCKS = 20000, 120  # above Ray's own defaults, below the ports that systems give to clients
@@ -31,9 +29,8 @@ _WORKER_PORTS_FROM = 20  # within the block; the rest of it is for workers
 _LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
 
 SETTINGS = {
-    "RAY_AUTH_MODE": "token",  # without it, whoever reaches a port runs code as us
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task without GPUs must not see any
+    **ray_cluster.SETTINGS,
+    "RAY_AUTH_MODE": "token",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",  # workers leave 15 s after a lost head, not 60; 5 kills the driver
     "RAY_grpc_client_keepalive_time_ms": "10000",  # a host that dies without a word is noticed in 20 s, not in 420
     "RAY_grpc_client_keepalive_timeout_ms": "5000",
@@ -124,7 +121,7 @@ def ray_command(placement: Placement, ports: int, folder: Path, head_address: st
         "node-ip-address": placement.address,
         "num-cpus": placement.cpus,
         "num-gpus": placement.gpus,
-        "object-store-memory": OBJECT_STORE_BYTES,
+        "object-store-memory": ray_cluster.OBJECT_STORE_BYTES,
         "min-worker-port": ports + _WORKER_PORTS_FROM,
         "max-worker-port": ports + PORTS_A_BLOCK - 1,
     }

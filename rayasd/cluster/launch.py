@@ -24,6 +24,7 @@ from rayasd.cluster.placement import Placement
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from rayasd.files import read_record, write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
+from rayasd.sweep.executors.ray_cluster import write_token
 
 EXIT_HEAD_LOST = 76
 """A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""
@@ -148,8 +149,7 @@ def _convene(meeting: Meeting) -> None:
         raise UserError(
             f"{meeting.folder} is there: a job of this name runs, or was killed; choose another --job, or delete it"
         ) from None
-    with os.fdopen(os.open(meeting.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    write_token(meeting.token, secrets.token_hex(32))
 
 
 def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds: float, signals: list[int]) -> int:

@@ -143,9 +143,7 @@ def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -
         try:
             facts = read_facts(root / clip)
             if facts.size != listed:
-                raise BadClipError(
-                    f"had {listed} bytes when listed, now {facts.size}: is it still being written?"
-                )
+                raise BadClipError(f"had {listed} bytes when listed, now {facts.size}: is it still being written?")
             lengths.append(num_frames(facts, config))
         except BadClipError as error:
             lengths.append(str(error))

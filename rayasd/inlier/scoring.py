@@ -73,8 +73,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
         detectors = [detector for detector in detectors if not _needs_logits(detector)]
         if not detectors:
             raise UserError(f"{spec.unit}: every detector needs logits, and {spec.config.network.extractor} has none")
-    is_normal = pc.field("split").isin(["train", "validation"])
-    products = sorted(pc.unique(embeddings.filter(is_normal)["section"]).to_pylist())
+    products = sorted(pc.unique(embeddings.filter(fit_rows("train"))["section"]).to_pylist())
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]
     groups = test.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)

@@ -93,7 +93,6 @@ def parts_of_run(
             markers.forget(store.paths, earlier)
             raise UserError(why)
     embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
-    normal = pc.field("split").isin(["train", "validation"])
     catalog = store.catalog()
     products, weights = [], {}
     bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
@@ -111,7 +110,7 @@ def parts_of_run(
         config=spec.config,
         products=tuple(products),
         weights=weights,
-        scale=scaling(_clips(catalog, embeddings.filter(normal))),
+        scale=scaling(_clips(catalog, embeddings.filter(fit_rows("train")))),
         clip_seconds=_clip_seconds(catalog, machine, spec.config.data.sample_rate),
         systems=systems,
         bank=bank,

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rayasd.cli.main import cli
 from rayasd.cli.submit import with_absolute_paths
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command, temporary_folder
 from rayasd.cluster.jobs import Jobs
@@ -175,12 +176,12 @@ def test_one_thing_at_a_time(rayasd: Rayasd):
     ],
 )
 def test_relative_paths_are_taken_from_here(given: str, sent: str):
-    assert with_absolute_paths(given.split(), Path("/here")) == sent.split()
+    assert with_absolute_paths(cli, given.split(), Path("/here")) == sent.split()
 
 
 def test_an_unknown_command_is_not_sent():
     with pytest.raises(UserError, match="did you mean 'sweep'"):
-        with_absolute_paths(["swep"], Path("/here"))
+        with_absolute_paths(cli, ["swep"], Path("/here"))
 
 
 @pytest.mark.parametrize(

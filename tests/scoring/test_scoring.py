@@ -15,13 +15,13 @@ import pytest
 import soundfile
 
 from rayasd.cli.scoring import _harmless
+from rayasd.cluster.spread import spread
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
 from rayasd.scoring import load
 from rayasd.scoring.loading import parts_of_run
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.packing import read_pack, write_pack
-from rayasd.scoring.spread import spread
 from tests.conftest import RATE, Rayasd, command_line, environment, run_locally
 
 SYSTEMS = ("knn-1", "gmm-1", "lof-2", "machine-logit")
@@ -278,7 +278,7 @@ def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path,
 @pytest.mark.slow
 @pytest.mark.ray
 def test_clips_spread_over_ray_score_as_they_do_here(packed: Path, tree: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rayasd.scoring.spread._CHUNK", 3)
+    monkeypatch.setattr("rayasd.cluster.spread._CHUNK", 3)
     clips = list(map(str, sorted((tree / "fan/source_test").iterdir())))
     parts = read_pack(packed)
     there = list(spread(parts, clips, "00", "local", "cpu"))

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from rayasd.cluster.daemon import OBJECT_STORE_BYTES, temporary_folder
+from rayasd.cluster.daemon import temporary_folder
 from rayasd.cluster.doctor import Said
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
+from rayasd.sweep.executors.ray_cluster import OBJECT_STORE_BYTES
 from rayasd.wording import size
 
 _OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")

@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import re
 import secrets
 import signal
 import socket
@@ -15,13 +14,11 @@ from rayasd.errors import Interrupted, UserError
 from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
 from rayasd.sweep.executors import Counts, Reported, Resources
+from rayasd.sweep.executors.ray_cluster import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
 from rayasd.sweep.executors.ray_metrics import Metrics
 from rayasd.sweep.executors.ray_nodes import check_nodes
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
-
-OBJECT_STORE_BYTES = 100_000_000
-"""Specs and outcomes are small, everything large goes through files: Ray's smallest store is enough."""
 
 _LOOK_SECONDS = 5.0  # between questions which nodes are up
 _HEAD_SECONDS = 30.0  # that the head may be silent; after 60, Ray ends this process without a word of ours
@@ -30,45 +27,31 @@ _MOST_NAMES = 2000
 _SECRET = secrets.token_hex(32)  # one a process: Ray keeps the first that it reads
 _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
 
-_NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-"""A task without GPUs must not see any; Ray hides them only if told so."""
-
 
 class RayExecutor:
     """Drives a Ray cluster: a standing one by address, else one of this host's own that ends with the driver."""
 
     def __init__(self, address: str | None, token_file: Path, run_name: str, num_cpus: int | None = None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        address = address or os.environ.get("RAY_ADDRESS")
-        self._own = own = not address or address == "local"
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host
         self._token = _authenticate(token_file) if own else None
         if own:
-            os.environ.update(_NO_GPU_NO_SIGHT)  # workers of our own cluster inherit it
-        if not own:
-            _check_reachable(str(address))
+            os.environ.update(SETTINGS)  # workers of our own cluster inherit it
+            context = join(
+                address, "a Ray on this host", namespace="rayasd", num_cpus=num_cpus or usable_cpus(),
+                object_store_memory=OBJECT_STORE_BYTES, include_dashboard=True, dashboard_host="127.0.0.1",
+            )  # fmt: skip
+        else:
+            where = f"the Ray cluster at {address}"
+            context = join(address, where, namespace="rayasd", runtime_env={"env_vars": NO_GPU_NO_SIGHT})
         import ray
 
         self._ray = ray
-        try:
-            context = ray.init(
-                address="local" if own else address,  # none would join whatever cluster somebody started on this host
-                num_cpus=(num_cpus or usable_cpus()) if own else None,
-                object_store_memory=OBJECT_STORE_BYTES if own else None,
-                include_dashboard=True if own else None,
-                dashboard_host="127.0.0.1" if own else None,
-                log_to_driver=False,
-                logging_level="ERROR",
-                namespace="rayasd",
-                runtime_env=None if own else {"env_vars": _NO_GPU_NO_SIGHT},
-            )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-            where = "a Ray on this host" if own else f"the Ray cluster at {address}"
-            raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         self._dashboard = _dashboard_line(context.dashboard_url)
         head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._head = head.strip("[]"), int(port)
-        self._sees_head = not own and not str(address).startswith("ray://")  # whose client has a port of its own
+        self._sees_head = not own and not address.startswith("ray://")  # whose client has a port of its own
         self._head_silent = 0.0
         """Since when it has not answered."""
         self._metrics = Metrics(run_name, self._name)
@@ -248,30 +231,11 @@ def _dashboard_line(url: str | None) -> str:
     return f"{line}; its token is in {token}" if token else line
 
 
-def _check_reachable(address: str) -> None:
-    """Refuse an address where nobody listens: Ray would try for two minutes.
-
-    Raises:
-        UserError: nothing answers there.
-
-    """
-    match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)
-    if match is None:
-        return  # auto, or a name that Ray resolves
-    if reason := why_silent(match[1], int(match[2])):
-        raise UserError(f"no Ray cluster answers at {address}: {reason}")
-
-
 def _authenticate(token_file: Path) -> Path | None:
-    """Protect our own cluster by a token of this run unless the environment already says how; returns its file.
-
-    Without one, whoever reaches its ports (any user of this host) runs code as us.
-    """
+    """Protect our own cluster by a token of this run unless the environment already says how; returns its file."""
     if "RAY_AUTH_MODE" in os.environ:
         return None
-    descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(_SECRET)
+    write_token(token_file, _SECRET)
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
     return token_file

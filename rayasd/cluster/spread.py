@@ -7,6 +7,7 @@ from typing import Any
 
 from rayasd.errors import UserError
 from rayasd.scoring.model import ClipScore, MachineModel, Parts
+from rayasd.sweep.executors.ray_cluster import join
 
 _CHUNK = 100  # clips of one call
 
@@ -32,15 +33,12 @@ def spread(parts: Parts, clips: Sequence[str], section: str | None, address: str
         UserError: the cluster cannot be reached, or no node has a CPU.
 
     """
+    absolute = [str(Path(clip).absolute()) for clip in clips]
+    names = dict(zip(absolute, clips, strict=True))
+    join(address, f"the Ray cluster at {address}", configure_logging=False)
     import ray
     from ray.util import ActorPool
 
-    absolute = [str(Path(clip).absolute()) for clip in clips]
-    names = dict(zip(absolute, clips, strict=True))
-    try:
-        ray.init(address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"cannot reach the Ray cluster at {address}: {' '.join(str(error).split())[:300]}") from None
     try:
         total: dict[str, Any] = ray.cluster_resources()
         gpus = int(total.get("GPU", 0)) if device != "cpu" else 0

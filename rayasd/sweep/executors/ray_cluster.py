@@ -1,0 +1,43 @@
+"""How we come to a Ray: what every Ray of ours is told, its token, and why a cluster cannot be reached."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from rayasd.errors import UserError
+from rayasd.host import why_silent
+
+OBJECT_STORE_BYTES = 100_000_000
+"""Specs and outcomes are small, everything large goes through files: Ray's default is 30 % of the node's memory."""
+
+NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""A task without GPUs must not see any; Ray hides them only if told so."""
+
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", **NO_GPU_NO_SIGHT}
+"""Environment of every Ray that we start."""
+
+
+def join(address: str, where: str, **options: Any) -> Any:
+    """Connect to the Ray at an address; ``local`` starts one. Returns Ray's context.
+
+    Raises:
+        UserError: nobody answers there, or Ray does not start; ``where`` says what could not be had.
+
+    """
+    match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)  # not auto, nor a name that Ray resolves
+    if match is not None and (reason := why_silent(match[1], int(match[2]))):  # Ray would try for two minutes
+        raise UserError(f"no Ray cluster answers at {address}: {reason}")
+    import ray
+
+    try:
+        return ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
+
+
+def write_token(path: Path, secret: str) -> None:
+    """Write a cluster's token where nobody else can read it; without one, whoever reaches a port runs code as us."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secret)
