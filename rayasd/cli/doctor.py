@@ -33,7 +33,7 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
 
     from rayasd import __version__
     from rayasd.cli.display import wide_console
-    from rayasd.cluster.doctor import examine
+    from rayasd.cluster.doctor.examination import examine
     from rayasd.wording import counted
 
     if source is None and "RAYASD_DATA" in os.environ:

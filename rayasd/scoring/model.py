@@ -55,6 +55,14 @@ class Parts:
     """section and score of normal clips, by models that had not seen them."""
     provenance: Mapping[str, Any]
 
+    def extractor(self, epochs: int) -> torch.nn.Module:
+        """Make the extractor that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
+        if not self.weights:
+            return make_control(self.config).eval()
+        extractor = Extractor(self.config, len(self.products), load_pretrained=False)
+        extractor.load_state_dict(dict(self.weights[epochs]))
+        return extractor.eval()
+
     def systems_of(self, sections: Iterable[str]) -> str:
         """Name the detectors and poolings that score these sections."""
         chosen = [self.systems[section] for section in sections]
@@ -242,14 +250,7 @@ class MachineModel:
 
     def _extractor(self, checkpoint: int) -> torch.nn.Module:
         if checkpoint not in self._extractors:
-            if self.parts.weights:
-                extractor: torch.nn.Module = Extractor(
-                    self.parts.config, len(self.parts.products), load_pretrained=False
-                )
-                extractor.load_state_dict(dict(self.parts.weights[checkpoint]))
-            else:
-                extractor = make_control(self.parts.config)
-            self._extractors[checkpoint] = self._compute.place(extractor.eval())
+            self._extractors[checkpoint] = self._compute.place(self.parts.extractor(checkpoint))
         return self._extractors[checkpoint]
 
     def _section(self, name: str) -> _Section:

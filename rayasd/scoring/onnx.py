@@ -72,8 +72,8 @@ def export_onnx(path: Path, parts: Parts, given: Literal["waveform", "mel"]) -> 
             f"{parts.config.network.extractor} is a control, with no network to export: --variant names another"
         )
     checkpoint = max(parts.weights)
-    extractor = Extractor(parts.config, len(parts.products), load_pretrained=False).eval()
-    extractor.load_state_dict(dict(parts.weights[checkpoint]))
+    extractor = parts.extractor(checkpoint)
+    assert isinstance(extractor, Extractor)
     example = torch.zeros(2, parts.config.window_length)
     if given == "mel":
         with torch.no_grad():

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rayasd.cluster.doctor import examine, job, node, software
+from rayasd.cluster.doctor import job, node, software
+from rayasd.cluster.doctor.examination import examine
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from tests.conftest import Rayasd

@@ -1,0 +1,64 @@
+"""The house keeps its shape: imports run one way, Ray stays in its rooms, no module grows beyond a look."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import rayasd
+
+ROOT = Path(rayasd.__file__).parent
+MODULES = {
+    ".".join(("rayasd", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__main__.py"  # which is the command line
+}
+FLOORS = (
+    {"presets"}, {"data"}, {"exposure", "inlier"}, {"evaluation"}, {"sweep"}, {"report", "scoring", "tracking"},
+    {"cluster"}, {"cli"},
+)  # fmt: skip
+"""Rooms import from floors below their own, and from modules that are in no room."""
+
+
+def imported(module: str) -> Iterator[str]:
+    """Modules that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            for alias in node.names:
+                below = f"{node.module}.{alias.name}"
+                yield below if below in MODULES else str(node.module)
+
+
+def floor(module: str) -> int:
+    room = module.split(".")[1:2]
+    return next((height for height, rooms in enumerate(FLOORS, 1) if rooms & set(room)), 0)
+
+
+def test_imports_run_one_way():
+    upward = [
+        f"{module} imports {other}"
+        for module in MODULES
+        for other in imported(module)
+        if other in MODULES and module.split(".")[1:2] != other.split(".")[1:2] and floor(other) >= floor(module)
+        and (floor(module), floor(other)) != (0, 0)
+    ]  # fmt: skip
+    assert not upward
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {module: {other for other in imported(module) if other in MODULES} - {module} for module in MODULES}
+    TopologicalSorter(graph).prepare()  # raises for a circle, and names it
+
+
+def test_ray_is_imported_in_its_rooms_alone():
+    rooms = ("rayasd.sweep.executors", "rayasd.cluster")
+    users = {module for module in MODULES for other in imported(module) if other.split(".")[0] == "ray"}
+    assert users
+    assert not [module for module in users if not module.startswith(rooms)]
+
+
+def test_no_module_is_longer_than_a_reader_s_patience():
+    assert not [name for name, path in MODULES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 320]
