@@ -61,7 +61,7 @@ def export_dcase(
         scores = read_scores(unit.path, section=key.section)[key]
         if scores.failed:
             raise UserError(f"{entry} {key.detector} has no scores of {machine} section {key.section}: {scores.reason}")
-        limit = threshold(scores.training, config.evaluation.threshold_percentile)
+        limit = threshold(scores.calibrating, config.evaluation.threshold_percentile)
         if limit is None:
             raise UserError(
                 f"{machine} section {key.section} has no scores of normal training clips to set a threshold by: "

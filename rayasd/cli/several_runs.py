@@ -17,7 +17,7 @@ from rayasd.cli.display import wide_console
 from rayasd.cli.reporting import coverage
 from rayasd.config import EvaluationConfig
 from rayasd.errors import UserError, unknown
-from rayasd.evaluation.bootstrap import Cell, CellScores, compare
+from rayasd.evaluation.bootstrap import compare
 from rayasd.evaluation.cells import cell_scores, labels_of
 from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
@@ -30,22 +30,26 @@ from rayasd.wording import counted
 def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None], part: str) -> None:
     """Print which of two systems is better on one part's sections, by how much, and how sure."""
     console = wide_console()
-    systems: list[dict[Cell, CellScores]] = []
-    rows, rules = [], []
+    reports, entries, cells = [], [], []
     for path, variant in zip(runs, variants, strict=True):
         report = RunReport.of(path)
-        entries = report.entries(single_variant=True)
-        if variant is not None and variant not in entries:
-            raise unknown(f"variant of {path}", variant, entries)
-        chosen = entries[variant] if variant is not None else next(iter(entries.values()))
+        found = report.entries(single_variant=True)
+        if variant is not None and variant not in found:
+            raise unknown(f"variant of {path}", variant, found)
+        chosen = found[variant] if variant is not None else next(iter(found.values()))
         if chosen["cells_ok"] < chosen["cells_expected"]:
             raise UserError(f"{path}: {chosen['variant']} is incomplete ({coverage(chosen)}): rayasd sweep goes on")
-        cells = _entry_cells(report, chosen["variant"], part)
+        reports.append(report)
+        entries.append(chosen)
+        cells.append(_entry_cells(report, chosen["variant"], part))
+    cells, note = _of_common_seeds(cells)
+    systems, rows = [], []
+    for report, chosen, of_entry in zip(reports, entries, cells, strict=True):
         scored, labels = [*report.scored(), *report.ensembles()], labels_of(report.catalog.table)
-        systems.append(cell_scores(scored, labels, cells, report.evaluation.year))
+        systems.append(cell_scores(scored, labels, of_entry, report.evaluation.year))
         name = f"{report.store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
-        rows.append([name, *(percent(value) for value in _domain_aucs(cells))])
-        rules.append(report.evaluation)
+        rows.append([name, *(percent(value) for value in _domain_aucs(of_entry))])
+    rules = [report.evaluation for report in reports]
     year, where = _common_rules(rules, part)
     if not all(systems):
         raise UserError(f"no labelled {where} cells to compare on")
@@ -65,7 +69,23 @@ def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None
             f"{percent(result.high)}, in {percent(result.share)} % of the draws; {verdict}"
         )
         console.print(Text(text))
-    console.print(f"paired bootstrap over the test clips of {len(systems[0])} {where} cells", style="dim")
+    console.print(f"paired bootstrap over the test clips of {len(systems[0])} {where} cells{note}", style="dim")
+
+
+def _of_common_seeds(cells: list[pa.Table]) -> tuple[list[pa.Table], str]:
+    """Keep the cells of the seeds that both systems have, and say which these are; an ensemble is of all its seeds.
+
+    Raises:
+        UserError: they have none in common.
+
+    """
+    first, second = ({seed for seed in pc.unique(table["seed"]).to_pylist() if seed is not None} for table in cells)
+    if not first or not second:
+        return cells, ""
+    if not (common := sorted(first & second)):
+        raise UserError("the two have no seed in common: a comparison in pairs needs the same seeds")
+    note = f"; of both, seeds {', '.join(map(str, common))} alone" if first != second else ""
+    return [table.filter(pc.field("seed").isin(common)) for table in cells], note
 
 
 def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, str]:

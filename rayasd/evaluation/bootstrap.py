@@ -41,6 +41,8 @@ class CellScores:
 
 Replicates = NDArray[np.float64]
 """(seeds, replicates)"""
+MetricReplicates = Mapping[Cell, Mapping[str, Replicates]]
+"""Of each metric of each cell."""
 
 
 def metric_replicates(
@@ -63,7 +65,7 @@ def metric_replicates(
     return found
 
 
-def official_replicates(metrics: Mapping[Cell, Mapping[str, Replicates]], year: int) -> NDArray[np.float64]:
+def official_replicates(metrics: MetricReplicates, year: int) -> NDArray[np.float64]:
     """Compute the year's official score of each replicate, averaged over seeds: (replicates,), fractions of 1."""
     named = [(cell[0], values) for cell, of_cell in metrics.items() for values in of_cell.values()]
     machines = [machine for machine, _ in named]
@@ -71,7 +73,7 @@ def official_replicates(metrics: Mapping[Cell, Mapping[str, Replicates]], year: 
     return np.mean([official_score(year, machines, [v[s] for _, v in named]) for s in range(num_seeds)], axis=0)
 
 
-def mean_replicates(metrics: Mapping[Cell, Mapping[str, Replicates]], name: str) -> NDArray[np.float64]:
+def mean_replicates(metrics: MetricReplicates, name: str) -> NDArray[np.float64]:
     """Compute the arithmetic mean over cells and seeds of AUC or pAUC of each replicate: (replicates,)."""
     return np.concatenate([of_cell[name] for of_cell in metrics.values() if name in of_cell]).mean(axis=0)
 
@@ -120,17 +122,18 @@ def compare(
         if a.clips != b.clips or not np.array_equal(a.anomalous, b.anomalous):
             raise UserError(f"the two were not scored on the same clips, or labels, of {name}")
     drawn = [metric_replicates(system) for system in (first, second)]
-    whole = [_undrawn(system) for system in (first, second)]
+    whole = [undrawn(system) for system in (first, second)]
 
-    def comparison(measure: Callable[[Mapping[Cell, Mapping[str, Replicates]]], NDArray[np.float64]]) -> Comparison:
+    def comparison(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Comparison:
         lead = measure(drawn[0]) - measure(drawn[1])
         share = float(np.mean(lead > 0) + np.mean(lead == 0) / 2)
-        return Comparison(float(measure(whole[0])[0]), float(measure(whole[1])[0]), *interval(lead), share)
+        a, b = (float(measure(each)[0]) for each in whole)
+        return Comparison(a, b, *interval(lead, a - b), share)
 
     return comparison(lambda m: official_replicates(m, year)), comparison(lambda m: mean_replicates(m, "auc"))
 
 
-def _undrawn(cells: Mapping[Cell, CellScores]) -> dict[Cell, dict[str, Replicates]]:
+def undrawn(cells: Mapping[Cell, CellScores]) -> dict[Cell, dict[str, Replicates]]:
     """Compute the metrics of all clips, as one replicate."""
     return {
         cell: {name: METRICS[name](of.anomalous, of.scores)[:, None] for name in of.metrics}
@@ -138,10 +141,18 @@ def _undrawn(cells: Mapping[Cell, CellScores]) -> dict[Cell, dict[str, Replicate
     }
 
 
-def interval(replicates: NDArray[np.float64], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Percentile interval of replicates."""
+def interval(replicates: NDArray[np.float64], estimate: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile interval of replicates, moved by their bias: resampling leaves out clips, and pAUC rises with that.
+
+    Args:
+        replicates: of the score, (replicates,).
+        estimate: the score itself, of all clips as they are.
+        confidence: share of the replicates within.
+
+    """
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    bias = float(np.mean(replicates)) - estimate
+    return float(low) - bias, float(high) - bias
 
 
 def _draws(cell: Cell, of_cell: CellScores, num_replicates: int) -> NDArray[np.int64]:

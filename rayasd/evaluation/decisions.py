@@ -17,7 +17,8 @@ def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
     """Score above which a clip is called anomalous.
 
     The percentile of a gamma distribution fitted to the training scores (maximum likelihood, three parameters), as the
-    official baseline does; the percentile of the scores themselves where such a distribution cannot be fitted.
+    official baseline does; the percentile of the scores themselves where such a distribution does not fit them. Scores
+    are standardised before: the search for the likelihood's maximum depends on their unit.
 
     Args:
         training: scores of a section's normal clips, (n,).
@@ -30,15 +31,22 @@ def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
     if len(training) == 0 or not np.isfinite(training).all():
         return None
     if len(training) > 2 and np.ptp(training) > 0:
+        mean, deviation = training.mean(), training.std()
         try:
-            shape, location, scale = gamma.fit(training)
+            shape, location, scale = gamma.fit((training - mean) / deviation)
         except (ValueError, RuntimeError, FloatingPointError):
             shape = location = scale = np.nan
-        found = float(gamma.ppf(percentile / 100, shape, loc=location, scale=scale))
-        # a fit that ran away puts its percentile far from the scores it was made of
-        if np.isfinite(found) and abs(found - np.median(training)) <= 10 * np.ptp(training):
-            return found
+        found = mean + deviation * float(gamma.ppf(percentile / 100, shape, loc=location, scale=scale))
+        if np.isfinite(found) and _divides(training, found, percentile / 100):
+            return float(found)
     return float(np.percentile(training, percentile))
+
+
+def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
+    """Whether about this share of the scores lies below a threshold near them: a fit that ran away puts it anywhere."""
+    near = training.max() + 4 * np.subtract(*np.quantile(training, [0.75, 0.25]))
+    chance = np.sqrt(share * (1 - share) / len(training))
+    return bool(found <= near and abs((training <= found).mean() - share) <= 3 * chance + 1 / len(training))
 
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
@@ -55,7 +63,7 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
             known[unit] = read_scores(unit.path)
         of_section = known[unit][key]
         if (unit, key) not in thresholds:
-            thresholds[unit, key] = threshold(of_section.training, evaluation.threshold_percentile)
+            thresholds[unit, key] = threshold(of_section.calibrating, evaluation.threshold_percentile)
         row["threshold"] = thresholds[unit, key]
         if row["threshold"] is not None:
             anomalous, members = members_of(of_section, row["domain"], labels, evaluation.year)

@@ -80,6 +80,7 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     """
     first = members[0]
     normalise, combine = FUSIONS[method]
+    known: set[str] = set().union(*(member.training_clips[~member.held_out] for member in members))
     clips = np.array(sorted(set.intersection(*(set(member.training_clips) for member in members))), dtype=object)
     scores, training = [], []
     reason = next((member.reason for member in members if member.failed), None)
@@ -95,9 +96,10 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
         reason = reason or str(error)
     if reason is not None:
         nothing = np.full(len(first.clips), np.nan)
-        return SectionScores(first.clips, first.domains, nothing, reason, clips[:0], np.empty(0))
+        return SectionScores(first.clips, first.domains, nothing, reason, clips[:0], np.empty(0), np.empty(0, bool))
+    held_out = np.array([clip not in known for clip in clips], dtype=bool)
     return SectionScores(
-        first.clips, first.domains, combine(np.stack(scores)), None, clips, combine(np.stack(training))
+        first.clips, first.domains, combine(np.stack(scores)), None, clips, combine(np.stack(training)), held_out
     )
 
 
@@ -198,16 +200,17 @@ def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
     """Write scores as a detect unit does."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for key, scores in sections.items():
-        normal = [None] * len(scores.training_clips)
-        for clips, values, domains, split in (
-            (scores.clips, scores.scores, scores.domains, "test"),
-            (scores.training_clips, scores.training, normal, "train"),
+        no_domains = [None] * len(scores.training_clips)
+        splits = np.where(scores.held_out, "validation", "train")
+        for clips, values, domains, of_clips in (
+            (scores.clips, scores.scores, scores.domains, ["test"] * len(scores.clips)),
+            (scores.training_clips, scores.training, no_domains, splits),
         ):
-            rows = {**key._asdict(), "split": split, "label": None, "reason": scores.reason}
-            for name, value in rows.items():
+            for name, value in {**key._asdict(), "label": None, "reason": scores.reason}.items():
                 columns[name] += [value] * len(clips)
             columns["clip"] += list(clips)
             columns["domain"] += list(domains)
+            columns["split"] += list(of_clips)
             columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
     write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA), path)

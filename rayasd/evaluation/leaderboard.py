@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import System
-from rayasd.evaluation.selection import LEAVE_ONE_OUT, Entries, Row, official, system_of
+from rayasd.evaluation.selection import LEAVE_ONE_OUT, Entries, Row, left_out, official, system_of
 
 PER_SECTION = "per section"
 """Detector of an entry whose sections have systems of their own."""
@@ -143,9 +143,15 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
     others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
     others.sort(key=lambda s: (not s.complete, -(s.development or -1.0), s.variant, s.detector))
-    chosen = held_out or "development" in parts
+    chosen = _could_choose(all_rows) if held_out else "development" in parts
     board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, chosen, evaluation.criterion)
     return _with_oracle(board)
+
+
+def _could_choose(rows: Sequence[Row]) -> bool:
+    """Whether each section, or machine, that is left out has labelled cells of others to be chosen on."""
+    name = left_out(row["section"] for row in rows)
+    return len({row[name] for row in rows if row["status"] == "ok"}) > 1
 
 
 def _ranking_part(ranked_on: str) -> str:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from rayasd.parquet import read_parquet
 
+FEWEST_HELD_OUT = 10
+"""Clips from which a threshold can be set."""
+
 Words = NDArray[np.object_]
 Scores = NDArray[np.float64]
 
@@ -60,6 +63,13 @@ class SectionScores:
     """Normal clips, (n,); none where there are no training scores."""
     training: Scores
     """(n,); NaN where the detector failed."""
+    held_out: NDArray[np.bool_]
+    """Which of them the extractor was not trained on, (n,)."""
+
+    @property
+    def calibrating(self) -> Scores:
+        """Training scores to set thresholds by: of clips that the extractor does not know, unless they are too few."""
+        return self.training[self.held_out] if self.held_out.sum() >= FEWEST_HELD_OUT else self.training
 
     @property
     def failed(self) -> bool:
@@ -94,6 +104,7 @@ def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionS
             reason=columns["reason"][test[0]] if len(test) else None,
             training_clips=columns["clip"][training],
             training=columns["score"][training],
+            held_out=columns["split"][training] == "validation",
         )
     return found
 

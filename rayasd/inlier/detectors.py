@@ -26,7 +26,7 @@ Features = NDArray[np.float32]
 FAMILIES = {
     "knn": "rayasd.inlier.estimators.MeanNeighbourDistance",
     "lof": "rayasd.inlier.estimators.OutlierFactor",
-    "gmm": "sklearn.mixture.GaussianMixture",
+    "gmm": "rayasd.inlier.estimators.Mixture",
     "ocsvm": "sklearn.svm.OneClassSVM",
     "kde": "rayasd.inlier.estimators.KernelDensity",
     "banks": "rayasd.inlier.estimators.DomainBanks",

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
 from rayasd.inlier.neighbours import NeighbourSearch
@@ -195,6 +196,18 @@ class KernelDensity(BaseEstimator):
         norm = np.log(n) + dim * np.log(self.bandwidth) + dim / 2 * np.log(2 * np.pi)
         blocks = self.neighbours_.squared_distances(X)
         return np.concatenate([_log_sum_exp(rows, -0.5 / self.bandwidth**2) for rows in _few_rows(blocks)]) - norm
+
+
+class Mixture(GaussianMixture):
+    """scikit-learn's Gaussian mixture in double precision: in single, full covariances of many components fail."""
+
+    def fit(self, X: Features, y: None = None) -> Self:
+        """Fit to the normal windows (n, D)."""
+        return super().fit(X.astype(np.float64))
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        return super().score_samples(X.astype(np.float64))
 
 
 class OwnProductLogit(BaseEstimator):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, which the thread limit then reaches
 from threadpoolctl import threadpool_limits
 
-from rayasd.config import InlierConfig
+from rayasd.config import Config, InlierConfig
 from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.inlier.detectors import (
@@ -69,10 +69,10 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     inlier = spec.config.inlier
     detectors = parse_detectors(inlier.detectors, inlier)
     embeddings = read_parquet(spec.run.table(spec.upstream("embed")))
-    if embeddings["machine_logit"].null_count:  # a control has no logits: outlier exposure alone is nothing there
-        detectors = [detector for detector in detectors if not _needs_logits(detector)]
-        if not detectors:
-            raise UserError(f"{spec.unit}: every detector needs logits, and {spec.config.network.extractor} has none")
+    lacking = _untrained_heads(spec.config, embeddings)
+    detectors = [detector for detector in detectors if not _heads(detector) & lacking]
+    if not detectors:
+        raise UserError(f"{spec.unit}: every detector reads an output that this variant does not train")
     products = sorted(pc.unique(embeddings.filter(fit_rows("train"))["section"]).to_pylist())
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]
@@ -94,10 +94,18 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     report(Progress(groups.num_rows, groups.num_rows))
 
 
-def _needs_logits(detector: DetectorSpec | FusionSpec) -> bool:
-    if isinstance(detector, FusionSpec):
-        return any(map(_needs_logits, detector.members))
-    return features_of(detector, "embedding") in ("logits", "machine_logit")
+def _untrained_heads(config: Config, embeddings: pa.Table) -> set[str]:
+    """List outputs that mean nothing on their own: a control has none, and what is not trained is random."""
+    if embeddings["machine_logit"].null_count or config.exposure.epochs == 0:
+        return {"logits", "machine_logit"}
+    weights = {"logits": config.exposure.lambda_product, "machine_logit": config.exposure.lambda_machine}
+    return {head for head, weight in weights.items() if weight == 0}
+
+
+def _heads(detector: DetectorSpec | FusionSpec) -> set[str]:
+    """List outputs that a detector or its members declare to read."""
+    members = detector.members if isinstance(detector, FusionSpec) else (detector,)
+    return {features_of(member, "embedding") for member in members} - {"embedding"}
 
 
 def features_of(detector: DetectorSpec, default: str) -> str:

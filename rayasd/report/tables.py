@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing
+from rayasd.evaluation.scores import FEWEST_HELD_OUT
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.evaluation.years import RULES
 
@@ -88,7 +89,7 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
     if all(s.auc_all is None for s in leaderboard.standings):
         notes.append("No cell could be evaluated.")
     elif not leaderboard.chosen:
-        notes.append("No labelled development sections: nothing could be chosen, the first complete system stands.")
+        notes.append("No labelled sections to choose on: nothing could be chosen, the first complete system stands.")
     elif leaderboard.ranked_on == LEAVE_ONE_OUT:
         notes.append(
             "Held out: each section's cells count under the checkpoint, detector and pooling that are best on all "
@@ -124,7 +125,9 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
     )
     if any(s.f1 is not None for s in leaderboard.ranked):
         notes.append(
-            "Precision, recall, F1: of decisions by a threshold on each section's scores of normal training clips."
+            "Precision, recall, F1: of decisions by a threshold on each section's scores of normal training clips. "
+            f"Where fewer than {FEWEST_HELD_OUT} of these were held out of the extractor's training, it is set on "
+            "clips that the extractor knows: more normal clips are called anomalous than the percentile says."
         )
     if any("+" in s.variant for s in leaderboard.ranked):
         notes.append("Entries with a +: ensembles, over what stands after it; scores scaled by training scores alone.")

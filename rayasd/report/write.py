@@ -1,22 +1,31 @@
 """Cells and leaderboard of a run as files."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+from numpy.typing import NDArray
 
 from rayasd.config import EvaluationConfig
 from rayasd.errors import UserError
-from rayasd.evaluation.bootstrap import interval, mean_replicates, metric_replicates, official_replicates
+from rayasd.evaluation.bootstrap import (
+    MetricReplicates,
+    interval,
+    mean_replicates,
+    metric_replicates,
+    official_replicates,
+    undrawn,
+)
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
 from rayasd.evaluation.ensembles import write_ensembles
-from rayasd.evaluation.leaderboard import Leaderboard, Standing, rank
+from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import Entries, select
 from rayasd.files import replacing, write_text
@@ -109,12 +118,17 @@ def _with_intervals(
     of_entry = cell_scores(scored, labels, rows, leaderboard.year)
     if not of_entry:
         return standing
-    drawn = metric_replicates(of_entry)
+    drawn, whole = metric_replicates(of_entry), undrawn(of_entry)
+
+    def around(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Interval:
+        low, high = interval(measure(drawn), float(measure(whole)[0]))
+        return max(low, 0.0), min(high, 1.0)
+
     return replace(
         standing,
-        interval=interval(official_replicates(drawn, leaderboard.year)),
-        auc_interval=interval(mean_replicates(drawn, "auc")),
-        pauc_interval=interval(mean_replicates(drawn, "pauc")),
+        interval=around(lambda metrics: official_replicates(metrics, leaderboard.year)),
+        auc_interval=around(lambda metrics: mean_replicates(metrics, "auc")),
+        pauc_interval=around(lambda metrics: mean_replicates(metrics, "pauc")),
     )
 
 

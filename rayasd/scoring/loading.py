@@ -188,12 +188,12 @@ def _clip_seconds(catalog: Catalog, machine: str, rate: int) -> float:
 
 
 def _training(store: RunStore, unit: Unit, systems: dict[str, System]) -> pa.Table:
-    """Scores of the normal clips; none of a system that the run has not scored."""
+    """Scores of normal clips to set thresholds by; none of a system that the run has not scored."""
     sections, scores = [], []
     for section, system in systems.items():
         found = read_scores(store.paths.table(unit), section=section)
         key = Key(section, system.checkpoint, system.detector, system.pooling)
         if key in found:
-            scores += found[key].training.tolist()
-            sections += [section] * len(found[key].training)
+            scores += found[key].calibrating.tolist()
+            sections += [section] * len(found[key].calibrating)
     return pa.table({"section": pa.array(sections, pa.string()), "score": pa.array(scores, pa.float64())})

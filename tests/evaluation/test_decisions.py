@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import labels_of, score_cells
 from rayasd.evaluation.decisions import decide, threshold
-from rayasd.evaluation.scores import Scored, read_scores
+from rayasd.evaluation.scores import Scored, SectionScores, read_scores
 from rayasd.evaluation.selection import select
 from tests.evaluation.test_leaderboard import catalog, label, scores_file
 
@@ -28,6 +28,33 @@ def test_odd_training_scores_give_a_threshold_among_them(training: list[float]):
     found = threshold(np.array(training), 90.0)
     assert found is not None
     assert min(training) <= found <= max(training) + np.ptp(training)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3, 1e6])
+def test_a_threshold_does_not_depend_on_the_unit_of_scores(unit: float):
+    for seed in range(20):
+        training = np.random.default_rng(seed).normal(-40.0, 3.0, 12)
+        assert threshold(training * unit, 90.0) == pytest.approx(unit * threshold(training, 90.0), rel=1e-3)
+
+
+def test_a_threshold_divides_the_scores_as_asked():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        training = np.concatenate([rng.normal(0.0, 1.0, 30), rng.normal(-200.0, 1.0, rng.integers(0, 4))])
+        found = threshold(training, 90.0)
+        assert found is not None
+        assert (training > found).mean() <= 0.3
+        assert found < 10.0
+
+
+def test_thresholds_come_from_clips_that_the_extractor_does_not_know_if_there_are_enough():
+    clips, scores = np.array(list("abcdefghijklmnopqrstuvwxyz"), dtype=object), np.arange(26.0)
+    nothing = (clips[:0], clips[:0], scores[:0], None)
+    few = SectionScores(*nothing, clips, scores, scores >= 17)
+    enough = SectionScores(*nothing, clips, scores, scores >= 16)
+    assert few.held_out.sum() == 9
+    assert few.calibrating.tolist() == scores.tolist()
+    assert enough.calibrating.tolist() == scores[16:].tolist()
 
 
 def test_no_training_scores_give_none():

@@ -219,6 +219,14 @@ def test_a_variant_does_not_win_by_what_it_lacks(tmp_path: Path):
     assert not of["part"].complete
 
 
+def test_where_nothing_is_left_to_choose_on_that_is_said(tmp_path: Path):
+    path = scores_file(tmp_path / "s.parquet", {"a": {"00": 0.0}, "b": {"00": 3.0}})
+    rules = replace(RULES, selection="leave-one-section-out")
+    board = board_of([Scored("both", "fan", 0, path)], {"both": 2}, catalog(("00",), ("00",)), rules)
+    assert not board.chosen
+    assert "nothing could be chosen" in footnotes(board, synthetic=False)[0]
+
+
 def test_with_one_section_a_machine_is_left_out(tmp_path: Path):
     units = [
         Scored("both", machine, 0, scores_file(tmp_path / f"{machine}.parquet", {"a": {"00": a}, "b": {"00": b}}))

@@ -47,6 +47,20 @@ def official(shared: Path) -> Catalog:
     return with_ground_truth(Catalog(folder, pa.Table.from_pylist(rows, CATALOG_SCHEMA)), folder)
 
 
+def test_a_few_clips_of_every_cell_are_not_the_development_set():
+    machines = ("ToyCar", "ToyTrain", "fan", "gearbox", "pump", "slider", "valve")
+    rows = [
+        {"clip": f"{m}{s}{d}{i}", "machine": m, "section": s, "domain": d, "split": "test", "label": i % 2}
+        for m in machines for s in ("00", "01", "02") for d in ("source", "target") for i in range(200)
+    ]  # fmt: skip
+    table = pa.Table.from_pylist(rows, CATALOG_SCHEMA)
+    assert why_not_benchmark(table, "development", RULES, synthetic=False) is None
+    few = pa.Table.from_pylist(
+        [row for row in rows if str(row["clip"]).endswith(("e0", "t0", "e1", "t1"))], CATALOG_SCHEMA
+    )
+    assert "test clips, not about 200" in str(why_not_benchmark(few, "development", RULES, synthetic=False))
+
+
 @pytest.mark.realdata
 def test_only_the_whole_benchmark_stands_beside_published_systems(official: Catalog):
     table = official.table

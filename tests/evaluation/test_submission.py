@@ -16,7 +16,13 @@ from rayasd.evaluation.submission import check_label, metadata, result_files, wr
 def section(clips: list[str], domains: list[str], scores: list[float]) -> SectionScores:
     none = np.array([], dtype=object)
     return SectionScores(
-        np.array(clips, dtype=object), np.array(domains, dtype=object), np.array(scores), None, none, np.empty(0)
+        np.array(clips, dtype=object),
+        np.array(domains, dtype=object),
+        np.array(scores),
+        None,
+        none,
+        np.empty(0),
+        np.empty(0, bool),
     )
 
 

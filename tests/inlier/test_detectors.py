@@ -45,13 +45,25 @@ def test_each_family_is_what_the_reference_uses():
     np.testing.assert_allclose(scores_of("knn-4"), distances[:, :4].mean(axis=1), rtol=1e-5)
     expected = {
         "lof-4": -LocalOutlierFactor(n_neighbors=4, novelty=True).fit(X).score_samples(X_TEST),
-        "gmm-4": -GaussianMixture(4, random_state=0).fit(X).score_samples(X_TEST),
+        "gmm-4": -GaussianMixture(4, random_state=0).fit(X.astype(float)).score_samples(X_TEST.astype(float)),
         "ocsvm-4": -OneClassSVM(nu=1 / 8).fit(X).score_samples(X_TEST),
         "kde-4": -KernelDensity(bandwidth=4.0).fit(X).score_samples(X_TEST),
         "mahalanobis": LedoitWolf().fit(X.astype(float)).mahalanobis(X_TEST),
     }
     for name, values in expected.items():
         np.testing.assert_allclose(scores_of(name), values, rtol=1e-6, err_msg=name)
+
+
+def test_a_mixture_of_many_full_covariances_is_fitted_where_single_precision_fails():
+    rng = np.random.default_rng(0)
+    plane = rng.standard_normal((6, 128)) * 10.0
+    bank = (rng.standard_normal((800, 6)) @ plane + 1e-3 * rng.standard_normal((800, 128))).astype(np.float32)
+    with pytest.raises(ValueError, match="ill-defined empirical covariance"):
+        GaussianMixture(16, random_state=0).fit(bank)
+    (spec,) = parse_detectors(["gmm-16"], CONFIG)
+    detector = spec.build()
+    fit_detector(detector, bank)
+    assert np.isfinite(anomaly_scores(detector, bank)).all()
 
 
 POOR_BANKS = {

@@ -9,6 +9,7 @@ import pytest
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
+from rayasd.exposure.training import train
 from rayasd.inlier.scoring import detect, features
 from tests.conftest import SpecOf
 
@@ -51,6 +52,23 @@ def test_normal_clips_are_scored_by_models_that_have_not_seen_them(spec_of: Spec
     of_section = normal.filter(pc.field("section") == "00")
     assert of_section["clip"].to_pylist() == bank.filter(pc.field("window") == 0)["clip"].to_pylist()
     np.testing.assert_allclose(of_section["score"].to_numpy(), by_hand, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("exposure", "read"),
+    [({}, {"knn-1", "product-logit", "machine-logit"}),
+     ({"lambda_product": 0.0}, {"knn-1", "machine-logit"}),
+     ({"lambda_machine": 0.0}, {"knn-1", "product-logit"}),
+     ({"epochs": 0}, {"knn-1"})],
+)  # fmt: skip
+def test_no_detector_reads_a_head_that_was_not_trained(
+    spec_of: SpecOf, small_config: Config, exposure: dict[str, float], read: set[str]
+):
+    config = replace(small_config, exposure=replace(small_config.exposure, epochs=1))
+    config = replace(config, exposure=replace(config.exposure, **exposure))  # type: ignore[arg-type]
+    train(spec_of("train", config=config))
+    table = scored(spec_of, config, detectors=("knn-1", "product-logit", "machine-logit"), poolings=("mean",))
+    assert set(table["detector"].to_pylist()) == read
 
 
 def test_without_folds_there_are_no_training_scores(spec_of: SpecOf, config: Config):
@@ -132,7 +150,7 @@ def test_outlier_exposure_alone_is_left_out_where_nothing_was_exposed(spec_of: S
         spec_of, config, detectors=("knn-1", "product-logit", "z-mean(knn-1, machine-logit)"), poolings=("mean",)
     )
     assert set(table["detector"].to_pylist()) == {"knn-1"}
-    with pytest.raises(UserError, match="every detector needs logits, and statistics has none"):
+    with pytest.raises(UserError, match="every detector reads an output that this variant does not train"):
         scored(spec_of, config, detectors=("product-logit",))
 
 

@@ -84,7 +84,7 @@ def read_results(
                     seed=seed,
                     scores=of_section,
                     labels=np.array([labels.get(clip) for clip in of_section.clips], dtype=object),
-                    threshold=threshold(of_section.training, percentile) if at is None else at,
+                    threshold=threshold(of_section.calibrating, percentile) if at is None else at,
                     domains=tuple(r["domain"] for r in rows if r["status"] == "ok" and r["auc"] is not None),
                 )
             )
