@@ -73,7 +73,7 @@ def resume(store: RunStore) -> float:
     """Seconds until a run whose units are all done is understood."""
     began = time.perf_counter()
     specs = store.specs()
-    sweep = survey(store, specs, set(specs), retry_failed=False)
+    sweep = survey(specs, set(specs), retry_failed=False)
     assert sweep.count(State.DONE) == len(specs)
     return time.perf_counter() - began
 

@@ -65,6 +65,11 @@ class NetworkConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; auto: bfloat16 where the device has instructions for it."""
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the extractor goes through training; a control does not."""
+        return self.extractor == "network"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureConfig:

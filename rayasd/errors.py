@@ -6,6 +6,9 @@ from difflib import get_close_matches
 EXIT_UNITS_FAILED = 1
 """Exit code of a command that could not do all it was asked for."""
 
+EXIT_USAGE = 2
+"""Exit code of a command that cannot do what it was asked for: usage, configuration, data."""
+
 EXIT_INTERRUPTED = 75
 """Exit code of a command that was interrupted and can be resumed: batch scripts put it back in the queue."""
 

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -25,8 +25,6 @@ _TROUBLES = {
     errno.ESTALE: "{} cannot be reached: look at its file system",
     errno.ENOTCONN: "{} cannot be reached: look at its file system",
 }
-_UMASK = os.umask(0o022)
-os.umask(_UMASK)  # the only way to read it, and not one for threads
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PERHAPS_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENOTCONN)
 
@@ -39,11 +37,9 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        os.fchmod(descriptor, 0o666 & ~_UMASK)  # mkstemp gives 0600, which others on a shared disk cannot read
-        os.close(descriptor)
+        temporary.touch(exist_ok=False)  # with the permissions that the user gives new files
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())

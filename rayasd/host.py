@@ -1,31 +1,77 @@
 """What this process has to do with its host: CPUs and GPUs as a batch system gave them, other processes, ports."""
 
 import ctypes
+import fcntl
 import multiprocessing
 import os
 import signal
 import socket
+import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+_NO_GPU = ("", "-1", "NoDevFiles")  # the last is Slurm's word where it knows of no device files
 
 
 def usable_cpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Count the CPUs: as Slurm says, but no more than this process may run on."""
-    usable = len(os.sched_getaffinity(0))
+    """Count the CPUs: as Slurm says, but no more than this process may run on and its cgroup's quota allows."""
+    usable = max(1, min(len(os.sched_getaffinity(0)), int(cpu_quota())))
     for variable in ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
         if environment.get(variable, "").isdecimal():
             return min(int(environment[variable]), usable)
     return usable
 
 
-def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """List the GPUs, as ``CUDA_VISIBLE_DEVICES`` names them or by number, without importing torch."""
+def cpu_quota() -> float:
+    """CPUs' worth of time that this process's cgroup and those above it allow; without bound, no less than all."""
+    # Version 1 has the period in a file of its own; nobody changes its 100 ms.
+    quotas = [(*text.split(), "100000")[:2] for text in cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us")]
+    bounds = [int(quota) / int(period) for quota, period in quotas if quota not in ("max", "-1")]
+    return min(bounds, default=float(os.cpu_count() or 1))
+
+
+def cgroup_files(
+    controller: str, new: str, old: str, own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[str]:
+    """Read a file of our own cgroup and of all above it, of version 2 (``new``) and version 1 (``old``)."""
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            bases, name = [root, root / "unified"], new
+        elif controller in controllers.split(","):
+            bases, name = [root / controller], old
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for base in bases:
+            for folder in (group, *group.parents):
+                with suppress(OSError):
+                    yield (base / folder / name).read_text().strip()
+
+
+def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = Path("/proc/driver/nvidia")) -> list[str]:
+    """List the GPUs, as ``CUDA_VISIBLE_DEVICES`` names them or by number, without importing torch.
+
+    In a Slurm job that was given none, none is ours: the driver's list is of the whole host.
+    """
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip() and gpu.strip() != "-1"]
-    devices = Path("/proc/driver/nvidia/gpus")
+        return [gpu for gpu in visible.split(",") if gpu.strip() not in _NO_GPU]
+    given = any(name.startswith("SLURM_") and "GPU" in name and value for name, value in environment.items())
+    if "SLURM_JOB_ID" in environment and not given:
+        return []
+    devices = driver / "gpus"
     return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []
+
+
+def address_of(interface: str) -> str | None:
+    """Return the IPv4 address of a network interface of this host; None where there is no such one (Linux)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
+        answer = fcntl.ioctl(asking.fileno(), 0x8915, struct.pack("256s", os.fsencode(interface)[:15]))  # SIOCGIFADDR
+        return socket.inet_ntoa(answer[20:24])
+    return None
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:
@@ -34,6 +80,21 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None and not parent.is_alive():  # before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+@contextmanager
+def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Give processes that leave Ctrl-C to us and end with us, even if we are killed; not forked: threads hold locks."""
+    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=_begin_to_work)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_to_work() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(signal.SIGKILL)
 
 
 @contextmanager

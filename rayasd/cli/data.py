@@ -14,7 +14,7 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("dataset", metavar="YEAR-NAME")
+@click.argument("dataset", metavar="DATASET")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
@@ -28,7 +28,7 @@ def fetch(
 ) -> None:
     """Fetch a DCASE Task 2 data set from Zenodo.
 
-    dcase2020 to dcase2025; run again, it goes on where it stopped.
+    DATASET is one of dcase2020 to dcase2025. Run again, it goes on where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -71,7 +71,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Length of a clip.")
 @click.option("--difficulty", type=click.FloatRange(min=0, max=1), default=0.5, show_default=True,
               help="0: loud anomalies; 1: faint ones.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Other machines for each.")
 def synth(out: Path, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 

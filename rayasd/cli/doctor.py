@@ -15,7 +15,14 @@ from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
               help="Recordings that must be readable; default $RAYASD_DATA.")  # fmt: skip
 @CACHE
 @TEMP_DIR
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Of what is printed.",
+)
 def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Path, form: str) -> None:
     """Look for what could stop a sweep on this node.
 

@@ -1,6 +1,5 @@
 """Where units run, for how long, and what becomes of signals: the options that all commands which run units share."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -45,7 +44,7 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
         num_threads=max(1, round(how.cpus_per_unit)),
         num_ranks=how.num_ranks,
     )
-    sweep = survey(store, specs, set(asked), retry_failed=how.retry_failed)
+    sweep = survey(specs, set(asked), retry_failed=how.retry_failed)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
     with _tracked(console, store, sweep, asked, how) as tracking:
@@ -172,7 +171,7 @@ def check_execution(how: Execution) -> None:
 
     """
     check_trackers(how.trackers)
-    standing = how.address or os.environ.get("RAY_ADDRESS", "local") != "local"
+    standing = how.address not in (None, "local")
     if how.executor == "mpi":
         _request(_mpi(how).nodes, how)
     elif how.executor == "local" or not standing:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from rayasd.cli.options import RUN
-from rayasd.cli.score import choice
+from rayasd.cli.score import choose_extractor, chosen
 
 
 @click.group()
@@ -46,7 +46,7 @@ def dcase(run: Path, **options: Any) -> None:
 
 @export.command()
 @RUN
-@choice
+@choose_extractor
 @click.option("--input", "given", type=click.Choice(["waveform", "mel"]), default="waveform", show_default=True,
               help="What the network is given: standardised windows, or their mel spectrograms.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.onnx")
@@ -59,5 +59,6 @@ def onnx(run: Path, **options: Any) -> None:
         rayasd export onnx runs/first --machine fan -o fan.onnx
     """
     from rayasd.cli.scoring import export_extractor
+    from rayasd.scoring.loading import Choice
 
-    export_extractor(run, **options)
+    export_extractor(run, Choice(**chosen(options)), **options)

@@ -112,7 +112,7 @@ def _parameters(members: dict[str, int], config: Config) -> int:
     from rayasd.exposure.network import num_parameters  # imports torch: 3 s
 
     resolved = {variant: config.variant(variant) for variant in members}
-    networks = {v: num_parameters(c) if c.network.extractor == "network" else 0 for v, c in resolved.items()}
+    networks = {v: num_parameters(c) if c.network.is_trained else 0 for v, c in resolved.items()}
     return sum(count * networks[variant] for variant, count in members.items())
 
 

@@ -4,28 +4,36 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import CACHE, cache_folder
+from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
 
 
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False))
 @CACHE
+@TEMP_DIR
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
               help="Age of what goes from the cache and of Ray: others may be writing there.")  # fmt: skip
+@click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",
+              help="Also remove decoded waveforms that no unit has opened for so long.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
-def gc(runs: tuple[Path, ...], cache: Path | None, hours: float, dry_run: bool) -> None:
+def gc(
+    runs: tuple[Path, ...], cache: Path | None, temp_root: Path, hours: float, unused_days: float | None, dry_run: bool
+) -> None:
     """Remove what killed processes left behind.
 
     Of RUNS that nobody drives, of the waveform cache, and of this host's Rays: unfinished files, locks and tokens
-    of runs; unfinished files, locks and halves in the cache; sessions in Ray's folder ($RAY_TMPDIR/ray, else
-    /tmp/ray) that are yours and whose processes are gone. Results are never touched.
+    of runs; unfinished files, locks and halves in the cache; folders of sweeps' and launches' own Rays, and sessions
+    in Ray's folder ($RAY_TMPDIR/ray, else /tmp/ray), that are yours and whose processes are gone. Results are never
+    touched.
 
     \b
         rayasd gc --dry-run runs/*
         rayasd gc runs/night --older-than 24
+        rayasd gc --unused-for 30
     """
     from rayasd.errors import UserError
     from rayasd.sweep import leftovers
+    from rayasd.sweep.executors.ray_folder import root_of_own
     from rayasd.sweep.store import RunStore
     from rayasd.wording import counted, size
 
@@ -41,9 +49,11 @@ def gc(runs: tuple[Path, ...], cache: Path | None, hours: float, dry_run: bool) 
             click.echo(f"left alone: {error}")
         else:
             found, errors = found + removed, errors + failed
+    roots = sorted({temp_root.absolute(), root_of_own()})
     elsewhere = [
-        *leftovers.of_cache(cache_folder(cache), hours),
+        *leftovers.of_cache(cache_folder(cache), hours, unused_days),
         *leftovers.of_ray(leftovers.ray_folder(), hours),
+        *(leftover for root in roots for leftover in leftovers.of_our_rays(root, hours)),
     ]
     removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)
     found, errors = found + removed, errors + failed

@@ -14,7 +14,8 @@ from rayasd.cli.options import TEMP_DIR
 @click.option("--job", help="Name that all launchers of this job share; default from Slurm, OpenMPI or MPICH.")
 @click.option("--rank", type=click.IntRange(min=0), help="Of this launcher; 0 is the head, which runs the command.")
 @click.option("--size", type=click.IntRange(min=1), help="Launchers of the job, one a node.")
-@click.option("--node-address", "address", help="IPv4 address of this node; default: what its name resolves to.")
+@click.option("--node-address", "address",
+              help="IPv4 address or interface (ib0) of this node; default: what its name resolves to.")  # fmt: skip
 @click.option("--cpus", type=click.IntRange(min=1), help="CPUs of this node; default: as Slurm gave, else all usable.")
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,

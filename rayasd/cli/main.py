@@ -17,10 +17,8 @@ from rayasd.cli.score import pack, score
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
-from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, EXIT_USAGE, Interrupted, UserError
 from rayasd.files import storage_error
-
-EXIT_USAGE = 2
 
 
 class InOrder(click.Group):

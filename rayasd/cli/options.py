@@ -17,14 +17,23 @@ MAX_SEEDS = 10_000
 RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 GROUND_TRUTH = click.option(
     "--ground-truth", type=click.Path(path_type=Path),
-    help="Folder of ground_truth_*.csv; default ground_truth_data in or right below ROOT.",
+    help="Folder of ground_truth_*.csv; default ground_truth_data in the data's folder or right below.",
 )  # fmt: skip
 CACHE = click.option(
     "--cache", type=click.Path(path_type=Path, file_okay=False),
     help="Decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
 )  # fmt: skip
-DEVICE = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-PART = click.option("--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True)
+DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="What networks compute on; auto: a GPU where there is one.",
+)  # fmt: skip
+PART = click.option(
+    "--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True,
+    help="Sections whose scores are shown.",
+)  # fmt: skip
+ADDRESS = click.option(
+    "--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True, help="Standing Ray cluster."
+)
 TEMP_DIR = click.option(
     "--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
     envvar="RAYASD_TMP", show_envvar=True, show_default=True,
@@ -138,7 +147,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--executor", type=click.Choice(["ray", "local", "mpi"]), default="ray", show_default=True,
                      help="A Ray cluster (by --address, else one of this host's own), plain processes, or MPI ranks."),
-        click.option("--address", metavar="HOST:PORT", help="Standing Ray cluster; default $RAY_ADDRESS."),
+        ADDRESS,
         click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True,
                      help="CPU cores of one unit, and its threads."),
         click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,

@@ -14,7 +14,6 @@ from rayasd.data.catalog import write_catalog
 from rayasd.data.ground_truth import with_ground_truth
 from rayasd.errors import UserError
 from rayasd.evaluation.leaderboard import Leaderboard
-from rayasd.nested import merge, nest
 from rayasd.parquet import read_parquet
 from rayasd.report.curves import find_curves
 from rayasd.report.run_report import RunReport
@@ -57,7 +56,7 @@ def with_overrides(config: Config, overrides: Sequence[str]) -> EvaluationConfig
     for key in changes:
         if not key.startswith("evaluation."):
             raise UserError(f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep")
-    return from_dict(merge(config.as_dict(), nest(changes))).evaluation
+    return from_dict(presets.with_overrides(config.as_dict(), changes)).evaluation
 
 
 def show_report(console: Console, report: RunReport, *, all_systems: bool = False, oracle: bool = False) -> Leaderboard:

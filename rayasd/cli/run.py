@@ -1,6 +1,5 @@
 """What ``rayasd sweep`` and its single stages do, once their heavy imports are paid for."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,8 +47,12 @@ def run_sweep(
     set_up_only: bool,
     only: str | None,
     execution: Execution,
+    command: Sequence[str],
 ) -> int:
-    """Do everything from clips to the leaderboard; returns the exit code."""
+    """Do everything from clips to the leaderboard; returns the exit code.
+
+    Arguments are as the command line has them; ``command`` is what the manifest says was asked.
+    """
     console, store = wide_console(), RunStore(run_dir)
     if not (dry_run or set_up_only):
         check_execution(execution)
@@ -94,7 +97,7 @@ def run_sweep(
         }
         _say_what_is_odd(console, catalog, plan, data["emptied"])
         check_space(store, config, plan, catalog, num_parameters)
-        store.set_up(config, catalog, data, plan, sys.argv, accept_changes=accept_changes)
+        store.set_up(config, catalog, data, plan, command, accept_changes=accept_changes)
         if set_up_only:
             console.print(Text(f"set up: {store.paths.root}, machines {', '.join(plan.machines)}"), soft_wrap=True)
             return 0

@@ -5,35 +5,52 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import DEVICE, RUN
+from rayasd.cli.options import ADDRESS, DEVICE, RUN
 
-_CHOICE = [
+_EXTRACTOR = [
     click.option("--machine", help="Of the run; may be left out where it has one alone."),
     click.option("--variant", help="Default: the run's first in rank."),
     click.option("--seed", type=int, help="Default: the lowest."),
-    click.option("--detector", help="Default: what the run's report chose; likewise --pooling."),
-    click.option("--pooling"),
+]
+_SYSTEM = [
+    click.option("--detector", help="Default: what the run's report chose."),
+    click.option("--pooling", help="Default: what the run's report chose."),
 ]
 
 
-def choice(command: Any) -> Any:
+def choose_extractor(command: Any) -> Any:
+    """Add the options that choose one machine's extractor of a run."""
+    return _with_options(command, _EXTRACTOR)
+
+
+def choose_model(command: Any) -> Any:
     """Add the options that choose one machine's model of a run."""
-    for option in reversed(_CHOICE):
+    return _with_options(command, [*_EXTRACTOR, *_SYSTEM])
+
+
+def _with_options(command: Any, options: list[Any]) -> Any:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def chosen(options: dict[str, Any]) -> dict[str, Any]:
+    """Take out of a command's options those that choose a model."""
+    names = ("machine", "variant", "seed", "detector", "pooling")
+    return {name: options.pop(name) for name in names if name in options}
 
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] CLIP|FOLDER|-…")
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
-@choice
+@choose_model
 @click.option("--section", help="Which product; default: the nearest by the product head.")
 @click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
-              show_default=True)  # fmt: skip
+              show_default=True, help="Of what is printed.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
 @DEVICE
-@click.option("--address", metavar="HOST:PORT", help="Spread many clips over a standing Ray cluster.")
+@ADDRESS
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(words: tuple[str, ...], **options: Any) -> None:
     """Score new clips of one machine.
@@ -48,13 +65,14 @@ def score(words: tuple[str, ...], **options: Any) -> None:
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
     from rayasd.cli.scoring import score_clips
+    from rayasd.scoring.loading import Choice
 
-    raise SystemExit(score_clips(words, **options))
+    raise SystemExit(score_clips(words, choice=Choice(**chosen(options)), **options))
 
 
 @click.command()
 @RUN
-@choice
+@choose_model
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd")
 @click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
 def pack(run: Path, **options: Any) -> None:
@@ -67,5 +85,6 @@ def pack(run: Path, **options: Any) -> None:
         rayasd pack runs/first --machine fan -o fan.rayasd
     """
     from rayasd.cli.scoring import pack_model
+    from rayasd.scoring.loading import Choice
 
-    pack_model(run, **options)
+    pack_model(run, Choice(**chosen(options)), **options)

@@ -21,7 +21,7 @@ from rayasd.cli.display import wide_console
 from rayasd.cluster.spread import spread
 from rayasd.errors import UserError
 from rayasd.files import replacing
-from rayasd.scoring.loading import load, parts_of_run
+from rayasd.scoring.loading import Choice, load, parts_of_run
 from rayasd.scoring.model import ClipScore, MachineModel
 from rayasd.scoring.packing import write_pack
 from rayasd.wording import size
@@ -39,11 +39,7 @@ def score_clips(
     words: Sequence[str],
     *,
     model: Path | None,
-    machine: str | None,
-    variant: str | None,
-    seed: int | None,
-    detector: str | None,
-    pooling: str | None,
+    choice: Choice,
     section: str | None,
     form: str,
     out: Path | None,
@@ -66,13 +62,15 @@ def score_clips(
     clips = [] if watch else list(_clips(words))
     if not clips and not watch:
         raise UserError(f"no audio files in {', '.join(words)}")
-    loaded = load(model, machine=machine, variant=variant, seed=seed, detector=detector, pooling=pooling,
-                  device=device, trust=trust)  # fmt: skip
+    loaded = load(model, device=device, trust=trust, **vars(choice))
     if watch:
         with suppress(KeyboardInterrupt):
             _watch(loaded, [Path(word) for word in words], section)
         return 0
-    scores = loaded.score(clips, section) if address is None else spread(loaded.parts, clips, section, address, device)
+    if address is None or address == "local":
+        scores = loaded.score(clips, section)
+    else:
+        scores = spread(loaded.parts, clips, section, address, device)
     failed = 0
 
     def counted() -> Iterator[ClipScore]:
@@ -85,10 +83,9 @@ def score_clips(
     return 1 if failed else 0
 
 
-def pack_model(run: Path, *, out: Path | None, licence: str, machine: str | None, variant: str | None,
-               seed: int | None, detector: str | None, pooling: str | None) -> None:  # fmt: skip
+def pack_model(run: Path, choice: Choice, out: Path | None, licence: str) -> None:
     """Write a packed model and say what it holds."""
-    parts = parts_of_run(run, machine, variant, seed, detector, pooling)
+    parts = parts_of_run(run, choice)
     path = out or Path(f"{parts.machine}.rayasd")
     write_pack(path, parts, licence)
     systems = parts.systems_of(parts.systems)
@@ -96,14 +93,11 @@ def pack_model(run: Path, *, out: Path | None, licence: str, machine: str | None
     wide_console().print(Text(f"{said}, {size(path.stat().st_size)}"), soft_wrap=True)
 
 
-def export_extractor(
-    run: Path, *, given: Literal["waveform", "mel"], out: Path | None, machine: str | None, variant: str | None,
-    seed: int | None, detector: str | None, pooling: str | None,
-) -> None:  # fmt: skip
+def export_extractor(run: Path, choice: Choice, given: Literal["waveform", "mel"], out: Path | None) -> None:
     """Write an extractor as ONNX."""
     from rayasd.scoring.onnx import export_onnx
 
-    parts = parts_of_run(run, machine, variant, seed, detector, pooling)
+    parts = parts_of_run(run, choice)
     path = out or Path(f"{parts.machine}.onnx")
     export_onnx(path, parts, given)
     said = f"{path}: {parts.machine}, from {given}, {size(path.stat().st_size)}"

@@ -21,17 +21,21 @@ from rayasd.evaluation.bootstrap import compare
 from rayasd.evaluation.cells import cell_scores, labels_of
 from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
+from rayasd.nested import split_list
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
 from rayasd.report.tables import markdown_table, percent
 from rayasd.wording import counted
 
 
-def compare_runs(runs: tuple[Path, Path], variants: tuple[str | None, str | None], part: str) -> None:
+def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> None:
     """Print which of two systems is better on one part's sections, by how much, and how sure."""
     console = wide_console()
     reports, entries, cells = [], [], []
-    for path, variant in zip(runs, variants, strict=True):
+    names = [None, None] if variants is None else split_list(variants)
+    if len(names) != 2:
+        raise UserError(f"--variants {variants}: one of the first run and one of the second, for example both,no-mixup")
+    for path, variant in zip(runs, names, strict=True):
         report = RunReport.of(path)
         found = report.entries(single_variant=True)
         if variant is not None and variant not in found:

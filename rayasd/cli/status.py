@@ -14,12 +14,22 @@ if TYPE_CHECKING:
     from rayasd.sweep.store import RunStore
 
 _LOOK_SECONDS = 2.0
+_PAUSE_FACTOR = 20  # times as long as a look took: of a large run on a slow file system, it reads much
 
 
 @click.command()
 @RUN
-@click.option("--watch", is_flag=True, help="Look again every 2 seconds, until nobody works on the run.")
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--watch", is_flag=True, help="Look again every 2 seconds (a large run: less often), until nobody works on it."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Of what is printed.",
+)
 def status(run: Path, watch: bool, form: str) -> None:
     """Show how far RUN is.
 
@@ -35,7 +45,9 @@ def status(run: Path, watch: bool, form: str) -> None:
 
     store, console = RunStore(run), wide_console()
     while True:
+        began = time.monotonic()
         state, sweep = _look(store)
+        took = time.monotonic() - began
         if form == "json":
             click.echo(json.dumps(state))
         else:
@@ -44,7 +56,7 @@ def status(run: Path, watch: bool, form: str) -> None:
             _show(state, sweep)
         if not (watch and any(holder["silent"] < 2 * GONE_SECONDS for holder in state["holders"])):
             return
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(max(_LOOK_SECONDS, _PAUSE_FACTOR * took))
 
 
 @click.command()
@@ -80,7 +92,7 @@ def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
 
     specs = store.specs()
     holders = store.holders()
-    sweep = survey(store, specs, set(specs), retry_failed=False)
+    sweep = survey(specs, set(specs), retry_failed=False)
     for unit in sweep.units(State.WAITING):
         if holders and store.paths.progress(unit).exists():
             sweep.move(unit, State.RUNNING)

@@ -1,13 +1,12 @@
 """``rayasd submit``: a rayasd command as a job of a standing Ray cluster."""
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rayasd.errors import EXIT_INTERRUPTED, UserError, unknown
+from rayasd.errors import EXIT_INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from rayasd.cluster.jobs import Jobs
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 @click.option("--stop", metavar="ID", help="Interrupt a job; the same command goes on later.")
 @click.option("--list", "list_jobs", is_flag=True, help="List the cluster's jobs.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
 def submit(
-    context: click.Context,
     command: tuple[str, ...],
     address: str,
     token_file: Path | None,
@@ -51,7 +48,6 @@ def submit(
     """
     if sum(map(bool, (command, follow, stop, list_jobs))) != 1:
         raise UserError("give one of: -- COMMAND, --follow ID, --stop ID, --list")
-    words = with_absolute_paths(context.find_root().command, command, Path.cwd()) if command else []
     from rayasd.cluster.jobs import Jobs
 
     jobs = Jobs(address, token_file)
@@ -60,51 +56,11 @@ def submit(
     elif stop:
         click.echo(f"job {stop}: {jobs.stop(stop)}")
     else:
-        job = follow or jobs.submit(words, job_id=job_id, python=python)
-        if words != list(command):
-            click.echo(f"relative paths are taken from here: rayasd {shlex.join(words)}", err=True)
+        job = follow or jobs.submit(command, job_id=job_id, python=python, folder=Path.cwd())
         if no_wait and not follow:
             click.echo(job)
         else:
             raise SystemExit(_follow(jobs, job, token_file))
-
-
-def with_absolute_paths(command: click.Command, words: Sequence[str], folder: Path) -> list[str]:
-    """Make the relative paths of a command line absolute, defaults too: a job starts in a folder of Ray's.
-
-    Raises:
-        UserError: there is no such command.
-
-    """
-    rest, done = list(words), []
-    while rest and isinstance(command, click.Group):
-        done.append(rest.pop(0))
-        if not done[-1].startswith("-"):
-            if done[-1] not in command.commands:
-                raise unknown("command", done[-1], command.commands)
-            command = command.commands[done[-1]]
-    options = {name: each for each in command.params if isinstance(each, click.Option) for name in each.opts}
-    paths_stand_alone = any(_is_path(each) for each in command.params if isinstance(each, click.Argument))
-    head, given = len(done), set()
-    while rest:
-        name, equals, value = (word := rest.pop(0)).partition("=")
-        if (option := options.get(name)) is None:
-            done.append(str(folder / word) if paths_stand_alone and not word.startswith("-") else word)
-        elif option.is_flag:
-            done.append(word)
-        else:
-            values = [value] if equals else [rest.pop(0) for _ in range(min(option.nargs, len(rest)))]
-            values = [str(folder / value) if _is_path(option, value) else value for value in values]
-            done += [f"{name}={values[0]}"] if equals else [name, *values]
-            given.add(option.name)
-    for name, option in options.items():
-        if option.name not in given and _is_path(option) and isinstance(option.default, Path):
-            done[head:head] = [name, str(folder / option.default)]
-    return done
-
-
-def _is_path(parameter: click.Parameter, value: str = "") -> bool:
-    return isinstance(parameter.type, click.Path) or (parameter.name == "preset" and value.endswith(".toml"))
 
 
 def _follow(jobs: "Jobs", job: str, token_file: Path | None) -> int:

@@ -1,5 +1,6 @@
 """``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect, report."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def sweep(**options: Any) -> None:
     from rayasd.cli.run import run_sweep
 
     execution = Execution.taken_from(options)
-    raise SystemExit(_run(execution, lambda: run_sweep(**options, execution=execution)))
+    raise SystemExit(_run(execution, lambda: run_sweep(**options, execution=execution, command=sys.argv)))
 
 
 def _run(execution: Execution, command: Callable[[], int]) -> int:
@@ -92,9 +93,9 @@ detect = _stage_command(
 @click.command()
 @click.argument("first", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("second", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--variants", nargs=2, metavar="A B", help="A variant of each run; default: the first in rank.")
+@click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
 @PART
-def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: str) -> None:
+def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
     """Say which of two runs is better, and how sure that is.
 
     By a paired bootstrap over test clips, of the official score and of the mean AUC. FIRST and SECOND may be the
@@ -102,11 +103,11 @@ def compare(first: Path, second: Path, variants: tuple[str, str] | None, part: s
 
     \b
         rayasd compare runs/mine runs/theirs
-        rayasd compare runs/ablation runs/ablation --variants both no-mixup
+        rayasd compare runs/ablation runs/ablation --variants both,no-mixup
     """
     from rayasd.cli.several_runs import compare_runs
 
-    compare_runs((first, second), variants or (None, None), part)
+    compare_runs((first, second), variants, part)
 
 
 @click.command()
@@ -149,7 +150,14 @@ def report(
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
 @PART
-@click.option("--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "md", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="Of what is printed.",
+)
 def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
     """Rank the chosen systems of several RUNS together.
 

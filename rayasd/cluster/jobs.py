@@ -17,6 +17,7 @@ from typing import Any
 
 from rayasd.errors import EXIT_INTERRUPTED, UserError
 
+_AND = "&& exec"
 _ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 30
@@ -53,8 +54,8 @@ class Jobs:
         with self._errors():
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, words: Sequence[str], *, job_id: str | None, python: str) -> str:
-        """Start a rayasd command on the cluster's head; returns the job's name.
+    def submit(self, words: Sequence[str], *, job_id: str | None, python: str, folder: Path) -> str:
+        """Start a rayasd command in a folder of the cluster's head; returns the job's name.
 
         Raises:
             UserError: the cluster refuses it, as when a job of this name was there before.
@@ -62,7 +63,8 @@ class Jobs:
         """
         with self._errors():
             return self._client.submit_job(
-                entrypoint=f"exec {shlex.join([python, '-m', 'rayasd', *words])}",  # no shell between Ray and us
+                # exec: no shell between Ray and us
+                entrypoint=f"cd {shlex.quote(str(folder))} {_AND} {shlex.join([python, '-m', 'rayasd', *words])}",
                 submission_id=job_id,
                 runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}},
             )
@@ -117,7 +119,7 @@ class Jobs:
                 "job": job.submission_id,
                 "status": str(job.status).lower(),
                 "start": (job.start_time or 0) / 1000,
-                "command": job.entrypoint.removeprefix("exec "),
+                "command": job.entrypoint.rpartition(f" {_AND} ")[2],
             }
             for job in jobs
         ]

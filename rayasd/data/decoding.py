@@ -6,13 +6,11 @@ Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads woul
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
 from rayasd.errors import Interrupted, StorageError
 from rayasd.files import gone, replacing
-from rayasd.host import end_with_parent, freed_memory_kept
+from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
 from rayasd.wording import size
 
@@ -113,18 +111,11 @@ def processes(num_clips: int, num_processes: int) -> Iterator[Map]:
         with freed_memory_kept():
             yield map
         return
-    pool = ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=_begin)
-    try:
-        yield pool.map
-    except BrokenProcessPool:
-        raise Interrupted("a process that decoded clips was killed, perhaps for want of memory") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    end_with_parent(signal.SIGKILL)
+    with worker_pool(num_processes) as pool:
+        try:
+            yield pool.map
+        except BrokenProcessPool:
+            raise Interrupted("a process that decoded clips was killed, perhaps for want of memory") from None
 
 
 def _chunks(items: Sequence[Any]) -> list[Sequence[Any]]:

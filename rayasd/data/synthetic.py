@@ -1,9 +1,7 @@
 """Write a DCASE 2021 tree of synthetic machine sounds: a demo and a test bed, never a benchmark of real machines."""
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ import soundfile
 from rayasd.data.machine_sounds import MODELS, clip_of, product_of, with_fault
 from rayasd.errors import UserError, unknown
 from rayasd.files import read_json, write_csv, write_json
-from rayasd.host import usable_cpus
+from rayasd.host import usable_cpus, worker_pool
 from rayasd.randomness import generator
 
 MACHINE_TYPES = tuple(MODELS)
@@ -132,7 +130,9 @@ def synthesize(
         (out / folder).mkdir(parents=True, exist_ok=True)
     kinds: list[str] = []
     chunks = [clips[i : i + 20] for i in range(0, len(clips), 20)]
-    with _workers(num_workers or usable_cpus(), len(chunks)) as mapped:
+    with ExitStack() as stack:
+        number = min(num_workers or usable_cpus(), len(chunks))
+        mapped = map if number == 1 else stack.enter_context(worker_pool(number)).map
         for written in mapped(partial(_write_clips, out, plan), chunks):
             kinds += written
             if on_progress is not None:
@@ -141,17 +141,6 @@ def synthesize(
     write_json(out / MARKER, content)
     (out / _UNFINISHED).unlink()
     return len(clips)
-
-
-@contextmanager
-def _workers(num_workers: int, num_chunks: int) -> Iterator[Callable[..., Iterator[list[str]]]]:
-    """Give a ``map`` that keeps the order: in this process where one worker does, else in a pool."""
-    if min(num_workers, num_chunks) <= 1:
-        yield map
-        return
-    # a forked worker could inherit locks of the caller's threads
-    with ProcessPoolExecutor(min(num_workers, num_chunks), multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
 
 
 def _clips(machine: str, plan: SynthesisPlan) -> list[_Clip]:

@@ -7,8 +7,10 @@ that a changed clip or rule makes another file and an old one is never read by m
 import errno
 import fcntl
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -134,6 +136,8 @@ def open_waveforms(
         decoded = read_parquet(index)
     if not all(decoded[name].equals(table[name]) for name in ("clip", "digest")):
         raise UserError(f"the clips of {machine} in {catalog.root} have changed since the sweep was set up")
+    with suppress(OSError):  # a cache of somebody else's, or read-only
+        os.utime(index)  # its last use, for rayasd gc --unused-for
     return _mapped(index, decoded)  # offsets are this host's own
 
 

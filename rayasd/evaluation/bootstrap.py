@@ -141,16 +141,15 @@ def undrawn(cells: Mapping[Cell, CellScores]) -> dict[Cell, dict[str, Replicates
     }
 
 
-def interval(replicates: NDArray[np.float64], estimate: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Percentile interval of replicates, moved by their bias: resampling leaves out clips, and pAUC rises with that.
+def interval(replicates: NDArray[np.float64], estimate: float) -> tuple[float, float]:
+    """95 % interval of replicates, moved by their bias: resampling leaves out clips, and pAUC rises with that.
 
     Args:
         replicates: of the score, (replicates,).
         estimate: the score itself, of all clips as they are.
-        confidence: share of the replicates within.
 
     """
-    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     bias = float(np.mean(replicates)) - estimate
     return float(low) - bias, float(high) - bias
 

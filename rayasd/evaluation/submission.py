@@ -96,7 +96,7 @@ def metadata(
     if len(abbreviation) > MAX_ABBREVIATION:
         raise UserError(f"--abbreviation {abbreviation}: at most {MAX_ABBREVIATION} characters")
     exposure, network, front_end = config.exposure, config.network, config.front_end
-    learned = network.extractor == "network"
+    learned = network.is_trained
     spectrogram = f"{'log-' if front_end.log else ''}mel spectrogram, {front_end.n_mels} bands"
     method = [f"outlier exposure with {network.backbone}" if learned else network.extractor, *systems]
     target = exposure.target_domain_per_batch

@@ -166,7 +166,7 @@ def embed_windows(
 def _extractors(spec: UnitSpec) -> dict[int, Callable[[], torch.nn.Module]]:
     """List what loads the unit's extractors, by the epochs that each was trained for."""
     config, folder = spec.config, spec.run.output(spec.upstream("train"))
-    if config.network.extractor != "network":
+    if not config.network.is_trained:
         return {0: lambda: make_control(config).eval()}
     weights = {**kept_weights(folder), config.exposure.epochs: folder / WEIGHTS}
     return {epochs: partial(_load, folder, config, path) for epochs, path in weights.items()}

@@ -108,6 +108,19 @@ def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[Detector
     return specs
 
 
+def single_detector(text: str, config: InlierConfig) -> DetectorSpec:
+    """Resolve one detector that needs no others.
+
+    Raises:
+        UserError: it is unknown, several, or a fusion.
+
+    """
+    first, *others = parse_detectors([text], config)
+    if others or isinstance(first, FusionSpec):
+        raise UserError(f"{text} needs the scores of others: name a single detector to score with")
+    return first
+
+
 def most_neighbours(specs: Iterable[DetectorSpec | FusionSpec]) -> int:
     """Largest number of neighbours that any of these asks for."""
     single = [member for spec in specs for member in (spec.members if isinstance(spec, FusionSpec) else [spec])]

@@ -21,10 +21,15 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
         UserError: an unknown preset, key or value, with the nearest valid one.
 
     """
-    values = _read_preset(preset)
-    for key, value in parse_overrides(overrides).items():
-        values = merge(values, nest({key: value}))
-    return from_dict(values)
+    return from_dict(with_overrides(_read_preset(preset), parse_overrides(overrides)))
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay settings with dotted keys over nested tables, one after the other: the last of two that clash counts."""
+    changed = dict(values)
+    for key, value in overrides.items():
+        changed = merge(changed, nest({key: value}))
+    return changed
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class RunReport:
 
         """
         store = RunStore(run_dir)
-        sweep = survey(store, store.specs(), (), retry_failed=False)
+        sweep = survey(store.specs(), (), retry_failed=False)
         return cls(store, sweep, store.catalog(), store.config().evaluation)
 
     def by_rules(self, evaluation: EvaluationConfig) -> "RunReport":

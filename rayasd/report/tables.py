@@ -79,8 +79,10 @@ def coverage(standing: Standing) -> str:
     return f"{standing.cells_ok}/{standing.cells_expected}"
 
 
-def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False) -> list[str]:
-    """Say what the table is, sentence by sentence."""
+def footnotes(
+    leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False, all_systems: bool = False
+) -> list[str]:
+    """Say what the table is, sentence by sentence: one of the entries, with the oracle, or of all systems."""
     notes = []
     if synthetic:
         notes.append(
@@ -132,14 +134,14 @@ def footnotes(leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False
     if any("+" in s.variant for s in leaderboard.ranked):
         notes.append("Entries with a +: ensembles, over what stands after it; scores scaled by training scores alone.")
     best = leaderboard.oracle
-    if oracle and best is not None:
+    if (oracle or all_systems) and best is not None:
         notes.append(
             "Oracle: chosen on the sections that it is reported on. It is no result and has no rank."
             if best.rank is None
             else f"Oracle: no system is better in hindsight than number {best.rank}."
         )
     num_systems = len(leaderboard.standings)
-    if num_systems > len(leaderboard.ranked):
+    if num_systems > len(leaderboard.ranked) and not all_systems:
         notes.append(
             f"The chosen systems are shown, of {num_systems}; leaderboard.csv and rayasd report --all have all."
         )

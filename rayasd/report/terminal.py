@@ -58,7 +58,7 @@ def print_leaderboard(
     console.print(table)
     for remark in remarks:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
-    for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle):
+    for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle, all_systems=all_systems):
         console.print(Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete")) else "dim"))
 
 

@@ -1,5 +1,6 @@
 """Where a machine's model comes from: a run, or a packed file."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from rayasd.errors import UserError, unknown
 from rayasd.evaluation.scores import Key, System, read_scores
 from rayasd.exposure.network import WEIGHTS, kept_path
 from rayasd.files import digest, read_json
+from rayasd.inlier.detectors import single_detector
+from rayasd.inlier.pooling import find_pooling
 from rayasd.inlier.scoring import fit_rows
 from rayasd.parquet import read_parquet
 from rayasd.scoring.model import MachineModel, Parts
@@ -21,6 +24,21 @@ from rayasd.scoring.packing import read_pack
 from rayasd.sweep import markers
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGES, Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which of a run's models is meant; what is None, the run chooses."""
+
+    machine: str | None = None
+    """May be left out where the run has one alone."""
+    variant: str | None = None
+    """Default: the one that ranks first."""
+    seed: int | None = None
+    """Default: the lowest."""
+    detector: str | None = None
+    """Default: the one that the run's report chose; likewise ``pooling``."""
+    pooling: str | None = None
 
 
 def load(
@@ -38,11 +56,11 @@ def load(
 
     Args:
         source: a run directory, or a file that ``rayasd pack`` wrote.
-        machine: of a run; may be left out where it has one alone.
-        variant: of a run; default: the one that ranks first.
-        seed: of a run; default: the lowest.
-        detector: instead of the one that the run's report chose; like ``pooling``.
-        pooling: how window scores become a clip's.
+        machine: of a run; this and the next four as ``Choice`` says.
+        variant: of a run.
+        seed: of a run.
+        detector: of a run.
+        pooling: of a run; how window scores become a clip's.
         device: auto, cpu, cuda or cuda:N.
         trust: run detectors, poolings and extractors that a packed file names by import path.
 
@@ -52,7 +70,8 @@ def load(
     """
     path = Path(source)
     if path.is_dir():
-        return MachineModel(parts_of_run(path, machine, variant, seed, detector, pooling), device)
+        choice = Choice(machine=machine, variant=variant, seed=seed, detector=detector, pooling=pooling)
+        return MachineModel(parts_of_run(path, choice), device)
     if any(value is not None for value in (variant, seed, detector, pooling)):
         raise UserError(f"{path} is packed: variant, seed, detector and pooling were chosen when it was made")
     parts = read_pack(path, trust=trust)
@@ -61,28 +80,30 @@ def load(
     return MachineModel(parts, device)
 
 
-def parts_of_run(
-    folder: Path,
-    machine: str | None = None,
-    variant: str | None = None,
-    seed: int | None = None,
-    detector: str | None = None,
-    pooling: str | None = None,
-) -> Parts:
-    """Take a machine's model out of a run; arguments as of ``load``."""
+def parts_of_run(folder: Path, choice: Choice) -> Parts:
+    """Take a machine's model out of a run.
+
+    Raises:
+        UserError: there is no such thing, or it is not finished or damaged.
+
+    """
     store = RunStore(folder)
     specs = store.specs()
     machines = sorted({unit.machine for unit in specs})
-    if machine is None and len(machines) > 1:
+    if choice.machine is None and len(machines) > 1:
         raise UserError(f"{folder} has several machines: name one of {', '.join(machines)}")
-    machine = machines[0] if machine is None else machine
+    machine = choice.machine or machines[0]
     if machine not in machines:
         raise unknown("machine", machine, machines)
-    chosen = _Choice(store, machine, variant, seed, detector, pooling)
+    chosen = _Chosen(store, machine, choice)
     unit = Unit("detect", chosen.variant, machine, chosen.seed)
     if unit not in specs:
         raise UserError(f"{folder} has no {chosen.variant}, seed {chosen.seed} of {machine}")
     spec = specs[unit]
+    if choice.detector is not None:
+        single_detector(choice.detector, spec.config.inlier)
+    if choice.pooling is not None:
+        find_pooling(choice.pooling)
     for stage in ("embed", "detect"):
         if not markers.is_done(specs[spec.upstream(stage)]):
             raise UserError(
@@ -122,14 +143,11 @@ def parts_of_run(
     )  # fmt: skip
 
 
-class _Choice:
+class _Chosen:
     """Which system scores: what the run's report chose, where nothing else is asked for."""
 
-    def __init__(
-        self, store: RunStore, machine: str, variant: str | None, seed: int | None, detector: str | None,
-        pooling: str | None,
-    ) -> None:  # fmt: skip
-        self._detector, self._pooling = detector, pooling
+    def __init__(self, store: RunStore, machine: str, choice: Choice) -> None:
+        self._choice = choice
         leaderboard = store.paths.leaderboard("parquet")
         again = f"rayasd report {store.paths.root} makes it again"
         if not leaderboard.exists():
@@ -143,19 +161,15 @@ class _Choice:
         variants = list(dict.fromkeys(name for plan in plans for name in plan.variants))
         single = [row for row in rows if row["variant"] in variants]
         ranked = sorted((row for row in single if row["rank"]), key=lambda row: row["rank"])
-        if variant is None:
-            self.variant = (ranked or single)[0]["variant"]
-        elif variant in variants:
-            self.variant = variant
-        else:
-            raise unknown("variant", variant, variants)
+        self.variant = choice.variant or (ranked or single)[0]["variant"]
+        if self.variant not in variants:
+            raise unknown("variant", self.variant, variants)
         own = [row for row in [*ranked, *single] if row["variant"] == self.variant]
         if not own:
             raise UserError(f"{store.paths.root} has not scored {self.variant}")
         self._first = own[0]
-        self.seed = (
-            min(s for plan in plans if self.variant in plan.variants for s in plan.seeds) if seed is None else seed
-        )
+        seeds = (seed for plan in plans if self.variant in plan.variants for seed in plan.seeds)
+        self.seed = min(seeds) if choice.seed is None else choice.seed
         self._cells = [
             row for row in read_parquet(store.paths.cells, again, filters=[("selected", "=", True)]).to_pylist()
             if (row["variant"], row["machine"], row["seed"]) == (self.variant, machine, self.seed)
@@ -169,8 +183,8 @@ class _Choice:
             section: System(
                 self.variant,
                 int(row["checkpoint"]) if row["checkpoint"] is not None else last,
-                self._detector or row["detector"],
-                self._pooling or row["pooling"],
+                self._choice.detector or row["detector"],
+                self._choice.pooling or row["pooling"],
             )
             for section in sorted(pc.unique(bank["section"]).to_pylist())
             for row in [chosen.get(section, self._first)]

@@ -24,7 +24,7 @@ from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows, window_starts
 from rayasd.exposure.network import Extractor, make_control
 from rayasd.host import usable_cpus
-from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, fit_detector, most_neighbours, parse_detectors
+from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, single_detector
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
 from rayasd.inlier.scoring import features, features_of
@@ -109,15 +109,13 @@ class _Section:
 
     def __init__(self, parts: Parts, section: str) -> None:
         inlier, self.system = parts.config.inlier, parts.systems[section]
-        specs = parse_detectors([self.system.detector], inlier)
-        if len(specs) != 1 or not isinstance(specs[0], DetectorSpec):
-            raise UserError(f"{self.system.detector} needs the scores of others: name a single detector to score with")
-        self._sees = features_of(specs[0], inlier.features)
+        spec = single_detector(self.system.detector, inlier)
+        self._sees = features_of(spec, inlier.features)
         rows = (pc.field("section") == section) & (pc.field("checkpoint") == self.system.checkpoint)
         bank = parts.bank.filter(rows)
         X = features(bank, self._sees)
-        self._neighbours = NeighbourSearch(X, most_neighbours(specs))
-        self._detector = specs[0].build()
+        self._neighbours = NeighbourSearch(X, most_neighbours([spec]))
+        self._detector = spec.build()
         with threadpool_limits(1):  # as units do: another number of threads adds up in another order
             fit_detector(
                 self._detector, X, domains=np.array(bank["domain"].to_pylist(), dtype=object),
@@ -194,10 +192,9 @@ class MachineModel:
             return []
         known = section in self.parts.systems
         tables: dict[int, pa.Table] = {}
-        sections = [section] * len(pieces) if known else self._nearest(pieces, section, tables)
+        sections = [str(section)] * len(pieces) if known else self._nearest(pieces, section, tables)
         found: dict[int, ClipScore] = {}
-        for name in sorted(set(sections)):  # type: ignore[type-var]
-            assert name is not None
+        for name in sorted(set(sections)):
             model = self._section(name)
             members = [number for number, own in enumerate(sections) if own == name]
             table = self._embedded(pieces, model.system.checkpoint, tables)
@@ -220,7 +217,7 @@ class MachineModel:
             threshold=model.threshold, percentile=below, worst=float(piece.starts[windows.argmax()]) / rate,
         )  # fmt: skip
 
-    def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: dict[int, pa.Table]) -> list[str | None]:
+    def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: dict[int, pa.Table]) -> list[str]:
         """Name the section with the highest mean product logit of each clip's windows."""
         products = [k for k, name in enumerate(self.parts.products) if name in self.parts.systems]
         if not products:

@@ -1,13 +1,10 @@
 """What is looked at before hours go into a sweep: its detectors, weights and losses, its data, its room on disk."""
 
 import shutil
-import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 
 from rayasd.config import Config
@@ -15,7 +12,7 @@ from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.errors import StorageError, UserError
 from rayasd.files import file_digest
-from rayasd.host import end_with_parent
+from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
 from rayasd.sweep.forecast import Clips, output_bytes
@@ -90,11 +87,7 @@ def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
     alike = {variant: repr((config.network, config.exposure)) for variant, config in configs.items()}
     different = {alike[variant]: config for variant, config in configs.items()}
     # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
-    # and ended with us, even if we are killed: it would wait for work for ever
-    with (
-        suppress(BrokenProcessPool),  # it was killed, for memory perhaps: the units will tell
-        ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent, initargs=(signal.SIGKILL,)) as pool,
-    ):
+    with suppress(BrokenProcessPool), worker_pool(1) as pool:  # it was killed, for memory perhaps: the units will tell
         sizes = dict(zip(different, pool.map(_make_extractor, different.values()), strict=True))
         return {variant: sizes[alike[variant]] for variant in configs}
     return {}
@@ -141,7 +134,7 @@ def _make_extractor(config: Config) -> int:
     from rayasd.exposure.losses import find_losses
     from rayasd.exposure.network import Extractor, make_control
 
-    if config.network.extractor == "network":
+    if config.network.is_trained:
         find_losses(config.exposure)
         return sum(parameter.numel() for parameter in Extractor(config, 1).parameters())
     make_control(config)

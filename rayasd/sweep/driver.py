@@ -90,11 +90,10 @@ class Sweep:
         return [unit for unit, s in self.states.items() if s is state]
 
 
-def survey(store: RunStore, specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_failed: bool) -> Sweep:
+def survey(specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_failed: bool) -> Sweep:
     """See from the run directory which units are done, which failed before, and which are to be done.
 
     Args:
-        store: the run.
         specs: every unit of the run's plan, each after the one it builds on.
         asked: units to do if they are not done; others that are not done block those that build on them.
         retry_failed: run units again that failed for good in an earlier sweep.

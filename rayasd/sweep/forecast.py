@@ -3,13 +3,15 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
 
 import pyarrow.compute as pc
 
-from rayasd.config import Config
+from rayasd.config import Config, InlierConfig
 from rayasd.data.catalog import Catalog
 from rayasd.files import read_record
+from rayasd.inlier.detectors import parse_detectors
 from rayasd.sweep.driver import Queue, State, Sweep
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.markers import is_done
@@ -52,8 +54,12 @@ def output_bytes(unit: Unit, config: Config, clips: Clips, num_parameters: int) 
         return 4 * num_parameters * config.exposure.num_checkpoints
     if unit.stage == "embed":
         return scored * config.embedding.num_windows * (4 * config.network.embedding_dim + 16)
-    systems = len(config.inlier.detectors) * len(config.inlier.grid) * len(config.inlier.poolings)
-    return scored * systems * 10
+    return scored * _num_systems(config.inlier) * 10
+
+
+@lru_cache
+def _num_systems(inlier: InlierConfig) -> int:
+    return len(parse_detectors(inlier.detectors, inlier)) * len(inlier.poolings)
 
 
 def checkpoint_bytes(config: Config, num_parameters: int) -> int:

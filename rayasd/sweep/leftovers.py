@@ -12,12 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayasd.sweep.executors.ray_folder import NAME, RAYS, is_ours
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
 _REPORT_SECONDS = 60.0
 """A report writes into a run without a lock, for some seconds."""
 _CACHE_FILE = re.compile(r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock)(?P<part>\.\w+\.part)?")
+_START_LOG = re.compile(r"start-\d+\.log")  # of rayasd launch
 _SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_(?P<pid>\d+)")
 
 
@@ -103,8 +105,11 @@ def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]
     return [*(leftover for leftover in found if leftover.path in locks), *removed], errors
 
 
-def of_cache(cache: Path, hours: float) -> list[Leftover]:
-    """List unfinished files, locks and halves without the other half in a waveform cache, all older than ``hours``."""
+def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> list[Leftover]:
+    """List unfinished files, locks and halves without the other half in a waveform cache, all older than ``hours``.
+
+    With ``unused_days``, also what no unit has opened for so long: an index is dated by its last use.
+    """
     youngest, found = time.time() - 3600 * hours, []
     names = sorted(os.listdir(cache)) if cache.is_dir() else []  # noqa: PTH208 - names are all that is needed
     for name in names:
@@ -118,6 +123,9 @@ def of_cache(cache: Path, hours: float) -> list[Leftover]:
             found += _leftover(cache / name, "lock of a decoding that has ended", youngest)
         elif f"{match['stem']}.{other}" not in names:
             found += _leftover(cache / name, f"half without its .{other}", youngest)
+        elif unused_days is not None and match["kind"] == "parquet":
+            unused = _leftover(cache / name, f"not used for {unused_days:g} days", time.time() - 86400 * unused_days)
+            found += unused and [*unused, *_leftover((cache / name).with_suffix(".i16"), "its samples")]
     return found
 
 
@@ -133,20 +141,13 @@ def of_ray(folder: Path, hours: float) -> list[Leftover]:
     has a file in it open, or if one of its sockets answers. Processes of another container may show in none of these,
     but a Ray that lives writes its state into its session every few seconds.
     """
-    sessions = [path for path in sorted(folder.glob("session_*")) if _SESSION.fullmatch(path.name) and _is_ours(path)]
-    if not sessions or not Path("/proc/self").exists():
+    sessions = _sessions(folder)
+    used, found = _used_paths() if sessions else None, []
+    if used is None:
         return []
-    used, found = " ".join(_used_paths()), []
     for session in sessions:
-        match = _SESSION.fullmatch(session.name)
-        assert match is not None
         size, written = _size_and_time(session)
-        if (
-            written <= time.time() - 3600 * hours
-            and not Path("/proc", match["pid"]).exists()
-            and session.name not in used
-            and not _answers(session)
-        ):
+        if written <= time.time() - 3600 * hours and not _is_used(session, used):
             found.append(Leftover(session, size, "session of a Ray that is gone"))
     latest = folder / "session_latest"
     gone = {leftover.path.resolve() for leftover in found}
@@ -154,6 +155,21 @@ def of_ray(folder: Path, hours: float) -> list[Leftover]:
         latest.resolve() in gone or not latest.exists()
     ):  # fmt: skip
         found.append(Leftover(latest, 0, "link to it"))
+    return found
+
+
+def of_our_rays(root: Path, hours: float) -> list[Leftover]:
+    """List this user's folders of Rays of our own, of a sweep or a launch, below ``root``; the same rules hold."""
+    folders = [path for path in sorted(root.glob("ra*")) if NAME.fullmatch(path.name) and is_ours(path)]
+    used, found = _used_paths() if folders else None, []
+    if used is None:
+        return []
+    for folder in folders:
+        size, written = _size_and_time(folder)
+        foreign = [path for path in folder.iterdir() if path.name != RAYS and not _START_LOG.fullmatch(path.name)]
+        in_use = folder.name in used or any(_is_used(session, used) for session in _sessions(folder / RAYS))
+        if written <= time.time() - 3600 * hours and not in_use and not foreign:
+            found.append(Leftover(folder, size, "folder of a Ray of ours that is gone"))
     return found
 
 
@@ -170,9 +186,16 @@ def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Lef
     return []
 
 
-def _is_ours(path: Path) -> bool:
-    status = path.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+def _sessions(folder: Path) -> list[Path]:
+    """List this user's sessions in a folder of Ray's."""
+    return [path for path in sorted(folder.glob("session_*")) if _SESSION.fullmatch(path.name) and is_ours(path)]
+
+
+def _is_used(session: Path, used: str) -> bool:
+    """Whether a session's process runs, its name is in what processes use, or somebody listens in it."""
+    match = _SESSION.fullmatch(session.name)
+    assert match is not None
+    return Path("/proc", match["pid"]).exists() or session.name in used or _answers(session)
 
 
 def _size_and_time(folder: Path) -> tuple[int, float]:
@@ -186,8 +209,12 @@ def _size_and_time(folder: Path) -> tuple[int, float]:
     return size, written
 
 
-def _used_paths() -> Iterator[str]:
-    """Command lines, working folders and open files of all processes, as far as we may see them."""
+def _used_paths() -> str | None:
+    """Command lines, working folders and open files of all processes, as far as we may see them; None: not at all."""
+    return " ".join(_uses()) if Path("/proc/self").exists() else None
+
+
+def _uses() -> Iterator[str]:
     for process in Path("/proc").iterdir():
         if process.name.isdecimal():
             with suppress(OSError):

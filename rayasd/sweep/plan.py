@@ -15,7 +15,7 @@ class Plan:
     variants: tuple[str, ...]
     seeds: tuple[int, ...]
 
-    def units(self, config: Config, stages: Sequence[Stage] = STAGES) -> list[Unit]:
+    def units(self, config: Config) -> list[Unit]:
         """List the units, machine by machine within a seed and variant. The statistics control has nothing to train."""
         needed = {variant: stages_of(config.variant(variant)) for variant in self.variants}
         return [
@@ -23,8 +23,7 @@ class Plan:
             for seed in self.seeds
             for variant in self.variants
             for machine in self.machines
-            for stage in stages
-            if stage in needed[variant]
+            for stage in needed[variant]
         ]
 
 
@@ -35,7 +34,7 @@ def all_units(plans: Sequence[Plan], config: Config) -> list[Unit]:
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
     """Stages that a variant goes through."""
-    return STAGES if config.network.extractor == "network" else STAGES[1:]
+    return STAGES if config.network.is_trained else STAGES[1:]
 
 
 def prerequisite(unit: Unit, config: Config) -> Unit | None:

@@ -23,7 +23,7 @@ _STAGE_FUNCTIONS = {
     "embed": ("rayasd.exposure.embedding", "embed"),
     "detect": ("rayasd.inlier.scoring", "detect"),  # imported late: detectors need no torch
 }
-_REPORT_INTERVAL = 0.5  # seconds
+_FIRST_SECONDS, _FIRST_INTERVAL, _INTERVAL = 10.0, 0.5, 2.0  # each report is three questions to a shared file system
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def do_unit(spec: UnitSpec) -> Outcome:
 
 @dataclass
 class FileReporter:
-    """Writes a unit's progress file, at most twice a second; the driver and ``rayasd`` on any host read it."""
+    """Writes a unit's progress file, twice a second at first, then every 2 s; the driver and ``rayasd`` read it."""
 
     run: RunDirectory
     unit: Unit
@@ -117,7 +117,8 @@ class FileReporter:
         if progress.note:
             self.notes.append(progress.note)
         moment = time.monotonic()
-        if moment - self.written < _REPORT_INTERVAL and not progress.note:
+        interval = _FIRST_INTERVAL if moment - self.started < _FIRST_SECONDS else _INTERVAL
+        if moment - self.written < interval and not progress.note:
             return self.stopping
         self.written = moment
         path = self.run.progress(self.unit)

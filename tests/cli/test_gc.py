@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rayasd.data.waveforms import open_waveforms
 from rayasd.files import write_json
 from rayasd.sweep import leftovers
 from rayasd.sweep.lock import locked
@@ -53,7 +54,8 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def gc(rayasd: Rayasd, tmp_path: Path):
     """Run ``rayasd gc`` on a cache and a Ray folder of the test's own."""
-    return lambda *words: rayasd("gc", *words, RAYASD_CACHE=str(tmp_path / "cache"), RAY_TMPDIR=str(tmp_path / "tmp"))
+    own = {"RAY_TMPDIR": str(tmp_path / "tmp"), "RAYASD_TMP": str(tmp_path / "rays")}
+    return lambda *words: rayasd("gc", *words, RAYASD_CACHE=str(tmp_path / "cache"), **own)
 
 
 def dead_holder() -> dict[str, object]:
@@ -216,6 +218,73 @@ def test_sessions_of_rays_that_are_gone_go_and_those_in_use_stay(gc, tmp_path: P
     assert not gone.exists()
     assert not (ray / "session_latest").is_symlink()
     assert all(path.exists() for path in (*stay.values(), target, foreign))
+
+
+def our_ray(root: Path, number: int, pid: int) -> Path:
+    """A folder of a Ray of ours with a session, silent for two hours."""
+    folder = root / f"ra{number:08x}"
+    session(folder / "ray", number, pid)
+    old(folder / "start-0.log")
+    aged(folder / "ray")
+    return aged(folder)
+
+
+def test_folders_of_our_own_rays_go_by_the_same_rules(gc, tmp_path: Path):
+    rays, gone_pid = tmp_path / "rays", int(str(dead_holder()["pid"]))
+    gone = our_ray(rays, 1, gone_pid)
+    empty = rays / "ra000000ff"
+    empty.mkdir()
+    aged(empty)
+    stay = {name: our_ray(rays, i, gone_pid) for i, name in enumerate(("named", "open", "young", "more"), start=2)}
+    stay["driver"] = our_ray(rays, 9, os.getpid())
+    stay["link"] = link(rays / "ra0000000a", our_ray(tmp_path / "elsewhere", 11, gone_pid))
+    stay["foreign"] = old(rays / "radar123/ray/file").parents[1]
+    old(stay["more"] / "notes.txt")
+    aged(stay["more"])
+    os.utime(stay["young"] / "start-0.log")
+    sleeping = subprocess.Popen([sys.executable, "-c", "input()", f"--temp-dir={stay['named']}"], stdin=subprocess.PIPE)
+    try:
+        with (stay["open"] / "start-0.log").open("rb"):
+            shown = gc("--dry-run")
+            done = gc()
+    finally:
+        sleeping.communicate()
+    assert re.search(r"\n2 leftovers, \d+ B would be removed\n", shown.stdout), shown.stdout
+    assert done.stdout.replace("removed", "would be removed") == shown.stdout
+    assert not gone.exists()
+    assert not empty.exists()
+    assert all(path.exists() for path in stay.values())
+
+
+def test_what_no_unit_has_opened_for_long_goes_from_the_cache_if_asked(gc, tmp_path: Path):
+    cache = tmp_path / "cache"
+    used, unused, half = (
+        [cache / f"{name}-{KEY}{end}" for end in (".parquet", ".i16")] for name in ("fan", "pump", "b")
+    )
+    for path in (*used, *unused, half[0]):
+        old(path)
+    days = time.time() - 40 * 86400
+    for path in (*unused, used[1]):
+        os.utime(path, (days, days))  # what tells the use is the index
+    assert "half" in gc("--older-than", 1).stdout
+    assert files(cache) == {*used, *unused}
+    assert gc("--unused-for", 41).stdout == "nothing is left over\n"
+    assert re.search(r"2 leftovers, 10 B would be removed", gc("--unused-for", 30, "--dry-run").stdout)
+    assert gc("--unused-for", 30).returncode == 0
+    assert files(cache) == set(used)
+
+
+def test_a_unit_that_opens_a_cache_notes_its_use(catalog, cache: Path, small_config, monkeypatch: pytest.MonkeyPatch):
+    index = cache / f"{catalog.of('fan')['cache'][0].as_py()}.parquet"
+    aged(index)
+    open_waveforms(catalog, "fan", small_config.data, cache)
+    assert time.time() - index.stat().st_mtime < 600
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("rayasd.data.waveforms.os.utime", refuse)  # a cache of somebody else's
+    assert len(open_waveforms(catalog, "fan", small_config.data, cache).frames)
 
 
 def test_the_ray_folder_is_rays_own_choice():

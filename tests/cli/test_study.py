@@ -75,7 +75,7 @@ def test_source_and_target_stand_side_by_side(study: Path, rayasd: Rayasd):
         assert row["year"] == 2021
         assert 0 <= row["source_auc"] <= 1
         assert 0 <= row["target_auc"] <= 1
-    compared = rayasd("compare", study, study, "--variants", "both-real_anomalies-2+seeds", "both-real_anomalies-0")
+    compared = rayasd("compare", study, study, "--variants", "both-real_anomalies-2+seeds,both-real_anomalies-0")
     assert compared.returncode == 0, compared.stderr
     assert "source AUC" in compared.stdout
     assert "mean AUC: the first leads by" in compared.stdout

@@ -40,3 +40,13 @@ def test_every_command_says_in_a_line_what_it_does():
             listed = said.partition("Commands:")[2].splitlines()
             assert len([line for line in listed if line.strip()]) == len(command.commands)
             assert not [line for line in listed if line.endswith("...") or (line.strip() and not line.endswith("."))]
+
+
+def test_every_option_says_what_it_is_for():
+    silent = [
+        f"{name} {option.opts[0]}"
+        for name, command in commands()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help
+    ]
+    assert not silent

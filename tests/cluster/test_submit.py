@@ -14,12 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rayasd.cli.main import cli
-from rayasd.cli.submit import with_absolute_paths
-from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command, temporary_folder
+from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command
 from rayasd.cluster.jobs import Jobs
 from rayasd.cluster.placement import Placement
-from rayasd.errors import UserError
+from rayasd.sweep.executors.ray_folder import private_folder
 from tests.conftest import Rayasd, command_line, environment, small_sweep
 
 
@@ -59,7 +57,7 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     token.write_text("5" * 64)
     place = Placement(job=job, rank=0, size=1, address="127.0.0.1", cpus=2, gpus=0)
     variables = environment(cache, **SETTINGS, RAY_AUTH_TOKEN_PATH=str(token))
-    node = RayNode(place, variables, free_ports(job, place.address, 0), temporary_folder(Path("/tmp"), job))
+    node = RayNode(place, variables, free_ports(job, place.address, 0), private_folder(Path("/tmp"), job))
     words = dict(word.partition("=")[::2] for word in ray_command(place, node.ports, node.folder, None))
     address = f"http://127.0.0.1:{words['--dashboard-port']}"
     try:
@@ -162,26 +160,17 @@ def test_one_thing_at_a_time(rayasd: Rayasd):
         assert "give one of: -- COMMAND, --follow ID, --stop ID, --list" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("given", "sent"),
-    [
-        ("sweep --data d --run-dir=r --seeds 0-4", "sweep --data /here/d --run-dir=/here/r --seeds 0-4"),
-        ("sweep --data /d --dry-run", "sweep --run-dir /here/runs/default --data /d --dry-run"),
-        ("sweep --run-dir /r --preset mine.toml --set a=b", "sweep --run-dir /r --preset /here/mine.toml --set a=b"),
-        ("sweep --run-dir /r --preset demo", "sweep --run-dir /r --preset demo"),
-        ("report r --ground-truth g --all", "report /here/r --ground-truth /here/g --all"),
-        ("compare a /b --variants x y", "compare /here/a /b --variants x y"),
-        ("--debug data check d", "--debug data check /here/d"),
-        ("report --help", "report --help"),
-    ],
-)
-def test_relative_paths_are_taken_from_here(given: str, sent: str):
-    assert with_absolute_paths(cli, given.split(), Path("/here")) == sent.split()
-
-
-def test_an_unknown_command_is_not_sent():
-    with pytest.raises(UserError, match="did you mean 'sweep'"):
-        with_absolute_paths(cli, ["swep"], Path("/here"))
+def test_a_job_begins_where_it_was_sent_from():
+    sent: list[str] = []
+    client = SimpleNamespace(submit_job=lambda entrypoint, **_: sent.append(entrypoint) or "j")
+    words = ["sweep", "--data", "my clips", "--set", "network.pretrained=w.safetensors"]
+    assert jobs_of(client).submit(words, job_id=None, python="python", folder=Path("/home/jo/a b")) == "j"
+    shell = [
+        "bash",
+        "-c",
+        sent[0].replace("'/home/jo/a b'", "/ ").replace("exec python -m rayasd", "pwd; printf '%s|'"),
+    ]
+    assert subprocess.run(shell, capture_output=True, text=True).stdout == "/\n" + "|".join(words) + "|"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_unit_whose_worker_died_after_its_marker_stood_is_done(spec_of: SpecOf
             return [Outcome(spec.unit, "its worker process died (SIGKILL)")]
 
     executor = Dying()
-    sweep = survey(store, {spec.unit: spec}, {spec.unit}, retry_failed=False)
+    sweep = survey({spec.unit: spec}, {spec.unit}, retry_failed=False)
     drive(sweep, store, executor, Request(1, 0))  # type: ignore[arg-type]
     assert sweep.states[spec.unit] is State.DONE
     assert executor.submitted == 1

@@ -2,12 +2,15 @@
 
 import ast
 import json
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,8 @@ import torch
 from rayasd.errors import UserError
 from rayasd.exposure.network import Extractor
 from rayasd.exposure.training import train
+from rayasd.sweep.executors import ray_folder
+from rayasd.sweep.executors.ray_folder import private_folder, root_of_own
 from tests.cli.test_sweep import wait_until
 from tests.conftest import SpecOf, command_line, environment, small_sweep
 
@@ -88,9 +93,13 @@ def test_ray_answers_nobody_without_the_token(tree: Path, cache: Path, tmp_path:
     with subprocess.Popen(command_line(*arguments), env=environment(cache), stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.STDOUT) as driver:  # fmt: skip
         wait_until(lambda: (run / "models/both/fan/seed=0/progress.json").exists(), driver)
-        (session,) = Path("/tmp/ray").glob(f"session_*_{driver.pid}")
+        (session,) = Path("/tmp").glob(f"ra????????/ray/session_*_{driver.pid}")
+        folder = session.parents[1]
+        assert (folder.stat().st_mode & 0o777, folder.stat().st_uid) == (0o700, os.getuid())
+        assert session.parent.stat().st_mode & 0o002  # why it has to be within one that nobody can enter
         discovered = session / "prom_metrics_service_discovery.json"
         wait_until(lambda: discovered.exists() and json.loads(discovered.read_text()), driver, seconds=60)
+        assert (session.parent / discovered.name).read_text() == discovered.read_text()  # where the sweep says
         address = json.loads(discovered.read_text())[0]["targets"][0].partition(":")[0]
         agent, gcs = (_port(session, name) for name in ("dashboard_agent_listen", "gcs_server"))
         token = (run / "ray-token").read_text()
@@ -103,12 +112,72 @@ def test_ray_answers_nobody_without_the_token(tree: Path, cache: Path, tmp_path:
         joined = subprocess.run(join_it, env=strangers, capture_output=True, text=True, check=False, timeout=120)
         driver.send_signal(signal.SIGTERM)
         output, _ = driver.communicate(timeout=90)
+    assert not folder.exists()
+    assert f"Prometheus finds metrics by {folder}/ray/prom_metrics_service_discovery.json" in output
     assert refused == [401, 401]
     assert "IN" not in joined.stdout
     assert joined.returncode != 0
     dashboard = next(line for line in output.splitlines() if line.startswith("dashboard http://127.0.0.1:"))
     assert token not in output
     assert dashboard.endswith(f"its token is in {run / 'ray-token'}")
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Return a folder whose path is short."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_rays_files_lie_where_nobody_else_can_enter(short: Path):
+    old_mask = os.umask(0)
+    try:
+        made = [
+            private_folder(short),
+            private_folder(short),
+            private_folder(short, "a job"),
+            private_folder(short, "b"),
+        ]
+    finally:
+        os.umask(old_mask)
+    assert len(set(made)) == 4
+    assert all(folder.stat().st_mode & 0o777 == 0o700 for folder in made)
+    made[2].chmod(0o777)
+    assert private_folder(short, "a job") == made[2]  # of another launcher of this job
+    assert made[2].stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_somebody_else_has_made_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = private_folder(short, "a job")
+    folder.rmdir()
+    (short / "elsewhere").mkdir()
+    folder.symlink_to(short / "elsewhere")  # a link to one of ours is not one of ours
+    with pytest.raises(UserError, match="belongs to another user"):
+        private_folder(short, "a job")
+    folder.unlink()
+    private_folder(short, "a job")
+    monkeypatch.setattr(ray_folder.os, "getuid", lambda: 4711)
+    with pytest.raises(UserError, match="belongs to another user: choose another --temp-dir"):
+        private_folder(short, "a job")
+
+
+def test_rays_longest_socket_has_a_path_of_107_bytes(short: Path):
+    longest = short / ("x" * (26 - len(f"{short}/")))
+    socket = private_folder(longest) / "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0"
+    assert len(str(socket)) == 107
+    with pytest.raises(UserError, match="too long for Ray's sockets, 26 characters at most"):
+        private_folder(Path(f"{longest}x"))
+    (short / "file").touch()
+    with pytest.raises(UserError, match="cannot make"):
+        private_folder(short / "file")
+
+
+def test_the_root_of_a_sweeps_own_ray_is_chosen_by_variables():
+    assert root_of_own({}) == Path("/tmp")
+    assert root_of_own({"TMPDIR": "/scratch", "RAY_TMPDIR": "/local"}) == Path("/local")
+    assert root_of_own({"TMPDIR": "/scratch"}) == Path("/scratch")
+    assert root_of_own({"TMPDIR": "/scratch/of/a/user/with/a/long/name"}) == Path("/tmp")
+    assert root_of_own({"TMPDIR": "/scratch", "RAYASD_TMP": "/own"}) == Path("/own")
 
 
 def _port(session: Path, name: str) -> str:

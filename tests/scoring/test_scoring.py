@@ -19,7 +19,7 @@ from rayasd.cluster.spread import spread
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
 from rayasd.scoring import load
-from rayasd.scoring.loading import parts_of_run
+from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.packing import read_pack, write_pack
 from tests.conftest import RATE, Rayasd, command_line, environment, run_locally
@@ -37,7 +37,7 @@ def run(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "fan.rayasd"
-    write_pack(path, parts_of_run(run, "fan", "both"), licence="CC-BY-4.0")
+    write_pack(path, parts_of_run(run, Choice(machine="fan", variant="both")), licence="CC-BY-4.0")
     return path
 
 
@@ -77,7 +77,7 @@ def test_the_first_entry_scores_even_if_it_is_the_best_in_hindsight_too(run: Pat
     place = board.schema.get_field_index("oracle")
     pq.write_table(board.set_column(place, "oracle", first), copied / "leaderboard.parquet")
     (name,) = board.filter(first)["variant"].to_pylist()
-    assert parts_of_run(copied, "fan").provenance["variant"] == name.partition("+")[0]
+    assert parts_of_run(copied, Choice(machine="fan")).provenance["variant"] == name.partition("+")[0]
 
 
 def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Path, tree: Path):
@@ -217,6 +217,12 @@ def test_what_a_run_cannot_give_is_refused(run: Path, tmp_path: Path):
         load(run, machine="fan", variant="nothing")
     with pytest.raises(UserError, match="seed 9"):
         load(run, machine="fan", seed=9)
+    with pytest.raises(UserError, match="unknown detector 'nonsense'"):
+        load(run, machine="fan", detector="nonsense-1")
+    with pytest.raises(UserError, match="needs the scores of others"):
+        load(run, machine="fan", detector="z-mean(knn-1, gmm-1)")
+    with pytest.raises(UserError, match="unknown pooling 'rubbish'"):
+        load(run, machine="fan", pooling="rubbish")
 
 
 def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):

@@ -108,7 +108,7 @@ def specs(store: RunStore, config=CONFIG) -> dict[Unit, UnitSpec]:
 
 def run(store: RunStore, executor: FakeExecutor, stages=STAGES, *, config=CONFIG, retry_failed=False, **options):
     asked = set(PLAN.units(config, stages))
-    sweep = survey(store, specs(store, config), asked, retry_failed=retry_failed)
+    sweep = survey(specs(store, config), asked, retry_failed=retry_failed)
     drive(sweep, store, executor, Request(1, 0), **options)
     return sweep
 
@@ -228,7 +228,7 @@ def test_without_any_node_for_its_units_the_sweep_ends_and_says_so(store: RunSto
     monkeypatch.setattr(driver, "_STRANDED_SECONDS", 0.2)
     executor = FakeExecutor()
     executor.nodes = []
-    sweep = survey(store, specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
+    sweep = survey(specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
     assert "no node is left on which a unit fits (it asks for 1 CPUs" in str(
         drive(sweep, store, executor, Request(1, 0))
     )
@@ -238,7 +238,7 @@ def test_without_any_node_for_its_units_the_sweep_ends_and_says_so(store: RunSto
 def test_a_run_that_is_asked_to_stop_starts_nothing_more(store: RunStore):
     unit = Unit("embed", "statistics", "fan", 0)
     executor = FakeExecutor({unit: ["stopped"]}, slots=1)
-    sweep = survey(store, specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
+    sweep = survey(specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
     left = drive(sweep, store, executor, Request(1, 0), on_change=lambda _: store.stop_file.touch())
     assert left == "stopped as asked"
     assert executor.log == [unit]

@@ -3,13 +3,12 @@
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rayasd.host import how_it_ended, usable_cpus, visible_gpus
+from rayasd.host import end_with_parent, how_it_ended, usable_cpus, visible_gpus
 from rayasd.sweep.executors import Counts, Reported, Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
@@ -106,7 +105,7 @@ class LocalExecutor:
     def _start(self, gpus: tuple[int, ...]) -> _Worker:
         ours, theirs = _spawn.Pipe()
         visible = ",".join(self.gpus[gpu] for gpu in gpus)
-        process = _spawn.Process(target=_serve, args=(theirs, os.getpid(), visible), daemon=True)
+        process = _spawn.Process(target=_serve, args=(theirs, visible), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, gpus)
@@ -114,21 +113,14 @@ class LocalExecutor:
         return worker
 
 
-def _serve(pipe: Connection, parent: int, visible_gpus: str) -> None:
+def _serve(pipe: Connection, visible_gpus: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    end_with_parent(signal.SIGKILL)
     while True:
         try:
             spec = pipe.recv()
         except EOFError:
             return
         pipe.send(do_unit(spec))
-
-
-def _die_with(parent: int) -> None:
-    """End this process when the driver is gone, even if it was killed without a word."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

@@ -1,8 +1,10 @@
 """Units on a Ray cluster: training and embedding as tasks, inlier models in a pool of actors."""
 
+import atexit
 import getpass
 import os
 import secrets
+import shutil
 import signal
 import socket
 import time
@@ -15,6 +17,7 @@ from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
 from rayasd.sweep.executors import Counts, Reported, Resources
 from rayasd.sweep.executors.ray_cluster import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
+from rayasd.sweep.executors.ray_folder import RAYS, private_folder, root_of_own
 from rayasd.sweep.executors.ray_metrics import Metrics
 from rayasd.sweep.executors.ray_nodes import check_nodes
 from rayasd.sweep.worker import Outcome, do_unit
@@ -24,6 +27,7 @@ _LOOK_SECONDS = 5.0  # between questions which nodes are up
 _HEAD_SECONDS = 30.0  # that the head may be silent; after 60, Ray ends this process without a word of ours
 _HOST_PAUSE_SECONDS = 20.0  # after a host was lost: until then, Ray might send the unit there again
 _MOST_NAMES = 2000
+_METRICS = "prom_metrics_service_discovery.json"  # Ray's list of ports, where its documentation says
 _SECRET = secrets.token_hex(32)  # one a process: Ray keeps the first that it reads
 _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
 
@@ -35,11 +39,14 @@ class RayExecutor:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host
         self._token = _authenticate(token_file) if own else None
-        if own:
+        self._folder = private_folder(root_of_own()) if own else None
+        if self._folder is not None:
+            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)  # if interrupted before close
             os.environ.update(SETTINGS)  # workers of our own cluster inherit it
             context = join(
                 address, "a Ray on this host", namespace="rayasd", num_cpus=num_cpus or usable_cpus(),
                 object_store_memory=OBJECT_STORE_BYTES, include_dashboard=True, dashboard_host="127.0.0.1",
+                _temp_dir=str(self._folder / RAYS),
             )  # fmt: skip
         else:
             where = f"the Ray cluster at {address}"
@@ -93,7 +100,8 @@ class RayExecutor:
         """Say where units run and where to watch them."""
         total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
         nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
-        return "\n".join([f"{self._where}: {total}{nodes}{self._dashboard}", *self._odd])
+        metrics = "" if self._folder is None else f"\nPrometheus finds metrics by {self._folder / RAYS / _METRICS}"
+        return "\n".join([f"{self._where}: {total}{nodes}{self._dashboard}{metrics}", *self._odd])
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
@@ -164,6 +172,8 @@ class RayExecutor:
                     self._ray.cancel(reference, force=True)
         self._running.clear()
         self._ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
         if self._token is not None:
             self._token.unlink(missing_ok=True)
             for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):

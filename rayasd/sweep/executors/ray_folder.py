@@ -1,0 +1,65 @@
+"""Where a Ray of ours has its files on a host: in a folder that only we can enter.
+
+Ray gives everybody the right to write into the folders that it makes (logs, sockets, sessions); whoever can do that can
+put links in place of logs and jobs in place of ours.
+"""
+
+import os
+import re
+import secrets
+import stat
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from rayasd.errors import UserError
+
+RAYS = "ray"
+"""Name of Ray's part of the folder; what is beside it is ours."""
+NAME = re.compile(r"ra[0-9a-f]{8}")
+
+_LENGTH = len("/ra01234567")
+_LONGEST = 107 - len(f"/{RAYS}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
+
+
+def private_folder(root: Path, job: str | None = None) -> Path:
+    """Make a folder below ``root`` that nobody else can enter. Its name is short: sockets' paths end at 107 bytes.
+
+    Args:
+        root: of this host.
+        job: whose launchers on this host share the folder; None: a new one.
+
+    Raises:
+        UserError: it belongs to somebody else, cannot be made, or its path is too long.
+
+    """
+    if not _is_short(root):
+        most = _LONGEST - _LENGTH
+        raise UserError(f"--temp-dir (RAYASD_TMP) {root}: too long for Ray's sockets, {most} characters at most")
+    folder = root / f"ra{secrets.token_hex(4) if job is None else format(zlib.crc32(job.encode()), '08x')}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
+        if is_ours(folder):
+            folder.chmod(0o700)
+            return folder
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir (RAYASD_TMP)") from None
+    raise UserError(f"{folder} belongs to another user: choose another --temp-dir (RAYASD_TMP)")
+
+
+def root_of_own(environment: Mapping[str, str] = os.environ) -> Path:
+    """Choose where the private folder of a sweep's own Ray is made."""
+    if chosen := environment.get("RAYASD_TMP"):
+        return Path(chosen).absolute()
+    usual = [Path(environment[name]) for name in ("RAY_TMPDIR", "TMPDIR") if environment.get(name)]
+    return next((root.absolute() for root in usual if _is_short(root.absolute())), Path("/tmp"))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a path is a folder of this user's own, not a link to one."""
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _is_short(root: Path) -> bool:
+    return len(os.fsencode(root)) + _LENGTH <= _LONGEST
