@@ -93,6 +93,8 @@ def detector_scores(family: str, h: int, bank: np.ndarray, test: np.ndarray) -> 
         "ocsvm": lambda: OneClassSVM(nu=1 / (2 * h)),
         "kde": lambda: KernelDensity(bandwidth=float(h)),
     }[family]()
+    if family == "gmm":  # as ours: in single precision, full covariances of many components fail
+        bank, test = bank.astype(float), test.astype(float)
     return -detector.fit(bank).score_samples(test)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayasd.data.anomalies import set_aside
-from rayasd.data.catalog import Catalog
+from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
 from rayasd.randomness import generator
@@ -107,6 +107,24 @@ def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
     """Return a machine's exposed anomalies as one more source of pseudo-anomalous clips."""
     none = np.empty(0, np.int64)
     return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
+
+
+def load_target_and_others(
+    catalog: Catalog, spec: UnitSpec, report: Report = silent
+) -> tuple[MachineClips, list[MachineClips]]:
+    """Load the unit's machine and what its pseudo-anomalous clips come from.
+
+    These are the normal clips of all other machines that are present, and its own exposed anomalies.
+
+    Raises:
+        UserError: there is no other machine with training clips.
+
+    """
+    check_outlier_exposure(catalog, [spec.unit.machine])
+    target = load_machine(catalog, spec.unit.machine, spec, report)
+    others = [load_machine(catalog, name, spec, report) for name in sorted(catalog.trained - {target.name})]
+    exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
+    return target, [*others, exposed] if len(exposed.training) else others
 
 
 def gather(

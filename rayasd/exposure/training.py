@@ -7,6 +7,8 @@ import pickle
 import shutil
 import zipfile
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from rayasd.config import Config, ExposureConfig
-from rayasd.data.catalog import Catalog, check_outlier_exposure, read_catalog
+from rayasd.config import Config
+from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure.batches import (
     Batch,
@@ -26,7 +28,7 @@ from rayasd.exposure.batches import (
     steps_per_epoch,
     validation_batches,
 )
-from rayasd.exposure.clips import MachineClips, exposed_anomalies, load_machine
+from rayasd.exposure.clips import MachineClips, load_target_and_others
 from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.losses import Losses, find_losses, product_members
 from rayasd.exposure.mixup import Targets, draw_mix, mixup, mixup_probability
@@ -37,6 +39,8 @@ from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 STATE = "state.pt"
+History = list[dict[str, Any]]
+"""A row an epoch, as in history.jsonl."""
 
 
 def train(spec: UnitSpec, report: Report = silent) -> None:
@@ -61,238 +65,226 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
 
 def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     """Train as one of ``ranks``, all with equal weights; the first one alone validates, writes and is asked to stop."""
-    config, machine, seed = spec.config, spec.unit.machine, spec.unit.seed
-    compute = choose_compute(spec.device, config.network.precision)
-    catalog = read_catalog(spec.run.catalog, spec.data_root)
-    target, others = load_target_and_others(catalog, spec, report)
-    total_epochs, num_steps = config.exposure.epochs, steps_per_epoch(target, config)
-
-    torch.manual_seed(torch_seed(seed, "weights", machine))
-    extractor = compute.place(Extractor(config, len(target.sections)))
-    if config.exposure.compile:
-        _compile(extractor)
-    optimizer = torch.optim.AdamW(
-        extractor.parameters(), lr=config.exposure.learning_rate, weight_decay=config.exposure.weight_decay
-    )
-    schedule = (
-        torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=config.exposure.learning_rate, total_steps=total_epochs * num_steps
-        )
-        if total_epochs
-        else None
-    )
-    losses = find_losses(config.exposure)
-    loader = BatchLoader(target, others, config, compute.device)
-    weights = config.network.pretrained or "random: network.pretrained names no file"
-    history = _resume(spec, extractor, optimizer, schedule, compute)
+    exposure, seed = spec.config.exposure, spec.unit.seed
+    target, others = load_target_and_others(read_catalog(spec.run.catalog, spec.data_root), spec, report)
+    num_epochs, num_steps = exposure.epochs, steps_per_epoch(target, spec.config)
+    training = Training.begin(ranks, spec, target, others, num_epochs * num_steps)
+    history = training.resume(spec)
     if ranks.first:
         _write_history(spec, history)  # an earlier training's may be longer
         for epochs, path in kept_weights(spec.output).items():
             if epochs > len(history):
                 path.unlink()
-    together = f", {ranks.size} ranks" if ranks.size > 1 else ""
-    report(Progress(len(history), total_epochs, note=f"{compute.reason}{together}; backbone weights {weights}"))
+    report(Progress(len(history), num_epochs, note=_conditions(training, spec)))
 
-    for epoch in range(len(history), total_epochs):
-        extractor.train()
-        sums = torch.zeros(3, device=compute.device)
-        for batch in epoch_batches(target, others, config, seed, epoch):
-            progress = (epoch * num_steps + batch.step) / (total_epochs * num_steps)
-            learning_rate = optimizer.param_groups[0]["lr"]
-            sums += _step(
-                ranks, extractor, optimizer, loader, batch, config, losses, compute, (seed, machine, epoch), progress
-            )  # fmt: skip
-            assert schedule is not None
-            if schedule.last_epoch + 1 < schedule.total_steps:  # the last step has the last rate
-                schedule.step()
-            report(Progress(epoch, total_epochs, batch.num_clips))
+    for epoch in range(len(history), num_epochs):
+        sums = torch.zeros(3, device=training.compute.device)
+        for batch in epoch_batches(target, others, spec.config, seed, epoch):
+            learning_rate = training.learning_rate
+            progress = (epoch * num_steps + batch.step) / (num_epochs * num_steps)
+            sums += training.step(batch, (seed, target.name, epoch), progress)
+            report(Progress(epoch, num_epochs, batch.num_clips))
         total, of_machine, of_product = (sums / num_steps).tolist()
         if not math.isfinite(total):
             raise UserError(
                 f"{spec.unit}: the loss is {total} in epoch {epoch + 1}: lower exposure.learning_rate "
-                f"(now {config.exposure.learning_rate:g})"
+                f"(now {exposure.learning_rate:g})"
             )
         if not ranks.first:
             continue
         row = {
             "epoch": epoch + 1,
             "learning_rate": learning_rate,
-            "mixup_probability": mixup_probability(config.exposure.mixup_schedule, (epoch + 1) / total_epochs),
+            "mixup_probability": mixup_probability(exposure.mixup_schedule, (epoch + 1) / num_epochs),
             "loss": total,
             "machine_loss": of_machine,
             "product_loss": of_product,
-            **_validate(extractor, loader, target, others, config, losses, compute),
+            **training.validate(),
         }
         history.append(row)
         _write_history(spec, history)
-        stop = report(Progress(epoch + 1, total_epochs, loss=total))
-        if config.exposure.keep_every and (epoch + 1) % config.exposure.keep_every == 0 and epoch + 1 < total_epochs:
-            save_weights(kept_path(spec.output, epoch + 1), extractor)
-        if epoch + 1 < total_epochs and (stop or (epoch + 1) % config.exposure.checkpoint_every == 0):
-            _checkpoint(spec, extractor, optimizer, schedule, history)
-        if epoch + 1 < total_epochs and stop:
+        stop = report(Progress(epoch + 1, num_epochs, loss=total))
+        if epoch + 1 == num_epochs:
+            break
+        if exposure.keep_every and (epoch + 1) % exposure.keep_every == 0:
+            save_weights(kept_path(spec.output, epoch + 1), training.extractor)
+        if stop or (epoch + 1) % exposure.checkpoint_every == 0:
+            training.save(spec, history)
+        if stop:
             raise Stopped(f"stopped after epoch {epoch + 1}")
 
     if ranks.first:
-        save_extractor(spec.output, extractor, config, target.sections)
+        save_extractor(spec.output, training.extractor, spec.config, target.sections)
         (spec.output / STATE).unlink(missing_ok=True)
 
 
-def _compile(extractor: Extractor) -> None:
-    if not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with")
-    extractor.backbone.compile()
+@dataclass(frozen=True)
+class Training:
+    """An extractor in training, on one rank of those that train it."""
+
+    ranks: Ranks
+    config: Config
+    compute: Compute
+    extractor: Extractor
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.OneCycleLR
+    losses: Losses
+    loader: BatchLoader
+
+    @classmethod
+    def begin(
+        cls, ranks: Ranks, spec: UnitSpec, target: MachineClips, others: Sequence[MachineClips], num_steps: int
+    ) -> "Training":
+        """Make the extractor with the unit's initial weights, and all that trains it in ``num_steps`` steps.
+
+        Raises:
+            UserError: an unknown loss or backbone, or ``exposure.compile`` where nothing can compile.
+
+        """
+        config, exposure = spec.config, spec.config.exposure
+        compute = choose_compute(spec.device, config.network.precision)
+        torch.manual_seed(torch_seed(spec.unit.seed, "weights", target.name))
+        extractor = compute.place(Extractor(config, len(target.sections)))
+        if exposure.compile:
+            if not any(map(shutil.which, ("g++", "clang++"))):
+                raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with")
+            extractor.backbone.compile()
+        optimizer = torch.optim.AdamW(
+            extractor.parameters(), lr=exposure.learning_rate, weight_decay=exposure.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=exposure.learning_rate, total_steps=max(1, num_steps)
+        )
+        loader = BatchLoader(target, others, config, compute.device)
+        return cls(ranks, config, compute, extractor, optimizer, schedule, find_losses(exposure), loader)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> Tensor:
+        """Do one optimiser step.
+
+        Args:
+            batch: of all ranks.
+            key: seed, machine and epoch, of which the step's random numbers come.
+            progress: share of the training that is done, 0 to 1.
+
+        Returns:
+            Total, machine and product loss, (3,), on the device.
+
+        """
+        ranks, exposure = self.ranks, self.config.exposure
+        self.extractor.train()
+        waveforms, targets, mixed = self._load(batch, progress, generator(*key, batch.step, "step"))
+        torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
+        with ranks.whole_batch(batch.num_clips), self.compute.autocast():
+            output = self.extractor(waveforms)
+        output = ranks.gather(output, batch.num_clips)
+        machine_loss, product_loss = self.losses
+        members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
+        of_machine, of_product = machine_loss(output, targets), product_loss(output, targets, members)
+        loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        ranks.sum_gradients(self.extractor.parameters())
+        self.optimizer.step()
+        if self.schedule.last_epoch + 1 < self.schedule.total_steps:  # the last step has the last rate
+            self.schedule.step()
+        return torch.stack([loss, of_machine, of_product]).detach()
+
+    def _load(self, batch: Batch, progress: float, rng: np.random.Generator) -> tuple[Tensor, Targets, bool]:
+        """Load this rank's waveforms of a step and the whole batch's targets; tells whether they are mixed.
+
+        Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
+        """
+        loader, exposure = self.loader, self.config.exposure
+        rows, everyone = self.ranks.rows(batch.num_clips), np.arange(batch.num_clips)
+        starts, targets = loader.starts(batch, random_starts(rng)), loader.targets(batch)
+        if rng.random() >= mixup_probability(exposure.mixup_schedule, progress):
+            return loader.waveforms(batch, starts, rows), targets, False
+        mix = draw_mix(batch.num_clips, exposure.mixup_alpha, rng)
+        needed = np.union1d(rows, mix.partner[rows])
+        waveforms = mixup(loader.waveforms(batch, starts, needed), needed, mix, rows)
+        return waveforms, Targets(*(mixup(values, everyone, mix, everyone) for values in targets)), True
+
+    @torch.inference_mode()
+    def validate(self) -> dict[str, float | None]:
+        """Compute losses and hit rates on held-out clips, one central window each; nothing where none are held out."""
+        exposure, (target, *others) = self.config.exposure, self.loader.machines
+        self.extractor.eval()
+        machine_loss, product_loss = self.losses
+        machine_logits, machine_targets, sums, hits, count = [], [], [0.0, 0.0], 0, 0
+        for batch in validation_batches(target, others, exposure.batch_size):
+            waveforms, targets = self.loader.load(batch, central_starts)
+            with self.compute.autocast():
+                output = self.extractor(waveforms)
+            members = product_members(targets, mixed=False, rule=exposure.mixup_product_loss)
+            sums[0] += machine_loss(output, targets).item() * batch.num_clips
+            sums[1] += product_loss(output, targets, members).item() * int(members.sum())
+            guess = output.product_logits[members].argmax(dim=1)
+            hits += int((guess == targets.product[members].argmax(dim=1)).sum())
+            machine_logits.append(output.machine_logit)
+            machine_targets.append(targets.machine)
+            count += batch.num_clips
+        if not machine_logits:
+            return {}
+        logits, truth = torch.cat(machine_logits), torch.cat(machine_targets)
+        num_target = int(truth.sum())
+        of_machine, of_product = sums[0] / count, sums[1] / num_target
+        both_classes = 0 < num_target < len(truth)
+        return {
+            "validation_loss": exposure.lambda_machine * of_machine + exposure.lambda_product * of_product,
+            "validation_machine_loss": of_machine,
+            "validation_product_loss": of_product,
+            "validation_machine_auc": (float(roc_auc_score(truth.cpu(), logits.cpu())) if both_classes else None),
+            "validation_product_accuracy": hits / num_target,
+        }
+
+    def save(self, spec: UnitSpec, history: History) -> None:
+        """Write state.pt, from which ``resume`` goes on."""
+        state = {
+            "identity": spec.identity,
+            "model": self.extractor.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": json.dumps(history),
+        }
+        buffer = io.BytesIO()  # torch would hide what the system said of a full disk
+        torch.save(state, buffer)
+        with replacing(spec.output / STATE, parents=False) as path:
+            path.write_bytes(buffer.getbuffer())
+
+    def resume(self, spec: UnitSpec) -> History:
+        """Load the last checkpoint of this unit's identity, if there is one; returns the history up to it."""
+        path = spec.output / STATE
+        if not path.exists():
+            return []
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch writes checksums and does not look at them
+                    return []
+            state = torch.load(path, map_location=self.compute.device, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
+            return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
+        if state["identity"] != spec.identity:  # of a configuration or data that have changed since
+            return []
+        self.extractor.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        history: History = json.loads(state["history"])
+        return history
 
 
-def load_target_and_others(
-    catalog: Catalog, spec: UnitSpec, report: Report = silent
-) -> tuple[MachineClips, list[MachineClips]]:
-    """Load the unit's machine and what its pseudo-anomalous clips come from.
-
-    These are the normal clips of all other machines that are present, and its own exposed anomalies.
-
-    Raises:
-        UserError: there is no other machine with training clips.
-
-    """
-    check_outlier_exposure(catalog, [spec.unit.machine])
-    target = load_machine(catalog, spec.unit.machine, spec, report)
-    others = [load_machine(catalog, name, spec, report) for name in sorted(catalog.trained - {target.name})]
-    exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
-    return target, [*others, exposed] if len(exposed.training) else others
+def _conditions(training: Training, spec: UnitSpec) -> str:
+    """Say what a person should know of how the unit is trained."""
+    together = f", {training.ranks.size} ranks" if training.ranks.size > 1 else ""
+    weights = spec.config.network.pretrained or "random: network.pretrained names no file"
+    return f"{training.compute.reason}{together}; backbone weights {weights}"
 
 
-def _step(
-    ranks: Ranks,
-    extractor: Extractor,
-    optimizer: torch.optim.Optimizer,
-    loader: BatchLoader,
-    batch: Batch,
-    config: Config,
-    losses: Losses,
-    compute: Compute,
-    key: tuple[int, str, int],
-    progress: float,
-) -> Tensor:
-    """Do one optimiser step; returns total, machine and product loss, (3,), on the device."""
-    exposure = config.exposure
-    rng = generator(*key, batch.step, "step")
-    waveforms, targets, mixed = _load(ranks, loader, batch, exposure, progress, rng)
-    torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
-    with ranks.whole_batch(batch.num_clips), compute.autocast():
-        output = extractor(waveforms)
-    output = ranks.gather(output, batch.num_clips)
-    machine_loss, product_loss = losses
-    members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
-    of_machine, of_product = machine_loss(output, targets), product_loss(output, targets, members)
-    loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    ranks.sum_gradients(extractor.parameters())
-    optimizer.step()
-    return torch.stack([loss, of_machine, of_product]).detach()
-
-
-def _load(
-    ranks: Ranks,
-    loader: BatchLoader,
-    batch: Batch,
-    exposure: ExposureConfig,
-    progress: float,
-    rng: np.random.Generator,
-) -> tuple[Tensor, Targets, bool]:
-    """Load this rank's waveforms of a step and the whole batch's targets; tells whether they are mixed.
-
-    Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
-    """
-    rows, everyone = ranks.rows(batch.num_clips), np.arange(batch.num_clips)
-    starts, targets = loader.starts(batch, random_starts(rng)), loader.targets(batch)
-    if rng.random() >= mixup_probability(exposure.mixup_schedule, progress):
-        return loader.waveforms(batch, starts, rows), targets, False
-    mix = draw_mix(batch.num_clips, exposure.mixup_alpha, rng)
-    needed = np.union1d(rows, mix.partner[rows])
-    waveforms = mixup(loader.waveforms(batch, starts, needed), needed, mix, rows)
-    return waveforms, Targets(*(mixup(values, everyone, mix, everyone) for values in targets)), True
-
-
-@torch.inference_mode()
-def _validate(
-    extractor: Extractor,
-    loader: BatchLoader,
-    target: MachineClips,
-    others: list[MachineClips],
-    config: Config,
-    losses: Losses,
-    compute: Compute,
-) -> dict[str, float | None]:
-    """Losses and hit rates on held-out clips, one central window each; nothing where none are held out."""
-    extractor.eval()
-    machine_loss, product_loss = losses
-    machine_logits, machine_targets, sums, hits, count = [], [], [0.0, 0.0], 0, 0
-    for batch in validation_batches(target, others, config.exposure.batch_size):
-        waveforms, targets = loader.load(batch, central_starts)
-        with compute.autocast():
-            output = extractor(waveforms)
-        members = product_members(targets, mixed=False, rule=config.exposure.mixup_product_loss)
-        sums[0] += machine_loss(output, targets).item() * batch.num_clips
-        sums[1] += product_loss(output, targets, members).item() * int(members.sum())
-        guess = output.product_logits[members].argmax(dim=1)
-        hits += int((guess == targets.product[members].argmax(dim=1)).sum())
-        machine_logits.append(output.machine_logit)
-        machine_targets.append(targets.machine)
-        count += batch.num_clips
-    if not machine_logits:
-        return {}
-    logits, truth = torch.cat(machine_logits), torch.cat(machine_targets)
-    num_target = int(truth.sum())
-    of_machine, of_product = sums[0] / count, sums[1] / num_target
-    exposure = config.exposure
-    both_classes = 0 < num_target < len(truth)
-    return {
-        "validation_loss": exposure.lambda_machine * of_machine + exposure.lambda_product * of_product,
-        "validation_machine_loss": of_machine,
-        "validation_product_loss": of_product,
-        "validation_machine_auc": (float(roc_auc_score(truth.cpu(), logits.cpu())) if both_classes else None),
-        "validation_product_accuracy": hits / num_target,
-    }
-
-
-def _checkpoint(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, history: list[Any]) -> None:
-    state = {
-        "identity": spec.identity,
-        "model": extractor.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "history": json.dumps(history),
-    }
-    buffer = io.BytesIO()  # torch would hide what the system said of a full disk
-    torch.save(state, buffer)
-    with replacing(spec.output / STATE, parents=False) as path:
-        path.write_bytes(buffer.getbuffer())
-
-
-def _resume(spec: UnitSpec, extractor: Any, optimizer: Any, schedule: Any, compute: Compute) -> list[dict[str, Any]]:
-    """Load the last checkpoint of this unit's identity, if there is one; returns the history up to it."""
-    path = spec.output / STATE
-    if not path.exists() or schedule is None:
-        return []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch writes checksums and does not look at them
-                return []
-        state = torch.load(path, map_location=compute.device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
-        return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
-    if state["identity"] != spec.identity:  # of a configuration or data that have changed since
-        return []
-    extractor.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    history: list[dict[str, Any]] = json.loads(state["history"])
-    return history
-
-
-def _write_history(spec: UnitSpec, history: list[dict[str, Any]]) -> None:
+def _write_history(spec: UnitSpec, history: History) -> None:
     # parents=False, here and for weights: where the run has been unmounted, nothing is made below
     with replacing(spec.run.history(spec.unit), parents=False) as path:
         path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")

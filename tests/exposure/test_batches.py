@@ -18,8 +18,7 @@ from rayasd.exposure.batches import (
     steps_per_epoch,
     validation_batches,
 )
-from rayasd.exposure.clips import fits_on, load_machine
-from rayasd.exposure.training import load_target_and_others
+from rayasd.exposure.clips import fits_on, load_machine, load_target_and_others
 from tests.conftest import SpecOf
 
 

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from rayasd.config import Config
 from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 from rayasd.exposure import training
-from rayasd.exposure.batches import BatchLoader, epoch_batches
+from rayasd.exposure.batches import epoch_batches
+from rayasd.exposure.clips import load_target_and_others
 from rayasd.exposure.network import Output
 from rayasd.exposure.ranks import Ranks, on_ranks
-from rayasd.exposure.training import load_target_and_others, train
+from rayasd.exposure.training import train
 from rayasd.randomness import generator
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 from tests.conftest import SpecOf
@@ -85,15 +87,15 @@ def test_ranks_load_the_clips_crops_and_mixtures_of_one_process(
     catalog: Catalog, spec_of: SpecOf, small_config: Config
 ):
     target, others = load_target_and_others(catalog, spec_of())
-    loader = BatchLoader(target, others, small_config, torch.device("cpu"))
     for schedule in ("never", "always"):
-        exposure = with_exposure(small_config, mixup_schedule=schedule).exposure
+        spec = spec_of(config=with_exposure(small_config, mixup_schedule=schedule))
+        alone = training.Training.begin(Ranks(), spec, target, others, 1)
         for batch in epoch_batches(target, others, small_config, seed=0, epoch=0):
-            whole, targets, mixed = training._load(Ranks(), loader, batch, exposure, 0.5, generator(1))
+            whole, targets, mixed = alone._load(batch, 0.5, generator(1))
             assert mixed == (schedule == "always")
             assert not mixed or len(set(targets.machine.tolist())) > 2
             for rank in range(3):
-                own, of_all, _ = training._load(Ranks(rank, 3), loader, batch, exposure, 0.5, generator(1))
+                own, of_all, _ = replace(alone, ranks=Ranks(rank, 3))._load(batch, 0.5, generator(1))
                 assert torch.equal(own, whole[rank::3])
                 assert torch.equal(of_all.machine, targets.machine)
                 assert torch.equal(of_all.product, targets.product)

@@ -15,10 +15,10 @@ from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 from rayasd.exposure import training
 from rayasd.exposure.batches import BatchLoader, central_starts, epoch_batches
-from rayasd.exposure.clips import load_machine
+from rayasd.exposure.clips import load_machine, load_target_and_others
 from rayasd.exposure.embedding import embed, window_starts
 from rayasd.exposure.network import load_extractor
-from rayasd.exposure.training import load_target_and_others, train
+from rayasd.exposure.training import train
 from rayasd.unit import Progress, Stopped
 from tests.conftest import SpecOf
 
