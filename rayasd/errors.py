@@ -28,6 +28,11 @@ class Interrupted(KeyboardInterrupt):
     """What cannot go on now but can later, said in one line; ends a command as Ctrl-C does."""
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """Say an error, or what somebody wrote, in one line of so many characters at most."""
+    return " ".join(str(error).split())[:most]
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
     """Build the error for a name that is not among the valid ones: it names the nearest, or all of them."""
     choices = sorted(valid)

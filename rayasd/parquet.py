@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 
 
@@ -37,5 +37,4 @@ def read_parquet(path: Path, remedy: str = "restore it", **options: Any) -> pa.T
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
             raise  # it is missing, or its disk fails
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path} is damaged ({reason}): {remedy}") from None
+        raise UserError(f"{path} is damaged ({one_line(error, 100)}): {remedy}") from None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from rayasd.errors import UserError, unknown
+from rayasd.errors import UserError, one_line, unknown
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -69,5 +69,5 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
 
 def said(error: Exception) -> str:
     """One line of what somebody else's code raised; its kind too, unless that says nothing more."""
-    text = " ".join(str(error).split())[:200]
+    text = one_line(error)
     return text if isinstance(error, ImportError | AttributeError | TypeError) else f"{type(error).__name__}: {text}"

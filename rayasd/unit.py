@@ -13,18 +13,44 @@ from rayasd.nested import flatten
 Stage = Literal["train", "embed", "detect"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-RESULTS_VERSION: dict[Stage, int] = {"train": 3, "embed": 3, "detect": 5}
-"""Raised whenever a change of the code changes a stage's results, for that stage and those that build on it: units of
-an older version are done again."""
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """What the rest of the house has to know of a stage."""
+
+    function: tuple[str, str]
+    """Module and name; takes a ``UnitSpec`` and a ``Report``. Imported late, by who does a unit: detectors need no
+    torch."""
+    tree: str
+    """Folder of the run that its units write below."""
+    settings: tuple[str, ...]
+    """Tables of the configuration that decide its result, besides those of the stages before."""
+    version: int
+    """Raised whenever a change of the code changes the stage's results, here and in the stages that build on it: units
+    of an older version are done again."""
+    most_gpus: float
+    """That a unit can use."""
+    work: str
+    """What its speed is counted in."""
+
+
+STAGE_FACTS: dict[Stage, StageFacts] = {
+    "train": StageFacts(
+        function=("rayasd.exposure.training", "train"), tree="models", version=3, most_gpus=float("inf"), work="clips",
+        settings=("data", "front_end", "network", "exposure"),
+    ),
+    "embed": StageFacts(
+        function=("rayasd.exposure.embedding", "embed"), tree="embeddings", version=3, most_gpus=1.0, work="windows",
+        settings=("embedding",),
+    ),
+    "detect": StageFacts(
+        function=("rayasd.inlier.scoring", "detect"), tree="scores", version=5, most_gpus=0.0, work="clips",
+        settings=("inlier",),
+    ),
+}  # fmt: skip
 
 _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size", "data.on_bad_clip"})
 """Settings that do not change a result."""
-
-_SECTIONS_OF_STAGE = {
-    "train": ("data", "front_end", "network", "exposure"),
-    "embed": ("embedding",),
-    "detect": ("inlier",),
-}
 
 
 @dataclass(frozen=True, order=True)
@@ -114,11 +140,10 @@ class RunDirectory:
 
     def output(self, unit: Unit) -> Path:
         """Folder that a unit writes, and no other unit does."""
+        tree = self.root / STAGE_FACTS[unit.stage].tree
         if unit.stage == "train":
-            return self.root / "models" / unit.variant / unit.machine / f"seed={unit.seed}"
-        tree = {"embed": "embeddings", "detect": "scores"}[unit.stage]
-        hive = (f"variant={unit.variant}", f"machine={unit.machine}", f"seed={unit.seed}")
-        return self.root.joinpath(tree, *hive)
+            return tree / unit.variant / unit.machine / f"seed={unit.seed}"
+        return tree / f"variant={unit.variant}" / f"machine={unit.machine}" / f"seed={unit.seed}"
 
     def table(self, unit: Unit) -> Path:
         """Parquet file of an embed or detect unit."""
@@ -176,8 +201,9 @@ class UnitSpec:
     def identity(self) -> str:
         """Sha256 of all that decides the result: configuration of this stage and of those before, and the data."""
         stages = STAGES[: STAGES.index(self.unit.stage) + 1]
-        deciding = _deciding(*((name, getattr(self.config, name)) for s in stages for name in _SECTIONS_OF_STAGE[s]))
-        return digest([RESULTS_VERSION[self.unit.stage], deciding, self.unit.machine, self.unit.seed, self.data])
+        settings = [name for stage in stages for name in STAGE_FACTS[stage].settings]
+        deciding = _deciding(*((name, getattr(self.config, name)) for name in settings))
+        return digest([STAGE_FACTS[self.unit.stage].version, deciding, self.unit.machine, self.unit.seed, self.data])
 
 
 @lru_cache(maxsize=1024)

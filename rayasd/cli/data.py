@@ -52,7 +52,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
         rayasd data check data/synthetic
         rayasd data check recordings.csv --set data.resample=true --set data.channel=mean
     """
-    from rayasd.cli.datasets import check_data
+    from rayasd.cli.recordings import check_data
 
     raise SystemExit(check_data(root, ground_truth, overrides))
 
@@ -80,7 +80,7 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
     \b
         rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
     """
-    from rayasd.cli.datasets import synthesize_data
+    from rayasd.cli.recordings import synthesize_data
 
     synthesize_data(out, machines, plan)
 
@@ -116,6 +116,6 @@ def index(root: Path, pattern: str, test_fraction: float | None, seed: int, out:
     A manifest is a CSV or Parquet table of path (relative to it), machine, section, domain, split and label, which you
     may as well write yourself.
     """
-    from rayasd.cli.datasets import index_data
+    from rayasd.cli.recordings import index_data
 
     index_data(root, pattern, test_fraction, seed, out)

@@ -20,7 +20,7 @@ from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.forecast import Clips, Forecast, forecast, measured_speeds, output_bytes
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGES, RunDirectory, Stage, UnitSpec
+from rayasd.unit import STAGE_FACTS, STAGES, RunDirectory, Stage, UnitSpec
 from rayasd.wording import counted, elapsed, size
 
 _LISTED = 100  # units
@@ -96,7 +96,7 @@ class DryRun:
         for stage in STAGES:
             chosen = [unit for unit in units if unit.stage == stage]
             request = f"{self.execution.cpus_per_unit:g} CPU"
-            if stage != "detect":
+            if STAGE_FACTS[stage].most_gpus:
                 request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
             sizes = [
                 output_bytes(unit, self.configs[unit.variant], clips, self.parameters.get(unit.variant, 0))
@@ -146,15 +146,12 @@ class DryRun:
         bandwidth = simulation.file_system * 1e9 or None
         console.print(
             f"\nsimulated on {counted(len(nodes), 'node')} of {nodes[0]}; a unit's speed: "
-            + ", ".join(f"{stage} {speeds[stage]:.3g} {_WORK[stage]}/s" for stage in stages),
+            + ", ".join(f"{stage} {speeds[stage]:.3g} {STAGE_FACTS[stage].work}/s" for stage in stages),
             highlight=False,
         )
         _print_forecast(
             console, forecast(specs, self.catalog, self.parameters, speeds, nodes, request, bandwidth), len(nodes)
         )
-
-
-_WORK: dict[Stage, str] = {"train": "clips", "embed": "windows", "detect": "clips"}
 
 
 def _print_forecast(console: Console, found: Forecast, num_nodes: int) -> None:
@@ -183,7 +180,7 @@ def _speeds(simulation: Simulation, stages: Sequence[Stage], run: Path) -> dict[
         if stage not in measured:
             raise UserError(
                 f"--simulate: {store.paths.root} has no finished unit that tells how fast {stage} is: "
-                f"name a run with like=RUN, or give {stage}={_WORK[stage].upper()}_A_SECOND"
+                f"name a run with like=RUN, or give {stage}={STAGE_FACTS[stage].work.upper()}_A_SECOND"
             )
         speeds[stage] = measured[stage]
     return speeds

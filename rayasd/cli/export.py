@@ -58,7 +58,7 @@ def onnx(run: Path, **options: Any) -> None:
     \b
         rayasd export onnx runs/first --machine fan -o fan.onnx
     """
-    from rayasd.cli.scoring import export_extractor
+    from rayasd.cli.exporting import export_extractor
     from rayasd.scoring.loading import Choice
 
     export_extractor(run, Choice(**chosen(options)), **options)

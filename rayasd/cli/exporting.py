@@ -4,10 +4,11 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.text import Text
 
 from rayasd.cli.display import wide_console
 from rayasd.cli.reporting import with_overrides
@@ -19,8 +20,9 @@ from rayasd.evaluation.scores import Key, Scored, by_name, read_scores
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
+from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.unit import Unit
-from rayasd.wording import counted
+from rayasd.wording import counted, size
 
 
 def export_dcase(
@@ -91,6 +93,17 @@ def export_dcase(
         wide_console().print(f"incomplete: {ok} of {expected} labelled cells have scores", style="yellow")
     if not authors:
         wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
+
+
+def export_extractor(run: Path, choice: Choice, given: Literal["waveform", "mel"], out: Path | None) -> None:
+    """Write an extractor as ONNX."""
+    from rayasd.scoring.onnx import export_onnx
+
+    parts = parts_of_run(run, choice)
+    path = out or Path(f"{parts.machine}.onnx")
+    export_onnx(path, parts, given)
+    said = f"{path}: {parts.machine}, from {given}, {size(path.stat().st_size)}"
+    wide_console().print(Text(said), soft_wrap=True)
 
 
 def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequence[Scored]) -> dict[str, int]:

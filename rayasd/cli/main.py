@@ -13,12 +13,16 @@ from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
 from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
+from rayasd.cli.report import compare, leaderboard, report
 from rayasd.cli.score import pack, score
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
-from rayasd.cli.sweep import compare, detect, embed, leaderboard, report, sweep, train
-from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, EXIT_USAGE, Interrupted, UserError
+from rayasd.cli.sweep import detect, embed, sweep, train
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, EXIT_USAGE, Interrupted, UserError, one_line
 from rayasd.files import storage_error
+
+_SOMEWHERE = "the folder that is written to"
+"""In the place of a path, where the system does not say which."""
 
 
 class InOrder(click.Group):
@@ -80,7 +84,7 @@ def main() -> None:
             what = f"{error.strerror}: {error.filename}"
         else:
             what = f"{type(error).__name__}: {error}"
-        trouble = storage_error(error, Path("the folder that is written to"), Path("/"))
-        click.echo(f"error: {trouble or ' '.join(what.split()) + ' (rayasd --debug … shows where)'}", err=True)
+        trouble = storage_error(error, Path(_SOMEWHERE), Path("/"))
+        click.echo(f"error: {trouble or one_line(what, 1000) + ' (rayasd --debug … shows where)'}", err=True)
         code = EXIT_UNITS_FAILED
     sys.exit(code if isinstance(code, int) else 0)

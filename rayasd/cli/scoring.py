@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,17 +91,6 @@ def pack_model(run: Path, choice: Choice, out: Path | None, licence: str) -> Non
     systems = parts.systems_of(parts.systems)
     said = f"{path}: {parts.machine}, sections {', '.join(sorted(parts.systems))}, {systems}"
     wide_console().print(Text(f"{said}, {size(path.stat().st_size)}"), soft_wrap=True)
-
-
-def export_extractor(run: Path, choice: Choice, given: Literal["waveform", "mel"], out: Path | None) -> None:
-    """Write an extractor as ONNX."""
-    from rayasd.scoring.onnx import export_onnx
-
-    parts = parts_of_run(run, choice)
-    path = out or Path(f"{parts.machine}.onnx")
-    export_onnx(path, parts, given)
-    said = f"{path}: {parts.machine}, from {given}, {size(path.stat().st_size)}"
-    wide_console().print(Text(said), soft_wrap=True)
 
 
 def _clips(words: Iterable[str]) -> Iterator[str]:

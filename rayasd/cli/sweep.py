@@ -1,4 +1,4 @@
-"""``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect, report."""
+"""``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect."""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import GROUND_TRUTH, PART, RUN, Execution, execution_options
+from rayasd.cli.options import GROUND_TRUTH, RUN, Execution, execution_options
 
 if TYPE_CHECKING:
     from rayasd.unit import Stage
@@ -53,7 +53,7 @@ def sweep(**options: Any) -> None:
         rayasd sweep --machines fan,pump --set exposure.epochs=50 --dry-run
         rayasd sweep --vary exposure.real_anomalies=0,1,2,4,8,16,32 --run-dir runs/few-anomalies
     """
-    from rayasd.cli.run import run_sweep
+    from rayasd.cli.sweeping import run_sweep
 
     execution = Execution.taken_from(options)
     raise SystemExit(_run(execution, lambda: run_sweep(**options, execution=execution, command=sys.argv)))
@@ -75,7 +75,7 @@ def _stage_command(stage: "Stage", text: str, example: str) -> click.Command:
                   help="all, or some; others may be done by another command at the same time.")  # fmt: skip
     @execution_options
     def command(run: Path, machines: str, **options: Any) -> None:
-        from rayasd.cli.run import run_stages
+        from rayasd.cli.sweeping import run_stages
 
         execution = Execution.taken_from(options)
         raise SystemExit(_run(execution, lambda: run_stages(run, (stage,), machines, execution)))
@@ -88,86 +88,3 @@ embed = _stage_command("embed", "Embed what is missing of RUN. Its extractors mu
 detect = _stage_command(
     "detect", "Fit and apply what is missing of RUN's inlier models. Its embeddings must stand.", "--retry-failed"
 )
-
-
-@click.command()
-@click.argument("first", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("second", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
-@PART
-def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
-    """Say which of two runs is better, and how sure that is.
-
-    By a paired bootstrap over test clips, of the official score and of the mean AUC. FIRST and SECOND may be the
-    same run, to compare two of its variants.
-
-    \b
-        rayasd compare runs/mine runs/theirs
-        rayasd compare runs/ablation runs/ablation --variants both,no-mixup
-    """
-    from rayasd.cli.several_runs import compare_runs
-
-    compare_runs((first, second), variants, part)
-
-
-@click.command()
-@RUN
-@click.option(
-    "--ground-truth", type=click.Path(path_type=Path), help="Folder of ground_truth_*.csv with labels to add."
-)
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
-@click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
-@click.option("--oracle", is_flag=True, help="Add the best system in hindsight: marked, never ranked.")
-@click.option(
-    "--by-section", "sections", is_flag=True, help="Add the first entry's AUC by machine, section and domain."
-)
-@click.option("--with-audio", is_flag=True, help="Put the most wrong clips into report.html to be heard: up to 30 MB.")
-def report(
-    run: Path,
-    ground_truth: Path | None,
-    overrides: tuple[str, ...],
-    all_systems: bool,
-    oracle: bool,
-    sections: bool,
-    with_audio: bool,
-) -> None:
-    """Compute RUN's leaderboard afresh, print it, write its page.
-
-    It is made of all scores that stand; the page is RUN/report.html.
-
-    \b
-        rayasd report runs/first --by-section --oracle
-        rayasd report runs/first --with-audio
-        rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy
-    """
-    from rayasd.cli.reporting import report_run
-
-    report_run(run, ground_truth, overrides, all_systems=all_systems, oracle=oracle, sections=sections,
-               with_audio=with_audio)  # fmt: skip
-
-
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@PART
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "md", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="Of what is printed.",
-)
-def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
-    """Rank the chosen systems of several RUNS together.
-
-    By the official score on one part. Runs on the whole of DCASE 2021 Task 2 stand among published systems, with
-    the source of each number.
-
-    \b
-        rayasd leaderboard runs/first runs/ablation
-        rayasd leaderboard runs/* --part development --format md
-    """
-    from rayasd.cli.several_runs import show_leaderboard
-
-    show_leaderboard(runs, part, form)

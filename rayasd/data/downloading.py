@@ -23,7 +23,7 @@ from urllib.request import (
 )
 
 from rayasd import __version__
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 
 RETRY_PAUSE = 2.0
 """Seconds before the second try; each further pause is twice as long."""
@@ -240,7 +240,7 @@ def _open(url: str, first: int = 0) -> HTTPResponse:
         return opener.open(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
-        said = f"HTTP {error.code} {' '.join(str(error.reason).split())}"
+        said = f"HTTP {error.code} {one_line(error.reason)}"
         if error.code == 416 and first:
             raise _RangeRefusedError(error.headers.get("Content-Range", "")) from error
         if error.code >= 500 or error.code in _WORTH_ANOTHER_TRY:
@@ -254,7 +254,7 @@ def _open(url: str, first: int = 0) -> HTTPResponse:
 
 def _reason(error: Exception) -> str:
     cause = error.reason if isinstance(error, URLError) else error
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return one_line(cause) or type(cause).__name__
 
 
 def _check_scheme(url: str) -> None:

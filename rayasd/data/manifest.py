@@ -12,7 +12,7 @@ from pyarrow.lib import ArrowException
 
 from rayasd.data.folders import folders
 from rayasd.data.naming import name_problem, shown
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.files import write_csv
 from rayasd.randomness import generator
 
@@ -47,7 +47,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
                 _need_columns(path, reader.fieldnames or [])
                 records = list(reader)
     except (ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a manifest: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} cannot be read as a manifest: {one_line(error)}") from None
     rows = [_row(record, f"{path.name}, row {number}") for number, record in enumerate(records, 1)]
     first: dict[str, int] = {}
     for number, row in enumerate(rows, 1):

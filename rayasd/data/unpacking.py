@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from threading import Event
 
 from rayasd.data.downloading import OnProgress, StoppedError
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.wording import size
 
 FREE_SPACE_MARGIN = 256 << 20
@@ -62,7 +62,7 @@ def unpack(archive: Path, into: Path, place_of: PlaceOf, *, stopped: Event, on_p
                             raise StoppedError
                 on_progress(archive.name, "unpacking", done, total)
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError) as error:
-        raise BadArchiveError(f"it is damaged ({' '.join(str(error).split())})") from error
+        raise BadArchiveError(f"it is damaged ({one_line(error)})") from error
     return dict(Counter(place.parent.as_posix() for place in members))
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rayasd.config import Config, FrontEndConfig
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.files import replacing, write_json
 from rayasd.registry import find, said
 
@@ -185,7 +185,7 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
         what = (
             f"network.pretrained: cannot load {pretrained} into" if pretrained else "network.backbone: timm cannot make"
         )
-        raise UserError(f"{what} {name}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
         _check_all_loaded(backbone, name, pretrained)
     for module in backbone.modules():

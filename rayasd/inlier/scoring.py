@@ -14,7 +14,7 @@ from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, wh
 from threadpoolctl import threadpool_limits
 
 from rayasd.config import Config, InlierConfig
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 from rayasd.inlier.detectors import (
     DetectorSpec,
@@ -274,7 +274,7 @@ def _fused(detector: FusionSpec, members: list[list[Scores | str]]) -> list[Scor
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return one_line(f"{type(error).__name__}: {error}", 300)
 
 
 def _rows(clips: pa.Table, detector: str, pooling: str, scores: Scores | str) -> pa.Table:

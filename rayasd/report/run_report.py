@@ -23,7 +23,7 @@ from rayasd.report.write import write_report
 from rayasd.sweep.driver import State, Sweep, survey
 from rayasd.sweep.markers import forget
 from rayasd.sweep.store import RunStore
-from rayasd.unit import RESULTS_VERSION
+from rayasd.unit import STAGE_FACTS
 
 Row = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
@@ -192,4 +192,5 @@ class RunReport:
         }
         labels = [self.catalog.table[name].to_pylist() for name in ("clip", "label")]
         skipped: Sequence[str] = self._data.get("skipped", ())
-        return digest([__version__, RESULTS_VERSION, scores, labels, list(skipped), asdict(self.evaluation)])
+        versions = [facts.version for facts in STAGE_FACTS.values()]
+        return digest([__version__, versions, scores, labels, list(skipped), asdict(self.evaluation)])

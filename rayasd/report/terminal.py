@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.evaluation.leaderboard import Leaderboard
+from rayasd.report.colours import heat_colours
 from rayasd.report.curves import Curve, curve_rows
-from rayasd.report.html.figures import heat_colours
 from rayasd.report.tables import footnotes, heading, percent, row
 
 _WORDS = {"variant", "detector", "pooling"}

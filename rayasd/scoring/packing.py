@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from rayasd.config import from_dict
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.evaluation.scores import System
 from rayasd.exposure.network import CONTROLS
 from rayasd.files import replacing
@@ -96,7 +96,7 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
             OverflowError, SafetensorError, pa.ArrowException) as error:  # fmt: skip
-        raise UserError(f"{path} is no packed model, or damaged: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{path} is no packed model, or damaged: {one_line(error)}") from None
     if not trust:
         _refuse_code(path, parts)
     return parts

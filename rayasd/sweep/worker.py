@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rayasd import __version__
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
 from rayasd.sweep.markers import damage, mark_done
 from rayasd.sweep.plan import prerequisite
-from rayasd.unit import Progress, RunDirectory, Stopped, Unit, UnitSpec
+from rayasd.unit import STAGE_FACTS, Progress, RunDirectory, Stopped, Unit, UnitSpec
 
-_STAGE_FUNCTIONS = {
-    "train": ("rayasd.exposure.training", "train"),
-    "embed": ("rayasd.exposure.embedding", "embed"),
-    "detect": ("rayasd.inlier.scoring", "detect"),  # imported late: detectors need no torch
-}
 _FIRST_SECONDS, _FIRST_INTERVAL, _INTERVAL = 10.0, 0.5, 2.0  # each report is three questions to a shared file system
 
 
@@ -62,7 +57,7 @@ def do_unit(spec: UnitSpec) -> Outcome:
         remove_unfinished(spec.output)
         reporter(Progress(0, 0))  # the first sign of life, before imports that take seconds
         spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
-        module, name = _STAGE_FUNCTIONS[spec.unit.stage]
+        module, name = STAGE_FACTS[spec.unit.stage].function
         if spec.unit.stage != "detect":
             import torch
 
@@ -82,7 +77,7 @@ def do_unit(spec: UnitSpec) -> Outcome:
             return Outcome(spec.unit, str(trouble), traceback.format_exc(), hopeless=True, lacks_storage=True)
         hopeless = isinstance(error, UserError)
         reason = str(error) if hopeless else f"{type(error).__name__}: {error}"
-        return Outcome(spec.unit, " ".join(reason.split())[:500], traceback.format_exc(), hopeless)
+        return Outcome(spec.unit, one_line(reason, 500), traceback.format_exc(), hopeless)
     return Outcome(spec.unit)
 
 

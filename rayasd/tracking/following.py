@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from threading import Event, Thread
 from typing import Any
 
-from rayasd.errors import UserError, unknown
+from rayasd.errors import UserError, one_line, unknown
 from rayasd.parquet import read_parquet
 from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.executors import Reported
@@ -115,8 +115,8 @@ class Tracking:
 
 
 def _said(error: Exception) -> str:
-    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split()))  # an address may hold a password
-    return f"{type(error).__name__}: {text[:200]}"
+    text = re.sub(r"//[^/@\s]*@", "//", str(error))  # an address may hold a password
+    return f"{type(error).__name__}: {one_line(text)}"
 
 
 def _tracker(name: str, paths: RunDirectory) -> Tracker:

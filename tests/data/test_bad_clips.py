@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from rayasd.cli.datasets import check_data
+from rayasd.cli.recordings import check_data
 from rayasd.config import DataConfig
 from rayasd.data import decoding
 from rayasd.data.audio import BadClipError, read_samples

@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayasd.cli.datasets import check_data
 from rayasd.cli.fetching import fetch_data
+from rayasd.cli.recordings import check_data
 from rayasd.data import downloading, fetch, unpacking
 from rayasd.data.catalog import scan
 from rayasd.data.downloading import RemoteFile, checked_base, download

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from rayasd.evaluation.metrics import MAX_FPR
+from rayasd.report.colours import heat_colours
 from rayasd.report.html.evidence import FPR, SectionResult
 from rayasd.report.html.maps import Map
 from rayasd.report.html.svg import Plane, drawing, log_ticks, short, tag, text, ticks
@@ -19,7 +20,6 @@ LABELS = {0: "normal", 1: "anomalous", None: "unknown"}
 DOMAINS = ("source", "target", "unknown")
 _LABEL_CLASSES = {0: "c0", 1: "c1", None: "c7"}
 _CELL, _ROW = 44, 26  # pixels
-_LOW, _MIDDLE, _HIGH = np.array([178, 76, 0]), np.array([245, 243, 238]), np.array([0, 84, 147])
 
 
 class HeatCell(NamedTuple):
@@ -75,15 +75,6 @@ def _heat_cell(x: float, y: float, cell: HeatCell, where: str) -> Markup:
     words = tag("text", f"{100 * cell.auc:.1f}", x=x + _CELL / 2, y=y + 17, text_anchor="middle", style=f"fill:{ink}")
     return tag("g", tag("title", f"{where}: AUC {100 * cell.auc:.2f} %, {cell.note}"),
                tag("rect", **box, style=f"fill:{colour}"), words)  # fmt: skip
-
-
-def heat_colours(auc: float) -> tuple[str, str]:
-    """Colour of an AUC, orange below chance and blue above it, and of the digits on it."""
-    share = float(np.clip((auc - 0.5) / 0.5, -0.6, 1))
-    end, amount = (_HIGH, share) if share > 0 else (_LOW, -share / 0.6)
-    colour = _MIDDLE + (end - _MIDDLE) * amount
-    bright = colour @ [0.299, 0.587, 0.114] > 140
-    return "#" + "".join(f"{round(c):02x}" for c in colour), "#111111" if bright else "#ffffff"
 
 
 def _fitting(words: str, room: float) -> str:

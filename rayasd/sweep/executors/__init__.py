@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import Stage, Unit, UnitSpec
+from rayasd.unit import STAGE_FACTS, Stage, Unit, UnitSpec
 
 Counts = Mapping[tuple[Stage, str], int]
 """Units by stage and state."""
@@ -43,7 +43,7 @@ class Request:
 
     def of(self, stage: Stage) -> Resources:
         """Resources of a unit of this stage."""
-        return Resources(self.cpus, {"train": self.gpus, "embed": min(self.gpus, 1.0), "detect": 0.0}[stage])
+        return Resources(self.cpus, min(self.gpus, STAGE_FACTS[stage].most_gpus))
 
     def usable(self, nodes: Sequence[Resources]) -> Resources:
         """Say what units of this size can use of all nodes: three of 0.6 GPUs do not fit on two, nor 5 of 2 CPUs on 8.

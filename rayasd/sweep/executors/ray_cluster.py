@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from rayasd.errors import UserError
+from rayasd.errors import UserError, one_line
 from rayasd.host import why_silent
 
 OBJECT_STORE_BYTES = 100_000_000
@@ -33,7 +33,7 @@ def join(address: str, where: str, **options: Any) -> Any:
     try:
         return ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
-        raise UserError(f"cannot start or reach {where}: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"cannot start or reach {where}: {one_line(error, 300)}") from None
 
 
 def write_token(path: Path, secret: str) -> None:
