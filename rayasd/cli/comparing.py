@@ -56,7 +56,7 @@ def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> No
     rules = [report.evaluation for report in reports]
     year, where = _common_rules(rules, part)
     if not all(systems):
-        raise UserError(f"no labelled {where} cells to compare on")
+        raise UserError(f"no labelled {where} cells to compare on: rayasd report --ground-truth adds labels")
     official, auc = compare(systems[0], systems[1], year)
     table = Table(header_style="bold", pad_edge=False, box=None)
     for title in ("system", f"official {year} {where}", "AUC", "source AUC", "target AUC"):
@@ -87,7 +87,7 @@ def _of_common_seeds(cells: list[pa.Table]) -> tuple[list[pa.Table], str]:
     if not first or not second:
         return cells, ""
     if not (common := sorted(first & second)):
-        raise UserError("the two have no seed in common: a comparison in pairs needs the same seeds")
+        raise UserError("the two have no seed in common: sweep both with the same --seeds to compare them in pairs")
     note = f"; of both, seeds {', '.join(map(str, common))} alone" if first != second else ""
     return [table.filter(pc.field("seed").isin(common)) for table in cells], note
 

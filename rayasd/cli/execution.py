@@ -187,7 +187,7 @@ def _request(nodes: Sequence[Resources], how: Execution) -> Request:
     """
     gpus, num_ranks, most = how.gpus_per_unit, how.num_ranks, max((node.gpus for node in nodes), default=0.0)
     if how.device == "cuda" and not most:
-        raise UserError("--device cuda, but no node has a GPU")
+        raise UserError("--device cuda, but no node has a GPU: leave it out, or ask for nodes with GPUs")
     if how.device == "cpu" or (gpus is None and not most):
         gpus = 0.0
     elif gpus is None:

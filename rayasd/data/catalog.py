@@ -162,7 +162,7 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
     trained = catalog.trained
     for machine in machines:
         if machine not in trained:
-            raise UserError(f"{machine} has no training clips in {catalog.root}")
+            raise UserError(f"{machine} has no training clips in {catalog.root}: --machines leaves it out")
         if trained == {machine}:
             raise UserError(
                 f"outlier exposure needs a second machine type: {catalog.root} has training clips of {machine} alone"

@@ -92,7 +92,7 @@ def index_tree(root: Path, pattern: str, *, test_fraction: float | None = None, 
             }
         )
     if not rows:
-        raise UserError(f"nothing below {root} matches {pattern!r}")
+        raise UserError(f"nothing below {root} matches {pattern!r}: --pattern says how paths are made up")
     _hold_out_normals(rows, test_fraction, seed)
     return rows
 

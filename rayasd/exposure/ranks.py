@@ -209,7 +209,7 @@ def _devices(spec: UnitSpec) -> list[str]:
         return [spec.device] * spec.num_ranks
     visible = torch.cuda.device_count()
     if visible < spec.num_ranks:
-        raise UserError(f"{spec.num_ranks} ranks need a CUDA device each, but {visible} are visible")
+        raise UserError(f"{spec.num_ranks} ranks need a CUDA device each, of {visible}: lower --ranks-per-unit")
     return [f"cuda:{rank}" for rank in range(spec.num_ranks)]
 
 

@@ -147,7 +147,7 @@ class Training:
         extractor = compute.place(Extractor(config, len(target.sections)))
         if exposure.compile:
             if not any(map(shutil.which, ("g++", "clang++"))):
-                raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with")
+                raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
             extractor.backbone.compile()
         optimizer = torch.optim.AdamW(
             extractor.parameters(), lr=exposure.learning_rate, weight_decay=exposure.weight_decay

@@ -72,7 +72,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     lacking = _untrained_heads(spec.config, embeddings)
     detectors = [detector for detector in detectors if not _heads(detector) & lacking]
     if not detectors:
-        raise UserError(f"{spec.unit}: every detector reads an output that this variant does not train")
+        raise UserError(f"{spec.unit}: every detector reads an output that is not trained here: add knn, say")
     products = sorted(pc.unique(embeddings.filter(fit_rows("train"))["section"]).to_pylist())
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]

@@ -86,7 +86,8 @@ def see_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> dict[str, 
     holder = read_record(lock)
     if not _is_gone(lock, holder, mine or {}):
         who = {"pid": "?", "host": "?", "since": "?"} | holder
-        raise UserError(f"{lock.parent} is held by process {who['pid']} on {who['host']} since {who['since']}")
+        holder_is = f"process {who['pid']} on {who['host']} since {who['since']}"
+        raise UserError(f"{lock.parent} is held by {holder_is}: wait for it, or end it there")
     return holder
 
 

@@ -180,7 +180,9 @@ class RunStore:
                     if other.exists():
                         refuse_if_held(other)
             except OSError as error:
-                raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}") from None
+                raise UserError(
+                    f"cannot write the run directory {paths.root}: {error.strerror}; choose another --run-dir"
+                ) from None
             if whole:
                 for folder in (paths.root, *_folders(paths.ensembles), *_folders(paths.plots)):
                     remove_unfinished(folder)
