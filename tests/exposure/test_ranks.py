@@ -287,7 +287,7 @@ def test_ranks_die_with_a_killed_supervisor(spec_of: SpecOf, tmp_path: Path):
 def test_more_ranks_than_cuda_devices_are_refused(spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch, device: str):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(UserError, match="2 ranks need a CUDA device each, but 1 are visible"):
+    with pytest.raises(UserError, match="2 ranks need a CUDA device each, of 1"):
         on_ranks(wait_long, spec_of(num_ranks=2, device=device), silent)
 
 
