@@ -135,8 +135,8 @@ class RunDirectory:
         return self.root / "plots"
 
     def plot(self, name: str) -> Path:
-        """Picture of the report (PNG)."""
-        return self.plots / f"{name}.png"
+        """Chart of the report (SVG)."""
+        return self.plots / f"{name}.svg"
 
     def output(self, unit: Unit) -> Path:
         """Folder that a unit writes, and no other unit does."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+import numpy as np
+from markupsafe import Markup
 
 from rayasd.evaluation.leaderboard import Leaderboard, Standing
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
-from rayasd.files import replacing
+from rayasd.report.html.svg import Plane, drawing, text, ticks
 from rayasd.report.tables import between, percent
 
 
@@ -66,34 +68,37 @@ def curve_rows(curve: Curve, leaderboard: Leaderboard) -> tuple[list[str], list[
     return titles, lines
 
 
-def plot_curve(path: Path, curve: Curve, leaderboard: Leaderboard) -> None:
-    """Draw score and AUC along the setting, with the score's 95 % intervals (PNG)."""
-    from matplotlib.figure import Figure  # a second to import, and few reports have curves
-
+def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
+    """Draw score and AUC along the setting, evenly spaced, with the score's 95 % intervals."""
     part = leaderboard.part
-    values = [value for value, _ in curve.points]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    whole = [(value, entry) for value, entry in curve.points if entry.interval is not None]
-    axes.fill_between(
-        [value for value, _ in whole],
-        [100 * entry.interval[0] for _, entry in whole if entry.interval],
-        [100 * entry.interval[1] for _, entry in whole if entry.interval],
-        alpha=0.2, linewidth=0, label="its 95 % interval",
-    )  # fmt: skip
-    for name, label in ((part, f"official {leaderboard.year} score"), ("source_auc", "source AUC"),
-                        ("target_auc", "target AUC")):  # fmt: skip
-        scores = [getattr(entry, name) for _, entry in curve.points]
-        if any(score is not None for score in scores):
-            axes.plot(values, [float("nan") if s is None else 100 * s for s in scores], marker="o", label=label)
-    if min(values) >= 0 and max(values) > 4 * sorted(values)[len(values) // 2]:
-        axes.set_xscale("symlog", base=2, linthresh=1)
-    axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.set(xlabel=curve.setting, ylabel=f"percent, {_sections(leaderboard)} sections", title=curve.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    scores = {
+        name: [getattr(entry, column) for _, entry in curve.points]
+        for name, column in ((f"official {leaderboard.year} score", part), ("source AUC", "source_auc"),
+                             ("target AUC", "target_auc"))
+    }  # fmt: skip
+    bounds = [bound for _, entry in curve.points for bound in entry.interval or ()]
+    numbers = [value for values in scores.values() for value in values if value is not None] + bounds
+    low, high = (100 * min(numbers), 100 * max(numbers)) if numbers else (0.0, 100.0)
+    places = np.arange(len(curve.points))
+    plane = Plane(34, 22, 300, 180, (-0.3, len(places) - 0.7), (low - 2, high + 2))
+    marks = [(float(place), f"{value:g}") for place, (value, _) in zip(places, curve.points, strict=True)]
+    frame = plane.axes(marks, ticks(low - 2, high + 2), curve.setting, f"percent, {_sections(leaderboard)} sections")
+    whiskers = [
+        plane.path([x, x], [100 * bound for bound in found], "threshold", f"95 % {between(found)}")
+        for x, (_, entry) in zip(places, curve.points, strict=True)
+        if (found := entry.interval) is not None
+    ]
+    lines, ends = [], []
+    for i, (name, values) in enumerate(scores.items()):
+        percents = [np.nan if value is None else 100 * value for value in values]
+        if not np.isnan(percents[-1]):
+            ends.append((float(plane.points(places[-1:], percents[-1:])[0, 1]), name))
+        lines.append(plane.path(places, percents, f"line c{i}", name))
+    names, below = [], -np.inf
+    for y, name in sorted(ends):  # beside the lines' ends, and not one over the other
+        below = max(y, below + 13)
+        names.append(text(338, below + 4, name, class_="label"))
+    return drawing(440, 250, f"{curve.name}, by {curve.setting}", frame, *whiskers, *lines, *names)
 
 
 def _sections(leaderboard: Leaderboard) -> str:

@@ -30,7 +30,8 @@ from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import Entries, select
 from rayasd.files import replacing, write_text
 from rayasd.parquet import write_parquet
-from rayasd.report.curves import Curve, curve_rows, find_curves, plot_curve
+from rayasd.report.curves import Curve, curve_chart, curve_rows, find_curves
+from rayasd.report.html.svg import write_drawing
 from rayasd.report.tables import footnotes, heading, markdown_table, row
 from rayasd.unit import RunDirectory
 
@@ -82,7 +83,7 @@ def write_report(
         pyarrow.csv.write_csv(table, path)
     curves = find_curves(variants or {}, leaderboard)
     for curve in curves:
-        plot_curve(paths.plot(f"{curve.name}-{curve.setting}"), curve, leaderboard)
+        write_drawing(paths.plot(f"{curve.name}-{curve.setting}"), curve_chart(curve, leaderboard))
     write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, curves, provenance))
     # last: by its metadata the others are known to stand
     _write_parquet(table, paths.leaderboard("parquet"), provenance)
@@ -162,5 +163,5 @@ def _markdown(
     for curve in curves:
         titles, rows = curve_rows(curve, leaderboard)
         lines += [f"## {curve.name}: {curve.setting}", "", markdown_table(titles, rows), ""]
-        lines += [f"![{curve.setting}](plots/{curve.name}-{curve.setting}.png)", ""]
+        lines += [f"![{curve.setting}](plots/{curve.name}-{curve.setting}.svg)", ""]
     return "\n".join([*lines, *facts]) + "\n"

@@ -6,9 +6,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from rayasd.cli import status
+from rayasd.cli.main import cli
 from rayasd.files import write_json
 from rayasd.sweep.store import RunStore
 from tests.cli.test_sweep import models, wait_until
@@ -164,3 +168,18 @@ def test_two_processes_for_one_unit_learn_what_one_learns(tree: Path, tmp_path: 
     two = losses("two", "--ranks-per-unit", 2, "--cpus-per-unit", 2)
     assert two == pytest.approx(losses("one"), abs=1e-4)
     assert len(two) == 3
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.01, 2.0), (3.0, 60.0)])
+def test_watching_takes_no_more_than_a_twentieth_of_the_time(tmp_path: Path, monkeypatch, took: float, pause: float):
+    clock, pauses = [0.0], []
+
+    def look(store: RunStore):
+        clock[0] += took
+        return {"holders": [{"silent": 0.0}] * (not pauses)}, None
+
+    monkeypatch.setattr(status, "_look", look)
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=pauses.append))
+    done = CliRunner().invoke(cli, ["status", str(tmp_path), "--watch", "--format", "json"])
+    assert done.exit_code == 0, done.output
+    assert pauses == [pytest.approx(pause)]

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow.parquet as pq
 import pytest
@@ -38,8 +39,11 @@ def test_a_curve_is_drawn_over_the_same_test_clips(study: Path):
     assert {cell["num_anomaly"] for cell in cells} == {2}  # of 3, one is set aside in each domain, trained on or not
     markdown = RunDirectory(study).leaderboard("md").read_text()
     assert "| exposure.real_anomalies |" in markdown
-    picture = study / "plots/both-real_anomalies-exposure.real_anomalies.png"
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    picture = study / "plots/both-real_anomalies-exposure.real_anomalies.svg"
+    drawn = ElementTree.parse(picture).getroot()
+    said = " ".join(drawn.itertext())
+    assert "official 2021 score" in said
+    assert "source AUC" in said
     assert f"](plots/{picture.name})" in markdown
 
 

@@ -42,7 +42,7 @@ def test_whoever_drives_a_run_next_removes_what_the_last_driver_left(tmp_path: P
     left = [
         tmp_path / ".cells.parquet.abc.part",
         tmp_path / "ensembles/variant=both+seeds/machine=fan/seed=all/.part-0.parquet.abc.part",
-        tmp_path / "plots/.both-exposure.epochs.png.abc.part",
+        tmp_path / "plots/.both-exposure.epochs.svg.abc.part",
         tmp_path / "ray-token",
     ]
     of_unit = tmp_path / "models/both/fan/seed=0/.state.pt.abc.part"  # its unit's to remove, which may still be written

@@ -15,12 +15,14 @@ from markupsafe import Markup
 from rayasd.evaluation.leaderboard import Standing
 from rayasd.files import now, write_text
 from rayasd.presets import to_toml
+from rayasd.report.curves import curve_chart, find_curves
 from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, WrongClip, mean_roc, most_wrong, read_results
 from rayasd.report.html.figures import Curve, HeatCell
 from rayasd.report.html.maps import MAX_POINTS, Map, draw_sample, read_maps
 from rayasd.report.html.run import ReportedRun, facts, published_rank
 from rayasd.report.html.sounds import MAX_SECONDS, read_clip, sound, spectrogram_of
+from rayasd.report.html.svg import write_drawing
 from rayasd.report.tables import footnotes, heading, row
 from rayasd.unit import Unit
 
@@ -73,7 +75,7 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
     roc = dict(_roc_charts(run, results))
     histograms = {(r.machine, r.section): figures.histogram(r) for r in scored}
     training, trained = _training_charts(run)
-    maps = _maps(run)
+    maps, curves = _maps(run), find_curves(run.config.variants, run.leaderboard)
     sentence, published = published_rank(run)
     notes = footnotes(run.leaderboard, synthetic=bool(run.provenance["synthetic"]), all_systems=True)
     text = _template().render(
@@ -102,6 +104,7 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
         max_points=MAX_POINTS,
         domains=figures.DOMAINS,
         num_colours=figures.NUM_COLOURS,
+        curves=[(curve, curve_chart(curve, run.leaderboard)) for curve in curves],
         training=training,
         trained=trained,
         clips=_wrong_clips(run, best, of_best, with_audio=with_audio),
@@ -128,11 +131,8 @@ def _part(name: str) -> Markup:
 
 def _write_charts(run: ReportedRun, charts: Mapping[str, Markup]) -> None:
     """Write charts as files of their own in plots/."""
-    style = f"<style>{_part('chart.css')}svg {{ background: var(--surface); }}</style>"
     for name, chart in charts.items():
-        opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        at = opened.index(">") + 1
-        write_text(run.paths.plot(name).with_suffix(".svg"), opened[:at] + style + opened[at:])
+        write_drawing(run.paths.plot(name), chart)
 
 
 def _results(run: ReportedRun, entry: str) -> list[SectionResult]:

@@ -16,6 +16,11 @@ from rayasd.data.audio import BadClipError, read_samples
 MAX_SECONDS = 10.0
 """Of a clip that are shown and heard."""
 _WIDTH, _HEIGHT = 192, 64  # pixels, at most
+_COLOURS = np.array(
+    [[0, 0, 4], [29, 17, 71], [81, 18, 124], [131, 38, 129], [183, 55, 121], [231, 82, 99], [252, 137, 97],
+     [254, 196, 136], [252, 253, 191]]
+)  # fmt: skip
+"""From black over purple and orange to a pale yellow, as matplotlib's magma."""
 _DECIBELS = 70.0  # between black and white
 
 
@@ -42,12 +47,12 @@ def spectrogram_of(config: Config) -> Callable[[NDArray[np.int16]], str]:
 
 def _png(values: NDArray[np.uint8]) -> str:
     """Write values (rows, columns) as a PNG with a palette, no wider than it is shown."""
-    from matplotlib import colormaps
-    from PIL import Image  # comes with matplotlib
+    from PIL import Image
 
     image = Image.fromarray(values).resize((min(values.shape[1], _WIDTH), values.shape[0]), Image.Resampling.BOX)
     levels = Image.fromarray(np.asarray(image) // 8)  # 32 levels are told apart by few, and are half the bytes
-    levels.putpalette((255 * colormaps["magma"](np.linspace(0, 1, 32))[:, :3]).round().astype(np.uint8).tobytes())
+    palette = [np.interp(np.arange(32) / 31, np.linspace(0, 1, len(_COLOURS)), channel) for channel in _COLOURS.T]
+    levels.putpalette(np.column_stack(palette).round().astype(np.uint8).tobytes())
     file = io.BytesIO()
     levels.save(file, "PNG", optimize=True)
     return _data_uri("image/png", file.getvalue())

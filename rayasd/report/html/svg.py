@@ -3,10 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
+
+from rayasd.files import write_text
 
 Ticks = Sequence[tuple[float, str]]
 """Places on an axis and what is written there."""
@@ -29,6 +33,14 @@ def drawing(width: float, height: float, title: str, *children: object) -> Marku
     """Put shapes on a canvas that shrinks with the page; its title is for screen readers and pointers."""
     return tag("svg", tag("title", title), *children, class_="chart", role="img", aria_label=title,
                viewBox=f"0 0 {short(float(width))} {short(float(height))}", width=width, height=height)  # fmt: skip
+
+
+def write_drawing(path: Path, drawn: Markup) -> None:
+    """Write a drawing as a file of its own, with its style."""
+    style = (resources.files(__package__) / "chart.css").read_text(encoding="utf-8")
+    opened = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    at = opened.index(">") + 1
+    write_text(path, f"{opened[:at]}<style>{style}svg {{ background: var(--surface); }}</style>{opened[at:]}")
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", class_: str | None = None) -> Markup:
