@@ -26,7 +26,7 @@ test: venv
 	$(BIN)/python -m pytest
 
 test-fast: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not ray and not slurm" -n auto
 
 # A Slurm cluster of two hosts on this machine: root on Debian, where the first line installs what is missing.
 test-cluster: venv

@@ -1,6 +1,8 @@
 """The house keeps its shape: imports run one way, Ray stays in its rooms, no module grows beyond a look."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -62,3 +64,9 @@ def test_ray_is_imported_in_its_rooms_alone():
 
 def test_no_module_is_longer_than_a_reader_s_patience():
     assert not [name for name, path in MODULES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 320]
+
+
+def test_a_sweep_is_refused_before_heavy_imports_are_paid_for():
+    code = "import rayasd.cli.sweeping, sys; print(*{'torch', 'sklearn', 'scipy', 'pandas', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import gamma
-from sklearn.metrics import precision_recall_fscore_support
 
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of
@@ -31,6 +29,8 @@ def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
     if len(training) == 0 or not np.isfinite(training).all():
         return None
     if len(training) > 2 and np.ptp(training) > 0:
+        from scipy.stats import gamma  # half a second to import, which no command's refusal should wait for
+
         mean, deviation = training.mean(), training.std()
         try:
             shape, location, scale = gamma.fit((training - mean) / deviation)
@@ -51,6 +51,8 @@ def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
     """Add threshold, precision, recall and F1 to the selected cells that are ok and have an AUC."""
+    from sklearn.metrics import precision_recall_fscore_support  # likewise
+
     rows = cells.to_pylist()
     files = by_name(scored)
     known: dict[Scored, dict[Key, SectionScores]] = {}

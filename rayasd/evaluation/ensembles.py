@@ -20,7 +20,7 @@ from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
 from rayasd.files import write_json
 from rayasd.inlier.fusion import FUSIONS, z_normalised
-from rayasd.inlier.scoring import SCHEMA
+from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10

@@ -28,6 +28,7 @@ from rayasd.inlier.detectors import (
 from rayasd.inlier.fusion import fuse
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
+from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
@@ -40,23 +41,6 @@ COLUMNS = {
     "machine_logit": ["machine_logit"],
 }
 """What detectors may see, and the columns that it is made of."""
-
-_WORD = pa.dictionary(pa.int32(), pa.string())
-
-SCHEMA = pa.schema(
-    [
-        ("clip", pa.string()),
-        ("section", _WORD),
-        ("domain", _WORD),
-        ("split", _WORD),  # test; or train, validation: normal clips, scored by models that were not fitted to them
-        ("label", pa.int8()),  # null = unknown when this was written
-        ("checkpoint", pa.int16()),  # epochs that the extractor had been trained for
-        ("detector", _WORD),
-        ("pooling", _WORD),
-        ("score", pa.float64()),  # higher = more anomalous; null where the detector failed
-        ("reason", _WORD),  # why it failed, else null
-    ]
-)
 
 
 def detect(spec: UnitSpec, report: Report = silent) -> None:

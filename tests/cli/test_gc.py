@@ -79,6 +79,7 @@ def left_by_a_killed_driver(run: Path) -> set[Path]:
     }
 
 
+@pytest.mark.slow
 def test_what_a_killed_driver_left_in_its_run_goes_and_results_stay(run: Path, gc):
     kept = {run / "manifest.json", old(run / "models/both/fan/seed=0/state.pt"), old(run / "part"), old(run / "a.part")}
     left = left_by_a_killed_driver(run)
@@ -256,6 +257,7 @@ def test_folders_of_our_own_rays_go_by_the_same_rules(gc, tmp_path: Path):
     assert all(path.exists() for path in stay.values())
 
 
+@pytest.mark.slow
 def test_what_no_unit_has_opened_for_long_goes_from_the_cache_if_asked(gc, tmp_path: Path):
     cache = tmp_path / "cache"
     used, unused, half = (

@@ -196,6 +196,7 @@ def test_a_failing_unit_leaves_the_others_and_exit_code_1(tree: Path, tmp_path: 
     assert "Traceback" in json.loads((run / "models/broken/fan/seed=0/FAILED").read_text())["traceback"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path, rayasd: Rayasd):
     run = tmp_path / "run"
     planned = rayasd(*small_sweep(tree, run, "--variants", "both,untrained", "--seeds", "0-2", "--dry-run"))
@@ -207,6 +208,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_plays_the_plan_on_nodes_that_are_not_there(tree: Path, tmp_path: Path, rayasd: Rayasd):
     done, planned = tmp_path / "done", tmp_path / "planned"
     speeds = "train=10,embed=100,detect=100"
@@ -233,6 +235,7 @@ def test_a_dry_run_plays_the_plan_on_nodes_that_are_not_there(tree: Path, tmp_pa
     assert "--dry-run" in rayasd(*small_sweep(tree, planned, "--simulate", "nodes=2")).stderr
 
 
+@pytest.mark.slow
 def test_data_has_a_default_or_one_line_with_two_commands(tree: Path, rayasd: Rayasd):
     nothing = rayasd("sweep", "--dry-run")
     assert nothing.returncode == 2
@@ -296,6 +299,7 @@ class TestBadInput:
         checked = rayasd("data", "check", root)
         assert "fan, pump: one section" in checked.stdout
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("kind", "said"),
         [
@@ -330,11 +334,13 @@ class TestBadInput:
         refused(result, "999 CPUs and 0 GPUs, but the largest node has")
         assert time.monotonic() - began < 15
 
+    @pytest.mark.slow
     def test_a_ray_cluster_that_is_not_there(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
         arguments = small_sweep(tree, tmp_path / "run", "--variants", "statistics", "--address", "127.0.0.1:1")
         arguments[arguments.index("local")] = "ray"
         refused(rayasd(*arguments, timeout=60), "no Ray cluster answers at 127.0.0.1:1")
 
+    @pytest.mark.slow
     def test_a_cache_that_cannot_be_written(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
         (tmp_path / "file").write_text("")
         arguments = small_sweep(tree, tmp_path / "run", "--cache", tmp_path / "file" / "cache")

@@ -610,6 +610,7 @@ def test_a_root_holds_one_data_set(get: Get, site: Site, tmp_path: Path):
     refused(get, "root holds dcase2021: choose another --out for dcase2020", dataset="dcase2020")
 
 
+@pytest.mark.slow
 def test_an_interrupted_call_says_so_and_the_next_goes_on(site: Site, tmp_path: Path, cache: Path):
     root, part = tmp_path / "root", tmp_path / f"root/archives/{FAN}.part"
     command = command_line("data", "fetch", "dcase2021", "--out", root, "--machines", "fan", "--parts", "dev",

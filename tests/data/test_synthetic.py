@@ -179,6 +179,7 @@ def test_a_stronger_fault_is_further_away(machine: str, kind: str):
     assert strong > weak
 
 
+@pytest.mark.slow
 def test_less_difficult_anomalies_stand_out_more(tmp_path: Path):
     def outlyingness(difficulty: float) -> float:
         """How much further than a normal clip an anomalous one lies from its nearest normal clip."""

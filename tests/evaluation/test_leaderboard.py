@@ -14,7 +14,7 @@ from rayasd.evaluation.cells import cell_scores, labelled_cells, labels_of, scor
 from rayasd.evaluation.leaderboard import Leaderboard, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import select
-from rayasd.inlier.scoring import SCHEMA
+from rayasd.inlier.scores_file import SCHEMA
 from rayasd.report.tables import footnotes, heading, row
 from rayasd.report.write import write_report
 from rayasd.unit import RunDirectory

@@ -11,6 +11,7 @@ from rayasd.evaluation.metrics import auc, harmonic_mean, partial_auc
 score = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), score), min_size=2, max_size=60))
 def test_equal_to_scikit_learn_with_and_without_ties(rows):

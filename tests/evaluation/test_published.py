@@ -17,7 +17,7 @@ from rayasd.evaluation.leaderboard import rank
 from rayasd.evaluation.published import published_systems, why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import select
-from rayasd.inlier.scoring import SCHEMA
+from rayasd.inlier.scores_file import SCHEMA
 
 
 def test_published_numbers_are_sorted_and_keep_to_their_part():

@@ -14,7 +14,7 @@ from rayasd.evaluation.cells import labelled_cells, score_cells
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import official
 from rayasd.evaluation.years import RULES, is_development, official_score
-from rayasd.inlier.scoring import SCHEMA
+from rayasd.inlier.scores_file import SCHEMA
 
 YEARS = sorted(RULES)
 

@@ -174,6 +174,7 @@ def compare_gathered(ranks: Ranks) -> None:
             assert torch.equal(mine.grad, 2 * mine)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_layers_and_outputs_are_those_of_the_whole_batch(spec_of: SpecOf):
     notes: list[str] = []
     on_ranks(compare_layers, spec_of(num_ranks=3), lambda progress: notes.append(progress.note))
@@ -221,6 +222,7 @@ def end_badly(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     dist.all_reduce(torch.zeros(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "kind", "said"),
     [
@@ -240,6 +242,7 @@ def test_a_rank_that_fails_is_named_and_none_is_left(spec_of: SpecOf, seed: int,
         assert "in end_badly" in error.value.__notes__[0]  # the rank's own traceback
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_leaves_no_rank(spec_of: SpecOf):
     pids: list[int] = []
 
@@ -265,6 +268,7 @@ def supervise(spec: UnitSpec, pids: Path) -> None:
     on_ranks(wait_long, spec, report)
 
 
+@pytest.mark.slow
 def test_ranks_die_with_a_killed_supervisor(spec_of: SpecOf, tmp_path: Path):
     told = tmp_path / "pids"
     # a daemon, as the local executor's workers are: multiprocessing would let it have no children

@@ -39,6 +39,7 @@ def with_exposure(config: Config, **changes: object) -> Config:
     return replace(config, exposure=replace(config.exposure, **changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_training_learns_and_ends_its_schedule(spec_of: SpecOf, small_config: Config):
     spec = spec_of(config=with_exposure(small_config, epochs=8))
     train(spec)
@@ -136,6 +137,7 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(spec_of: Spec
     assert weights(changed) == after_a_cut
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_epochs_and_not_the_unit(spec_of: SpecOf):
     def cut(progress: Progress) -> None:
         if progress.done == 2:

@@ -172,8 +172,8 @@ class Chaos:
         kept = {path.name for path in cache.iterdir() if path.suffix in (".i16", ".parquet")}
         command = command_line("gc", run, "--cache", cache, "--older-than", "0")
         nowhere = self.folder / "no-ray"  # the host's other Rays are not ours
-        done = subprocess.run(command, env=environment(cache, RAY_TMPDIR=str(nowhere)), capture_output=True, text=True,
-                              check=False, timeout=120)  # fmt: skip
+        elsewhere = environment(cache, RAY_TMPDIR=str(nowhere), RAYASD_TMP=str(nowhere))
+        done = subprocess.run(command, env=elsewhere, capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             self._fault(f"rayasd gc: {done.stdout}{done.stderr}")
         left = {path.name for path in cache.iterdir()}

@@ -25,6 +25,8 @@ from tests.conftest import SpecOf
 from tests.faults.bench import Bench, says
 from tests.faults.places import flip
 
+pytestmark = pytest.mark.slow
+
 FAN, PUMP = "variant=both/machine=fan/seed=0", "variant=both/machine=pump/seed=0"
 
 

@@ -79,6 +79,7 @@ def test_a_unit_whose_worker_died_after_its_marker_stood_is_done(spec_of: SpecOf
     assert [event["event"] for event in store.events()] == ["unit started", "unit done"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_while_it_is_idle_is_replaced(spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch):
     executor = LocalExecutor(1, [])
     try:
@@ -117,6 +118,7 @@ def wait_for_ever(told: Connection) -> None:
     signal.pause()
 
 
+@pytest.mark.slow
 def test_a_process_whose_parent_died_before_it_asked_ends_all_the_same():
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     parent = multiprocessing.get_context("spawn").Process(target=orphan, args=(theirs,))

@@ -35,6 +35,7 @@ def trained_a_little(config: Config) -> Extractor:
     return extractor.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["eusipco2022", "demo"])
 @pytest.mark.parametrize("given", ["waveform", "mel"])
 def test_an_exported_extractor_says_what_torch_says(preset: str, given: str, tmp_path: Path):
@@ -67,6 +68,7 @@ def test_convolved_spectrograms_are_the_front_ends(power: float, normalized: boo
     )
 
 
+@pytest.mark.slow
 def test_the_command_exports_a_run_and_refuses_a_control(tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd):
     run = run_locally(tree, cache, tmp_path / "run", "--variants", "both,statistics")
     exported = rayasd("export", "onnx", run, "--machine", "fan", "--variant", "both", "-o", tmp_path / "fan.onnx")

@@ -24,6 +24,8 @@ from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.packing import read_pack, write_pack
 from tests.conftest import RATE, Rayasd, command_line, environment, run_locally
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = ("knn-1", "gmm-1", "lof-2", "machine-logit")
 
 

@@ -55,6 +55,7 @@ def test_a_cancelled_unit_is_gone_at_once_even_if_it_is_frozen(spec_of: SpecOf):
     assert executor._workers == []
 
 
+@pytest.mark.slow
 def test_a_stop_is_heeded_at_the_epochs_end_and_goes_on_from_there(spec_of: SpecOf):
     executor, spec = LocalExecutor(1, []), long_training(spec_of)
     spec = replace(spec, stop=spec.run.root / "stop")
