@@ -3,6 +3,8 @@ import signal
 import time
 from dataclasses import replace
 
+import pytest
+
 from rayasd import presets
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.executors.local import LocalExecutor
