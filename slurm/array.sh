@@ -6,14 +6,15 @@
 # plan, then one array task a machine type, all into the same run directory, then a report of whatever came of them.
 # Run it on a login node; words before -- are sbatch's, for each task:
 #
-#   slurm/array.sh --cpus-per-task=8 --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night --seeds 0-4
+#   slurm/array.sh --cpus-per-task=8 --mem=32G --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night
 #
-# Wrong options are refused before anything is submitted. Prints the ids of the three jobs.
+# The first and the last job ask for no GPUs. Wrong options are refused before anything is submitted. Prints the ids of the three jobs.
 set -u
-# Slurm runs a copy of this script; the job knows where it came from.
+# Slurm runs a copy of this script. Where it came from knows the script if it submitted itself, else the job.
 script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)
-here=$(dirname "$(readlink -f "${script:-$0}")")
+here=${RAYASD_HERE:-$(dirname "$(readlink -f "${script:-$0}")")}
 [ -f "$here/job.bash" ] || here=$(dirname "$(readlink -f "$0")")
+[ -f "$here/job.bash" ] || { echo "no job.bash where ${script:-$0} is; if a space is in its path: start slurm/array.sh itself" >&2; exit 2; }
 # shellcheck source=slurm/job.bash
 . "$here/job.bash"
 prepare
@@ -22,19 +23,25 @@ case ${RAYASD_PART:-} in
 "")
     divide "$@"
     plan=$("${rayasd[@]}" sweep "${words[@]}" --dry-run) || exit
-    machines=$(awk '/^  detect /{print $2}' <<<"$plan" | sort -u | paste -sd ' ')
-    read -ra names <<<"$machines"
-    batch() { sbatch --parsable "${options[@]}" "${@:2}" --export="ALL,RAYASD_PART=$1,RAYASD_MACHINES=$machines" \
-        --output="rayasd-%A-%a.log" "$0" "${words[@]}"; }
-    plan_job=$(batch plan) || exit
-    machine_jobs=$(batch machine --array="0-$((${#names[@]} - 1))" --dependency="afterok:$plan_job" \
-        --kill-on-invalid-dep=yes) || exit
-    report_job=$(batch report --dependency="afterany:$machine_jobs") || exit
+    RAYASD_MACHINES=$(sed -n 's/^machines: //p' <<<"$plan")
+    IFS=, read -ra names <<<"$RAYASD_MACHINES"
+    [ ${#names[@]} -gt 0 ] || { echo "$0: rayasd sweep --dry-run names no machines" >&2; exit 1; }
+    export RAYASD_MACHINES RAYASD_HERE=$here
+    leave_out_gpus "${options[@]}"
+    batch() { RAYASD_PART=$1 sbatch --parsable "${@:2}" --export=ALL "$0" "${words[@]}"; }
+    small() ( # a job without GPUs
+        for name in "${!SBATCH_@}"; do case $name in *GPU* | *GRES*) unset "$name" ;; esac; done
+        batch "$1" --output="rayasd-%j.log" "${without_gpus[@]}" "${@:2}"
+    )
+    plan_job=$(small plan) || exit
+    machine_jobs=$(batch machine --output="rayasd-%A-%a.log" "${options[@]}" --array="0-$((${#names[@]} - 1))" \
+        --dependency="afterok:$plan_job" --kill-on-invalid-dep=yes) || exit
+    report_job=$(small report --dependency="afterany:$machine_jobs") || exit
     echo "plan $plan_job, ${#names[@]} machines $machine_jobs, report $report_job"
     ;;
 plan) "${rayasd[@]}" sweep "$@" --set-up-only ;;
 machine)
-    read -ra names <<<"$RAYASD_MACHINES"
+    IFS=, read -ra names <<<"$RAYASD_MACHINES"
     run "${rayasd[@]}" sweep "$@" --executor local --only "${names[$SLURM_ARRAY_TASK_ID]}"
     ;;
 report)

@@ -3,10 +3,18 @@
 
 # Read the site's settings and put rayasd on the path.
 prepare() {
+    local site=${RAYASD_SITE:-$here/site.env}
     # shellcheck source=slurm/site.env
-    [ ! -f "${RAYASD_SITE:-$here/site.env}" ] || . "${RAYASD_SITE:-$here/site.env}"
+    [ ! -f "$site" ] || . "$site"
+    set +u # modules' own scripts read what is not set
     # shellcheck disable=SC2086 # a list of modules
-    [ -z "${RAYASD_MODULES:-}" ] || module load $RAYASD_MODULES
+    [ -z "${RAYASD_MODULES:-}" ] || module load $RAYASD_MODULES || {
+        echo "module load $RAYASD_MODULES failed on $(hostname): see RAYASD_MODULES in $site" >&2
+        exit 2
+    }
+    set -u
+    export SLURM_EXPORT_ENV=ALL # after sbatch --export=NONE, srun would hand on nothing of this
+    unset RAYASD_HERE           # it is of this script, not of what it may submit
     export RAYASD_MAX_RESTARTS="${RAYASD_MAX_RESTARTS:-10}" PATH="${RAYASD_VENV:-$here/../.venv}/bin:$PATH"
     # shellcheck disable=SC2034,SC2206 # for the scripts; a prefix of several words
     rayasd=(${RAYASD_CONTAINER:-} rayasd)
@@ -20,22 +28,39 @@ divide() {
     words=("${@:2}")
 }
 
+# Take from sbatch's options what asks for GPUs or counts by them; what is left is `without_gpus`.
+leave_out_gpus() {
+    without_gpus=()
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --gpu*=* | --gres*=* | --*-per-gpu=* | -G?*) ;;
+        --gpu* | --gres* | --*-per-gpu | -G) shift ;; # its value is the next word
+        *) without_gpus+=("$1") ;;
+        esac
+        shift
+    done
+}
+
 # Submit this script, on a login node.
 submit() {
     divide "$@"
     prepare
-    exec sbatch "${options[@]}" "$0" "${words[@]}"
+    RAYASD_HERE=$here exec sbatch "${options[@]}" "$0" "${words[@]}"
 }
 
 # Put the job back in the queue, unless it is cancelled, preempted, or was there too often.
 requeue() {
-    local job=$SLURM_JOB_ID
+    local job=$SLURM_JOB_ID state restarts=${SLURM_RESTART_COUNT:-0} most=${RAYASD_MAX_RESTARTS:-10}
     [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    [ "${SLURM_RESTART_COUNT:-0}" -lt "${RAYASD_MAX_RESTARTS:-10}" ] || return 0
-    command -v scontrol >/dev/null || { echo "$1, but there is no scontrol here" >&2; return 0; }
-    [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ] || return 0
+    if [ "$restarts" -ge "$most" ]; then
+        echo "$1, but restarted $restarts times already (RAYASD_MAX_RESTARTS=$most): submit it again to go on" >&2
+        return 0
+    fi
+    state=$(squeue --noheader --jobs="$job" --format=%T 2>&1) ||
+        { echo "$1, but not back into the queue: squeue fails on $(hostname): $state" >&2; return 0; }
+    [ "$state" = RUNNING ] || return 0
     echo "$1: back into the queue"
-    scontrol requeue "$job"
+    scontrol requeue "$job" || { echo "$1, but not back into the queue: scontrol fails on $(hostname)" >&2; return 0; }
     sleep 60 # until Slurm ends this attempt; an exit now would end the job for good
 }
 
@@ -56,7 +81,9 @@ run() {
 # back in the queue: with --no-kill, Slurm itself would leave it running, without anything that runs.
 run_on_nodes() {
     local cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} # srun no longer takes it over from sbatch
+    # shellcheck disable=SC2206 # several words
+    local options=(${RAYASD_LAUNCH:-})
     run srun --no-kill --ntasks-per-node=1 --cpus-per-task="$cpus" \
-        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" \
+        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" \
         --on-lost-head ". '$here/job.bash'; requeue 'the head is lost'" -- "$@"
 }

@@ -6,12 +6,13 @@
 # Embed and score what is missing of a run whose extractors stand, and rank it afresh: after --set-up-only with more
 # detectors or windows, or after a training by hand. Resources as for train.sh; options after RUN are of `rayasd embed`:
 #
-#   sbatch --nodes=2 --cpus-per-task=16 slurm/score.sh runs/night --cpus-per-unit 2
+#   sbatch --nodes=2 --cpus-per-task=16 --mem=32G slurm/score.sh runs/night --cpus-per-unit 2
 set -u
-# Slurm runs a copy of this script; the job knows where it came from.
+# Slurm runs a copy of this script. Where it came from knows the script if it submitted itself, else the job.
 script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)
-here=$(dirname "$(readlink -f "${script:-$0}")")
+here=${RAYASD_HERE:-$(dirname "$(readlink -f "${script:-$0}")")}
 [ -f "$here/job.bash" ] || here=$(dirname "$(readlink -f "$0")")
+[ -f "$here/job.bash" ] || { echo "no job.bash where ${script:-$0} is; if a space is in its path: slurm/score.sh submits itself" >&2; exit 2; }
 # shellcheck source=slurm/job.bash
 . "$here/job.bash"
 [ -n "${SLURM_JOB_ID:-}" ] || submit "$@"

@@ -48,7 +48,8 @@ def launch(
     from rayasd.cluster.placement import find_placement
 
     placement = find_placement(os.environ, **place)
-    code = run(placement, command, os.environ, folder=folder.absolute(), temp_root=temp_root, wait_seconds=wait_seconds)
+    folder, temp_root = folder.absolute(), temp_root.absolute()
+    code = run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds)
     if code == EXIT_HEAD_LOST and on_lost_head:
         subprocess.run(["bash", "-c", on_lost_head], check=False)
     raise SystemExit(code)

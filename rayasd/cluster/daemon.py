@@ -16,6 +16,7 @@ from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.host import end_with_parent
 from rayasd.sweep.executors import ray_cluster
+from rayasd.sweep.executors.ray_folder import RAYS
 
 PORTS_A_BLOCK = 100
 _FIRST_PORT, _NUM_BLOCKS = 20000, 120  # above Ray's own defaults, below the ports that systems give to clients
@@ -24,9 +25,8 @@ _NAMED_PORTS = (
     "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
 _HEAD_ONLY = {"port", "ray-client-server-port", "dashboard-port"}
+_METRIC_PORTS = ("DASHBOARD_METRIC_PORT", "AUTOSCALER_METRIC_PORT")  # variables; the same for every head otherwise
 _WORKER_PORTS_FROM = 20  # within the block; the rest of it is for workers
-
-_LONGEST_FOLDER = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
 
 SETTINGS = {
     **ray_cluster.SETTINGS,
@@ -47,7 +47,7 @@ class RayNode:
     ports: int
     """First of the block."""
     folder: Path
-    """Ray's own files: node-local, and the same path on all nodes, as Ray has it."""
+    """Private, with Ray's own files in it: node-local, and the same path on all nodes, as Ray has it."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +60,7 @@ class RayNode:
         command = ray_command(self.placement, self.ports, self.folder, head_address)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=dict(self.environment), stdout=log, stderr=subprocess.STDOUT,
+                command, env={**self.environment, **metric_ports(self.ports)}, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
 
@@ -86,32 +86,12 @@ class RayNode:
                 os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
                 self.process.wait()
         if keep_logs is not None:
-            logs = [self.log, *self.folder.glob("session_latest/logs/*.*")]
+            logs = [self.log, *self.folder.glob(f"{RAYS}/session_latest/logs/*.*")]
             keep_logs.mkdir(parents=True, exist_ok=True)
             for log in logs:
                 if log.is_file():
                     shutil.copy(log, keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def temporary_folder(root: Path, job: str) -> Path:
-    """Make the folder of a job's Ray below ``root``. Its name is short: the sockets' paths in it end at 107 bytes.
-
-    Raises:
-        UserError: it belongs to somebody else, cannot be made, or its path is too long.
-
-    """
-    folder = root / f"ra{zlib.crc32(job.encode()):08x}"
-    if len(str(folder)) > _LONGEST_FOLDER:
-        raise UserError(f"--temp-dir {root}: too long, {_LONGEST_FOLDER - 11} characters at most")
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
-    except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir") from None
-    if owner != os.getuid():
-        raise UserError(f"{folder} belongs to another user: choose another --temp-dir")
-    return folder
 
 
 def ray_command(placement: Placement, ports: int, folder: Path, head_address: str | None) -> list[str]:
@@ -129,12 +109,17 @@ def ray_command(placement: Placement, ports: int, folder: Path, head_address: st
         if head or name not in _HEAD_ONLY:
             options[name] = ports + i
     if head:
-        options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1", "temp-dir": str(folder)}
+        options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1", "temp-dir": str(folder / RAYS)}
     else:
         options |= {"address": str(head_address)}
     words = [f"--{name}={value}" for name, value in options.items()]
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     return [*start, *(["--head"] if head else []), *words]
+
+
+def metric_ports(ports: int) -> dict[str, str]:
+    """Return the variables by which a head's dashboard and autoscaler take ports of the block for their metrics."""
+    return {name: str(ports + len(_NAMED_PORTS) + i) for i, name in enumerate(_METRIC_PORTS)}
 
 
 def free_ports(job: str, address: str, rank: int) -> int:

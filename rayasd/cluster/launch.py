@@ -5,6 +5,7 @@ Ray, waits for the others, runs the command and puts its exit code there; the ot
 code stands. Whatever goes wrong on a node is written there too, so that all end with its reason.
 """
 
+import json
 import os
 import secrets
 import shutil
@@ -19,17 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, temporary_folder
+from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
 from rayasd.cluster.placement import Placement
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from rayasd.files import read_record, write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
 from rayasd.sweep.executors.ray_cluster import write_token
+from rayasd.sweep.executors.ray_folder import private_folder
 
 EXIT_HEAD_LOST = 76
 """A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""
 
 _POLL_SECONDS = 0.5
+_SELDOM_SECONDS = 5.0  # between looks for trouble once all are together: each is a question to the file system
 _LAST_WORD_SECONDS = 20.0  # for the head to say why it ends: a lost one says nothing
 
 
@@ -63,13 +66,18 @@ class Meeting:
         """State of a launcher."""
         return self.folder / f"node-{rank}.json"
 
+    @property
+    def _trouble(self) -> Path:
+        return self.folder / "trouble.json"
+
+    def report(self, trouble: str) -> None:
+        """Tell all launchers what went wrong on this node, unless another was first; that stands then."""
+        with suppress(OSError), self._trouble.open("x", encoding="utf-8") as file:
+            json.dump({"trouble": trouble}, file)
+
     def trouble(self) -> str | None:
         """Return what went wrong on some node, if anything did."""
-        for path in sorted(self.folder.glob("node-*.json")):
-            state = _read(path)
-            if "trouble" in state:
-                return str(state["trouble"])
-        return None
+        return _read(self._trouble).get("trouble")
 
 
 class Interruption(Exception):  # noqa: N818 - no error
@@ -102,7 +110,7 @@ def launch(
     meeting = Meeting(folder / f"launch-{placement.job}")
     settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
     settings.pop("RAY_AUTH_TOKEN", None)
-    signals = _catch_signals()
+    signals = _catch_signals(placement)
     if placement.by_mpi:
         end_with_parent()  # mpirun, if killed, leaves its ranks
     if placement.is_head:
@@ -111,20 +119,21 @@ def launch(
         _convene(meeting)
     node, failed = None, True
     try:
+        # A worker waits first: before the head has convened the meeting, nobody can be told of trouble.
+        head = None if placement.is_head else _wait_for_head(meeting, wait_seconds, signals)
         ports = free_ports(placement.job, placement.address, placement.rank)
-        node = RayNode(placement, settings, ports, temporary_folder(temp_root, placement.job))
-        if placement.is_head:
+        node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job))
+        if head is None:
             code = _head(node, meeting, command, wait_seconds, signals)
         else:
-            code = _worker(node, meeting, wait_seconds, signals)
+            code = _worker(node, meeting, head, signals)
         failed = code not in (0, EXIT_INTERRUPTED, EXIT_STOPPED)
         return code
     except Interruption:
         failed = False
         return EXIT_INTERRUPTED
     except UserError as error:
-        with suppress(OSError):
-            write_json(meeting.node(placement.rank), {"trouble": str(error)})
+        meeting.report(str(error))
         raise
     finally:
         if placement.is_head:
@@ -208,7 +217,13 @@ def _wait_for_nodes(node: RayNode, meeting: Meeting, address: str, wait_seconds:
     raise UserError(f"{count} of {size} nodes came together within {wait_seconds:g} s: {who}")
 
 
-def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[int]) -> int:
+def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> str:
+    """Wait until the head says where its Ray listens.
+
+    Raises:
+        UserError: the time is over.
+
+    """
     until = time.monotonic() + wait_seconds
     while not (head := _read(meeting.head)):
         if signals:
@@ -216,30 +231,40 @@ def _worker(node: RayNode, meeting: Meeting, wait_seconds: float, signals: list[
         if time.monotonic() > until:
             raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
         time.sleep(_POLL_SECONDS)
+    return str(head["address"])
+
+
+def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> int:
     mine = meeting.node(node.placement.rank)
     write_json(mine, {"host": os.uname().nodename, "address": node.placement.address})
-    node.start(head["address"])
+    node.start(head)
     ended_at = asked_at = None
+    look_at, together = 0.0, False
     try:
         while True:
             # a signal goes to all nodes: the head ends the driver first, then us; but somebody may mean us alone
             asked_at = asked_at or (time.monotonic() if signals else None)
-            if trouble := meeting.trouble():
-                raise UserError(trouble)
-            if meeting.end.exists() or not meeting.folder.exists():
+            if time.monotonic() >= look_at or node.ended:
+                if trouble := meeting.trouble():
+                    raise UserError(trouble)
+                if not meeting.folder.exists():
+                    return 0
+                together = together or meeting.complete.exists()
+                look_at = time.monotonic() + (_SELDOM_SECONDS if together else 0.0)
+            if meeting.end.exists():
                 return 0  # what became of the command is the head's to say
             if asked_at and time.monotonic() - asked_at > _LAST_WORD_SECONDS:
                 raise Interruption
             if node.ended:  # Ray leaves, too, when it has lost the head's
                 ended_at = ended_at or time.monotonic()
-                host, _, port = head["address"].rpartition(":")
+                host, _, port = head.rpartition(":")
                 if not why_silent(host, int(port)):
-                    if not meeting.complete.exists():
+                    if not together:
                         raise UserError(node.last_words())
                     print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
                     return 0
                 if time.monotonic() - ended_at > _LAST_WORD_SECONDS:
-                    print(f"the head at {head['address']} is lost: {node.last_words()}", file=sys.stderr, flush=True)
+                    print(f"the head at {head} is lost: {node.last_words()}", file=sys.stderr, flush=True)
                     return EXIT_HEAD_LOST
             time.sleep(_POLL_SECONDS)
     finally:
@@ -253,16 +278,20 @@ def _wait_for_others(meeting: Meeting, placement: Placement) -> None:
         write_json(meeting.end, {"code": 1})
     until = time.monotonic() + _LAST_WORD_SECONDS
     came = [rank for rank in range(1, placement.size) if meeting.node(rank).exists()]
-    while time.monotonic() < until and any(not _read(meeting.node(rank)).keys() & {"left", "trouble"} for rank in came):
+    while time.monotonic() < until and any("left" not in _read(meeting.node(rank)) for rank in came):
         time.sleep(_POLL_SECONDS / 5)
 
 
-def _catch_signals() -> list[int]:
-    """Note SIGTERM, SIGINT, SIGHUP and SIGUSR1 (a batch system's word of a time limit) instead of dying of them."""
+def _catch_signals(placement: Placement) -> list[int]:
+    """Note SIGTERM, SIGINT, SIGHUP and SIGUSR1 (a batch system's word of a time limit) instead of dying of them.
+
+    On a worker SIGUSR1 counts for nothing: units save at their epoch's end, and when they have, the head ends us.
+    """
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
+        if number != signal.SIGUSR1 or placement.is_head:
+            caught.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup

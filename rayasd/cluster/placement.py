@@ -4,10 +4,12 @@ import os
 import re
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
 
 from rayasd.errors import UserError
-from rayasd.host import usable_cpus, visible_gpus
+from rayasd.host import address_of, usable_cpus, visible_gpus
 
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
 _RANK_AND_SIZE = (
@@ -54,7 +56,7 @@ def find_placement(
     """Read the variables that Slurm, MPICH and OpenMPI set; what is given here comes before them.
 
     Raises:
-        UserError: rank and size do not go together, or a job of several launchers has no name.
+        UserError: rank and size do not go together, a job of several launchers has no name, or this node no address.
 
     """
     if (rank is None) != (size is None):
@@ -79,28 +81,42 @@ def find_placement(
         earlier=tuple(f"{name}-{step}-{attempt}" for attempt in range(int(restart))) if in_slurm else (),
         rank=rank,
         size=size,
-        address=address or ("127.0.0.1" if size == 1 else own_address(environment)),
+        address=_given_address(address) if address else "127.0.0.1" if size == 1 else own_address(environment),
         cpus=usable_cpus(environment) if cpus is None else cpus,
         gpus=_gpus(environment) if gpus is None else gpus,
     )
 
 
 def own_address(environment: Mapping[str, str]) -> str:
-    """Find this node's address: what its name resolves to, unless that is the loopback.
+    """Find this node's address: what Slurm's name of it resolves to, else the host's own, unless that is the loopback.
 
     Raises:
-        UserError: the name leads nowhere; --node-address says what to do.
+        UserError: the names lead nowhere; --node-address says what to do.
 
     """
-    name = environment.get("SLURMD_NODENAME") or socket.gethostname()
-    try:
-        addresses = {str(found[4][0]) for found in socket.getaddrinfo(name, None, socket.AF_INET)}
-    except OSError:
-        addresses = set()
-    outside = sorted(address for address in addresses if not address.startswith("127."))
-    if not outside:
-        raise UserError(f"host name {name} leads to no address that other nodes reach: give --node-address")
-    return outside[0]
+    names = list(dict.fromkeys(filter(None, (environment.get("SLURMD_NODENAME"), socket.gethostname()))))
+    for name in names:
+        with suppress(OSError):
+            found = {IPv4Address(each[4][0]) for each in socket.getaddrinfo(name, None, socket.AF_INET)}
+            if outside := sorted(address for address in found if not address.is_loopback):
+                return str(outside[0])
+    raise UserError(
+        f"host name {' or '.join(names)} leads to no address that other nodes reach: give --node-address an address or "
+        f"an interface ({_interfaces()})"
+    )
+
+
+def _given_address(text: str) -> str:
+    """Read ``--node-address``: an address, or the name of an interface of this node."""
+    with suppress(AddressValueError):
+        return str(IPv4Address(text))
+    if address := address_of(text):
+        return address
+    raise UserError(f"--node-address {text}: no IPv4 address, and no interface here that has one ({_interfaces()})")
+
+
+def _interfaces() -> str:
+    return ", ".join(name for _, name in socket.if_nameindex() if address_of(name)) or "there is none"
 
 
 def _gpus(environment: Mapping[str, str]) -> int:

@@ -1,12 +1,14 @@
+import os
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from rayasd.cluster.daemon import PORTS_A_BLOCK, free_ports, ray_command, temporary_folder
+from rayasd.cluster import daemon
+from rayasd.cluster.daemon import PORTS_A_BLOCK, RayNode, free_ports, metric_ports, ray_command
 from rayasd.cluster.placement import Placement
-from rayasd.errors import UserError
 
 HEAD = Placement(job="j", rank=0, size=2, address="127.0.0.1", cpus=4, gpus=1)
 
@@ -18,7 +20,7 @@ def test_everything_that_ray_would_guess_is_said_and_no_secret_is():
         assert {"--block", "--num-cpus=4", "--num-gpus=1", "--node-ip-address=127.0.0.1"} <= set(words)
         assert any(word.startswith("--object-store-memory=") for word in words)
         assert not any("token" in word for word in words)
-    assert {"--head", "--port=20000", "--dashboard-host=127.0.0.1", "--temp-dir=/tmp/ra1"} <= set(head)
+    assert {"--head", "--port=20000", "--dashboard-host=127.0.0.1", "--temp-dir=/tmp/ra1/ray"} <= set(head)
     assert "--address=10.0.0.1:20000" in worker
     head_only = (
         "--head",
@@ -37,7 +39,20 @@ def test_all_ports_are_different_and_of_the_block():
     assert len(set(ports.values())) == len(ports) == 11
     assert all(20000 <= port < 20000 + PORTS_A_BLOCK for port in ports.values())
     named = [port for name, port in ports.items() if "worker-port" not in name]
-    assert max(named) < ports["--min-worker-port"] < ports["--max-worker-port"]
+    others = [int(port) for port in metric_ports(20000).values()]
+    assert len({*named, *others}) == len(named) + len(others)
+    assert max(*named, *others) < ports["--min-worker-port"] < ports["--max-worker-port"]
+
+
+def test_ray_reads_the_variables_of_metric_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read = "from ray.dashboard.consts import DASHBOARD_METRIC_PORT as d\n" \
+           "from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT as a\nprint(d, a)"  # fmt: skip
+    monkeypatch.setattr(daemon, "ray_command", lambda *_: [sys.executable, "-c", read])
+    node = RayNode(HEAD, os.environ, 20000, tmp_path)
+    node.start(None)
+    assert node.process is not None
+    node.process.wait(60)
+    assert node.log.read_text().split() == list(metric_ports(20000).values())
 
 
 def test_a_block_with_a_port_in_use_is_passed_over():
@@ -47,18 +62,3 @@ def test_a_block_with_a_port_in_use_is_passed_over():
         taken.bind(("127.0.0.1", first + 50))
         taken.listen()
         assert free_ports("j", "127.0.0.1", 0) != first
-
-
-def test_the_temporary_folder_is_short_and_ours(tmp_path: Path):
-    folder = temporary_folder(tmp_path, "some-very-long-name-of-a-job" * 3) if len(str(tmp_path)) < 30 else None
-    folder = folder or temporary_folder(Path("/tmp"), f"test-{tmp_path}")
-    try:
-        assert folder.stat().st_mode & 0o777 == 0o700
-        assert len(folder.name) == 10
-    finally:
-        folder.rmdir()
-    with pytest.raises(UserError, match="too long"):
-        temporary_folder(tmp_path / ("x" * 60), "j")
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot make|too long"):
-        temporary_folder(tmp_path / "file", "j")

@@ -3,6 +3,7 @@ import socket
 
 import pytest
 
+from rayasd import host
 from rayasd.cluster import placement
 from rayasd.cluster.placement import find_placement
 from rayasd.errors import UserError
@@ -17,10 +18,14 @@ def names(monkeypatch: pytest.MonkeyPatch):
     def lookup(name, *_):
         if name == "nowhere":
             raise OSError
-        return [(socket.AF_INET, 0, 0, "", ("10.0.0.2" if name == "n2" else "127.0.1.1", 0))]
+        found = {"n2": ("10.0.0.2",), "n3": ("10.0.0.12", "10.0.0.9", "127.0.0.1")}.get(name, ("127.0.1.1",))
+        return [(socket.AF_INET, 0, 0, "", (address, 0)) for address in found]
 
     monkeypatch.setattr(placement.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(placement.socket, "gethostname", lambda: "here")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(host, "cgroup_files", lambda *_: iter(()))
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
 
 
 def test_slurms_variables():
@@ -49,6 +54,16 @@ def test_alone_it_stays_on_the_loopback():
     assert find_placement({"CUDA_VISIBLE_DEVICES": "-1"}).gpus == 0
 
 
+def test_the_address_is_the_numerically_first_of_the_nodes_or_the_hosts_name(monkeypatch: pytest.MonkeyPatch):
+    assert find_placement(SLURM | {"SLURMD_NODENAME": "n3"}).address == "10.0.0.9"
+    monkeypatch.setattr(placement.socket, "gethostname", lambda: "n2")
+    assert find_placement(SLURM | {"SLURMD_NODENAME": "nowhere"}).address == "10.0.0.2"
+
+
+def test_an_interface_names_an_address():
+    assert find_placement(SLURM, address="lo").address == "127.0.0.1"
+
+
 def test_options_come_before_variables():
     place = find_placement(SLURM, job="mine", rank=0, size=2, address="10.1.1.1", cpus=4, gpus=0)
     assert (place.job, place.rank, place.size, place.address, place.cpus) == ("mine", 0, 2, "10.1.1.1", 4)
@@ -60,7 +75,8 @@ def test_options_come_before_variables():
         ({}, {"rank": 0}, "--rank and --size together"),
         ({}, {"rank": 2, "size": 2, "job": "x"}, "rank 2 of 2"),
         ({}, {"rank": 0, "size": 2}, "give all of them the same --job NAME"),
-        (SLURM | {"SLURMD_NODENAME": "nowhere"}, {}, "host name nowhere leads to no address"),
+        (SLURM | {"SLURMD_NODENAME": "nowhere"}, {}, "host name nowhere or here leads to no address"),
+        (SLURM, {"address": "ib7"}, r"--node-address ib7: no IPv4 address, and no interface here .*\blo\b"),
         (SLURM | {"SLURMD_NODENAME": "local"}, {}, "give --node-address"),
     ],
 )

@@ -230,13 +230,13 @@ def test_where_nothing_is_left_to_choose_on_that_is_said(tmp_path: Path):
 def test_with_one_section_a_machine_is_left_out(tmp_path: Path):
     units = [
         Scored("both", machine, 0, scores_file(tmp_path / f"{machine}.parquet", {"a": {"00": a}, "b": {"00": b}}))
-        for machine, a, b in (("fan", 9.0, 0.0), ("pump", 9.0, 0.0), ("valve", 0.0, 9.0))
+        for machine, a, b in (("fan", 0.0, 9.0), ("pump", 0.0, 9.0), ("valve", 9.0, 0.0))
     ]
     rules = EvaluationConfig(selection="leave-one-section-out", ensembles=())
     cells, _ = select(cells_of(units, catalog(("00",), ("00",)), rules), rules)
     chosen = {(c["machine"], c["detector"]) for c in cells.to_pylist() if c["selected"]}
-    assert chosen >= {("valve", "a")}
-    assert ("valve", "b") not in chosen
+    assert ("valve", "b") in chosen  # which the others choose, though a is better there, and comes first
+    assert ("valve", "a") not in chosen
 
 
 def test_an_earlier_checkpoint_can_be_chosen(tmp_path: Path):

@@ -15,6 +15,7 @@ from tests.conftest import environment
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_ray_job_is_a_sweep(tree: Path, cache: Path):
     command = [sys.executable, ROOT / "jobs/sweep.py", "--data", tree, "--preset", "demo", "--dry-run"]
     shown = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=True, timeout=120)

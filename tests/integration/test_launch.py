@@ -1,6 +1,7 @@
 """Launchers of one job, as processes of this host on the loopback."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -10,6 +11,9 @@ import pytest
 
 from tests.conftest import command_line, environment, run_locally, small_sweep
 
+ROOT = Path(f"/tmp/l{os.getpid()}")
+"""Where Ray's files go: a short path of this process's own."""
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -17,8 +21,8 @@ def start(folder: Path, cache: Path, rank: int, size: int, job: str, *command: o
     words = ("launch", "--job", job, "--rank", rank, "--size", size, "--node-address", "127.0.0.1", "--cpus", 1,
              "--gpus", 0, "--wait", wait, "--", *command)  # fmt: skip
     return subprocess.Popen(
-        command_line(*words), env=environment(cache), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True,
+        command_line(*words), env=environment(cache, RAYASD_TMP=str(ROOT)), cwd=folder, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -35,17 +39,22 @@ def processes_of(marker: str) -> list[str]:
     return found
 
 
-def temporary_folders() -> set[Path]:
-    return set(Path("/tmp").glob("ra????????"))
+def wait_for_a_checkpoint(run: Path, head: subprocess.Popen) -> None:
+    until = time.monotonic() + 120
+    while not list(run.glob("models/both/*/seed=0/state.pt")):
+        assert head.poll() is None, head.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 @pytest.fixture
 def job(tmp_path: Path):
     """Name of a job; nothing of it may be left."""
-    before = temporary_folders()
+    ROOT.mkdir(exist_ok=True)
     yield f"test-{os.getpid()}-{tmp_path.name[-8:]}"
     assert not list(tmp_path.glob("launch-*"))
-    assert temporary_folders() <= before
+    assert not list(ROOT.iterdir())
+    ROOT.rmdir()
     until = time.monotonic() + 20
     while processes_of(str(tmp_path)) and time.monotonic() < until:
         time.sleep(0.5)
@@ -93,9 +102,7 @@ def test_a_signal_saves_and_ends_with_75(tree: Path, cache: Path, tmp_path: Path
     sweep = [str(w) for w in small_sweep(tree, tmp_path / "run", "--set", "exposure.epochs=2000")]
     sweep = [word for word in sweep if word not in ("--executor", "local")]
     head = start(tmp_path, cache, 0, 1, job, *sweep)
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("run/models/both/*/seed=0/state.pt")) and time.monotonic() < until:
-        time.sleep(0.2)
+    wait_for_a_checkpoint(tmp_path / "run", head)
     head.send_signal(number)
     output, _ = head.communicate(timeout=60)
     assert head.returncode == 75, output
@@ -105,15 +112,23 @@ def test_a_signal_saves_and_ends_with_75(tree: Path, cache: Path, tmp_path: Path
 def test_a_killed_launcher_takes_its_ray_with_it(tree: Path, cache: Path, tmp_path: Path, job: str):
     sweep = [str(w) for w in small_sweep(tree, tmp_path / "run", "--set", "exposure.epochs=2000")]
     head = start(tmp_path, cache, 0, 1, job, *[word for word in sweep if word not in ("--executor", "local")])
-    until = time.monotonic() + 120
-    while not list(tmp_path.glob("run/models/both/*/seed=0/state.pt")) and time.monotonic() < until:
-        time.sleep(0.2)
+    wait_for_a_checkpoint(tmp_path / "run", head)
+    (folder,) = ROOT.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list((folder / "ray").glob("session_*/sockets/*"))  # which Ray opens to all, within
+    words = ("gc", "--cache", tmp_path / "none", "--older-than", 0)
+    mine = environment(cache, RAYASD_TMP=str(ROOT), RAY_TMPDIR=str(tmp_path))
+    in_use = subprocess.run(command_line(*words), env=mine, capture_output=True, text=True, check=True)
+    assert in_use.stdout == "nothing is left over\n"
     head.kill()
     head.communicate(timeout=60)
     until = time.monotonic() + 40
-    mine = [folder.name for folder in temporary_folders()]
-    while any(processes_of(name) for name in mine) and time.monotonic() < until:
+    while processes_of(folder.name) and time.monotonic() < until:
         time.sleep(0.5)
-    assert not any(processes_of(name) for name in mine)
-    for leftover in (*tmp_path.glob("launch-*"), *temporary_folders()):  # files do outlive a killed launcher
-        subprocess.run(["rm", "-rf", leftover], check=True)
+    assert not processes_of(folder.name)
+    said = ""
+    while "folder of a Ray of ours that is gone" not in said and time.monotonic() < until:  # workers end last
+        said = subprocess.run(command_line(*words), env=mine, capture_output=True, text=True, check=True).stdout
+    assert f"{folder}  (folder of a Ray of ours that is gone)" in said  # files do outlive a killed launcher
+    for leftover in tmp_path.glob("launch-*"):
+        shutil.rmtree(leftover)

@@ -1,5 +1,7 @@
 import json
+from types import SimpleNamespace
 
+from rayasd.sweep import worker
 from rayasd.sweep.worker import FileReporter, do_unit
 from rayasd.unit import Progress
 from tests.conftest import SpecOf
@@ -39,3 +41,20 @@ def test_time_left_counts_from_where_the_unit_went_on(spec_of: SpecOf):
     assert 9 < state["seconds_left"] < 12  # five epochs took ten seconds, five are left
     assert 4 < state["clips_per_second"] <= 5
     assert state["notes"] == ["went on", "now"]
+
+
+def test_progress_is_written_often_at_first_and_then_every_two_seconds(spec_of: SpecOf, monkeypatch):
+    spec, now = spec_of(), [0.0]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    reporter = FileReporter(spec.run, spec.unit, spec.run.root / "stop", started=0.0, written=-1.0)
+    written, stopped = set(), []
+    for tenth in range(301):
+        now[0] = tenth / 10
+        if tenth == 201:
+            (spec.run.root / "stop").touch()
+        if reporter(Progress(tenth, 300)):
+            stopped.append(now[0])
+        written.add(json.loads(spec.run.progress(spec.unit).read_text())["done"] / 10)
+    assert len([moment for moment in written if moment < 10]) == 20
+    assert len([moment for moment in written if moment >= 10]) == 10
+    assert 20 < stopped[0] <= 22  # asked as often as it is written

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rayasd.cluster.doctor import Finding, Said, job, node, software
+from rayasd.errors import one_line
 
 
 def examine(
@@ -32,7 +33,7 @@ def examine(
         "/dev/shm": node.shared_memory,
         "temp folder": lambda: node.temp_folder(temp_root),
         "run folder": lambda: node.folder(run_dir, shared=several),
-        "cache folder": lambda: node.folder(cache),
+        "cache folder": lambda: node.folder(cache, local=True),
         "data": lambda: node.recordings(data, shared=several),
         "launcher": lambda: job.launcher(environment),
         "placement": lambda: placed,
@@ -45,6 +46,6 @@ def examine(
         try:
             state, said = check()
         except Exception as error:
-            state, said = "bad", f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())}"
+            state, said = "bad", f"could not be checked: {type(error).__name__}: {one_line(error)}"
         findings.append(Finding(what, state, said))
     return findings

@@ -4,22 +4,22 @@ import fcntl
 import os
 import resource
 import shutil
-import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from rayasd.cluster.daemon import temporary_folder
 from rayasd.cluster.doctor import Said
 from rayasd.errors import UserError
-from rayasd.host import usable_cpus
+from rayasd.host import cgroup_files, cpu_quota, usable_cpus
 from rayasd.sweep.executors.ray_cluster import OBJECT_STORE_BYTES
+from rayasd.sweep.executors.ray_folder import private_folder
 from rayasd.wording import size
 
 _OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")
-_LITTLE_MEMORY, _LITTLE_SPACE, _NO_SPACE = 4e9, 5e9, 2e8
+_TRAINING_MEMORY = 9.6e9  # its peak with 128 clips a step: docs/performance.md
+_LITTLE_SPACE, _NO_SPACE = 5e9, 2e8
 _CLOCKS_DIFFER_SECONDS = 5.0
 _FEW_FILES = 4096
 
@@ -31,11 +31,9 @@ def cpus(environment: Mapping[str, str]) -> Said:
     asked = environment.get("SLURM_CPUS_PER_TASK", "")
     if asked.isdecimal() and int(asked) > usable:
         return "bad", f"{said}, but Slurm gave {asked}: give srun --cpus-per-task={asked} too"
-    # Version 1 has the period in a file of its own; nobody changes its 100 ms.
-    quotas = [(*text.split(), "100000")[:2] for text in _cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us")]
-    allowed = min((int(quota) / int(period) for quota, period in quotas if quota not in ("max", "-1")), default=given)
-    if allowed < given:
-        return "note", f"{said}, but the cgroup allows {allowed:g}: give --cpus {max(1, int(allowed))}"
+    quota = cpu_quota()
+    if quota < usable:
+        return "note", f"{said}: the cgroup's quota allows {quota:g}; more is for whoever set it (docker --cpus, Slurm)"
     return "ok", said
 
 
@@ -59,31 +57,12 @@ def open_files() -> Said:
 def memory() -> Said:
     """Look for the memory limit of this job; Ray looks at the root of the cgroups only."""
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = _cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
+    limits = cgroup_files("memory", "memory.max", "memory.limit_in_bytes")
     limit = min([host, *(int(text) for text in limits if text.isdecimal())])
     said = f"{size(limit)} for this cgroup, {size(host)} on the host"
-    if limit < _LITTLE_MEMORY:
-        return "note", f"{said}: little, since a unit takes 1 GB before its data: ask for more (--mem)"
+    if limit < _TRAINING_MEMORY:
+        return "note", f"{said}: a training takes up to {size(_TRAINING_MEMORY)} on processors: ask for more (--mem)"
     return "ok", said
-
-
-def _cgroup_files(
-    controller: str, new: str, old: str, own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> Iterator[str]:
-    """Read a file of our own cgroup and of all above it, of version 2 (``new``) and version 1 (``old``)."""
-    for line in own.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            bases, name = [root, root / "unified"], new
-        elif controller in controllers.split(","):
-            bases, name = [root / controller], old
-        else:
-            continue
-        group = PurePosixPath(path.lstrip("/"))
-        for base in bases:
-            for folder in (group, *group.parents):
-                with suppress(OSError):
-                    yield (base / folder / name).read_text().strip()
 
 
 def shared_memory() -> Said:
@@ -100,7 +79,7 @@ def temp_folder(root: Path) -> Said:
     root = root.absolute()
     try:
         there = _nearest(root)
-        made = temporary_folder(root, f"doctor {socket.gethostname()} {os.getpid()}")
+        made = private_folder(root)
     except (UserError, OSError) as error:
         return "bad", str(error)
     with suppress(OSError):  # another doctor on this host may be in what we made
@@ -112,8 +91,15 @@ def temp_folder(root: Path) -> Said:
     return _judged(root, kind, [] if local else ["Ray's sockets and logs want a disk of this node: give --temp-dir"])
 
 
-def folder(path: Path, *, shared: bool = False) -> Said:
-    """Write a file in a folder, or as near to it as there is one; ``shared``: all nodes of the job must see it."""
+def folder(path: Path, *, shared: bool = False, local: bool = False) -> Said:
+    """Write a file in a folder, or as near to it as there is one.
+
+    Args:
+        path: of the folder; need not be there.
+        shared: all nodes of the job must see it.
+        local: it should better be of this node alone.
+
+    """
     path = path.absolute()
     try:
         with tempfile.NamedTemporaryFile(prefix=".rayasd-doctor-", dir=_nearest(path), buffering=0) as trial:
@@ -129,6 +115,8 @@ def folder(path: Path, *, shared: bool = False) -> Said:
     if trouble:
         return "bad", f"{path} ({kind}): {trouble}"
     notes = _alone(kind, mount) if shared else []
+    if local and not kind.startswith(_OF_ONE_NODE):
+        notes.append("all units of a node map it: better on a disk of the node (--cache, RAYASD_CACHE)")
     if abs(seconds) > _CLOCKS_DIFFER_SECONDS:
         notes.append(f"files are dated {seconds:+.0f} s from this node's clock: times of a run will look wrong")
     return _judged(path, kind, notes)
