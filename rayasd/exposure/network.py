@@ -181,7 +181,7 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
             num_classes=0,
             global_pool="avg",
         )
-    except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
         what = (
             f"network.pretrained: cannot load {pretrained} into" if pretrained else "network.backbone: timm cannot make"
         )
