@@ -60,7 +60,7 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
                  "RAYASD_VENV": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}  # fmt: skip
     if script == "array":
         variables |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "RAYASD_PART": "machine",
-                      "RAYASD_MACHINES": "fan pump"}  # fmt: skip
+                      "RAYASD_MACHINES": "fan,pump"}  # fmt: skip
     with subprocess.Popen(["bash", ROOT / f"slurm/{script}.sh", "--data", "x"], env={**os.environ, **variables},
                           stdout=subprocess.PIPE, text=True) as job:  # fmt: skip
         deadline = time.monotonic() + 20
