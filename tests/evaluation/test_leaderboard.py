@@ -182,6 +182,7 @@ def test_leaving_a_section_out_the_variant_may_be_chosen_too(tmp_path: Path):
     assert {(rows[i]["section"], rows[i]["variant"]) for i in entries["any variant"]} == {(s, "x") for s in sections}
     board = rank(cells, entries, {"x": 6, "y": 6}, rules)
     assert {s.variant for s in board.ranked} == {"x", "y", "any variant"}
+    assert set(select(cells_of(units[:1], catalog(sections, sections), rules), rules)[1]) == {"x"}  # nothing to choose
 
 
 def test_the_mean_auc_may_choose_instead_of_the_official_score(tmp_path: Path):

@@ -44,4 +44,11 @@ def test_means_are_scipys_with_a_floor():
     values = np.random.default_rng(1).random(84)
     assert harmonic_mean(values) == pytest.approx(hmean(values), abs=1e-15)
     assert harmonic_mean([0.0, 1.0]) == pytest.approx(2 * np.finfo(float).eps, rel=1e-6)
+    assert harmonic_mean([0.5]) == 0.5
     assert np.isnan(harmonic_mean([]))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_alone_has_no_auc_and_divides_by_nothing(label: int):
+    with np.errstate(all="raise"):
+        assert np.isnan(partial_auc([label] * 4, [[1.0, 2.0, 3.0, 4.0]])).all()

@@ -247,6 +247,17 @@ def test_a_run_that_is_asked_to_stop_starts_nothing_more(store: RunStore):
         assert set(run(store, FakeExecutor()).states.values()) == {State.DONE}
 
 
+def test_a_run_that_was_done_when_it_was_asked_to_stop_is_done(store: RunStore):
+    sweep = survey(specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
+
+    def stop_at_last(sweep: Sweep) -> None:
+        if not sweep.count(State.WAITING):
+            store.stop_file.touch()
+
+    assert drive(sweep, store, FakeExecutor(), Request(1, 0), on_change=stop_at_last) is None
+    assert set(sweep.states.values()) == {State.DONE}
+
+
 def test_a_hopeless_unit_is_tried_once(store: RunStore):
     unit = Unit("train", "both", "fan", 0)
     executor = FakeExecutor({unit: ["hopeless: bad data"] * 5})
