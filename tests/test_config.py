@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from rayasd import presets
 from rayasd.config import from_dict, varied
 from rayasd.errors import UserError
 from rayasd.nested import flatten
-from rayasd.presets import load, to_toml
+from rayasd.presets import load
 
 
 def test_presets_differ_exactly_in_the_methods_switches():
@@ -82,7 +83,7 @@ def test_a_preset_file_extends_another(tmp_path: Path):
 def test_written_toml_reads_back_the_same(preset: str, tmp_path: Path):
     config = load(preset, ['network.pretrained="a \\"quoted\\" name.pth"'])
     path = tmp_path / "config.toml"
-    path.write_text(to_toml(config.as_dict()))
+    path.write_text(tomli_w.dumps(config.as_dict()))
     assert load(str(path)).as_dict() == config.as_dict()
     assert from_dict(config.as_dict()) == config
 

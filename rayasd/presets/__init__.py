@@ -1,6 +1,5 @@
 """Presets: the configuration as TOML files, changed by ``a.b=value`` overrides."""
 
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -67,16 +66,6 @@ def preset_names() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in FOLDER.iterdir() if entry.name.endswith(".toml"))
 
 
-def to_toml(values: Mapping[str, Any], prefix: str = "") -> str:
-    """Write nested tables of plain values as TOML (the standard library only reads it)."""
-    lines = [f"{_toml_key(k)} = {_toml_text(v)}" for k, v in values.items() if not isinstance(v, Mapping)]
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            name = f"{prefix}{_toml_key(key)}"
-            lines += [f"\n[{name}]", to_toml(value, f"{name}.").rstrip("\n")]
-    return "\n".join(lines).strip("\n") + "\n"
-
-
 def _read_preset(preset: str, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
     if preset in extended_by:
         raise UserError(f"preset {preset} extends itself")
@@ -104,18 +93,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # bare words need no quotes on the command line
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_text(key)
-
-
-def _toml_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_text(item) for item in value) + "]"
-    return repr(value)

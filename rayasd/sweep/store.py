@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
@@ -22,7 +24,6 @@ from rayasd.files import (
     write_text,
 )
 from rayasd.nested import flatten
-from rayasd.presets import to_toml
 from rayasd.sweep import markers
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
@@ -155,7 +156,7 @@ class RunStore:
             "plans": [asdict(each) for each in plans],
             "invocations": [*manifest["invocations"], invocation],
         }
-        text = to_toml(config.as_dict())
+        text = tomli_w.dumps(config.as_dict())
         write_text(self.paths.config, f"{text}{_CHECKSUM_LINE}{digest(text)}\n")
         write_catalog(self.paths.catalog, catalog)
         write_json(self.paths.manifest, manifest | {_CHECKSUM: digest(manifest)})

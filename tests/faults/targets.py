@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import tomli_w
 
 from rayasd import presets
 from rayasd.config import DataConfig
@@ -68,7 +69,7 @@ def config(data: bytes, folder: Path) -> None:
             settled.variant("both")
         except UserError:
             continue
-        assert presets.to_toml(settled.as_dict())
+        assert tomli_w.dumps(settled.as_dict())
 
 
 def pack(data: bytes, folder: Path) -> None:

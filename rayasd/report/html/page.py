@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import tomli_w
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rayasd.evaluation.leaderboard import Standing
 from rayasd.files import now, write_text
-from rayasd.presets import to_toml
 from rayasd.report.curves import curve_chart, find_curves
 from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, WrongClip, mean_roc, most_wrong, read_results
@@ -84,7 +84,7 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
         run=run,
         written=now()[:16].replace("T", " "),
         facts=facts(run),
-        configuration=to_toml(run.config.as_dict()),
+        configuration=tomli_w.dumps(run.config.as_dict()),
         problems=_problems(run),
         titles=heading(run.leaderboard, machines),
         words=("variant", "detector", "pooling"),
