@@ -22,7 +22,7 @@ from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
 from rayasd.cluster.placement import Placement
-from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, one_line
 from rayasd.files import read_record, write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
 from rayasd.sweep.executors.ray_cluster import write_token
@@ -189,14 +189,15 @@ def _wait_for_nodes(node: RayNode, meeting: Meeting, address: str, wait_seconds:
     """Wait until Ray counts as many nodes as there are launchers.
 
     Raises:
-        UserError: Ray or a launcher has failed, or the time is over; says who is missing.
+        UserError: Ray or a launcher has failed, or the time is over; says who is missing, or why.
 
     """
     size = node.placement.size
     words = [sys.executable, "-m", "rayasd.cluster.waiting", address, str(size), str(wait_seconds)]
-    with subprocess.Popen(
-        words, env=dict(node.environment), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent
-    ) as waiting:
+    said = node.folder / "waiting.log"
+    with said.open("wb") as log, subprocess.Popen(
+        words, env=dict(node.environment), stdout=subprocess.PIPE, stderr=log, preexec_fn=end_with_parent
+    ) as waiting:  # fmt: skip
         try:
             while waiting.poll() is None:
                 if node.ended:
@@ -214,6 +215,9 @@ def _wait_for_nodes(node: RayNode, meeting: Meeting, address: str, wait_seconds:
         count = waiting.stdout.read().decode().strip() or "0"
     silent = [str(rank) for rank in range(1, size) if not meeting.node(rank).exists()]
     who = f"no word from rank {', '.join(silent)}" if silent else "all launchers came, but not their Ray"
+    ours = [line for line in said.read_text(errors="replace").splitlines() if line and not line.startswith("[")]
+    if ours and not silent:  # what begins with a bracket is a log of Ray's
+        who += f" ({one_line(ours[-1])})"
     raise UserError(f"{count} of {size} nodes came together within {wait_seconds:g} s: {who}")
 
 

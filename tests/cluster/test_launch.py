@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,3 +130,16 @@ def test_a_command_that_has_ended_is_seen_at_once(meeting: Meeting, clock: Clock
     clock.due[31] = lambda: write_json(meeting.end, {"code": 0})
     assert work(meeting) == 0
     assert clock.now < 32
+
+
+def test_why_the_nodes_do_not_come_together_is_said(meeting: Meeting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    waiting = tmp_path / "python"
+    waiting.write_text(
+        "#!/bin/bash\necho 1\necho 'RuntimeError Version mismatch' >&2\necho '[log of Ray]' >&2\nexit 1\n"
+    )
+    waiting.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(waiting))
+    node = SimpleNamespace(placement=replace(WORKER, rank=0), environment=os.environ, folder=tmp_path, ended=False)
+    write_json(meeting.node(1), {})
+    with pytest.raises(UserError, match=r"^1 of 2 nodes .* but not their Ray \(RuntimeError Version mismatch\)$"):
+        launch._wait_for_nodes(node, meeting, "127.0.0.1:1", 5.0, [])
