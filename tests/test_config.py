@@ -51,6 +51,13 @@ def test_overrides_take_toml_values_and_bare_words():
         ("variants=3", "variants is a table of settings, not 3"),
         ("exposure.validation_fraction=0.0", "nothing to fit to"),
         ("front_end.window_seconds=0.05", "longer than half of front_end.n_fft"),
+        ("front_end.f_min=7800", "front_end.f_min must be below front_end.f_max"),
+        ("exposure.target_domain_per_batch=64", "smaller than half of exposure.batch_size"),
+        ("evaluation.development=['1']", "write section 1 as '01'"),
+        ("inlier.grid=[1, 0.5]", "a value of type whole number is needed"),
+        ("inlier.detectors=3", "a list is needed"),
+        ("variants.both.data.resample=true", "data, evaluation are of the whole run"),
+        ("variants.'a/b'.exposure.epochs=1", "a name is made of letters, digits"),
     ],
 )
 def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
@@ -58,6 +65,23 @@ def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
         load("eusipco2022", [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["exposure.real_anomalies=1", "exposure.real_anomalies_per_batch=64"],
+            "real_anomalies_per_batch must be small",
+        ),
+        (["network.extractor=statistics", "network.embedding_dim=127"], "must be even for the statistics extractor"),
+        (["evaluation.year=2021", "evaluation.year.x=1"], "evaluation.year = {'x': 1}: choose one of 2020"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(overrides: list[str], said: str):
+    with pytest.raises(UserError) as caught:
+        load("eusipco2022", overrides)
+    assert said in str(caught.value)
 
 
 def test_unknown_preset_names_the_nearest():
