@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
+from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder, output_format
 
 
 @click.command()
@@ -15,14 +15,7 @@ from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
               help="Recordings that must be readable; default $RAYASD_DATA.")  # fmt: skip
 @CACHE
 @TEMP_DIR
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="Of what is printed.",
-)
+@output_format("table", "json")
 def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Path, form: str) -> None:
     """Look for what could stop a sweep on this node.
 

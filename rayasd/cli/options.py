@@ -41,6 +41,14 @@ TEMP_DIR = click.option(
 )  # fmt: skip
 
 
+def output_format(*formats: str) -> Callable[..., Any]:
+    """Make the option that says in which of these forms a command prints; the first is its default."""
+    return click.option(
+        "--format", "form", type=click.Choice(formats), default=formats[0], show_default=True,
+        help="Of what is printed.",
+    )  # fmt: skip
+
+
 def data_source(option: Path | None) -> Path:
     """Where the clips are: the option, else $RAYASD_DATA, else data/.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import PART, RUN
+from rayasd.cli.options import PART, RUN, output_format
 
 
 @click.command()
@@ -47,14 +47,7 @@ def report(
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
 @PART
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "md", "csv", "json"]),
-    default="table",
-    show_default=True,
-    help="Of what is printed.",
-)
+@output_format("table", "md", "csv", "json")
 def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
     """Rank the chosen systems of several RUNS together.
 

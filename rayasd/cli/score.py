@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import ADDRESS, DEVICE, RUN
+from rayasd.cli.options import ADDRESS, DEVICE, RUN, output_format
 
 _EXTRACTOR = [
     click.option("--machine", help="Of the run; may be left out where it has one alone."),
@@ -45,8 +45,7 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
 @choose_model
 @click.option("--section", help="Which product; default: the nearest by the product head.")
-@click.option("--format", "form", type=click.Choice(["table", "csv", "jsonl", "parquet"]), default="table",
-              show_default=True, help="Of what is printed.")  # fmt: skip
+@output_format("table", "csv", "jsonl", "parquet")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
 @DEVICE

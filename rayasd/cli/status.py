@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import RUN
+from rayasd.cli.options import RUN, output_format
 
 if TYPE_CHECKING:
     from rayasd.sweep.driver import Sweep
@@ -22,14 +22,7 @@ _PAUSE_FACTOR = 20  # times as long as a look took: of a large run on a slow fil
 @click.option(
     "--watch", is_flag=True, help="Look again every 2 seconds (a large run: less often), until nobody works on it."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="Of what is printed.",
-)
+@output_format("table", "json")
 def status(run: Path, watch: bool, form: str) -> None:
     """Show how far RUN is.
 
