@@ -66,8 +66,10 @@ def is_constant(row: Row) -> bool:
 
 def counted_problems(problems: Collection[str]) -> str:
     """Say in a line how many clips have a problem, and what is wrong with the first; none where there are none."""
-    first = next(iter(problems), "")
-    return {0: "none", 1: f"1 clip: {first}"}.get(len(problems), f"{len(problems)} clips, first {first}")
+    if not problems:
+        return "none"
+    first = next(iter(problems))
+    return f"1 clip: {first}" if len(problems) == 1 else f"{len(problems)} clips, first {first}"
 
 
 def _audio(row: Row) -> tuple[str, str]:

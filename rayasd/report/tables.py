@@ -22,10 +22,13 @@ def heading(leaderboard: Leaderboard, machines: Sequence[str]) -> list[str]:
 def row(standing: Standing, leaderboard: Leaderboard) -> list[str]:
     """One system as text, scores in percent; a dash where there is nothing to average."""
     number = "oracle" if standing.oracle and standing.rank is None else ""
+    epochs = ["–" if standing.checkpoint is None else str(standing.checkpoint)]
+    if not _several_checkpoints(leaderboard):
+        epochs = []
     return [
         str(standing.rank or number),
         standing.variant,
-        *(["–" if standing.checkpoint is None else str(standing.checkpoint)] * _several_checkpoints(leaderboard)),
+        *epochs,
         standing.detector,
         standing.pooling,
         percent(standing.evaluation, standing.evaluation_std),

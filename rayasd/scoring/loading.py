@@ -179,16 +179,13 @@ class _Chosen:
         """Choose for each section of the bank."""
         last = pc.max(bank["checkpoint"]).as_py()
         chosen = {row["section"]: row for row in self._cells}
-        return {
-            section: System(
-                self.variant,
-                int(row["checkpoint"]) if row["checkpoint"] is not None else last,
-                self._choice.detector or row["detector"],
-                self._choice.pooling or row["pooling"],
-            )
-            for section in sorted(pc.unique(bank["section"]).to_pylist())
-            for row in [chosen.get(section, self._first)]
-        }
+        systems = {}
+        for section in sorted(pc.unique(bank["section"]).to_pylist()):
+            row = chosen.get(section, self._first)
+            checkpoint = last if row["checkpoint"] is None else int(row["checkpoint"])
+            detector, pooling = self._choice.detector or row["detector"], self._choice.pooling or row["pooling"]
+            systems[section] = System(self.variant, checkpoint, detector, pooling)
+        return systems
 
 
 def _clips(catalog: Catalog, windows: pa.Table) -> pa.Table:

@@ -125,11 +125,11 @@ def forecast(
     seconds = {unit: work(unit, spec.config, clips) / speeds[unit.stage] for unit, spec in specs.items()}
     usable = request.usable(nodes)
     recordings = pc.sum(catalog.table["size"]).as_py()
-    # the driver's host decodes before the first unit starts, then all others at once
     decoding = 0.0
-    for readers in [1, len(nodes) - 1][: len(nodes)]:
-        reading = recordings * readers / file_system if file_system else 0.0
-        decoding += max(catalog.table.num_rows / DECODED_PER_SECOND, reading)
+    for readers in (1, len(nodes) - 1):  # the driver's host before the first unit starts, then all others at once
+        if readers:
+            reading = recordings * readers / file_system if file_system else 0.0
+            decoding += max(catalog.table.num_rows / DECODED_PER_SECOND, reading)
 
     left: Counter[Stage] = Counter()
     checkpoints, held = 0, Resources(0)
