@@ -131,6 +131,13 @@ def test_all_units_run_within_the_slots_and_after_what_they_build_on(store: RunS
         assert needed is None or executor.log.index(needed) < executor.log.index(unit)
 
 
+def test_no_slot_is_idle_while_a_unit_could_start(store: RunStore):
+    def look(sweep: Sweep) -> None:
+        assert sweep.count(State.RUNNING) == 3 or not any(map(sweep.may_start, sweep.units(State.WAITING)))
+
+    run(store, FakeExecutor(slots=3), on_change=look)
+
+
 def test_the_longest_of_a_seed_go_first_and_seeds_in_their_order(store: RunStore):
     plan = Plan(("fan", "pump", "valve"), ("both",), (0, 1))
     units = [unit for unit in plan.units(CONFIG) if unit.stage == "train"]
