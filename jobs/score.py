@@ -6,10 +6,11 @@ Ray sets RAY_ADDRESS for the job, so the clips are spread over the cluster that 
 installed on every node; run and clips must be absolute paths that every node sees.
 """
 
+import os
 import sys
 
 from rayasd.cli.main import main
 
 if __name__ == "__main__":
-    sys.argv[1:1] = ["score"]
+    sys.argv[1:1] = ["score", "--address", os.environ.get("RAY_ADDRESS", "auto")]
     main()

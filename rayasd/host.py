@@ -88,6 +88,10 @@ def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=_begin_to_work)
     try:
         yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # or their work would be waited for
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -30,7 +30,7 @@ case ${RAYASD_PART:-} in
     leave_out_gpus "${options[@]}"
     batch() { RAYASD_PART=$1 sbatch --parsable "${@:2}" --export=ALL "$0" "${words[@]}"; }
     small() ( # a job without GPUs
-        for name in "${!SBATCH_@}"; do case $name in *GPU* | *GRES*) unset "$name" ;; esac; done
+        for name in "${!SBATCH_@}"; do case $name=${!name} in *GPU*=* | *GRES=gpu*) unset "$name" ;; esac; done
         batch "$1" --output="rayasd-%j.log" "${without_gpus[@]}" "${@:2}"
     )
     plan_job=$(small plan) || exit

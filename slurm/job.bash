@@ -33,8 +33,9 @@ leave_out_gpus() {
     without_gpus=()
     while [ $# -gt 0 ]; do
         case $1 in
-        --gpu*=* | --gres*=* | --*-per-gpu=* | -G?*) ;;
-        --gpu* | --gres* | --*-per-gpu | -G) shift ;; # its value is the next word
+        --gpu*=* | --gres=gpu* | --gres-flags=* | --*-per-gpu=* | -G?*) ;;
+        --gpu* | --gres-flags | --*-per-gpu | -G) shift ;; # its value is the next word
+        --gres) case ${2:-} in gpu*) ;; *) without_gpus+=("$1" "${2:-}") ;; esac; shift ;;
         *) without_gpus+=("$1") ;;
         esac
         shift

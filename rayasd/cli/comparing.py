@@ -37,6 +37,7 @@ def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> No
         raise UserError(f"--variants {variants}: one of the first run and one of the second, for example both,no-mixup")
     for path, variant in zip(runs, names, strict=True):
         report = RunReport.of(path)
+        report.scored()  # what is damaged makes the leaderboard stale
         found = report.entries(single_variant=True)
         if variant is not None and variant not in found:
             raise unknown(f"variant of {path}", variant, found)

@@ -171,7 +171,7 @@ def check_execution(how: Execution) -> None:
 
     """
     check_trackers(how.trackers)
-    standing = how.address not in (None, "local")
+    standing = (how.address or "local") != "local"
     if how.executor == "mpi":
         _request(_mpi(how).nodes, how)
     elif how.executor == "local" or not standing:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,9 +20,11 @@ from rayasd.evaluation.scores import Key, Scored, by_name, read_scores
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
-from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.unit import Unit
 from rayasd.wording import counted, size
+
+if TYPE_CHECKING:
+    from rayasd.scoring.loading import Choice
 
 
 def export_dcase(
@@ -42,6 +44,7 @@ def export_dcase(
     report = RunReport.of(run_dir)
     store = report.store
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
+    report.scored()  # what is damaged makes the leaderboard stale
     entries = report.by_rules(config.evaluation).entries(single_variant=True)
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
@@ -95,8 +98,9 @@ def export_dcase(
         wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
 
 
-def export_extractor(run: Path, choice: Choice, given: Literal["waveform", "mel"], out: Path | None) -> None:
+def export_extractor(run: Path, choice: "Choice", given: Literal["waveform", "mel"], out: Path | None) -> None:
     """Write an extractor as ONNX."""
+    from rayasd.scoring.loading import parts_of_run  # torch: 3 s
     from rayasd.scoring.onnx import export_onnx
 
     parts = parts_of_run(run, choice)

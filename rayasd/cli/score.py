@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import ADDRESS, DEVICE, RUN, output_format
+from rayasd.cli.options import DEVICE, RUN, output_format
 
 _EXTRACTOR = [
     click.option("--machine", help="Of the run; may be left out where it has one alone."),
@@ -49,7 +49,7 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
 @DEVICE
-@ADDRESS
+@click.option("--address", metavar="HOST:PORT", help="Spread many clips over a standing Ray cluster.")
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(words: tuple[str, ...], **options: Any) -> None:
     """Score new clips of one machine.

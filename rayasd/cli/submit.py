@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rayasd.errors import EXIT_INTERRUPTED, UserError
+from rayasd.errors import EXIT_INTERRUPTED, UserError, unknown
 
 if TYPE_CHECKING:
     from rayasd.cluster.jobs import Jobs
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 @click.option("--follow", metavar="ID", help="Show what a job has said, and follow it to its end.")
 @click.option("--stop", metavar="ID", help="Interrupt a job; the same command goes on later.")
 @click.option("--list", "list_jobs", is_flag=True, help="List the cluster's jobs.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+              help="Folder of the cluster's head in which the command starts; default: this one.")  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def submit(
+    context: click.Context,
     command: tuple[str, ...],
     address: str,
     token_file: Path | None,
@@ -34,12 +38,13 @@ def submit(
     follow: str | None,
     stop: str | None,
     list_jobs: bool,
+    folder: Path,
 ) -> None:
     """Run a COMMAND of rayasd as a job of a standing Ray cluster.
 
     Or --follow, --stop, --list its jobs. Only the command line is sent: rayasd is installed on every node, and the
-    nodes see the same folders. Relative paths are taken from here. The exit code is the job's; Ctrl-C leaves the
-    job running.
+    nodes see the same folders, this one too, unless --folder names another. The exit code is the job's; Ctrl-C leaves
+    the job running.
 
     \b
         rayasd submit --address http://HEAD:8265 -- sweep --data /scratch/dcase --run-dir /scratch/runs/night
@@ -48,6 +53,9 @@ def submit(
     """
     if sum(map(bool, (command, follow, stop, list_jobs))) != 1:
         raise UserError("give one of: -- COMMAND, --follow ID, --stop ID, --list")
+    known = context.find_root().command
+    if command and isinstance(known, click.Group) and command[0] not in (*known.commands, "--debug"):
+        raise unknown("command", command[0], known.commands)
     from rayasd.cluster.jobs import Jobs
 
     jobs = Jobs(address, token_file)
@@ -56,7 +64,7 @@ def submit(
     elif stop:
         click.echo(f"job {stop}: {jobs.stop(stop)}")
     else:
-        job = follow or jobs.submit(command, job_id=job_id, python=python, folder=Path.cwd())
+        job = follow or jobs.submit(command, job_id=job_id, python=python, folder=folder.absolute())
         if no_wait and not follow:
             click.echo(job)
         else:

@@ -17,7 +17,7 @@ from typing import Any
 
 from rayasd.errors import EXIT_INTERRUPTED, UserError
 
-_AND = "&& exec"
+_THEN = "; exec "  # no shell between Ray and us
 _ANSWER_SECONDS = 5.0
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 30
@@ -63,8 +63,11 @@ class Jobs:
         """
         with self._errors():
             return self._client.submit_job(
-                # exec: no shell between Ray and us
-                entrypoint=f"cd {shlex.quote(str(folder))} {_AND} {shlex.join([python, '-m', 'rayasd', *words])}",
+                entrypoint=(
+                    f"cd {shlex.quote(str(folder))} || "
+                    "{ echo 'submit --folder: the head has no such folder' >&2; exit 2; }"
+                    f"{_THEN}{shlex.join([python, '-m', 'rayasd', *words])}"
+                ),
                 submission_id=job_id,
                 runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}},
             )
@@ -119,7 +122,7 @@ class Jobs:
                 "job": job.submission_id,
                 "status": str(job.status).lower(),
                 "start": (job.start_time or 0) / 1000,
-                "command": job.entrypoint.rpartition(f" {_AND} ")[2],
+                "command": job.entrypoint.rpartition(_THEN)[2],
             }
             for job in jobs
         ]

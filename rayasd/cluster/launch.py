@@ -5,7 +5,6 @@ Ray, waits for the others, runs the command and puts its exit code there; the ot
 code stands. Whatever goes wrong on a node is written there too, so that all end with its reason.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -72,8 +71,12 @@ class Meeting:
 
     def report(self, trouble: str) -> None:
         """Tell all launchers what went wrong on this node, unless another was first; that stands then."""
-        with suppress(OSError), self._trouble.open("x", encoding="utf-8") as file:
-            json.dump({"trouble": trouble}, file)
+        own = self.folder / f".trouble.{secrets.token_hex(4)}"
+        with suppress(OSError):
+            write_json(own, {"trouble": trouble})
+            os.link(own, self._trouble)  # whole or not at all, and only if there is none
+        with suppress(OSError):
+            own.unlink()
 
     def trouble(self) -> str | None:
         """Return what went wrong on some node, if anything did."""

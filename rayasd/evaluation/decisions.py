@@ -10,13 +10,16 @@ from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of
 from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name, read_scores
 
+_FEWEST_TO_FIT = 30
+
 
 def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
     """Score above which a clip is called anomalous.
 
     The percentile of a gamma distribution fitted to the training scores (maximum likelihood, three parameters), as the
-    official baseline does; the percentile of the scores themselves where such a distribution does not fit them. Scores
-    are standardised before: the search for the likelihood's maximum depends on their unit.
+    official baseline does; the percentile of the scores themselves where they are fewer than 30, whose fits run away,
+    or where such a distribution does not fit them. Scores are standardised before: the search for the likelihood's
+    maximum depends on their unit.
 
     Args:
         training: scores of a section's normal clips, (n,).
@@ -28,7 +31,7 @@ def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
     """
     if len(training) == 0 or not np.isfinite(training).all():
         return None
-    if len(training) > 2 and np.ptp(training) > 0:
+    if len(training) >= _FEWEST_TO_FIT and np.ptp(training) > 0:
         from scipy.stats import gamma  # half a second to import, which no command's refusal should wait for
 
         mean, deviation = training.mean(), training.std()

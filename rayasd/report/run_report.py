@@ -109,7 +109,6 @@ class RunReport:
 
         ``single_variant``: without those whose variant is chosen section by section.
         """
-        self.scored()  # what is damaged makes the leaderboard stale
         if not self.stands():
             self.write()
         rows = read_parquet(self.store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)]).to_pylist()

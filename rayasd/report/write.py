@@ -60,6 +60,11 @@ def write_report(
         UserError: nothing has been scored yet.
 
     """
+    if not scored and any(paths.root.glob("scores/*/*/*/part-0.parquet")):
+        raise UserError(
+            f"nothing to report: the scores in {paths.root} are of another version or configuration; the command that "
+            "made them makes them again"
+        )
     if not scored:
         raise UserError(f"nothing to report: no unit of {paths.root} has been scored yet")
     labels = labels_of(catalog)

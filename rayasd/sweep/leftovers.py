@@ -19,7 +19,7 @@ from rayasd.sweep.store import RunStore
 _REPORT_SECONDS = 60.0
 """A report writes into a run without a lock, for some seconds."""
 _CACHE_FILE = re.compile(r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock)(?P<part>\.\w+\.part)?")
-_START_LOG = re.compile(r"start-\d+\.log")  # of rayasd launch
+_LOGS = re.compile(r"start-\d+\.log|waiting\.log")  # of rayasd launch
 _SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_(?P<pid>\d+)")
 
 
@@ -165,11 +165,12 @@ def of_our_rays(root: Path, hours: float) -> list[Leftover]:
     if used is None:
         return []
     for folder in folders:
-        size, written = _size_and_time(folder)
-        foreign = [path for path in folder.iterdir() if path.name != RAYS and not _START_LOG.fullmatch(path.name)]
-        in_use = folder.name in used or any(_is_used(session, used) for session in _sessions(folder / RAYS))
-        if written <= time.time() - 3600 * hours and not in_use and not foreign:
-            found.append(Leftover(folder, size, "folder of a Ray of ours that is gone"))
+        with suppress(FileNotFoundError):  # its sweep ends while we look
+            size, written = _size_and_time(folder)
+            foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
+            in_use = folder.name in used or any(_is_used(session, used) for session in _sessions(folder / RAYS))
+            if written <= time.time() - 3600 * hours and not in_use and not foreign:
+                found.append(Leftover(folder, size, "folder of a Ray of ours that is gone"))
     return found
 
 

@@ -226,6 +226,7 @@ def our_ray(root: Path, number: int, pid: int) -> Path:
     folder = root / f"ra{number:08x}"
     session(folder / "ray", number, pid)
     old(folder / "start-0.log")
+    old(folder / "waiting.log")
     aged(folder / "ray")
     return aged(folder)
 

@@ -160,6 +160,12 @@ def test_one_thing_at_a_time(rayasd: Rayasd):
         assert "give one of: -- COMMAND, --follow ID, --stop ID, --list" in refused.stderr
 
 
+def test_an_unknown_command_is_not_sent(rayasd: Rayasd):
+    refused = rayasd("submit", "--address", "127.0.0.1:9", "--", "swep")
+    assert refused.returncode == 2
+    assert "unknown command 'swep': did you mean 'sweep'?" in refused.stderr
+
+
 def test_a_job_begins_where_it_was_sent_from():
     sent: list[str] = []
     client = SimpleNamespace(submit_job=lambda entrypoint, **_: sent.append(entrypoint) or "j")
@@ -171,6 +177,9 @@ def test_a_job_begins_where_it_was_sent_from():
         sent[0].replace("'/home/jo/a b'", "/ ").replace("exec python -m rayasd", "pwd; printf '%s|'"),
     ]
     assert subprocess.run(shell, capture_output=True, text=True).stdout == "/\n" + "|".join(words) + "|"
+    nowhere = subprocess.run(["bash", "-c", sent[0]], capture_output=True, text=True)
+    assert nowhere.returncode == 2
+    assert "the head has no such folder" in nowhere.stderr
 
 
 @pytest.mark.parametrize(

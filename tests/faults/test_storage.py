@@ -64,7 +64,8 @@ def test_a_sweep_that_has_no_room_is_refused_and_only_what_is_missing_counts(
     says(
         bench.sweep(run),
         2,
-        f"error: this sweep leaves about 1 MB more in {run} (train 1 MB, embed",
+        "error: this sweep leaves about 1.",
+        f" MB more in {run} (train 1.",
         "are free: make room",
     )
     assert not run.exists()

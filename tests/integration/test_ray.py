@@ -78,6 +78,7 @@ def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives
     assert models(run) == models(undisturbed)
     assert (run / "leaderboard.csv").read_text() == (undisturbed / "leaderboard.csv").read_text()
     assert not (run / "ray-token").exists()
+    assert list((run / "ray-logs").glob("worker-*"))  # the worker's last words
 
 
 def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rayasd.cluster.doctor import Finding, Said, job, node, software
 from rayasd.errors import one_line
+from rayasd.sweep.executors.ray_folder import root_of_own
 
 
 def examine(
@@ -32,6 +33,7 @@ def examine(
         "memory": node.memory,
         "/dev/shm": node.shared_memory,
         "temp folder": lambda: node.temp_folder(temp_root),
+        "a sweep's own": lambda: node.temp_folder(root_of_own(environment)),
         "run folder": lambda: node.folder(run_dir, shared=several),
         "cache folder": lambda: node.folder(cache, local=True),
         "data": lambda: node.recordings(data, shared=several),

@@ -62,6 +62,7 @@ class RayExecutor:
         self._head_silent = 0.0
         """Since when it has not answered."""
         self._metrics = Metrics(run_name, self._name)
+        self._logs, self._lost_any = token_file.with_name("ray-logs"), False
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._names: set[str] = set()
         self._idle: list[Any] = []
@@ -173,6 +174,9 @@ class RayExecutor:
         self._running.clear()
         self._ray.shutdown()
         if self._folder is not None:
+            if self._lost_any:  # a worker that crashed may have said why, to Ray alone
+                with suppress(OSError):
+                    shutil.copytree(self._folder / RAYS / "session_latest/logs", self._logs, dirs_exist_ok=True)
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._token is not None:
             self._token.unlink(missing_ok=True)
@@ -191,6 +195,7 @@ class RayExecutor:
 
     def _lost(self, spec: UnitSpec, error: Exception) -> Outcome:
         """Say how a unit lost its worker."""
+        self._lost_any = True
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         kinds = self._ray.exceptions
         gone = self._host_is_gone(spec)  # Ray itself takes 15 s or more to know
