@@ -57,6 +57,8 @@ def handlers():
     """Put back how this process takes signals."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:  # nohup and the like leave some ignored
+        signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)

@@ -39,7 +39,7 @@ _STANDING = (
 _LOOK_SECONDS = 0.001
 _PAUSE_SECONDS = 4.0  # at most, before the next moment is waited for
 _PATIENCE_SECONDS = {"local": 4.0, "ray": 20.0}  # for a moment that may not come any more
-_END_SECONDS = 20.0  # until the kernel, and Ray, have ended what lost its driver
+_END_SECONDS = 80.0  # the kernel and Ray end what lost its driver; an agent that was starting asks a dead GCS for 60 s
 
 
 @dataclass
