@@ -350,6 +350,7 @@ class TestBadInput:
         arguments = small_sweep(tree, tmp_path / "run", "--variants", "statistics", "--device", "cuda")
         refused(rayasd(*arguments, CUDA_VISIBLE_DEVICES=""), "--device cuda, but no node has a GPU")
 
+    @pytest.mark.slow
     def test_not_a_run(self, tmp_path: Path, rayasd: Rayasd):
         for command in ("train", "embed", "detect", "report"):
             refused(rayasd(command, tmp_path), "is not a run directory")
