@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: venv demo test test-fast test-cluster chaos soak bench lint format clean
+.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-fast | test-cluster | chaos | soak | bench | lint | format | venv | clean"
+	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | lint | format | venv | clean"
 
 # Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
@@ -22,11 +23,16 @@ demo: venv
 	$(BIN)/rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
 	$(BIN)/rayasd sweep --data data/synthetic --preset demo --variants both,untrained,statistics --run-dir runs/demo
 
+# Two processes: one for everything that owns ports, cgroups or hosts (Ray, Slurm, MPI), one for the rest (tests/conftest.py).
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 test-fast: venv
-	$(BIN)/python -m pytest -m "not slow and not ray and not slurm" -n auto
+	$(BIN)/python -m pytest -m "not slow and not ray and not slurm and not mpi and not long" -n auto
+
+# The long fault matrix: kills, lost hosts, full disks, every fault of Slurm and Ray.
+test-long: venv
+	$(BIN)/python -m pytest -m long --durations=30 $(PARALLEL)
 
 # A Slurm cluster of two hosts on this machine: root on Debian, where the first line installs what is missing.
 test-cluster: venv

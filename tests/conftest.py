@@ -1,10 +1,8 @@
 """A tiny machine-sound tree and ways to run rayasd on it."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from rayasd.data.catalog import Catalog, scan, write_catalog
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.files import digest
 from rayasd.unit import RunDirectory, Stage, Unit, UnitSpec
+from tests.command import Rayasd, call, call_process
 
 RATE = 16000
 SMALL = (
@@ -32,8 +31,6 @@ SMALL = (
     'inlier.detectors=["knn-1", "gmm-1"]',
 )
 """Overrides of the demo preset for tests: seconds on one core."""
-
-Rayasd = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def write_clip(path: Path, frequency: float, *, seconds: float = 1.0, seed: int = 0, **options: object) -> None:
@@ -60,6 +57,15 @@ def write_tree(root: Path, machines: tuple[str, ...] = ("fan", "pump", "valve"))
                         name = f"section_{section}_{domain}_test_{label}_{n:04}.wav"
                         write_clip(root / machine / f"{domain}_test" / name, base + shift + n, seed=50 + n)
     return root
+
+
+@pytest.hookimpl(trylast=True)  # folders add their marks before
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out among processes: Ray, Slurm and MPI own ports and hosts and go one by one, others by file."""
+    for item in items:
+        alone = any(item.get_closest_marker(name) for name in ("ray", "slurm", "mpi"))
+        item.add_marker(pytest.mark.xdist_group("cluster" if alone else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "cluster")  # the longest group first
 
 
 @pytest.fixture(scope="session")
@@ -116,28 +122,20 @@ def spec_of(tmp_path: Path, catalog: Catalog, cache: Path, small_config: Config)
 
 @pytest.fixture
 def rayasd(tmp_path: Path, cache: Path) -> Rayasd:
+    """Run the command line within this process, in an empty folder."""
+    return partial(call, cache=cache, folder=_empty(tmp_path))
+
+
+@pytest.fixture
+def rayasd_process(tmp_path: Path, cache: Path) -> Rayasd:
     """Run the command line in a process of its own, in an empty folder."""
+    return partial(call_process, cache=cache, folder=_empty(tmp_path))
+
+
+def _empty(tmp_path: Path) -> Path:
     folder = tmp_path / "work"
-    folder.mkdir()
-
-    def run(*arguments: object, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command_line(*arguments), cwd=folder, env=environment(cache, **variables), timeout=timeout,
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    return run
-
-
-def command_line(*arguments: object) -> list[str]:
-    """Words of a rayasd command."""
-    return [sys.executable, "-m", "rayasd", *map(str, arguments)]
-
-
-def environment(cache: Path, **variables: str) -> dict[str, str]:
-    """Environment of a rayasd process in a test: no settings of the person who runs it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAYASD_", "RAY_"))}
-    return kept | {"RAYASD_CACHE": str(cache), "COLUMNS": "200", **variables}
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def small_sweep(tree: Path, run_dir: Path, *more: object) -> list[object]:
@@ -147,9 +145,9 @@ def small_sweep(tree: Path, run_dir: Path, *more: object) -> list[object]:
 
 
 def run_locally(tree: Path, cache: Path, run_dir: Path, *more: object) -> Path:
-    """Sweep in plain processes of this host, undisturbed; returns the run directory."""
-    command = command_line(*small_sweep(tree, run_dir, *more))
-    subprocess.run(command, env=environment(cache), check=True, timeout=400, stdout=subprocess.DEVNULL)
+    """Sweep undisturbed, within this process; returns the run directory."""
+    done = call(*small_sweep(tree, run_dir, *more), cache=cache)
+    assert done.returncode == 0, done.stdout + done.stderr
     return run_dir
 
 

@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from rayasd.cli.main import cli
 from rayasd.presets import load
-from tests.conftest import Rayasd, run_locally, small_sweep
+from tests.command import Rayasd
+from tests.conftest import run_locally, small_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -31,13 +31,13 @@ from rayasd.wording import counted
 def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> None:
     """Print which of two systems is better on one part's sections, by how much, and how sure."""
     console = wide_console()
-    reports, entries, cells = [], [], []
+    reports, files, entries, cells = [], [], [], []
     names = [None, None] if variants is None else split_list(variants)
     if len(names) != 2:
         raise UserError(f"--variants {variants}: one of the first run and one of the second, for example both,no-mixup")
     for path, variant in zip(runs, names, strict=True):
         report = RunReport.of(path)
-        report.scored()  # what is damaged makes the leaderboard stale
+        scored = report.scored()  # first: what is damaged makes the leaderboard stale
         found = report.entries(single_variant=True)
         if variant is not None and variant not in found:
             raise unknown(f"variant of {path}", variant, found)
@@ -45,13 +45,13 @@ def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> No
         if chosen["cells_ok"] < chosen["cells_expected"]:
             raise UserError(f"{path}: {chosen['variant']} is incomplete ({coverage(chosen)}): rayasd sweep goes on")
         reports.append(report)
+        files.append([*scored, *report.ensembles()])
         entries.append(chosen)
         cells.append(_entry_cells(report, chosen["variant"], part))
     cells, note = _of_common_seeds(cells)
     systems, rows = [], []
-    for report, chosen, of_entry in zip(reports, entries, cells, strict=True):
-        scored, labels = [*report.scored(), *report.ensembles()], labels_of(report.catalog.table)
-        systems.append(cell_scores(scored, labels, of_entry, report.evaluation.year))
+    for report, of_run, chosen, of_entry in zip(reports, files, entries, cells, strict=True):
+        systems.append(cell_scores(of_run, labels_of(report.catalog.table), of_entry, report.evaluation.year))
         name = f"{report.store.paths.root.name} {chosen['variant']} {chosen['detector']} {chosen['pooling']}"
         rows.append([name, *(percent(value) for value in _domain_aucs(of_entry))])
     rules = [report.evaluation for report in reports]

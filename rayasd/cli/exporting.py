@@ -44,7 +44,7 @@ def export_dcase(
     report = RunReport.of(run_dir)
     store = report.store
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
-    report.scored()  # what is damaged makes the leaderboard stale
+    scored = report.scored()  # first: what is damaged makes the leaderboard stale
     entries = report.by_rules(config.evaluation).entries(single_variant=True)
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
@@ -56,7 +56,7 @@ def export_dcase(
     chosen = None if not seeds else seeds[0] if seed is None else seed
     if chosen is not None:
         cells = cells.filter(pc.field("seed") == chosen)
-    files = by_name([*report.scored(), *report.ensembles()])
+    files = by_name([*scored, *report.ensembles()])
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}

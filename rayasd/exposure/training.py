@@ -78,6 +78,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     report(Progress(len(history), num_epochs, note=_conditions(training, spec)))
 
     for epoch in range(len(history), num_epochs):
+        training.extractor.train()
         sums = torch.zeros(3, device=training.compute.device)
         for batch in epoch_batches(target, others, spec.config, seed, epoch):
             learning_rate = training.learning_rate
@@ -176,7 +177,6 @@ class Training:
 
         """
         ranks, exposure = self.ranks, self.config.exposure
-        self.extractor.train()
         waveforms, targets, mixed = self._load(batch, progress, generator(*key, batch.step, "step"))
         torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
         with ranks.whole_batch(batch.num_clips), self.compute.autocast():

@@ -60,12 +60,12 @@ def write_report(
         UserError: nothing has been scored yet.
 
     """
-    if not scored and any(paths.root.glob("scores/*/*/*/part-0.parquet")):
-        raise UserError(
-            f"nothing to report: the scores in {paths.root} are of another version or configuration; the command that "
-            "made them makes them again"
-        )
     if not scored:
+        if any(paths.root.glob("scores/*/*/*/part-0.parquet")):
+            raise UserError(
+                f"nothing to report: the scores in {paths.root} are of another version or configuration; the command "
+                "that made them makes them again"
+            )
         raise UserError(f"nothing to report: no unit of {paths.root} has been scored yet")
     labels = labels_of(catalog)
     ensembles = write_ensembles(scored, labels, evaluation, paths.ensemble)

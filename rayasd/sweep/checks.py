@@ -56,8 +56,9 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
     if any("train" in stages_of(config) for config in configs.values()):
         check_outlier_exposure(catalog, machines)
     for machine in machines:
+        clips = catalog.of(machine)
         for config in configs.values():
-            set_aside(catalog.of(machine), machine, config.exposure)
+            set_aside(clips, machine, config.exposure)
 
 
 def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
@@ -67,7 +68,8 @@ def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
         UserError: one has.
 
     """
-    if gone := [machine for machine in machines if machine not in catalog.trained]:
+    trained = catalog.trained
+    if gone := [machine for machine in machines if machine not in trained]:
         raise UserError(
             f"no training clips are left of {', '.join(gone)}: rayasd data check {catalog.root} says why, --machines "
             "chooses others"

@@ -15,7 +15,7 @@ from rayasd.data.waveforms import open_waveforms
 from rayasd.files import write_json
 from rayasd.sweep import leftovers
 from rayasd.sweep.lock import locked
-from tests.conftest import Rayasd
+from tests.command import Rayasd
 
 KEY = "0123456789abcdef01234567"
 OLD_SECONDS = 2 * 3600

@@ -16,7 +16,8 @@ from rayasd.cli.main import cli
 from rayasd.files import write_json
 from rayasd.sweep.store import RunStore
 from tests.cli.test_sweep import models, wait_until
-from tests.conftest import Rayasd, command_line, environment, small_sweep
+from tests.command import Rayasd, command_line, environment
+from tests.conftest import small_sweep
 
 LONG = ("--machines", "fan", "--set", "exposure.epochs=400", "--set", "exposure.checkpoint_every=100000")
 """Long enough to be stopped; the only checkpoint is the one that the stop makes."""

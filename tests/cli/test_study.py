@@ -13,7 +13,8 @@ from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
 from rayasd.unit import RunDirectory
-from tests.conftest import Rayasd, command_line, environment, small_sweep
+from tests.command import Rayasd, command_line, environment
+from tests.conftest import small_sweep
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayasd.unit import RunDirectory
-from tests.conftest import Rayasd, command_line, environment, small_sweep, write_clip, write_tree
+from tests.command import Rayasd, command_line, environment
+from tests.conftest import small_sweep, write_clip, write_tree
 
 
 def models(run: Path) -> dict[str, bytes]:
@@ -338,7 +339,7 @@ class TestBadInput:
     def test_a_ray_cluster_that_is_not_there(self, tree: Path, tmp_path: Path, rayasd: Rayasd):
         arguments = small_sweep(tree, tmp_path / "run", "--variants", "statistics", "--address", "127.0.0.1:1")
         arguments[arguments.index("local")] = "ray"
-        refused(rayasd(*arguments, timeout=60), "no Ray cluster answers at 127.0.0.1:1")
+        refused(rayasd(*arguments), "no Ray cluster answers at 127.0.0.1:1")
 
     @pytest.mark.slow
     def test_a_cache_that_cannot_be_written(self, tree: Path, tmp_path: Path, rayasd: Rayasd):

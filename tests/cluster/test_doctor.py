@@ -16,7 +16,7 @@ from rayasd.cluster.doctor import job, node, software
 from rayasd.cluster.doctor.examination import examine
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
-from tests.conftest import Rayasd
+from tests.command import Rayasd
 
 PLACE = Placement(job="j", rank=1, size=2, address="127.0.0.1", cpus=1, gpus=0)
 GPU = {"name": "H200", "bytes": 150e9, "capability": "9.0", "trouble": None}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment, small_sweep
+from tests.command import environment
+from tests.conftest import small_sweep
 
 SLURM = Path(__file__).parents[2] / "slurm"
 COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "rayasd", "sleep")

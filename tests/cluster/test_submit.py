@@ -18,7 +18,8 @@ from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command
 from rayasd.cluster.jobs import Jobs
 from rayasd.cluster.placement import Placement
 from rayasd.sweep.executors.ray_folder import private_folder
-from tests.conftest import Rayasd, command_line, environment, small_sweep
+from tests.command import Rayasd, command_line, environment
+from tests.conftest import small_sweep
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import Rayasd, small_sweep, write_tree
+from tests.command import Rayasd
+from tests.conftest import small_sweep, write_tree
 from tests.data.bad_clips import CASES, RATE, TEST, TRAIN, put, remove, wav
 
 pytestmark = pytest.mark.timeout(300)

@@ -31,7 +31,8 @@ from rayasd.data.ground_truth import scan_labelled
 from rayasd.data.unpacking import BadArchiveError, unpack
 from rayasd.data.zenodo import RECORDS, list_archives
 from rayasd.errors import UserError
-from tests.conftest import command_line, environment, write_clip
+from tests.command import command_line, environment
+from tests.conftest import write_clip
 
 DEV, EVAL_TRAIN, EVAL_TEST, TRUTH = 4562016, 4660992, 4884786, 5257674
 FAN, TRUTH_ZIP = "dev_data_fan.zip", "dcase2021_task2_evaluator-v1.0.zip"

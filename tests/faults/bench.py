@@ -4,10 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.conftest import command_line, environment, run_locally, small_sweep, write_tree
+from tests.command import Done, call, command_line, environment
+from tests.conftest import run_locally, small_sweep, write_tree
 from tests.faults.results import results_of
-
-Done = subprocess.CompletedProcess[str]
 
 
 class Bench:
@@ -33,10 +32,15 @@ class Bench:
         )  # fmt: skip
 
     def call(self, *words: object, prefix: tuple[str, ...] = (), cache: Path | None = None) -> Done:
-        return subprocess.run(
-            [*prefix, *command_line(*words)], env=environment(cache or self.cache), timeout=400, text=True, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        """Run a command within this process; behind a ``prefix``, in one of its own. All it prints is in ``stdout``."""
+        cache = cache or self.cache
+        if prefix:
+            return subprocess.run(
+                [*prefix, *command_line(*words)], env=environment(cache), timeout=400, text=True, check=False,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        done = call(*words, cache=cache)
+        return Done(done.args, done.returncode, done.stdout + done.stderr)
 
     def sweep(self, run: Path, *more: object, cache: Path | None = None) -> Done:
         return self.call(*small_sweep(self.tree, run, *more), cache=cache)

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.conftest import command_line, environment, small_sweep, write_tree
+from tests.command import command_line, environment
+from tests.conftest import small_sweep, write_tree
 from tests.faults.results import results_of
 from tests.faults.victims import STAGES, Process, Processes, writer_of
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.conftest import command_line, environment, small_sweep, write_tree
+from tests.command import command_line, environment
+from tests.conftest import small_sweep, write_tree
 
 UNITS_A_SEED = 10
 """Of two machines: train, embed and detect of the network, embed and detect of a control."""

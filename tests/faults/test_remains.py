@@ -20,7 +20,8 @@ from rayasd.sweep.markers import mark_done
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from tests.cli.test_sweep import wait_until
-from tests.conftest import SpecOf, command_line, environment, run_locally, small_sweep
+from tests.command import command_line, environment
+from tests.conftest import SpecOf, run_locally, small_sweep
 from tests.faults.victims import Process, Processes
 
 

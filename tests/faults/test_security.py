@@ -23,7 +23,8 @@ from rayasd.exposure.training import train
 from rayasd.sweep.executors import ray_folder
 from rayasd.sweep.executors.ray_folder import private_folder, root_of_own
 from tests.cli.test_sweep import wait_until
-from tests.conftest import SpecOf, command_line, environment, small_sweep
+from tests.command import command_line, environment
+from tests.conftest import SpecOf, small_sweep
 
 ROOT = Path(__file__).parents[2]
 

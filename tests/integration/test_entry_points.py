@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment
+from tests.command import environment
 
 ROOT = Path(__file__).parents[2]
 

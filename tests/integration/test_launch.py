@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command_line, environment, run_locally, small_sweep
+from tests.command import command_line, environment
+from tests.conftest import run_locally, small_sweep
 
 ROOT = Path(f"/tmp/l{os.getpid()}")
 """Where Ray's files go: a short path of this process's own."""

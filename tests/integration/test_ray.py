@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_sweep import models, wait_until
-from tests.conftest import command_line, environment, run_locally, small_sweep
+from tests.command import command_line, environment
+from tests.conftest import run_locally, small_sweep
 
 ROOT = Path(__file__).parents[2]
 

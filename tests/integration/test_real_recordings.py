@@ -10,7 +10,7 @@ from rayasd.config import DataConfig
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import decode
 from rayasd.unit import RunDirectory
-from tests.conftest import Rayasd
+from tests.command import Rayasd
 
 pytestmark = pytest.mark.realdata
 

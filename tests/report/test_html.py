@@ -28,7 +28,8 @@ from rayasd.report.html.maps import MAX_POINTS, draw_sample
 from rayasd.report.html.run import published_rank
 from rayasd.report.html.svg import drawing, log_ticks, tag, ticks
 from rayasd.unit import RunDirectory, Unit
-from tests.conftest import command_line, environment, run_locally, small_sweep, write_tree
+from tests.command import command_line, environment
+from tests.conftest import run_locally, small_sweep, write_tree
 
 HOSTILE_MACHINE = '<img src=x onerror=alert(1)> & "co" \'é🔊'
 HOSTILE_WORDS = "<script>alert(2)<😀>\"'&{{7*7}}"

@@ -12,7 +12,8 @@ from rayasd.errors import UserError
 from rayasd.exposure.network import Extractor, MelSpectrogram
 from rayasd.scoring.model import Parts
 from rayasd.scoring.onnx import OUTPUTS, ConvolvedMelSpectrogram, export_onnx
-from tests.conftest import Rayasd, run_locally
+from tests.command import Rayasd
+from tests.conftest import run_locally
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx and onnxruntime: pip install 'rayasd[onnx]'")
 pytest.importorskip("onnx", reason="needs onnx and onnxruntime: pip install 'rayasd[onnx]'")

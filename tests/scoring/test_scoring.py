@@ -22,7 +22,8 @@ from rayasd.scoring import load
 from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.packing import read_pack, write_pack
-from tests.conftest import RATE, Rayasd, command_line, environment, run_locally
+from tests.command import Rayasd, command_line, environment
+from tests.conftest import RATE, run_locally
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from rayasd.sweep.driver import State
 from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.tracking.tracker import Row, Tracker
 from rayasd.unit import RunDirectory, Unit, UnitSpec
-from tests.conftest import Rayasd, small_sweep
+from tests.command import Rayasd
+from tests.conftest import small_sweep
 
 
 def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
