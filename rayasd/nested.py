@@ -112,6 +112,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differing(settings: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass of settings that differ from their defaults."""
+    found = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(settings)}
+    return {name: value for name, (value, default) in found.items() if value != default}
+
+
 def split_list(text: str) -> list[str]:
     """Split at commas; those inside parentheses belong to a call."""
     parts, depth = [""], 0

@@ -1,5 +1,6 @@
 """Parquet files whose pages carry checksums, so that a flipped bit is an error and never a number."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def read_parquet(path: Path, remedy: str = "restore it", **options: Any) -> pa.Table:
+def read_parquet(path: Path, remedy: str = "restore it", *, sha256: str | None = None, **options: Any) -> pa.Table:
     """Read a table.
 
     Args:
         path: of the file.
         remedy: what to do where it is damaged.
+        sha256: what the file must have; its bytes are read once for both.
         options: of ``pyarrow.parquet.read_table``.
 
     Raises:
@@ -31,7 +33,13 @@ def read_parquet(path: Path, remedy: str = "restore it", **options: Any) -> pa.T
 
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None, **options)
+        source: Path | pa.BufferReader = path
+        if sha256 is not None:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise UserError(f"{path} is damaged (it is not what was written): {remedy}")
+            source = pa.BufferReader(content)
+        table = pq.read_table(source, page_checksum_verification=True, partitioning=None, **options)
         _ = table.column_names  # which have no checksum, but must be text
         return table
     except (ArrowException, OSError, UnicodeDecodeError) as error:

@@ -1,14 +1,14 @@
 """Units of work and the run directory: the one place that knows every path of a run and what a unit's identity is."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rayasd.config import Config
 from rayasd.files import digest
-from rayasd.nested import flatten
+from rayasd.nested import differing
 
 Stage = Literal["train", "embed", "detect"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -26,8 +26,8 @@ class StageFacts:
     settings: tuple[str, ...]
     """Tables of the configuration that decide its result, besides those of the stages before."""
     version: int
-    """Raised whenever a change of the code changes the stage's results, here and in the stages that build on it: units
-    of an older version are done again."""
+    """Raised whenever a change of the code, or of a setting's default, changes the stage's results, here and in the
+    stages that build on it: units of an older version are done again."""
     most_gpus: float
     """That a unit can use."""
     work: str
@@ -198,18 +198,30 @@ class UnitSpec:
         return Unit(stage, self.unit.variant, self.unit.machine, self.unit.seed)
 
     @property
-    def identity(self) -> str:
-        """Sha256 of all that decides the result: configuration of this stage and of those before, and the data."""
+    def settings(self) -> dict[str, Any]:
+        """Settings that decide the result, of this stage and of those before, where they differ from the defaults.
+
+        A new setting with a default that changes nothing leaves finished units as they are.
+        """
         stages = STAGES[: STAGES.index(self.unit.stage) + 1]
-        settings = [name for stage in stages for name in STAGE_FACTS[stage].settings]
-        deciding = _deciding(*((name, getattr(self.config, name)) for name in settings))
-        return digest([STAGE_FACTS[self.unit.stage].version, deciding, self.unit.machine, self.unit.seed, self.data])
+        tables = [name for stage in stages for name in STAGE_FACTS[stage].settings]
+        return _deciding(*((name, getattr(self.config, name)) for name in tables))
+
+    @property
+    def version(self) -> int:
+        """Version of the stage."""
+        return STAGE_FACTS[self.unit.stage].version
+
+    @property
+    def identity(self) -> str:
+        """Sha256 of all that decides the result: version, settings, machine, seed, data."""
+        return digest([self.version, self.settings, self.unit.machine, self.unit.seed, self.data])
 
 
 @lru_cache(maxsize=1024)
-def _deciding(*sections: tuple[str, Any]) -> dict[str, Any]:
+def _deciding(*tables: tuple[str, Any]) -> dict[str, Any]:
     """Pick the settings that change a result; many units share them."""
-    settings = flatten({name: asdict(section) for name, section in sections})
+    settings = {f"{name}.{key}": value for name, table in tables for key, value in differing(table).items()}
     return {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
 
 

@@ -22,7 +22,6 @@ from rayasd.evaluation.cells import cell_scores, labels_of
 from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.nested import split_list
-from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
 from rayasd.report.tables import markdown_table, percent
 from rayasd.wording import counted
@@ -37,7 +36,6 @@ def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> No
         raise UserError(f"--variants {variants}: one of the first run and one of the second, for example both,no-mixup")
     for path, variant in zip(runs, names, strict=True):
         report = RunReport.of(path)
-        scored = report.scored()  # first: what is damaged makes the leaderboard stale
         found = report.entries(single_variant=True)
         if variant is not None and variant not in found:
             raise unknown(f"variant of {path}", variant, found)
@@ -45,7 +43,7 @@ def compare_runs(runs: tuple[Path, Path], variants: str | None, part: str) -> No
         if chosen["cells_ok"] < chosen["cells_expected"]:
             raise UserError(f"{path}: {chosen['variant']} is incomplete ({coverage(chosen)}): rayasd sweep goes on")
         reports.append(report)
-        files.append([*scored, *report.ensembles()])
+        files.append(report.scored)
         entries.append(chosen)
         cells.append(_entry_cells(report, chosen["variant"], part))
     cells, note = _of_common_seeds(cells)
@@ -111,7 +109,7 @@ def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, st
 
 def _entry_cells(report: RunReport, variant: str, part: str) -> pa.Table:
     """Read the cells that count for a variant on one part; leave-one-section-out, all sections are held out."""
-    cells = read_parquet(report.store.paths.cells, filters=[("variant", "=", variant), ("selected", "=", True)])
+    cells = report.cells.filter((pc.field("variant") == variant) & pc.field("selected"))
     return cells if report.evaluation.selection == LEAVE_ONE_OUT else cells.filter(pc.field("part") == part)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +15,13 @@ from rich.text import Text
 
 from rayasd.cli.display import Display, print_failed_cells, print_failures
 from rayasd.cli.options import Execution, cache_folder
-from rayasd.cli.reporting import show_report
+from rayasd.cli.reporting import print_report, write_leaderboard
 from rayasd.errors import EXIT_STOPPED, EXIT_UNITS_FAILED, StorageError, UserError
 from rayasd.files import gone, storage_error
 from rayasd.host import usable_cpus, visible_gpus
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
+from rayasd.sweep import markers
 from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
 from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
@@ -51,6 +53,10 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
         if waiting:
             begun = f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}"
             console.print(begun, highlight=False)
+            for why, count in Counter(sweep.again.values()).items():
+                console.print(
+                    Text(f"again    {counted(count, 'unit')} done before: {why}", style="yellow"), soft_wrap=True
+                )
             if stopped := _drive(console, store, sweep, how, tracking, began):
                 return stopped
         elif done == len(asked):
@@ -150,13 +156,17 @@ def _tracked(
 def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bool:
     """Show the leaderboard; tells whether every ranked system has all its cells."""
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
-    if waiting == 0 and report.stands():
+    if waiting == 0 and report.is_current:
         console.print(f"its leaderboard stands: {store.paths.leaderboard('md')}", highlight=False, soft_wrap=True)
     else:
-        report.scored()  # finds what is damaged
+        for unit, why in report.damaged.items():
+            markers.forget(sweep.specs[unit])
+            sweep.move(unit, State.FAILED, why)
+            sweep.damaged.add(unit)
         if sweep.damaged:
             return False
-        show_report(console, report)
+        print_report(console, report)
+        write_leaderboard(console, report)
     failed = print_failed_cells(console, read_parquet(store.paths.cells))
     ranked = read_parquet(store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
     lacking = pc.any(pc.less(ranked["cells_ok"], ranked["cells_expected"])).as_py()

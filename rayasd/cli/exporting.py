@@ -1,6 +1,5 @@
 """What ``rayasd export`` does."""
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,8 @@ from rayasd.config import Config
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
 from rayasd.evaluation.metrics import harmonic_mean
-from rayasd.evaluation.scores import Key, Scored, by_name, read_scores
+from rayasd.evaluation.scores import Key, Scored, by_name
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
-from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
 from rayasd.unit import Unit
 from rayasd.wording import counted, size
@@ -44,26 +42,25 @@ def export_dcase(
     report = RunReport.of(run_dir)
     store = report.store
     config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
-    scored = report.scored()  # first: what is damaged makes the leaderboard stale
-    entries = report.by_rules(config.evaluation).entries(single_variant=True)
+    report = report.by_rules(config.evaluation)
+    entries = report.entries(single_variant=True)
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
     entry = variant or next(iter(entries))
-    cells = read_parquet(store.paths.cells, filters=[("variant", "=", entry), ("selected", "=", True)])
+    cells = report.cells.filter((pc.field("variant") == entry) & pc.field("selected"))
     seeds = sorted(seed for seed in pc.unique(cells["seed"]).to_pylist() if seed is not None)
     if seed is not None and seed not in seeds:
         raise unknown("seed", str(seed), map(str, seeds))
     chosen = None if not seeds else seeds[0] if seed is None else seed
     if chosen is not None:
         cells = cells.filter(pc.field("seed") == chosen)
-    files = by_name([*scored, *report.ensembles()])
+    files = by_name(report.scored)
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
     num_files = 0
     for machine, key in systems:
-        unit = files[entry, machine, chosen]
-        scores = read_scores(unit.path, section=key.section)[key]
+        scores = files[entry, machine, chosen].systems[key]
         if scores.failed:
             raise UserError(f"{entry} {key.detector} has no scores of {machine} section {key.section}: {scores.reason}")
         limit = threshold(scores.calibrating, config.evaluation.threshold_percentile)
@@ -113,10 +110,9 @@ def export_extractor(run: Path, choice: "Choice", given: Literal["waveform", "me
 def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequence[Scored]) -> dict[str, int]:
     """Count the networks behind an entry, by variant."""
     variant, _, ensemble = entry.partition("+")
-    files = {unit.path.with_name("members.json") for unit in scored}
-    if any(file.exists() for file in files):
-        sections = [of_section for file in files for of_section in json.loads(file.read_text()).values()]
-        chosen = {(member[0], member[1]) for of_section in sections for member in of_section}
+    greedy = [member for unit in scored for of_section in (unit.members or {}).values() for member in of_section]
+    if greedy:
+        chosen = {(member.variant, member.checkpoint) for member in greedy}
         seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
         return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
     count = len({u.seed for u in units if u.variant == variant}) if "seeds" in ensemble else 1

@@ -20,6 +20,8 @@ from rayasd.cli.options import PART, RUN, output_format
     "--by-section", "sections", is_flag=True, help="Add the first entry's AUC by machine, section and domain."
 )
 @click.option("--with-audio", is_flag=True, help="Put the most wrong clips into report.html to be heard: up to 30 MB.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
+              help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
     run: Path,
     ground_truth: Path | None,
@@ -28,20 +30,22 @@ def report(
     oracle: bool,
     sections: bool,
     with_audio: bool,
+    out: Path | None,
 ) -> None:
     """Compute RUN's leaderboard afresh, print it, write its page.
 
-    It is made of all scores that stand; the page is RUN/report.html.
+    It is made from all finished scores. The run's own report is written into RUN, with the page RUN/report.html; one by
+    other rules (--set) is printed, and written only into the folder that --out names.
 
     \b
         rayasd report runs/first --by-section --oracle
         rayasd report runs/first --with-audio
-        rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy
+        rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy --out by-2022
     """
     from rayasd.cli.reporting import report_run
 
     report_run(run, ground_truth, overrides, all_systems=all_systems, oracle=oracle, sections=sections,
-               with_audio=with_audio)  # fmt: skip
+               with_audio=with_audio, out=out)  # fmt: skip
 
 
 @click.command()

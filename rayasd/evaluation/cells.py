@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.bootstrap import Cell, CellScores
 from rayasd.evaluation.metrics import METRICS
-from rayasd.evaluation.scores import Key, Scored, SectionScores, Words, by_name, read_scores
+from rayasd.evaluation.scores import Key, Scored, SectionScores, Words, by_name
 from rayasd.evaluation.years import CellKind, cell_kinds, is_development
 
 SCHEMA = pa.schema(
@@ -69,9 +69,8 @@ def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year:
         wanted.setdefault(files[row["variant"], row["machine"], row["seed"]], []).append(row)
     found: dict[Cell, list[CellScores]] = {}
     for unit, rows in sorted(wanted.items(), key=lambda item: str(item[0])):
-        systems = read_scores(unit.path)
         for row in rows:
-            of_section = systems[Key(*(row[name] for name in Key._fields))]
+            of_section = unit.systems[Key(*(row[name] for name in Key._fields))]
             anomalous, members = members_of(of_section, row["domain"], labels, year)
             order = np.flatnonzero(members)[np.argsort(of_section.clips[members])]
             cell = CellScores(
@@ -95,7 +94,7 @@ def members_of(
 
 def _unit_cells(unit: Scored, labels: Labels, evaluation: EvaluationConfig) -> list[dict[str, Any]]:
     by_section: dict[str, dict[Key, SectionScores]] = {}
-    for key, of_key in read_scores(unit.path).items():
+    for key, of_key in unit.systems.items():
         by_section.setdefault(key.section, {})[key] = of_key
     rows = []
     for section, systems in by_section.items():

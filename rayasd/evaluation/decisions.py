@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of
-from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name, read_scores
+from rayasd.evaluation.scores import Key, Scored, by_name
 
 _FEWEST_TO_FIT = 30
 
@@ -58,15 +58,12 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
 
     rows = cells.to_pylist()
     files = by_name(scored)
-    known: dict[Scored, dict[Key, SectionScores]] = {}
     thresholds: dict[tuple[Scored, Key], float | None] = {}
     for row in rows:
         if not row["selected"] or row["status"] != "ok" or row["auc"] is None:
             continue
         unit, key = files[row["variant"], row["machine"], row["seed"]], Key(*(row[name] for name in Key._fields))
-        if unit not in known:
-            known[unit] = read_scores(unit.path)
-        of_section = known[unit][key]
+        of_section = unit.systems[key]
         if (unit, key) not in thresholds:
             thresholds[unit, key] = threshold(of_section.calibrating, evaluation.threshold_percentile)
         row["threshold"] = thresholds[unit, key]

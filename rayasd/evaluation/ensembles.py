@@ -1,6 +1,6 @@
 """Ensembles: entries of the leaderboard whose clip scores are fused from several systems' or seeds' scores.
 
-An ensemble's scores are written like a unit's, so that everything that reads those reads these.
+An ensemble's scores have the form of a unit's, in memory and on disk, so that everything that reads those reads these.
 """
 
 from collections import Counter
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from rayasd.config import GREEDY, EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.metrics import METRICS
-from rayasd.evaluation.scores import Key, Scored, SectionScores, System, read_scores
+from rayasd.evaluation.scores import Key, Scored, SectionScores, System
 from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
-from rayasd.files import write_json
+from rayasd.files import read_record, write_json
 from rayasd.inlier.fusion import FUSIONS, z_normalised
 from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
+_MEMBERS = "members.json"
 FUSED = "fused"
 """Detector of an ensemble over detectors."""
 
@@ -31,21 +32,21 @@ Place = Callable[[str, str, int | None], Path]
 """Maps entry, machine and seed to where the ensemble's scores go."""
 
 
-def write_ensembles(
+def fuse_ensembles(
     scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: Place
 ) -> list[Scored]:
-    """Fuse finished units' scores as ``evaluation.ensembles`` says and write a scores file for each entry and machine.
+    """Fuse finished units' scores as ``evaluation.ensembles`` says, for each entry and machine; writes nothing.
 
     Every ensemble is over what is there: one over seeds needs two seeds of a machine. The greedy one picks its members
     on the sections that choose and is made only where these have labels.
     """
-    written: list[Scored] = []
+    entries: list[Scored] = []
     for name in evaluation.ensembles:
         if name == GREEDY:
-            written += _greedy(scored, labels, evaluation, place)
+            entries += _greedy(scored, labels, evaluation, place)
         else:
-            written += _averages(scored, name, evaluation.fusion, place)
-    return written
+            entries += _averages(scored, name, evaluation.fusion, place)
+    return entries
 
 
 def _averages(scored: Sequence[Scored], name: str, method: str, place: Place) -> list[Scored]:
@@ -53,23 +54,22 @@ def _averages(scored: Sequence[Scored], name: str, method: str, place: Place) ->
     groups: dict[tuple[str, str, int | None], list[Scored]] = {}
     for unit in scored:
         groups.setdefault((unit.variant, unit.machine, None if "seeds" in over else unit.seed), []).append(unit)
-    written = []
+    entries = []
     for (variant, machine, seed), units in groups.items():
         members: dict[Key, list[SectionScores]] = {}
         for unit in units:
-            sections = read_scores(unit.path)
-            failed = {key[1:] for key, scores in sections.items() if scores.failed}
-            for key, scores in sections.items():
+            failed = {key[1:] for key, scores in unit.systems.items() if scores.failed}
+            for key, scores in unit.systems.items():
                 if "detectors" in over and key[1:] in failed:
                     continue  # one that cannot be fitted somewhere leaves the others their ensemble
                 checkpoint = 0 if "checkpoints" in over else key.checkpoint
                 detector = FUSED if "detectors" in over else key.detector
                 members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
         if members and all(len(of_key) > 1 for of_key in members.values()):
-            entry = Scored(f"{variant}+{name}", machine, seed, place(f"{variant}+{name}", machine, seed))
-            _write(entry.path, {key: fused(of_key, method) for key, of_key in members.items()})
-            written.append(entry)
-    return written
+            computed = {key: fused(of_key, method) for key, of_key in members.items()}
+            entry = f"{variant}+{name}"
+            entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
+    return entries
 
 
 def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
@@ -107,7 +107,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
     """Greedy forward selection with replacement (Caruana et al. 2004) among all systems, their seeds fused first."""
     seeds: dict[System, dict[Where, list[SectionScores]]] = {}
     for unit in scored:
-        for key, scores in read_scores(unit.path).items():
+        for key, scores in unit.systems.items():
             system = System(unit.variant, key.checkpoint, key.detector, key.pooling)
             seeds.setdefault(system, {}).setdefault((unit.machine, key.section), []).append(scores)
     places = sorted({where for of_system in seeds.values() for where in of_system})
@@ -130,7 +130,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
             return []
         picked = [systems[i] for i in _pick(scaled, basis, evaluation)]
         members |= dict.fromkeys(fold, picked)
-    entry, written = f"all+{GREEDY}", []
+    entry, entries = f"all+{GREEDY}", []
     for machine in sorted({machine for machine, _ in places}):
         sections = [section for m, section in places if m == machine]
         of_machine = {
@@ -139,11 +139,10 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
             )
             for section in sections
         }
+        of_sections = {section: members[machine, section] for section in sections}
         path = place(entry, machine, None)
-        _write(path, of_machine)
-        write_json(path.with_name("members.json"), {s: [list(m) for m in members[machine, s]] for s in sections})
-        written.append(Scored(entry, machine, None, path))
-    return written
+        entries.append(Scored(entry, machine, None, path, computed=of_machine, members=of_sections))
+    return entries
 
 
 Where = tuple[str, str]
@@ -196,10 +195,10 @@ def _pick(
     return chosen
 
 
-def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
-    """Write scores as a detect unit does."""
+def write_ensemble(entry: Scored) -> None:
+    """Write an ensemble's scores as a detect unit does, and beside them the members of a greedy one."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for key, scores in sections.items():
+    for key, scores in entry.systems.items():
         no_domains = [None] * len(scores.training_clips)
         splits = np.where(scores.held_out, "validation", "train")
         for clips, values, domains, of_clips in (
@@ -213,4 +212,17 @@ def _write(path: Path, sections: Mapping[Key, SectionScores]) -> None:
             columns["split"] += list(of_clips)
             columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
-    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA), path)
+    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA), entry.path)
+    if entry.members is not None:
+        write_json(entry.path.with_name(_MEMBERS), {s: [list(m) for m in of] for s, of in entry.members.items()})
+
+
+def read_ensembles(folder: Path) -> list[Scored]:
+    """List the ensembles that a report has written."""
+    found = []
+    for path in sorted(folder.glob("*/*/*/part-0.parquet")):
+        variant, machine, seed = (part.name.partition("=")[2] for part in reversed(path.parents[:3]))
+        of_sections = read_record(path.with_name(_MEMBERS))
+        members = {section: [System(*each) for each in of] for section, of in of_sections.items()} or None
+        found.append(Scored(variant, machine, None if seed == "all" else int(seed), path, members=members))
+    return found

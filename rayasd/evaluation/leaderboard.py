@@ -11,11 +11,21 @@ from rayasd.config import EvaluationConfig
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import System
 from rayasd.evaluation.selection import LEAVE_ONE_OUT, Entries, Row, left_out, official, system_of
+from rayasd.files import digest
+from rayasd.nested import differing
 
 PER_SECTION = "per section"
 """Detector of an entry whose sections have systems of their own."""
 
+RULES = "rules"
+"""Key of the metadata under which leaderboard.parquet has the digest of its rules."""
+
 Interval = tuple[float, float]
+
+
+def rules_digest(evaluation: EvaluationConfig) -> str:
+    """Return the sha256 of the rules that differ from the defaults."""
+    return digest(differing(evaluation))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Scores files as arrays: one system's scores of a section's test clips and of its normal training clips."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,16 +17,6 @@ FEWEST_HELD_OUT = 10
 
 Words = NDArray[np.object_]
 Scores = NDArray[np.float64]
-
-
-class Scored(NamedTuple):
-    """A scores file: of a finished detect unit, or of an ensemble."""
-
-    variant: str
-    machine: str
-    seed: int | None
-    """None: an ensemble over seeds."""
-    path: Path
 
 
 class System(NamedTuple):
@@ -77,15 +68,52 @@ class SectionScores:
         return not np.isfinite(self.scores).all()
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The scores of a finished detect unit, or of an ensemble; a file is read once, when its scores are first used."""
+
+    variant: str
+    machine: str
+    seed: int | None
+    """None: an ensemble over seeds."""
+    path: Path
+    """Where they are, or go."""
+    sha256: str | None = field(default=None, repr=False)
+    """What the file must have, where that is known."""
+    computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
+    """Scores of an ensemble, which may have no file."""
+    members: "Mapping[str, Sequence[System]] | None" = field(default=None, repr=False)
+    """Of a greedy ensemble: by section, the systems whose scores are fused."""
+
+    @cached_property
+    def systems(self) -> Mapping[Key, SectionScores]:
+        """Scores of each section and system, in the file's order.
+
+        Raises:
+            UserError: the file is damaged.
+
+        """
+        return read_scores(self.path, sha256=self.sha256) if self.computed is None else self.computed
+
+
 def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:
     """Sort scores files by variant (or ensemble), machine and seed."""
     return {(file.variant, file.machine, file.seed): file for file in scored}
 
 
-def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionScores]:
-    """Read a scores file, or one section of it, system by system in the file's order."""
+def read_scores(path: Path, *, section: str | None = None, sha256: str | None = None) -> dict[Key, SectionScores]:
+    """Read a scores file, or one section of it, system by system in the file's order.
+
+    Raises:
+        UserError: the file is damaged, or has another checksum than ``sha256``.
+
+    """
     filters = None if section is None else [("section", "=", section)]
-    table = read_parquet(path, filters=filters).unify_dictionaries().combine_chunks()
+    table = (
+        read_parquet(path, "rayasd sweep does it again", sha256=sha256, filters=filters)
+        .unify_dictionaries()
+        .combine_chunks()
+    )
     columns = {name: _values(table[name]) for name in table.column_names}
     in_test = columns["split"] == "test"
     places: dict[Key, list[NDArray[np.int64]]] = {}
@@ -93,18 +121,22 @@ def read_scores(path: Path, *, section: str | None = None) -> dict[Key, SectionS
         at = block[0]
         key = Key(*(columns[name][at] for name in Key._fields))
         places.setdefault(key, []).append(block)
-    found = {}
+    found: dict[Key, SectionScores] = {}
+    clips_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
     for key, blocks in places.items():
         rows = np.concatenate(blocks)
         test, training = rows[in_test[rows]], rows[~in_test[rows]]
+        own = [columns["clip"][test], columns["domain"][test], columns["clip"][training], columns["split"][training]]
+        before = clips_of.setdefault(key.section, own)
+        words = [b if np.array_equal(b, w) else w for b, w in zip(before, own, strict=True)]
         found[Key(key.section, int(key.checkpoint), key.detector, key.pooling)] = SectionScores(
-            clips=columns["clip"][test],
-            domains=columns["domain"][test],
+            clips=words[0],
+            domains=words[1],
             scores=columns["score"][test],
             reason=columns["reason"][test[0]] if len(test) else None,
-            training_clips=columns["clip"][training],
+            training_clips=words[2],
             training=columns["score"][training],
-            held_out=columns["split"][training] == "validation",
+            held_out=words[3] == "validation",
         )
     return found
 

@@ -1,10 +1,13 @@
-"""The report of a run: the leaderboard made of what is done of it, whether that still stands, and its entries."""
+"""The report of a run: what its finished scores come to, by the run's rules or by others. Reading it writes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayasd import __version__
 from rayasd.config import EvaluationConfig
@@ -12,18 +15,19 @@ from rayasd.data.catalog import Catalog
 from rayasd.data.oddities import counted_problems, odd_contents
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labels_of
-from rayasd.evaluation.leaderboard import Leaderboard
+from rayasd.evaluation.ensembles import read_ensembles
+from rayasd.evaluation.leaderboard import RULES, rules_digest
 from rayasd.evaluation.published import why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT
 from rayasd.files import digest
 from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
-from rayasd.report.write import write_report
+from rayasd.report.write import Results, compute_results, leaderboard_table, write_results
+from rayasd.sweep import markers
 from rayasd.sweep.driver import State, Sweep, survey
-from rayasd.sweep.markers import forget
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGE_FACTS
+from rayasd.unit import STAGE_FACTS, RunDirectory, Unit
 
 Row = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
@@ -31,17 +35,17 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run's leaderboard is made of: its scores that stand, the labels as they are known now, the rules."""
+    """What a run's leaderboard is made of: its finished scores, the labels as they are known now, the rules."""
 
     store: RunStore
     sweep: Sweep
-    """Every unit of the run and where it stands."""
+    """Every unit of the run and its state."""
     catalog: Catalog
     evaluation: EvaluationConfig
 
     @classmethod
     def of(cls, run_dir: Path) -> "RunReport":
-        """Read a run as it stands, by its own rules.
+        """Read a run, to be reported by its own rules.
 
         Raises:
             UserError: this is no run, or a file of it is damaged.
@@ -55,29 +59,30 @@ class RunReport:
         """Report the same run by other rules."""
         return replace(self, evaluation=evaluation)
 
-    def scored(self) -> list[Scored]:
-        """List the finished detect units' scores; units whose scores are damaged are no longer done."""
-        for unit in self.sweep.units(State.DONE):
-            if unit.stage == "detect" and (why := self.store.damage(unit)):
-                forget(self.store.paths, unit)
-                self.sweep.move(unit, State.FAILED, why)
-                self.sweep.damaged.add(unit)
-        return [
-            Scored(unit.variant, unit.machine, unit.seed, self.store.paths.table(unit))
-            for unit in self.sweep.units(State.DONE)
-            if unit.stage == "detect"
-        ]
+    @cached_property
+    def units(self) -> dict[Unit, Scored]:
+        """Scores of the finished detect units. A damaged file raises a UserError when its scores are first used."""
+        specs, paths = self.sweep.specs, self.store.paths
+        return {
+            unit: Scored(unit.variant, unit.machine, unit.seed, paths.table(unit),
+                         markers.checksum(specs[unit], paths.table(unit)))
+            for unit in self.sweep.units(State.DONE) if unit.stage == "detect"
+        }  # fmt: skip
 
-    def ensembles(self) -> list[Scored]:
-        """List the ensembles' scores, as the last report wrote them."""
-        found = []
-        for path in sorted(self.store.paths.ensembles.glob("*/*/*/part-0.parquet")):
-            variant, machine, seed = (folder.name.partition("=")[2] for folder in reversed(path.parents[:3]))
-            found.append(Scored(variant, machine, None if seed == "all" else int(seed), path))
+    @cached_property
+    def damaged(self) -> dict[Unit, str]:
+        """Finished detect units whose scores are not what they wrote, and why; reads the scores of all units."""
+        found = {}
+        for unit, scored in self.units.items():
+            try:
+                _ = scored.systems
+            except (UserError, FileNotFoundError):
+                found[unit] = markers.damaged(scored.path, unit)
         return found
 
-    def write(self) -> Leaderboard:
-        """Write cells and leaderboard of what stands.
+    @cached_property
+    def results(self) -> Results:
+        """What the whole scores come to, computed now.
 
         Raises:
             UserError: nothing has been scored yet.
@@ -87,11 +92,19 @@ class RunReport:
         for unit in self.sweep.states:
             if unit.stage == "detect":
                 planned.setdefault(unit.variant, []).append(unit.machine)
-        scored = self.scored()  # before anybody says what stands
-        paths, variants = self.store.paths, self.store.config().variants
-        return write_report(paths, scored, self.catalog.table, self.evaluation, planned, self.provenance(), variants)
+        scored = [scored for unit, scored in self.units.items() if unit not in self.damaged]
+        root = self.store.paths.root
+        if not scored and any(root.glob("scores/*/*/*/part-0.parquet")):
+            raise UserError(
+                f"nothing to report: the scores in {root} are damaged, or of another version or configuration; the "
+                "command that made them makes them again"
+            )
+        if not scored:
+            raise UserError(f"nothing to report: no unit of {root} has been scored yet")
+        return compute_results(scored, self.catalog.table, self.evaluation, planned, self.store.paths.ensemble)
 
-    def stands(self) -> bool:
+    @cached_property
+    def is_current(self) -> bool:
         """Whether the leaderboard on disk was made from just these scores, labels and rules."""
         paths = self.store.paths
         files = [paths.leaderboard(suffix) for suffix in ("parquet", "csv", "md")]
@@ -102,21 +115,38 @@ class RunReport:
             board = read_parquet(files[0])
         except UserError:
             return False
-        return (board.schema.metadata or {}).get(b"inputs") == self._inputs().encode()
+        return (board.schema.metadata or {}).get(b"inputs") == self._inputs(()).encode()
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """One row per system, as leaderboard.parquet has them: read where that is current, else computed."""
+        if self.is_current:
+            return read_parquet(self.store.paths.leaderboard("parquet"))
+        return leaderboard_table(self.results.leaderboard, synthetic=self.synthetic)
+
+    @cached_property
+    def cells(self) -> pa.Table:
+        """The cells behind ``table``."""
+        return read_parquet(self.store.paths.cells) if self.is_current else self.results.cells
+
+    @cached_property
+    def scored(self) -> Sequence[Scored]:
+        """Scores of units and ensembles behind ``table``."""
+        if self.is_current:
+            return [*self.units.values(), *read_ensembles(self.store.paths.ensembles)]
+        return self.results.scored
 
     def entries(self, *, single_variant: bool = False) -> dict[str, Row]:
-        """Read the ranked entries by name, best first; writes the report first if it is stale.
+        """Return the ranked entries by name, best first.
 
         ``single_variant``: without those whose variant is chosen section by section.
         """
-        if not self.stands():
-            self.write()
-        rows = read_parquet(self.store.paths.leaderboard("parquet"), filters=[("rank", ">", 0)]).to_pylist()
+        rows = self.table.filter(pc.field("rank") > 0).to_pylist()
         rows.sort(key=lambda row: row["rank"])
         return {r["variant"]: r for r in rows if not (single_variant and r["variant"].startswith(ANY_VARIANT))}
 
     def why_not_published(self, part: str) -> str | None:
-        """Say why the run's systems cannot stand among published ones; None when they can."""
+        """Return why the run's systems cannot be compared with published ones; None when they can."""
         config, variants = self.store.config(), {unit.variant for unit in self.sweep.states}
         if any(config.variant(variant).exposure.anomalies_aside for variant in variants):
             return "anomalies of its test clips were set aside, which the benchmark does not allow"
@@ -128,7 +158,7 @@ class RunReport:
         return bool(self._data["synthetic"])
 
     def remarks(self) -> dict[str, str]:
-        """Say in a line each what was left out of the data, and what is odd about what was not; or none."""
+        """Return in a line each what was left out of the data, and what is odd about the rest; or none."""
         lost = [f"nothing is left of {', '.join(self._data['emptied'])}"] if self._data.get("emptied") else []
         return {
             "clips left out": "; ".join([counted_problems(self._data.get("skipped", ())), *lost]),
@@ -136,7 +166,7 @@ class RunReport:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """Say what made the report, and of what."""
+        """Return what made the report, and from what."""
         last = self._manifest["invocations"][-1]
         return {
             "run": self.store.paths.root.name,
@@ -148,27 +178,39 @@ class RunReport:
             **self.remarks(),
             "synthetic": self.synthetic,
             "evaluation": ", ".join(f"{name}={value}" for name, value in asdict(self.evaluation).items()),
-            "inputs": self._inputs(),
+            RULES: rules_digest(self.evaluation),
+            "inputs": self._inputs(self.damaged),
         }
 
-    def write_page(self, board: Leaderboard, *, with_audio: bool = False) -> int:
-        """Write report.html beside the leaderboard that has just been written; returns its size in bytes."""
+    def write(self, to: RunDirectory | None = None) -> None:
+        """Write ensembles, cells and leaderboard, into the run or a folder that is laid out as one.
+
+        The run's own are those that ``rayasd score`` and ``pack`` choose by: only for who holds its lock, by its own
+        rules.
+        """
+        variants = self.store.config().variants
+        results = self.results if to is None else replace(self.results, scored=_moved(self.results.scored, to))
+        write_results(to or self.store.paths, results, self.provenance(), variants)
+
+    def write_page(self, to: RunDirectory | None = None, *, with_audio: bool = False) -> int:
+        """Write report.html and its charts, likewise; returns the page's size in bytes."""
         from rayasd.report.html.page import write_page  # charts and sounds, which nothing else needs
 
-        states, reasons = self.sweep.states, self.sweep.reasons
+        states, reasons = self.sweep.states, self.sweep.reasons | self.damaged
         run = ReportedRun(
             paths=self.store.paths,
+            out=to or self.store.paths,
             config=self.store.config(),
             evaluation=self.evaluation,
             catalog=self.catalog,
             labels=labels_of(self.catalog.table),
-            leaderboard=board,
-            cells=read_parquet(self.store.paths.cells),
-            scored=[*self.scored(), *self.ensembles()],
-            done=self.sweep.units(State.DONE),
-            problems={u: reasons.get(u, state) for u, state in states.items() if state is not State.DONE},
+            leaderboard=self.results.leaderboard,
+            cells=self.results.cells,
+            scored=self.results.scored,
+            done=[unit for unit in self.sweep.units(State.DONE) if unit not in self.damaged],
+            problems={u: reasons.get(u, s) for u, s in states.items() if s is not State.DONE or u in self.damaged},
             provenance=self.provenance(),
-            why_not_published=self.why_not_published(board.part),
+            why_not_published=self.why_not_published(self.results.leaderboard.part),
         )
         return write_page(run, with_audio=with_audio)
 
@@ -181,15 +223,20 @@ class RunReport:
         data: dict[str, Any] = self._manifest["data"]
         return data
 
-    def _inputs(self) -> str:
+    def _inputs(self, damaged: Collection[Unit]) -> str:
         """Digest of all that decides a leaderboard: which scores, which labels, which rules."""
         sweep = self.sweep
         scores = {
-            str(unit): [state, sweep.specs[unit].identity]
+            str(unit): ["damaged" if unit in damaged else state, sweep.specs[unit].identity]
             for unit, state in sweep.states.items()
             if unit.stage == "detect"
         }
         labels = [self.catalog.table[name].to_pylist() for name in ("clip", "label")]
         skipped: Sequence[str] = self._data.get("skipped", ())
         versions = [facts.version for facts in STAGE_FACTS.values()]
-        return digest([__version__, versions, scores, labels, list(skipped), asdict(self.evaluation)])
+        return digest([__version__, versions, scores, labels, list(skipped), rules_digest(self.evaluation)])
+
+
+def _moved(scored: Sequence[Scored], to: RunDirectory) -> list[Scored]:
+    """Give ensembles their place in another folder."""
+    return [s if s.computed is None else replace(s, path=to.ensemble(s.variant, s.machine, s.seed)) for s in scored]

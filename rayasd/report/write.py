@@ -1,8 +1,8 @@
-"""Cells and leaderboard of a run as files."""
+"""Cells and leaderboard of a run: computed in memory, written as files."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rayasd.evaluation.bootstrap import (
 )
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
-from rayasd.evaluation.ensembles import write_ensembles
+from rayasd.evaluation.ensembles import Place, fuse_ensembles, write_ensemble
 from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import Entries, select
@@ -36,63 +36,86 @@ from rayasd.report.tables import footnotes, heading, markdown_table, row
 from rayasd.unit import RunDirectory
 
 
-def write_report(
-    paths: RunDirectory,
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a run's scores come to by one set of rules; nothing of it needs to be on disk."""
+
+    leaderboard: Leaderboard
+    cells: pa.Table
+    scored: Sequence[Scored]
+    """Of units and of ensembles."""
+
+    @property
+    def ensembles(self) -> list[Scored]:
+        """Scores that were fused for this report."""
+        return [entry for entry in self.scored if entry.computed is not None]
+
+
+def compute_results(
     scored: Sequence[Scored],
     catalog: pa.Table,
     evaluation: EvaluationConfig,
     planned: Mapping[str, Sequence[str]],
-    provenance: Mapping[str, Any],
-    variants: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Leaderboard:
-    """Compute cells and leaderboard from all finished scores and write cells.parquet and leaderboard.parquet/.csv/.md.
+    place: Place,
+) -> Results:
+    """Compute ensembles, cells and leaderboard from all finished scores; writes nothing.
 
     Args:
-        paths: the run.
         scored: finished detect units.
         catalog: with the labels as they are known now.
         evaluation: the rules.
-        planned: for each variant, the machine of every detect unit in the plan (once a seed).
-        provenance: run, revision, command, data, synthetic: goes into every file.
-        variants: what each variant changes; those that differ in one number give a curve.
+        planned: for each variant, the machine of every detect unit in the plan (once per seed).
+        place: where an ensemble's scores go if they are written.
 
     Raises:
-        UserError: nothing has been scored yet.
+        UserError: a file is damaged, or the data hold no test clips.
 
     """
-    if not scored:
-        if any(paths.root.glob("scores/*/*/*/part-0.parquet")):
-            raise UserError(
-                f"nothing to report: the scores in {paths.root} are of another version or configuration; the command "
-                "that made them makes them again"
-            )
-        raise UserError(f"nothing to report: no unit of {paths.root} has been scored yet")
     labels = labels_of(catalog)
-    ensembles = write_ensembles(scored, labels, evaluation, paths.ensemble)
-    for folder in paths.root.glob("ensembles/variant=*"):
-        if not any(folder in entry.path.parents for entry in ensembles):
-            shutil.rmtree(folder)  # of an earlier report by other rules
-    everything = [*scored, *ensembles]
+    everything = [*scored, *fuse_ensembles(scored, labels, evaluation, place)]
     if pc.all(pc.not_equal(catalog["split"], "test")).as_py():
         raise UserError("nothing to report: the data hold no test clips")
     cells, entries = select(score_cells(everything, labels, evaluation), evaluation)
     cells = decide(cells, everything, labels, evaluation)
-    _write_parquet(cells, paths.cells, provenance)
     expected = _expected(planned, everything, labelled_cells(catalog, evaluation))
     leaderboard = rank(cells, entries, expected, evaluation)
     ranked = [_with_intervals(s, everything, labels, cells, entries, leaderboard) for s in leaderboard.ranked]
     leaderboard = replace(leaderboard, standings=(*ranked, *leaderboard.standings[len(ranked) :]))
-    machines = sorted(pc.unique(cells["machine"]).to_pylist())
-    table = _leaderboard_table(leaderboard, synthetic=bool(provenance["synthetic"]))
+    return Results(leaderboard=leaderboard, cells=cells, scored=everything)
+
+
+def write_results(
+    paths: RunDirectory,
+    results: Results,
+    provenance: Mapping[str, Any],
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write ensembles, cells.parquet and leaderboard.parquet, .csv and .md, in the place of those of an earlier report.
+
+    Args:
+        paths: where to.
+        results: what to write.
+        provenance: run, revision, command, data, synthetic: goes into every file.
+        variants: what each variant changes; those that differ in one number give a curve.
+
+    """
+    for entry in results.ensembles:
+        write_ensemble(entry)
+    for folder in paths.root.glob("ensembles/variant=*"):
+        if not any(folder in entry.path.parents for entry in results.ensembles):
+            shutil.rmtree(folder)  # of an earlier report by other rules
+    leaderboard = results.leaderboard
+    _write_parquet(results.cells, paths.cells, provenance)
+    machines = sorted(pc.unique(results.cells["machine"]).to_pylist())
+    table = leaderboard_table(leaderboard, synthetic=bool(provenance["synthetic"]))
     with replacing(paths.leaderboard("csv")) as path:
         pyarrow.csv.write_csv(table, path)
     curves = find_curves(variants or {}, leaderboard)
     for curve in curves:
         write_drawing(paths.plot(f"{curve.name}-{curve.setting}"), curve_chart(curve, leaderboard))
     write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, curves, provenance))
-    # last: by its metadata the others are known to stand
+    # last: its metadata tell that the others are complete
     _write_parquet(table, paths.leaderboard("parquet"), provenance)
-    return leaderboard
 
 
 def _expected(
@@ -138,7 +161,8 @@ def _with_intervals(
     )
 
 
-def _leaderboard_table(leaderboard: Leaderboard, *, synthetic: bool) -> pa.Table:
+def leaderboard_table(leaderboard: Leaderboard, *, synthetic: bool) -> pa.Table:
+    """Return one row per system, as leaderboard.parquet has them."""
     rows = []
     for standing in leaderboard.standings:
         columns = {"year": leaderboard.year, **vars(standing)}

@@ -12,6 +12,7 @@ from rayasd import __version__
 from rayasd.data.catalog import Catalog
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
+from rayasd.evaluation.leaderboard import RULES, rules_digest
 from rayasd.evaluation.scores import Key, System, read_scores
 from rayasd.exposure.network import WEIGHTS, kept_path
 from rayasd.files import digest, read_json
@@ -21,9 +22,10 @@ from rayasd.inlier.scoring import fit_rows
 from rayasd.parquet import read_parquet
 from rayasd.scoring.model import MachineModel, Parts
 from rayasd.scoring.packing import read_pack
-from rayasd.sweep import markers
+from rayasd.sweep.markers import why_unusable
+from rayasd.sweep.plan import stages_of
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGES, Unit
+from rayasd.unit import Unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +106,8 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
         single_detector(choice.detector, spec.config.inlier)
     if choice.pooling is not None:
         find_pooling(choice.pooling)
-    for stage in ("embed", "detect"):
-        if not markers.is_done(specs[spec.upstream(stage)]):
-            raise UserError(
-                f"{spec.upstream(stage)} of {folder} is not done, or by another version: rayasd sweep (re)does it"
-            )
-    for stage in STAGES:
-        if why := store.damage(earlier := spec.upstream(stage)):
-            markers.forget(store.paths, earlier)
+    for stage in stages_of(spec.config):
+        if why := why_unusable(specs[spec.upstream(stage)]):
             raise UserError(why)
     embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
     catalog = store.catalog()
@@ -152,11 +148,10 @@ class _Chosen:
         again = f"rayasd report {store.paths.root} makes it again"
         if not leaderboard.exists():
             raise UserError(f"{store.paths.root} has no leaderboard: rayasd report {store.paths.root} makes one")
-        rows = [
-            row
-            for row in read_parquet(leaderboard, again).to_pylist()
-            if row["num_seeds"] and (row["rank"] or not row["oracle"])
-        ]
+        board = read_parquet(leaderboard, again)
+        if (board.schema.metadata or {}).get(RULES.encode()) != rules_digest(store.config().evaluation).encode():
+            raise UserError(f"{leaderboard} was not made by the run's own rules: {again}")
+        rows = [row for row in board.to_pylist() if row["num_seeds"] and (row["rank"] or not row["oracle"])]
         plans = store.plans()
         variants = list(dict.fromkeys(name for plan in plans for name in plan.variants))
         single = [row for row in rows if row["variant"] in variants]

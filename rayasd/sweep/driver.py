@@ -47,6 +47,8 @@ class Sweep:
     """Units that failed for want of storage: nothing is held against them."""
     damaged: set[Unit] = field(default_factory=set)
     """Units that were done, and whose files are not what they wrote."""
+    again: dict[Unit, str] = field(default_factory=dict)
+    """Units that were done and are done again, and what has changed since."""
     moved: list[Unit] = field(default_factory=list)
     """Units whose state has changed, for whoever shows them (and clears this)."""
 
@@ -113,6 +115,8 @@ def survey(specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_fai
             sweep.move(unit, State.BLOCKED, sweep.reasons[needed])
         else:
             sweep.move(unit, State.WAITING)
+        if unit in asked and sweep.states[unit] is not State.DONE and (why := markers.why_again(spec)):
+            sweep.again[unit] = why
     sweep.moved.clear()
     return sweep
 
@@ -301,7 +305,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
         store.record("unit to be tried again", unit=str(unit), reason=outcome.error, tries=tries)
     else:
         if outcome.damaged:
-            markers.forget(store.paths, outcome.damaged)
+            markers.forget(sweep.specs[outcome.damaged])
             sweep.damaged.add(outcome.damaged)
         elif outcome.lacks_storage:
             sweep.lacking.add(unit)

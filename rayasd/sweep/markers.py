@@ -1,5 +1,9 @@
-"""A unit's markers: DONE names every file that it wrote, with size and checksum; FAILED says why there are none."""
+"""A unit's markers: DONE names every file that it wrote, with size and checksum; FAILED says why there are none.
 
+Only a driver, which holds the run's lock, removes a marker. Everybody else reads.
+"""
+
+import json
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -7,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.files import file_digest, now, read_record, write_json
-from rayasd.unit import RunDirectory, Unit, UnitSpec
+from rayasd.unit import Unit, UnitSpec
 
 
 def mark_done(spec: UnitSpec, **details: Any) -> None:
@@ -21,6 +25,9 @@ def mark_done(spec: UnitSpec, **details: Any) -> None:
     }
     marker = {
         "identity": spec.identity,
+        "version": spec.version,
+        "settings": spec.settings,
+        "data": spec.data,
         "files": files,
         "host": socket.gethostname(),
         "time": now(),
@@ -38,20 +45,56 @@ def is_done(spec: UnitSpec) -> bool:
     )
 
 
-def damage(paths: RunDirectory, unit: Unit) -> str | None:
-    """Say which file of a finished unit is missing or not the one that its marker tells of; None if all are."""
-    marker = paths.marker(unit, "DONE")
-    for name, file in _files(read_record(marker)).items():
-        path = paths.output(unit) / name
+def why_unusable(spec: UnitSpec) -> str | None:
+    """Return why a unit's files must not be used: it is not done, or a file is not what it wrote; reads them all."""
+    marker, unit = read_record(spec.run.marker(spec.unit, "DONE")), spec.unit
+    if not marker:
+        return f"{unit} of {spec.run.root} is not done: rayasd sweep does it"
+    for name, file in _files(marker).items():
+        path = spec.output / name
         if not path.exists() or file_digest(path) != file["sha256"]:
-            return f"{path} is damaged: it is not what {unit} wrote; rayasd sweep does that again"
+            return damaged(path, unit)
+    if why := why_again(spec):
+        return f"{unit} of {spec.run.root} was done with {why}: rayasd sweep does it again"
     return None
 
 
-def forget(paths: RunDirectory, unit: Unit) -> None:
-    """Take back that a unit is done: the next sweep does it again."""
+def damaged(path: Path, unit: Unit) -> str:
+    """Return the error text of a file that is not what its unit wrote."""
+    return f"{path} is damaged: it is not what {unit} wrote; rayasd sweep does that again"
+
+
+def checksum(spec: UnitSpec, path: Path) -> str:
+    """Return the sha256 that a unit's marker has for one of its files; empty where it names no such file."""
+    return str(_files(read_record(spec.run.marker(spec.unit, "DONE"))).get(path.name, {}).get("sha256", ""))
+
+
+def why_again(spec: UnitSpec) -> str | None:
+    """Return what has changed since a unit was done, old value first; None where nothing has, or it is not done."""
+    marker = read_record(spec.run.marker(spec.unit, "DONE"))
+    if not marker or marker.get("identity") == spec.identity:
+        return None
+    before, after = marker.get("settings"), spec.settings
+    if not isinstance(before, dict):
+        return "an earlier version of rayasd, which did not note its settings"
+    if marker.get("version") != spec.version:
+        return f"version {marker.get('version')} of {spec.unit.stage}, which is now {spec.version}"
+    changed = [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if _shown(before, key) != _shown(after, key)
+    ]
+    return ", ".join(changed) or "other data, labels or pretrained weights"
+
+
+def _shown(settings: Mapping[str, Any], key: str) -> str:
+    return json.dumps(settings[key]) if key in settings else "default"  # lists and tuples alike
+
+
+def forget(spec: UnitSpec) -> None:
+    """Remove a unit's marker, so that it is done again; only for a driver, which holds the lock."""
     with suppress(OSError):  # where nothing can be written
-        paths.marker(unit, "DONE").unlink()
+        spec.run.marker(spec.unit, "DONE").unlink()
 
 
 def mark_failed(spec: UnitSpec, reason: str, details: str, tries: int) -> None:

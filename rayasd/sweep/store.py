@@ -24,7 +24,6 @@ from rayasd.files import (
     write_text,
 )
 from rayasd.nested import flatten
-from rayasd.sweep import markers
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.sweep.provenance import describe_invocation
@@ -47,7 +46,6 @@ class RunStore:
         """While it stands, this driver starts nothing more, and its units save where they are and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
         """Secret of this driver's own Ray."""
-        self._whole: set[Unit] = set()
 
     @property
     def exists(self) -> bool:
@@ -162,8 +160,10 @@ class RunStore:
         write_json(self.paths.manifest, manifest | {_CHECKSUM: digest(manifest)})
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, remedy: str = "choose another --run-dir") -> Iterator[None]:
         """Keep every other driver out of this run, or out of our part of it, while the block lasts.
+
+        ``remedy``: what to do where the folder cannot be written.
 
         Raises:
             UserError: another one is at work (says who and since when), or the folder cannot be written.
@@ -181,9 +181,7 @@ class RunStore:
                     if other.exists():
                         refuse_if_held(other)
             except OSError as error:
-                raise UserError(
-                    f"cannot write the run directory {paths.root}: {error.strerror}; choose another --run-dir"
-                ) from None
+                raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}; {remedy}") from None
             if whole:
                 for folder in (paths.root, *_folders(paths.ensembles), *_folders(paths.plots)):
                     remove_unfinished(folder)
@@ -241,14 +239,6 @@ class RunStore:
         """Digest of the test clips' labels, which decide what is learned where anomalies are trained on."""
         table = self.catalog().table
         return digest([table[name].to_pylist() for name in ("clip", "label")])
-
-    def damage(self, unit: Unit) -> str | None:
-        """Say which file of a finished unit is damaged; reads them all, once."""
-        if unit in self._whole:
-            return None
-        if (why := markers.damage(self.paths, unit)) is None:
-            self._whole.add(unit)
-        return why
 
 
 def _folders(root: Path) -> list[Path]:

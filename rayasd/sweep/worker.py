@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rayasd import __version__
 from rayasd.errors import UserError, one_line
 from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
-from rayasd.sweep.markers import damage, mark_done
+from rayasd.sweep.markers import mark_done, why_unusable
 from rayasd.sweep.plan import prerequisite
 from rayasd.unit import STAGE_FACTS, Progress, RunDirectory, Stopped, Unit, UnitSpec
 
@@ -51,7 +51,7 @@ def do_unit(spec: UnitSpec) -> Outcome:
         if not spec.run.catalog.exists():
             raise gone(spec.run.root)  # or it would be made anew below where it was mounted
         needed = prerequisite(spec.unit, spec.config)
-        if needed is not None and (why := damage(spec.run, needed)):
+        if needed is not None and (why := why_unusable(replace(spec, unit=needed))):
             return Outcome(spec.unit, why, hopeless=True, damaged=needed)
         spec.output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(spec.output)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from rayasd.config import EvaluationConfig, from_dict
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labels_of, score_cells
-from rayasd.evaluation.ensembles import write_ensembles
+from rayasd.evaluation.ensembles import fuse_ensembles, read_ensembles
 from rayasd.evaluation.scores import Scored, read_scores
-from rayasd.report.write import write_report
+from rayasd.report.write import compute_results, write_results
 from rayasd.unit import RunDirectory
 from tests.evaluation.test_leaderboard import catalog, scores_file
 
@@ -38,9 +39,9 @@ def mean_auc(scored: list[Scored], detector: str) -> float:
 
 
 def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Scored], run: RunDirectory):
-    (entry,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
-    assert entry[:3] == ("both+seeds", "fan", None)
-    fused, single = read_scores(entry.path), [read_scores(unit.path) for unit in units]
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    assert (entry.variant, entry.machine, entry.seed) == ("both+seeds", "fan", None)
+    fused, single = entry.systems, [read_scores(unit.path) for unit in units]
     assert fused.keys() == single[0].keys()
     for key, scores in fused.items():
         z = [(s[key].scores - s[key].training.mean()) / s[key].training.std() for s in single]
@@ -50,16 +51,16 @@ def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Sc
 
 
 def test_no_test_clip_depends_on_another(units: list[Scored], run: RunDirectory):
-    (whole,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
-    expected = {k: dict(zip(s.clips, s.scores, strict=True)) for k, s in read_scores(whole.path).items()}
+    (whole,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    expected = {k: dict(zip(s.clips, s.scores, strict=True)) for k, s in whole.systems.items()}
     for unit in units:
         table = pq.read_table(unit.path)
         some = (
             (pc.field("split") == "train") | pc.ends_with(pc.field("clip"), "/7") | pc.ends_with(pc.field("clip"), "/2")
         )
         pq.write_table(table.filter(some), unit.path)
-    (few,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
-    for key, scores in read_scores(few.path).items():
+    (few,) = fuse_ensembles([replace(unit) for unit in units], {}, rules("seeds"), run.ensemble)  # read again
+    for key, scores in few.systems.items():
         assert len(scores.clips) == 4
         for clip, score in zip(scores.clips, scores.scores, strict=True):
             assert score == expected[key][clip]
@@ -69,9 +70,9 @@ def test_training_scores_are_of_the_clips_that_every_member_has(units: list[Scor
     table = pq.read_table(units[0].path)
     kept = (pc.field("split") == "test") | pc.ends_with(pc.field("clip"), "1t") | pc.ends_with(pc.field("clip"), "2t")
     pq.write_table(table.filter(kept), units[0].path)
-    (entry,) = write_ensembles(units[:2], {}, rules("seeds"), run.ensemble)
+    (entry,) = fuse_ensembles(units[:2], {}, rules("seeds"), run.ensemble)
     single = [read_scores(unit.path) for unit in units[:2]]
-    for key, scores in read_scores(entry.path).items():
+    for key, scores in entry.systems.items():
         assert [clip[-2:] for clip in scores.training_clips] == ["1t", "2t"]
         z = []
         for of_key in (seed[key] for seed in single):
@@ -81,11 +82,11 @@ def test_training_scores_are_of_the_clips_that_every_member_has(units: list[Scor
 
 
 def test_detectors_are_averaged_within_each_seed(units: list[Scored], run: RunDirectory):
-    entries = write_ensembles(units, {}, rules("detectors", "seeds+detectors"), run.ensemble)
+    entries = fuse_ensembles(units, {}, rules("detectors", "seeds+detectors"), run.ensemble)
     assert [(entry.variant, entry.seed) for entry in entries] == [
         *(("both+detectors", seed) for seed in range(4)), ("both+seeds+detectors", None)
     ]  # fmt: skip
-    assert {key.detector for entry in entries for key in read_scores(entry.path)} == {"fused"}
+    assert {key.detector for entry in entries for key in entry.systems} == {"fused"}
 
 
 def test_checkpoints_are_averaged(units: list[Scored], run: RunDirectory):
@@ -95,15 +96,15 @@ def test_checkpoints_are_averaged(units: list[Scored], run: RunDirectory):
         at, table.schema.field("checkpoint"), pa.array([9] * table.num_rows, pa.int16())
     )
     pq.write_table(pa.concat_tables([table, other]), units[0].path)
-    entries = write_ensembles(units, {}, rules("checkpoints"), run.ensemble)
+    entries = fuse_ensembles(units, {}, rules("checkpoints"), run.ensemble)
     assert [(entry.variant, entry.seed) for entry in entries] == [("both+checkpoints", 0)]  # others have one only
 
 
 def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path, run: RunDirectory):
     quality = {"a": {"00": 1.0, "03": None}}
     units = [Scored("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", quality, seed=s)) for s in range(2)]
-    (entry,) = write_ensembles(units, {}, rules("seeds"), run.ensemble)
-    by_section = {key.section: scores for key, scores in read_scores(entry.path).items()}
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    by_section = {key.section: scores for key, scores in entry.systems.items()}
     assert by_section["03"].reason == "no fit"
     assert by_section["03"].failed
     assert not by_section["00"].failed
@@ -112,9 +113,9 @@ def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path, run: RunD
 def test_detectors_that_failed_somewhere_leave_the_others_their_ensemble(tmp_path: Path, run: RunDirectory):
     quality = {"a": {"00": 1.0, "03": 1.0}, "b": {"00": 1.0, "03": 1.0}, "c": {"00": 1.0, "03": None}}
     unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))
-    (entry,) = write_ensembles([unit], {}, rules("detectors"), run.ensemble)
+    (entry,) = fuse_ensembles([unit], {}, rules("detectors"), run.ensemble)
     single = {(k.section, k.detector): s for k, s in read_scores(unit.path).items()}
-    for key, scores in read_scores(entry.path).items():
+    for key, scores in entry.systems.items():
         z = [(s.scores - s.training.mean()) / s.training.std() for s in (single[key.section, d] for d in "ab")]
         np.testing.assert_allclose(scores.scores, np.mean(z, axis=0))
 
@@ -123,25 +124,25 @@ def test_greedy_takes_members_that_were_tested_on_the_same_clips(units: list[Sco
     fewer = units[3].path.with_name("fewer.parquet")
     pq.write_table(pq.read_table(units[3].path).filter(~pc.ends_with(pc.field("clip"), "/1")), fewer)
     mixed = [*units[:2], Scored("aside", "fan", 0, fewer)]
-    (entry,) = write_ensembles(mixed, labels_of(catalog()), rules("greedy"), run.ensemble)
-    assert "aside" not in (entry.path.parent / "members.json").read_text()
+    (entry,) = fuse_ensembles(mixed, labels_of(catalog()), rules("greedy"), run.ensemble)
+    assert {member.variant for of in entry.members.values() for member in of} == {"both"}
 
 
 def test_one_seed_is_no_ensemble(units: list[Scored], run: RunDirectory):
-    assert write_ensembles(units[:1], {}, rules("seeds"), run.ensemble) == []
+    assert fuse_ensembles(units[:1], {}, rules("seeds"), run.ensemble) == []
 
 
 def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path, run: RunDirectory):
     # x is good where we choose, y where we report, z nowhere
     quality = {"x": {"00": 9.0, "03": 0.0}, "y": {"00": 0.0, "03": 9.0}, "z": {"00": 0.0, "03": 0.0}}
     units = [Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))]
-    (entry,) = write_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
-    members = (entry.path.parent / "members.json").read_text()
-    assert '"x"' in members
-    assert '"y"' not in members
+    (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
+    detectors = {member.detector for of in entry.members.values() for member in of}
+    assert "x" in detectors
+    assert "y" not in detectors
     left_out = rules("greedy", selection="leave-one-section-out")
-    (entry,) = write_ensembles(units, labels_of(catalog()), left_out, run.ensemble)
-    single, fused = read_scores(units[0].path), read_scores(entry.path)
+    (entry,) = fuse_ensembles(units, labels_of(catalog()), left_out, run.ensemble)
+    single, fused = read_scores(units[0].path), entry.systems
     for key, scores in fused.items():  # each section under the members that are good on the other one
         liked = {"00": "y", "03": "x"}[key.section]
         wanted = next(s for k, s in single.items() if (k.section, k.detector) == (key.section, liked))
@@ -149,8 +150,8 @@ def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path, r
 
 
 def test_greedy_is_at_least_as_good_as_its_best_member_where_it_chose(units: list[Scored], run: RunDirectory):
-    (entry,) = write_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
-    seeds = write_ensembles(units, {}, rules("seeds"), run.ensemble)
+    (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
+    seeds = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
     board = {
         name: score_cells(of, labels_of(catalog()), rules()).filter(pc.field("part") == "development")
         for name, of in (("greedy", [entry]), ("seeds", seeds))
@@ -158,16 +159,30 @@ def test_greedy_is_at_least_as_good_as_its_best_member_where_it_chose(units: lis
     greedy = pc.mean(board["greedy"]["auc"]).as_py()
     best = max(pc.mean(board["seeds"].filter(pc.field("detector") == d)["auc"]).as_py() for d in QUALITY)
     assert greedy > best - 0.05
-    assert write_ensembles(units, {}, rules("greedy"), run.ensemble) == []  # nothing to choose by
+    assert fuse_ensembles(units, {}, rules("greedy"), run.ensemble) == []  # nothing to choose by
 
 
 def test_ensembles_are_entries_of_the_leaderboard(units: list[Scored], run: RunDirectory):
     provenance = {"run": "run", "synthetic": False}
-    board = write_report(run, units, catalog(), rules("seeds", "greedy"), {"both": ["fan"] * 4}, provenance)
+    planned = {"both": ["fan"] * 4}
+    results = compute_results(units, catalog(), rules("seeds", "greedy"), planned, run.ensemble)
+    board = results.leaderboard
     assert {s.variant: s.cells_expected for s in board.ranked} == {"both": 16, "both+seeds": 4, "all+greedy": 4}
     assert all(s.complete and s.interval and s.f1 is not None for s in board.ranked)
+    assert not run.cells.exists()  # nothing is written before it is asked for
+    assert not run.ensembles.exists()
+    write_results(run, results, provenance)
     assert "ensembles" in run.leaderboard("md").read_text()
-    write_report(run, units, catalog(), rules(), {"both": ["fan"] * 4}, provenance)
+    for entry, read in zip(
+        sorted(results.ensembles, key=str), sorted(read_ensembles(run.ensembles), key=str), strict=True
+    ):
+        assert str(read) == str(entry)
+        assert read.members == entry.members
+        assert read.systems.keys() == entry.systems.keys()
+        for key, scores in entry.systems.items():
+            for name, value in vars(scores).items():
+                assert np.array_equal(vars(read.systems[key])[name], value), name
+    write_results(run, compute_results(units, catalog(), rules(), planned, run.ensemble), provenance)
     assert not list(run.root.glob("ensembles/*"))
 
 

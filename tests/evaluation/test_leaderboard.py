@@ -16,7 +16,7 @@ from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import select
 from rayasd.inlier.scores_file import SCHEMA
 from rayasd.report.tables import footnotes, heading, row
-from rayasd.report.write import write_report
+from rayasd.report.write import compute_results, write_results
 from rayasd.unit import RunDirectory
 
 CLIPS = 10
@@ -270,7 +270,10 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
     provenance = {"run": "run", "command": "rayasd sweep | more", "synthetic": True}
-    board = write_report(run, [Scored("both", "fan", 0, path)], catalog(), RULES, {"both": ["fan"]}, provenance)
+    scored = [Scored("both", "fan", 0, path)]
+    results = compute_results(scored, catalog(), RULES, {"both": ["fan"]}, run.ensemble)
+    write_results(run, results, provenance)
+    board = results.leaderboard
     table = pq.read_table(run.leaderboard("parquet"))
     assert table["detector"].to_pylist() == [s.detector for s in board.standings]
     assert table.schema.metadata[b"command"] == b"rayasd sweep | more"

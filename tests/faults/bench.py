@@ -2,8 +2,10 @@
 
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from rayasd.sweep.store import RunStore
 from tests.command import Done, call, command_line, environment
 from tests.conftest import run_locally, small_sweep, write_tree
 from tests.faults.results import results_of
@@ -41,6 +43,10 @@ class Bench:
             )  # fmt: skip
         done = call(*words, cache=cache)
         return Done(done.args, done.returncode, done.stdout + done.stderr)
+
+    def held(self, run: Path) -> AbstractContextManager[None]:
+        """Hold a run as its driver does."""
+        return RunStore(run).held()
 
     def sweep(self, run: Path, *more: object, cache: Path | None = None) -> Done:
         return self.call(*small_sweep(self.tree, run, *more), cache=cache)

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_curve
 
 from rayasd.evaluation.cells import Labels, members_of
 from rayasd.evaluation.decisions import threshold
-from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name, read_scores
+from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name
 
 FPR: NDArray[np.float64] = np.concatenate([[0.0], np.linspace(0, 0.1, 41)[1:] - 1e-6, np.linspace(0.1, 1, 91)[1:]])
 """False-positive rates at which curves are averaged, (n,); denser where the pAUC is taken."""
@@ -72,7 +72,7 @@ def read_results(
         sections.setdefault((row["machine"], row["seed"]), {}).setdefault(row["section"], []).append(row)
     results = []
     for (machine, seed), by_section in sorted(sections.items(), key=str):
-        systems = read_scores(files[entry, machine, seed].path)
+        systems = files[entry, machine, seed].systems
         for section, rows in sorted(by_section.items()):
             of_section = systems[Key(*(rows[0][name] for name in Key._fields))]
             at = next((row["threshold"] for row in rows if row["threshold"] is not None), None)

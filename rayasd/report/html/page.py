@@ -111,7 +111,7 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
         with_audio=with_audio,
         max_seconds=MAX_SECONDS,
     )
-    write_text(run.paths.html, text)
+    write_text(run.out.html, text)
     _write_charts(run, {f"heat-map-{variant}": chart for variant, chart in heat_maps.items()})
     _write_charts(run, {f"roc-{machine}": chart for machine, chart in roc.items()})
     _write_charts(run, {f"scores-{machine}-{section}": chart for (machine, section), chart in histograms.items()})
@@ -132,7 +132,7 @@ def _part(name: str) -> Markup:
 def _write_charts(run: ReportedRun, charts: Mapping[str, Markup]) -> None:
     """Write charts as files of their own in plots/."""
     for name, chart in charts.items():
-        write_drawing(run.paths.plot(name), chart)
+        write_drawing(run.out.plot(name), chart)
 
 
 def _results(run: ReportedRun, entry: str) -> list[SectionResult]:

@@ -25,9 +25,11 @@ from rayasd.unit import RunDirectory, Unit
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedRun:
-    """A run whose leaderboard and cells have been written."""
+    """A run and what its scores come to."""
 
     paths: RunDirectory
+    out: RunDirectory
+    """Where the page and its charts go."""
     config: Config
     evaluation: EvaluationConfig
     """Rules of this report."""
