@@ -207,7 +207,7 @@ def sweep_all(side: Path, trees: Sequence[Path]) -> None:
     imported = subprocess.run(asked, cwd=side, env=variables, capture_output=True, text=True, check=True).stdout.strip()
     if Path(imported).resolve() != (side / "rayasd/__init__.py").resolve():
         raise NothingCompared(f"{side.name}: imports {imported}, not the package in {side}")
-    print(f"{side.name}: {imported}", flush=True)
+    print(f"{side.name}: imports {imported}", flush=True)
     for sweep in SWEEPS:
         preset = side / f"{sweep.name}-small.toml"
         preset.write_text(sweep.preset, encoding="utf-8")

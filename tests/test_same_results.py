@@ -282,7 +282,7 @@ def test_a_sweep_that_fails_is_no_result(monkeypatch: pytest.MonkeyPatch, capsys
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.timeout(1800)  # 90 s on two idle cores; the limit allows for a busy machine
+@pytest.mark.timeout(1800)  # 155 s of CPU time; the limit allows for a busy machine
 @needs_history
 def test_the_working_tree_gives_the_results_of_its_commit(capfd: pytest.CaptureFixture[str]):
     assert main(["HEAD"]) == 0, capfd.readouterr().out
