@@ -29,7 +29,7 @@ def test_a_new_setting_with_its_default_leaves_units_done(spec_of: SpecOf, small
 
 
 def test_every_setting_that_decides_a_result_is_part_of_the_identity(spec_of: SpecOf, small_config: Config):
-    exposure = replace(small_config.exposure, learning_rate=2e-3)
+    exposure = replace(small_config.exposure, weight_decay=0.5)
     changed = replace(small_config, exposure=exposure)
     for stage in ("train", "embed", "detect"):
         assert spec_of(stage, config=changed).identity != spec_of(stage).identity

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
-from rayasd.files import digest
+from rayasd.files import digest, read_record, write_json
 from rayasd.host import usable_cpus
 from rayasd.parquet import read_parquet
 
@@ -158,16 +159,32 @@ def _index(index: Path) -> pa.Table | None:
 
 
 def _whole(index: Path) -> pa.Table | None:
-    """Read a machine's index; None where it, or a sample of its map, is not as it was written."""
+    """Read a machine's index; None where it, or a sample of its map, is not as it was written.
+
+    Each host reads the whole map once, and again when the file has changed, not once for each unit.
+    """
     decoded = _index(index)
     if decoded is None or not decoded.num_rows:
+        return decoded
+    note, state = index.with_suffix(f".{socket.gethostname()}.checked"), _state(index)
+    if read_record(note) == state:
         return decoded
     found = _mapped(index, decoded)
     places = zip(found.offsets.tolist(), found.frames.tolist(), decoded["digest"].to_pylist(), strict=True)
     same = all(
         xxh3_128_hexdigest(found.samples[offset : offset + frames].data) == digest for offset, frames, digest in places
     )
+    if same:
+        with suppress(OSError):  # a cache that only others may write: it is read each time
+            write_json(note, state)
     return decoded if same else None
+
+
+def _state(index: Path) -> dict[str, int]:
+    """Return what tells that a map is the file that was checked; its index gets a new time at each use."""
+    status, of_index = index.with_suffix(".i16").stat(), index.stat()
+    names = ("st_dev", "st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
+    return {name: getattr(status, name) for name in names} | {"index": of_index.st_ino, "index_size": of_index.st_size}
 
 
 def _mapped(index: Path, decoded: pa.Table) -> Waveforms:

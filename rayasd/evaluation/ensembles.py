@@ -114,7 +114,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
     candidates = {
         s: {w: fused(m, "z-mean") for w, m in of.items()} for s, of in seeds.items() if len(of) == len(places)
     }
-    candidates = {s: of for s, of in candidates.items() if not any(scores.failed for scores in of.values())}
+    candidates = {s: of for s, of in candidates.items() if all(_can_be_scaled(scores) for scores in of.values())}
     tested = {s: tuple(tuple(scores.clips) for scores in of.values()) for s, of in candidates.items()}
     most = max(Counter(tested.values()).items(), key=lambda item: item[1], default=((), 0))[0]
     candidates = {s: of for s, of in candidates.items() if tested[s] == most}  # all are tested on the same clips
@@ -143,6 +143,11 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
         path = place(entry, machine, None)
         entries.append(Scored(entry, machine, None, path, computed=of_machine, members=of_sections))
     return entries
+
+
+def _can_be_scaled(scores: SectionScores) -> bool:
+    """Whether no score is missing and the training scores give a scale; seeds may have no normal clip in common."""
+    return not scores.failed and len(scores.training) > 1 and bool(np.ptp(scores.training) > 0)
 
 
 Where = tuple[str, str]

@@ -18,7 +18,9 @@ from rayasd.sweep.store import RunStore
 
 _REPORT_SECONDS = 60.0
 """A report writes into a run without a lock, for some seconds."""
-_CACHE_FILE = re.compile(r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock)(?P<part>\.\w+\.part)?")
+_CACHE_FILE = re.compile(
+    r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
+)
 _LOGS = re.compile(r"start-\d+\.log|waiting\.log")  # of rayasd launch
 _SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_(?P<pid>\d+)")
 
@@ -121,6 +123,8 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
             found += _leftover(cache / name, "unfinished file", youngest)
         elif match["kind"] == "lock":
             found += _leftover(cache / name, "lock of a decoding that has ended", youngest)
+        elif match["kind"].endswith(".checked"):
+            found += _leftover(cache / name, "note that a host has checked the samples", youngest)
         elif f"{match['stem']}.{other}" not in names:
             found += _leftover(cache / name, f"half without its .{other}", youngest)
         elif unused_days is not None and match["kind"] == "parquet":

@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import soundfile
+from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data import decoding
+from rayasd.data import decoding, waveforms
 from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
@@ -92,6 +94,38 @@ def test_a_cache_that_is_not_on_this_host_is_made_again(root: Path, tmp_path: Pa
         here.window(row, 0, RATE, a)
         there.window(row, 0, RATE, b)
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_map_is_read_whole_once_per_host_and_change(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache, sums = tmp_path / "cache", []
+
+    def checksum(samples: memoryview) -> str:
+        sums.append(len(samples))
+        return xxh3_128_hexdigest(samples)
+
+    catalog = decode(scan(root), DataConfig(), cache)
+    monkeypatch.setattr(waveforms, "xxh3_128_hexdigest", checksum)
+    samples = np.array(open_waveforms(catalog, "fan", DataConfig(), cache).samples)
+    clips = len(sums)
+    assert clips == catalog.of("fan").num_rows
+    for _ in range(2):
+        open_waveforms(catalog, "fan", DataConfig(), cache)
+    assert len(sums) == clips
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    open_waveforms(catalog, "fan", DataConfig(), cache)
+    assert len(sums) == 2 * clips
+    path = next(cache.glob("fan-*.i16"))
+    facts, content = path.stat(), bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # the time of the last change of its data is forged
+    np.testing.assert_array_equal(open_waveforms(catalog, "fan", DataConfig(), cache).samples, samples)
+    assert len(sums) > 2 * clips
+    for note in cache.glob("fan-*.checked"):
+        note.write_text("[1, 2")  # damaged: the map is read again
+    before = len(sums)
+    open_waveforms(catalog, "fan", DataConfig(), cache)
+    assert len(sums) == before + clips
 
 
 def test_clips_that_changed_behind_a_runs_back_are_refused(root: Path, tmp_path: Path):

@@ -190,3 +190,12 @@ def test_unknown_ensembles_are_refused():
     for wrong in ("variants", "seeds+seeds", "greedy+seeds"):
         with pytest.raises(UserError, match="is none of seeds, checkpoints, detectors, greedy"):
             from_dict({"evaluation": {"ensembles": [wrong]}})
+
+
+def test_seeds_that_share_no_normal_clip_give_no_greedy_ensemble(units: list[Scored], run: RunDirectory):
+    for seed, unit in enumerate(units[:2]):
+        table = pq.read_table(unit.path)
+        last = pc.cast(pc.replace_substring_regex(table["clip"], r".*?(\d)t?$", r"\1"), pa.int64())
+        own = pc.or_(pc.equal(table["split"], "test"), pc.equal(pc.bit_wise_and(last, 1), seed))
+        pq.write_table(table.filter(own), unit.path)
+    assert fuse_ensembles(units[:2], labels_of(catalog()), rules("greedy"), run.ensemble) == []
