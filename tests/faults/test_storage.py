@@ -90,7 +90,7 @@ def test_a_read_only_run_is_read_scored_and_not_written(bench: Bench, mounted: M
     says(bench.call("status", run), 0, "nobody works on it")
     says(bench.call("leaderboard", run), 0, "both")
     says(bench.call("score", run, "--machine", "fan", clip), 0, clip.name)
-    says(bench.call("report", run), 1, f"error: {run} is read-only: mount it writable")
+    says(bench.call("report", run), 2, f"cannot write the run directory {run}: Read-only file system; --out FOLDER")
     says(bench.sweep(run), 2, f"cannot write the run directory {run}: Read-only file system")
 
 
@@ -124,7 +124,7 @@ def test_no_permission_for_run_and_cache(bench: Bench, mounted: Mount, tmp_path:
     run = bench.copy(tmp_path / "seen")
     os.chown(run, 65534, 65534)
     says(bench.call("status", run, prefix=drop), 0, "nobody works on it")
-    says(bench.call("report", run, prefix=drop), 1, f"error: Permission denied: {run}")
+    says(bench.call("report", run, prefix=drop), 2, f"cannot write the run directory {run}: Permission denied")
 
 
 def test_a_run_directory_that_goes_away(bench: Bench, mounted: Mount, tmp_path: Path):
