@@ -18,7 +18,7 @@ PER_SECTION = "per section"
 """Detector of an entry whose sections have systems of their own."""
 
 RULES, CELLS = "rules", "cells"
-"""Keys of the metadata under which leaderboard.parquet has the digest of its rules, and the sha256 of its cells' file."""
+"""Keys of leaderboard.parquet's metadata: the digest of its rules, and the sha256 of cells.parquet."""
 
 Interval = tuple[float, float]
 
