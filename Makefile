@@ -14,7 +14,7 @@ help:
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mpi,onnx,tensorboard,mlflow]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mpi,tensorboard,mlflow]'
 	touch $@
 
 venv: $(VENV)/.installed

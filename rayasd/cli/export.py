@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from rayasd.cli.options import RUN
-from rayasd.cli.score import choose_extractor, chosen
 
 
 @click.group()
@@ -42,23 +41,3 @@ def dcase(run: Path, **options: Any) -> None:
     from rayasd.cli.exporting import export_dcase
 
     export_dcase(run, **options)
-
-
-@export.command()
-@RUN
-@choose_extractor
-@click.option("--input", "given", type=click.Choice(["waveform", "mel"]), default="waveform", show_default=True,
-              help="What the network is given: standardised windows, or their mel spectrograms.")  # fmt: skip
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.onnx")
-def onnx(run: Path, **options: Any) -> None:
-    """Write the extractor of one of RUN's machines as ONNX.
-
-    It gives embedding, machine logit and product logits of windows.
-
-    \b
-        rayasd export onnx runs/first --machine fan -o fan.onnx
-    """
-    from rayasd.cli.exporting import export_extractor
-    from rayasd.scoring.loading import Choice
-
-    export_extractor(run, Choice(**chosen(options)), **options)

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.text import Text
 
 from rayasd.cli.display import wide_console
 from rayasd.cli.reporting import with_overrides
@@ -19,10 +18,7 @@ from rayasd.evaluation.scores import Key, Scored, by_name
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
 from rayasd.report.run_report import RunReport
 from rayasd.unit import Unit
-from rayasd.wording import counted, size
-
-if TYPE_CHECKING:
-    from rayasd.scoring.loading import Choice
+from rayasd.wording import counted
 
 
 def export_dcase(
@@ -93,18 +89,6 @@ def export_dcase(
         wide_console().print(f"incomplete: {ok} of {expected} labelled cells have scores", style="yellow")
     if not authors:
         wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
-
-
-def export_extractor(run: Path, choice: "Choice", given: Literal["waveform", "mel"], out: Path | None) -> None:
-    """Write an extractor as ONNX."""
-    from rayasd.scoring.loading import parts_of_run  # torch: 3 s
-    from rayasd.scoring.onnx import export_onnx
-
-    parts = parts_of_run(run, choice)
-    path = out or Path(f"{parts.machine}.onnx")
-    export_onnx(path, parts, given)
-    said = f"{path}: {parts.machine}, from {given}, {size(path.stat().st_size)}"
-    wide_console().print(Text(said), soft_wrap=True)
 
 
 def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequence[Scored]) -> dict[str, int]:

@@ -7,29 +7,18 @@ import click
 
 from rayasd.cli.options import DEVICE, RUN, output_format
 
-_EXTRACTOR = [
+_MODEL = [
     click.option("--machine", help="Of the run; may be left out where it has one alone."),
     click.option("--variant", help="Default: the run's first in rank."),
     click.option("--seed", type=int, help="Default: the lowest."),
-]
-_SYSTEM = [
     click.option("--detector", help="Default: what the run's report chose."),
     click.option("--pooling", help="Default: what the run's report chose."),
 ]
 
 
-def choose_extractor(command: Any) -> Any:
-    """Add the options that choose one machine's extractor of a run."""
-    return _with_options(command, _EXTRACTOR)
-
-
 def choose_model(command: Any) -> Any:
     """Add the options that choose one machine's model of a run."""
-    return _with_options(command, [*_EXTRACTOR, *_SYSTEM])
-
-
-def _with_options(command: Any, options: list[Any]) -> Any:
-    for option in reversed(options):
+    for option in reversed(_MODEL):
         command = option(command)
     return command
 
@@ -49,7 +38,6 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
 @DEVICE
-@click.option("--address", metavar="HOST:PORT", help="Spread many clips over a standing Ray cluster.")
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(words: tuple[str, ...], **options: Any) -> None:
     """Score new clips of one machine.

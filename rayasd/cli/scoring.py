@@ -18,7 +18,6 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.cli.display import wide_console
-from rayasd.cluster.spread import spread
 from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.scoring.loading import Choice, load, parts_of_run
@@ -45,7 +44,6 @@ def score_clips(
     out: Path | None,
     watch: bool,
     device: str,
-    address: str | None,
     trust: bool,
 ) -> int:
     """Score and show; returns the exit code: 1 if a clip could not be scored."""
@@ -67,15 +65,11 @@ def score_clips(
         with suppress(KeyboardInterrupt):
             _watch(loaded, [Path(word) for word in words], section)
         return 0
-    if address is None or address == "local":
-        scores = loaded.score(clips, section)
-    else:
-        scores = spread(loaded.parts, clips, section, address, device)
     failed = 0
 
     def counted() -> Iterator[ClipScore]:
         nonlocal failed
-        for each in scores:
+        for each in loaded.score(clips, section):
             failed += each.reason is not None
             yield each
 

@@ -15,7 +15,6 @@ import pytest
 import soundfile
 
 from rayasd.cli.scoring import _harmless
-from rayasd.cluster.spread import spread
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
 from rayasd.scoring import load
@@ -282,15 +281,3 @@ def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path,
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     assert process.stdout.read() == ""  # once, and whole
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_clips_spread_over_ray_score_as_they_do_here(packed: Path, tree: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rayasd.cluster.spread._CHUNK", 3)
-    clips = list(map(str, sorted((tree / "fan/source_test").iterdir())))
-    parts = read_pack(packed)
-    there = list(spread(parts, clips, "00", "local", "cpu"))
-    here = list(load(packed, device="cpu").score(clips, "00"))
-    assert [clip.clip for clip in there] == clips
-    np.testing.assert_allclose([c.score for c in there], [c.score for c in here], rtol=1e-5)
