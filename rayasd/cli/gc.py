@@ -12,7 +12,7 @@ from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
 @CACHE
 @TEMP_DIR
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
-              help="Age of what goes from the cache and of Ray: others may be writing there.")  # fmt: skip
+              help="Only remove files of the cache and of Rays that are older than this.")  # fmt: skip
 @click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",
               help="Also remove decoded waveforms that no unit has opened for so long.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
@@ -21,9 +21,8 @@ def gc(
 ) -> None:
     """Remove what killed processes left behind.
 
-    Of RUNS that nobody drives, of the waveform cache, and of this host's Rays: unfinished files, locks and tokens
-    of runs; unfinished files, locks and halves in the cache; folders of sweeps' and launches' own Rays, and sessions
-    in Ray's folder ($RAY_TMPDIR/ray, else /tmp/ray), that are yours and whose processes are gone. Results are never
+    In RUNS that nobody drives: unfinished files, locks and tokens. In the waveform cache: unfinished files, locks and
+    halves. On this host: your folders of sweeps' and launches' own Rays whose processes are gone. Results are never
     touched.
 
     \b
@@ -52,7 +51,6 @@ def gc(
     roots = sorted({temp_root.absolute(), root_of_own()})
     elsewhere = [
         *leftovers.of_cache(cache_folder(cache), hours, unused_days),
-        *leftovers.of_ray(leftovers.ray_folder(), hours),
         *(leftover for root in roots for leftover in leftovers.of_our_rays(root, hours)),
     ]
     removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)

@@ -4,15 +4,14 @@ import fcntl
 import os
 import re
 import shutil
-import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayasd.sweep.executors.ray_folder import NAME, RAYS, is_ours
+from rayasd.sweep.executors.ray_folder import NAME, RAYS, is_held, is_ours
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
@@ -22,7 +21,6 @@ _CACHE_FILE = re.compile(
     r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
 )
 _LOGS = re.compile(r"start-\d+\.log|waiting\.log")  # of rayasd launch
-_SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_(?P<pid>\d+)")
 
 
 @dataclass(frozen=True)
@@ -133,48 +131,16 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
     return found
 
 
-def ray_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Folder in which Ray keeps its sessions' files on this host."""
-    return Path(environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or "/tmp", "ray")
-
-
-def of_ray(folder: Path, hours: float) -> list[Leftover]:
-    """List this user's Ray sessions that no process of this host uses and that have been silent for ``hours``.
-
-    A session is left alone if the process that it is named after runs, if any process names it in its command line or
-    has a file in it open, or if one of its sockets answers. Processes of another container may show in none of these,
-    but a Ray that lives writes its state into its session every few seconds.
-    """
-    sessions = _sessions(folder)
-    used, found = _used_paths() if sessions else None, []
-    if used is None:
-        return []
-    for session in sessions:
-        size, written = _size_and_time(session)
-        if written <= time.time() - 3600 * hours and not _is_used(session, used):
-            found.append(Leftover(session, size, "session of a Ray that is gone"))
-    latest = folder / "session_latest"
-    gone = {leftover.path.resolve() for leftover in found}
-    if latest.is_symlink() and latest.lstat().st_uid == os.getuid() and (
-        latest.resolve() in gone or not latest.exists()
-    ):  # fmt: skip
-        found.append(Leftover(latest, 0, "link to it"))
-    return found
-
-
 def of_our_rays(root: Path, hours: float) -> list[Leftover]:
-    """List this user's folders of Rays of our own, of a sweep or a launch, below ``root``; the same rules hold."""
-    folders = [path for path in sorted(root.glob("ra*")) if NAME.fullmatch(path.name) and is_ours(path)]
-    used, found = _used_paths() if folders else None, []
-    if used is None:
-        return []
-    for folder in folders:
+    """List this user's folders of Rays of ours below ``root`` that no process holds, silent for ``hours``."""
+    found = []
+    for folder in sorted(root.glob("ra*")):
         with suppress(FileNotFoundError):  # its sweep ends while we look
-            size, written = _size_and_time(folder)
-            foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
-            in_use = folder.name in used or any(_is_used(session, used) for session in _sessions(folder / RAYS))
-            if written <= time.time() - 3600 * hours and not in_use and not foreign:
-                found.append(Leftover(folder, size, "folder of a Ray of ours that is gone"))
+            if NAME.fullmatch(folder.name) and is_ours(folder) and not is_held(folder):
+                size, written = _size_and_time(folder)
+                foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
+                if written <= time.time() - 3600 * hours and not foreign:
+                    found.append(Leftover(folder, size, "folder of a Ray of ours that is gone"))
     return found
 
 
@@ -191,18 +157,6 @@ def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Lef
     return []
 
 
-def _sessions(folder: Path) -> list[Path]:
-    """List this user's sessions in a folder of Ray's."""
-    return [path for path in sorted(folder.glob("session_*")) if _SESSION.fullmatch(path.name) and is_ours(path)]
-
-
-def _is_used(session: Path, used: str) -> bool:
-    """Whether a session's process runs, its name is in what processes use, or somebody listens in it."""
-    match = _SESSION.fullmatch(session.name)
-    assert match is not None
-    return Path("/proc", match["pid"]).exists() or session.name in used or _answers(session)
-
-
 def _size_and_time(folder: Path) -> tuple[int, float]:
     """Bytes of all files in a folder, and when the last one was written."""
     size, written = 0, folder.lstat().st_mtime
@@ -212,34 +166,3 @@ def _size_and_time(folder: Path) -> tuple[int, float]:
                 status = Path(parent, name).lstat()
                 size, written = size + status.st_size, max(written, status.st_mtime)
     return size, written
-
-
-def _used_paths() -> str | None:
-    """Command lines, working folders and open files of all processes, as far as we may see them; None: not at all."""
-    return " ".join(_uses()) if Path("/proc/self").exists() else None
-
-
-def _uses() -> Iterator[str]:
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            with suppress(OSError):
-                yield (process / "cmdline").read_bytes().decode(errors="replace")
-                yield str((process / "cwd").readlink())
-                for file in (process / "fd").iterdir():
-                    with suppress(OSError):
-                        yield str(file.readlink())
-
-
-def _answers(session: Path) -> bool:
-    """Whether somebody listens at one of a session's sockets; an answer that cannot be had counts as one."""
-    for path in (session / "sockets").glob("*"):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
-            trial.settimeout(1.0)
-            try:
-                trial.connect(str(path))
-            except (ConnectionRefusedError, FileNotFoundError):
-                continue
-            except OSError:
-                return path.is_socket()
-            return True
-    return False

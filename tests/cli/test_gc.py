@@ -19,6 +19,14 @@ from tests.command import Rayasd
 
 KEY = "0123456789abcdef01234567"
 OLD_SECONDS = 2 * 3600
+HOLD = """
+import sys
+from pathlib import Path
+from rayasd.sweep.executors.ray_folder import _hold
+_hold(Path(sys.argv[1]))
+print(flush=True)
+input()
+"""
 
 
 def old(path: Path, content: bytes = b"12345") -> Path:
@@ -189,38 +197,6 @@ def session(folder: Path, number: int, pid: int) -> Path:
     return made
 
 
-def test_sessions_of_rays_that_are_gone_go_and_those_in_use_stay(gc, tmp_path: Path):
-    ray, gone_pid = tmp_path / "tmp/ray", int(str(dead_holder()["pid"]))
-    gone = session(ray, 1, gone_pid)
-    stay = {name: session(ray, i, gone_pid) for i, name in enumerate(("named", "open", "answers", "young"), start=2)}
-    stay["driver"] = session(ray, 9, os.getpid())
-    (ray / "session_latest").symlink_to(gone)
-    target = old(tmp_path / "elsewhere/session_target/file").parent
-    stay["link"] = link(ray / f"session_2026-01-01_00-00-00_000010_{gone_pid}", aged(target))
-    foreign = old(ray / "session_mine/file")
-    os.utime(stay["young"] / "logs/raylet.out")
-    sleeping = subprocess.Popen(
-        [sys.executable, "-c", "input()", f"--session-dir={stay['named']}"], stdin=subprocess.PIPE
-    )
-    try:
-        os.chdir(tmp_path)  # a socket's path may have 107 bytes
-        with (stay["open"] / "logs/raylet.out").open("rb"), socket.socket(socket.AF_UNIX) as listening:
-            listening.bind(str((stay["answers"] / "sockets/raylet").relative_to(tmp_path)))
-            listening.listen()
-            aged(stay["answers"] / "sockets/raylet")
-            aged(stay["answers"] / "sockets")
-            shown = gc("--dry-run")
-            done = gc()
-    finally:
-        os.chdir(Path(__file__).parent)
-        sleeping.communicate()
-    assert re.search(r"\n2 leftovers, \d+ B would be removed\n", shown.stdout)
-    assert done.stdout.replace("removed", "would be removed") == shown.stdout
-    assert not gone.exists()
-    assert not (ray / "session_latest").is_symlink()
-    assert all(path.exists() for path in (*stay.values(), target, foreign))
-
-
 def our_ray(root: Path, number: int, pid: int) -> Path:
     """A folder of a Ray of ours with a session, silent for two hours."""
     folder = root / f"ra{number:08x}"
@@ -231,31 +207,33 @@ def our_ray(root: Path, number: int, pid: int) -> Path:
     return aged(folder)
 
 
-def test_folders_of_our_own_rays_go_by_the_same_rules(gc, tmp_path: Path):
+def test_folders_of_our_own_rays_go_when_nobody_holds_them(gc, tmp_path: Path):
     rays, gone_pid = tmp_path / "rays", int(str(dead_holder()["pid"]))
     gone = our_ray(rays, 1, gone_pid)
     empty = rays / "ra000000ff"
     empty.mkdir()
     aged(empty)
-    stay = {name: our_ray(rays, i, gone_pid) for i, name in enumerate(("named", "open", "young", "more"), start=2)}
-    stay["driver"] = our_ray(rays, 9, os.getpid())
+    stay = {name: our_ray(rays, i, gone_pid) for i, name in enumerate(("held", "young", "more"), start=2)}
     stay["link"] = link(rays / "ra0000000a", our_ray(tmp_path / "elsewhere", 11, gone_pid))
     stay["foreign"] = old(rays / "radar123/ray/file").parents[1]
     old(stay["more"] / "notes.txt")
     aged(stay["more"])
     os.utime(stay["young"] / "start-0.log")
-    sleeping = subprocess.Popen([sys.executable, "-c", "input()", f"--temp-dir={stay['named']}"], stdin=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, stay["held"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        with (stay["open"] / "start-0.log").open("rb"):
-            shown = gc("--dry-run")
-            done = gc()
+        holder.stdout.readline()
+        shown = gc("--dry-run")
+        done = gc()
     finally:
-        sleeping.communicate()
+        holder.kill()
+        holder.wait()
     assert re.search(r"\n2 leftovers, \d+ B would be removed\n", shown.stdout), shown.stdout
     assert done.stdout.replace("removed", "would be removed") == shown.stdout
     assert not gone.exists()
     assert not empty.exists()
     assert all(path.exists() for path in stay.values())
+    gc()
+    assert not stay["held"].exists()  # its holder was killed
 
 
 @pytest.mark.slow
@@ -288,9 +266,3 @@ def test_a_unit_that_opens_a_cache_notes_its_use(catalog, cache: Path, small_con
 
     monkeypatch.setattr("rayasd.data.waveforms.os.utime", refuse)  # a cache of somebody else's
     assert len(open_waveforms(catalog, "fan", small_config.data, cache).frames)
-
-
-def test_the_ray_folder_is_rays_own_choice():
-    assert leftovers.ray_folder({}) == Path("/tmp/ray")
-    assert leftovers.ray_folder({"TMPDIR": "/scratch"}) == Path("/scratch/ray")
-    assert leftovers.ray_folder({"TMPDIR": "/scratch", "RAY_TMPDIR": "/local"}) == Path("/local/ray")

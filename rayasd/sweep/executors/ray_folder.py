@@ -4,6 +4,7 @@ Ray gives everybody the right to write into the folders that it makes (logs, soc
 put links in place of logs and jobs in place of ours.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ RAYS = "ray"
 """Name of Ray's part of the folder; what is beside it is ours."""
 NAME = re.compile(r"ra[0-9a-f]{8}")
 
+_HELD: list[int] = []
 _LENGTH = len("/ra01234567")
 _LONGEST = 107 - len(f"/{RAYS}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
 
@@ -41,10 +43,30 @@ def private_folder(root: Path, job: str | None = None) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
         if is_ours(folder):
             folder.chmod(0o700)
+            _hold(folder)
             return folder
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir (RAYASD_TMP)") from None
     raise UserError(f"{folder} belongs to another user: choose another --temp-dir (RAYASD_TMP)")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process that made a private folder, or shares it, still runs."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _hold(folder: Path) -> None:
+    """Hold a folder until this process ends; the kernel lets go of it however that happens."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # not inherited
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _HELD.append(descriptor)
 
 
 def root_of_own(environment: Mapping[str, str] = os.environ) -> Path:
