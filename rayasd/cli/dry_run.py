@@ -17,7 +17,7 @@ from rayasd.host import usable_cpus
 from rayasd.nested import bounded, build
 from rayasd.sweep.driver import check_request
 from rayasd.sweep.executors import Request, Resources
-from rayasd.sweep.forecast import Clips, Forecast, forecast, measured_speeds, output_bytes
+from rayasd.sweep.forecast import Clips, least_seconds, measured_speeds, output_bytes
 from rayasd.sweep.plan import Plan, stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGE_FACTS, STAGES, RunDirectory, Stage, UnitSpec
@@ -42,8 +42,6 @@ class Simulation:
     """Windows a second."""
     detect: float = bounded(0.0, minimum=0.0)
     """Clips a second through all detectors."""
-    file_system: float = bounded(0.0, minimum=0.0)
-    """GB a second that the shared file system gives to all nodes together; default: it bounds nothing."""
 
     @classmethod
     def parse(cls, text: str) -> "Simulation":
@@ -123,7 +121,7 @@ class DryRun:
                 console.print(Text(f"  {unit}"))
 
     def simulate(self, console: Console, simulation: Simulation) -> None:
-        """Play the plan on nodes that are not there, and print how it goes.
+        """Print how long the plan takes at least on nodes that are not there.
 
         Raises:
             UserError: nodes too small for a unit, or a speed that nobody has measured or given.
@@ -143,32 +141,15 @@ class DryRun:
         }  # fmt: skip
         stages = [stage for stage in STAGES if any(unit.stage == stage for unit in specs)]
         speeds = _speeds(simulation, stages, self.run)
-        bandwidth = simulation.file_system * 1e9 or None
+        bounds = least_seconds(specs, Clips.of(self.catalog), speeds, request.usable(nodes), request)
         console.print(
-            f"\nsimulated on {counted(len(nodes), 'node')} of {nodes[0]}; a unit's speed: "
+            f"\non {counted(len(nodes), 'node')} of {nodes[0]}, with unit speeds of "
             + ", ".join(f"{stage} {speeds[stage]:.3g} {STAGE_FACTS[stage].work}/s" for stage in stages),
             highlight=False,
         )
-        _print_forecast(
-            console, forecast(specs, self.catalog, self.parameters, speeds, nodes, request, bandwidth), len(nodes)
-        )
-
-
-def _print_forecast(console: Console, found: Forecast, num_nodes: int) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column()
-    bounds = sorted(((what, bound) for what, bound in found.bounds.items() if bound >= 0.5), key=lambda item: -item[1])
-    table.add_row("makespan", elapsed(found.makespan))
-    table.add_row("busy", f"{found.busy:.0%}")
-    table.add_row("bound by", ", ".join(f"{what} {elapsed(seconds)}" for what, seconds in bounds))
-    table.add_row("each node reads", f"{size(found.node_bytes)} of recordings")
-    table.add_row(
-        "shared file system",
-        f"{size(found.read_bytes)} read by {counted(num_nodes, 'node')}, {size(found.checkpoint_bytes)} of "
-        f"checkpoints, {size(found.written_bytes)} of results",
-    )
-    console.print(table)
+        tightest = sorted(bounds.items(), key=lambda item: -item[1])
+        bound_by = ", ".join(f"{what} {elapsed(seconds)}" for what, seconds in tightest)
+        console.print(f"at least {elapsed(tightest[0][1])}: bound by {bound_by}", highlight=False)
 
 
 def _speeds(simulation: Simulation, stages: Sequence[Stage], run: Path) -> dict[Stage, float]:
