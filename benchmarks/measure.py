@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rayasd.host import end_with_parent
+from rayasd.host import end_with_parent, worker_pool
 from rayasd.sweep.provenance import package_versions
 
 
@@ -52,7 +52,7 @@ def in_turn(*ways: Callable[[], object], repeat: int = 3) -> list[float]:
 
 def alone(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function in a process of its own: what it does to threads and memory ends with it."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(function, *arguments).result()
 
 

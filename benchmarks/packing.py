@@ -4,14 +4,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 
 import torch
 
 from benchmarks.measure import Figure
 from benchmarks.recordings import unit
 from benchmarks.training import PACE, Pace, Timing, our_training
-from rayasd.host import usable_cpus
+from rayasd.host import usable_cpus, worker_pool
 from rayasd.unit import UnitSpec
 
 NUMBERS = (1, 2, 4, 7)
@@ -32,7 +31,7 @@ def measure() -> list[Figure]:
 
 
 def _speed(spec: UnitSpec, number: int) -> float:
-    with ProcessPoolExecutor(number, get_context("spawn")) as pool:
+    with worker_pool(number) as pool:
         return sum(timing.speed for timing in together(pool, spec, number))
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 NEEDED = ("numpy", "scipy", "torch", "torchaudio", "timm", "sklearn", "pyarrow", "safetensors", "xxhash",
@@ -62,14 +63,16 @@ def main(words: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path(os.environ.get("OUT") or "."), help="folder of both files ($OUT, or here)"
     )
     options = parser.parse_args(words)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the other way to look for a GPU would spoil it for forks
     if missing := missing_packages():
-        how = "carry their wheels in .whl/, as the head of benchmarks/gpu.sh says"
-        print(f"not installed: {', '.join(missing)}; {how}", file=sys.stderr)
-        return 2
-    from benchmarks.gpu.results import MARKDOWN, Outcome, Row, write
-    from benchmarks.gpu.running import Work, run_part
+        return refuse(missing)
+    try:
+        from benchmarks.gpu.results import MARKDOWN, Outcome, Row, write
+        from benchmarks.gpu.running import Work, run_part
 
-    modules = {name: import_module(f"benchmarks.gpu.{name}") for name in {part.function[0] for part in PARTS}}
+        modules = {name: import_module(f"benchmarks.gpu.{name}") for name in {part.function[0] for part in PARTS}}
+    except ImportError as error:  # of a package that a package needs
+        return refuse([error.name or str(error)])
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="rayasd-gpu-") as folder:
         work = Work(Path(folder), options.tiny)
@@ -91,14 +94,24 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def missing_packages() -> list[str]:
-    """Import what is needed; returns what cannot be imported."""
+    """Look for what is needed, without the seconds that importing it all takes; returns what is not there."""
     missing = []
     for name in NEEDED:
         try:
-            import_module(name)
+            if find_spec(name) is None:
+                missing.append(name)
+            elif name == "soundfile":
+                import_module(name)  # it needs cffi
         except ImportError as error:
             missing.append(error.name or name)
     return missing
+
+
+def refuse(missing: Sequence[str]) -> int:
+    """Print in one line what is missing and how to carry it; returns the exit code."""
+    how = "carry their wheels in .whl/, as the head of benchmarks/gpu.sh says"
+    print(f"not installed: {', '.join(missing)}; {how}", file=sys.stderr)
+    return 2
 
 
 def _why_not(part: Part, chosen: Sequence[str], tiny: bool, left: float, outcomes: Sequence) -> str:

@@ -8,7 +8,7 @@ from benchmarks.gpu.checks import with_exposure
 from benchmarks.gpu.material import Material, material
 from benchmarks.gpu.results import Row, timed
 from benchmarks.gpu.running import Skipped, Work
-from benchmarks.measure import apart, forks
+from benchmarks.measure import alone, apart, forks
 from benchmarks.packing import NUMBERS, together
 from benchmarks.training import (
     Pace,
@@ -72,7 +72,8 @@ def compiling(work: Work) -> Iterator[Row]:
         raise Skipped("there is no triton to compile with")
     speeds = []
     for compiled, name in ((False, "off"), (True, "on")):
-        timing = apart(our_training, with_exposure(given.spec, compile=compiled), pace)
+        # a fresh process, not a fork: the compiler has processes and threads of its own
+        timing = alone(our_training, with_exposure(given.spec, compile=compiled), pace)
         yield from _timing(f"compile {name}", timing, "clips/s")
         yield Row(f"compile {name}, until the first batch", timing.first, "s")
         speeds.append(timing.speed)
