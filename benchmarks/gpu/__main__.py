@@ -57,7 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", choices=[*names, []], metavar="PART", help=", ".join(names))
-    parser.add_argument("--seconds", type=float, default=480, help="budget of all parts together (480)")
+    parser.add_argument("--seconds", type=float, default=465, help="budget of all parts together (465)")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, on a CPU too")
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT") or "."), help="folder of both files ($OUT, or here)"

@@ -73,8 +73,12 @@ def deterministically(spec: UnitSpec) -> tuple[int, int, int]:
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> int:
-    """Count the values that are not the same."""
-    return sum(int((value != other[name]).sum()) for name, value in one.items())
+    """Count the values whose bits are not the same."""
+    return sum(int((_bits(value) != _bits(other[name])).sum()) for name, value in one.items())
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    return values.view(torch.int32) if values.dtype is torch.float32 else values
 
 
 def embeddings(work: Work) -> Iterator[Row]:
