@@ -6,10 +6,11 @@ from pathlib import Path
 
 from benchmarks.measure import Figure, alone
 from benchmarks.recordings import unit
-from rayasd.sweep.driver import State, Sweep, drive, survey
+from rayasd.sweep.driver import drive
 from rayasd.sweep.executors import Request
 from rayasd.sweep.markers import mark_done
 from rayasd.sweep.plan import Plan
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, UnitSpec

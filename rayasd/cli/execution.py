@@ -22,10 +22,11 @@ from rayasd.host import usable_cpus, visible_gpus
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
 from rayasd.sweep import markers
-from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
+from rayasd.sweep.driver import check_request, drive
 from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.forecast import Clips, work
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.unit import Unit

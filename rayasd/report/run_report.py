@@ -25,7 +25,7 @@ from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
 from rayasd.report.write import Results, compute_results, leaderboard_table, write_results
 from rayasd.sweep import markers
-from rayasd.sweep.driver import State, Sweep, survey
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STAGE_FACTS, RunDirectory, Unit
 

@@ -15,11 +15,12 @@ from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
 from rayasd.sweep import driver, lock
-from rayasd.sweep.driver import Queue, State, Sweep, check_request, drive, survey
+from rayasd.sweep.driver import Queue, check_request, drive
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.executors.ray import RayExecutor
 from rayasd.sweep.markers import failure, mark_done
 from rayasd.sweep.plan import Plan, prerequisite
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore, differences
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import STAGES, Unit, UnitSpec
