@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -53,7 +54,6 @@ for line in sys.stdin:
 """
 ELSEWHERE = {"host": "elsewhere", "pid": 7, "started": "1", "place": "another kernel", "since": "then"}
 CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-WITHOUT_PROC = ("unshare", "--pid", "--fork", "--kill-child")
 Started = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -188,6 +188,18 @@ def test_a_lock_that_a_quicker_one_has_taken_is_left_alone(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_who_finds_a_lock_being_replaced_waits_for_its_turn(started: Started, tmp_path: Path):
+    """Two parts of a run may start at once after the whole was killed: neither is in the other's way."""
+    holder = started()
+    assert said(holder) == "holds"
+    kill(holder)
+    turn = locked(tmp_path / ".lock.json.turn.part")
+    turn.__enter__()
+    Timer(0.3, turn.__exit__, (None, None, None)).start()
+    refuse_if_held(tmp_path / "lock.json")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("as_empty", [False, True])
 def test_one_that_was_killed_while_it_replaced_a_lock_stops_nobody(
     started: Started, tmp_path: Path, as_empty: bool, short: None
@@ -245,14 +257,30 @@ def test_a_holder_in_another_container_with_our_host_name_is_respected(
 
 
 @pytest.mark.slow
-def test_where_proc_shows_other_numbers_a_holder_is_respected_and_followed(
-    started: Started, tmp_path: Path, containers: None
+def test_where_proc_shows_the_numbers_of_another_namespace_a_holder_is_respected_and_followed(
+    started: Started, containers: None
 ):
-    holder = started(HOLD, *WITHOUT_PROC)
-    assert said(holder) == "holds"
-    assert "is held by process 1" in said(started(HOLD, *WITHOUT_PROC))
-    kill(holder)
-    assert said(started(HOLD, *WITHOUT_PROC)) == "holds"
+    with subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", "sleep", "60"]) as container:
+        wait_until(lambda: inside(container) != container.pid)
+        enter = ("nsenter", f"--pid=/proc/{inside(container)}/ns/pid")
+        holder = started(HOLD, *enter)
+        assert said(holder) == "holds"
+        assert "is held by process" in said(started(HOLD, *enter))
+        kill(holder)
+        assert said(started(HOLD, *enter)) == "holds"
+        container.kill()
+
+
+def test_what_proc_tells_of_another_namespace_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: None):
+    path = tmp_path / "lock.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "getpid", lambda: 2**30)  # which this /proc does not know
+        with locked(path):
+            record = path.read_text()
+    assert json.loads(record) | {"place": None, "started": None} == json.loads(record)
+    path.write_text(record)
+    with locked(path):  # not told by its process, but followed
+        pass
 
 
 @pytest.mark.slow
