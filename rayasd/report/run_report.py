@@ -24,10 +24,11 @@ from rayasd.files import digest
 from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
 from rayasd.report.write import Results, compute_results, leaderboard_table, write_results
+from rayasd.stages import STAGES
 from rayasd.sweep import markers
 from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGE_FACTS, RunDirectory, Unit
+from rayasd.unit import RunDirectory, Unit
 
 Row = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
@@ -233,7 +234,7 @@ class RunReport:
         }
         labels = [self.catalog.table[name].to_pylist() for name in ("clip", "label")]
         skipped: Sequence[str] = self._data.get("skipped", ())
-        versions = [facts.version for facts in STAGE_FACTS.values()]
+        versions = [stage.version for stage in STAGES.values()]
         return digest([__version__, versions, scores, labels, list(skipped), rules_digest(self.evaluation)])
 
 

@@ -8,13 +8,14 @@ from heapq import heappop, heappush
 
 from rayasd.errors import UserError
 from rayasd.files import gone
+from rayasd.stages import STAGES, StageName
 from rayasd.sweep import markers
 from rayasd.sweep.executors import Executor, Request, Resources
 from rayasd.sweep.heartbeats import Heartbeats
 from rayasd.sweep.states import State, Sweep
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import STAGES, Stage, Unit
+from rayasd.unit import Unit
 
 Place = tuple[int, float, int]
 """Turn of the unit's seed, minus its cost, place in the plan."""
@@ -30,7 +31,7 @@ def check_request(request: Request, nodes: Sequence[Resources]) -> None:
         UserError: none can; says what was asked and what there is.
 
     """
-    wanted = request.of("train")
+    wanted = request.of(next(iter(STAGES)))  # the first stage asks for most
     if not any(node.fits(wanted) for node in nodes):
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Resources(0))
         raise UserError(
@@ -127,7 +128,7 @@ class Queue:
         self._sweep = sweep
         seeds = {seed: turn for turn, seed in enumerate(dict.fromkeys(unit.seed for unit in sweep.specs))}
         self._place = {unit: (seeds[unit.seed], -costs.get(unit, 0.0), place) for place, unit in enumerate(sweep.specs)}
-        self._heaps: dict[Stage, list[tuple[Place, Unit]]] = {stage: [] for stage in reversed(STAGES)}
+        self._heaps: dict[StageName, list[tuple[Place, Unit]]] = {stage: [] for stage in reversed(list(STAGES))}
         self.pauses = False
         """Whether a unit that would fit waits for its next try."""
         self.offer(*sweep.units(State.WAITING))

@@ -5,10 +5,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from rayasd.stages import STAGES, StageName
 from rayasd.sweep import markers
 from rayasd.sweep.executors import Counts
 from rayasd.sweep.plan import prerequisite
-from rayasd.unit import STAGES, Stage, Unit, UnitSpec
+from rayasd.unit import Unit, UnitSpec
 
 
 class State(StrEnum):
@@ -40,7 +41,9 @@ class Sweep:
     """Every change of a state since the run directory was read, in order."""
 
     def __post_init__(self) -> None:
-        self._counts: Counter[tuple[Stage, str]] = Counter((unit.stage, state) for unit, state in self.states.items())
+        self._counts: Counter[tuple[StageName, str]] = Counter(
+            (unit.stage, state) for unit, state in self.states.items()
+        )
         self.dependents: dict[Unit, list[Unit]] = {}
         for unit, spec in self.specs.items():
             if (needed := prerequisite(unit, spec.config)) is not None:
