@@ -198,7 +198,7 @@ def sweep_all(side: Path, trees: Sequence[Path]) -> None:
         NothingCompared: a sweep failed, or another package than this side's would be imported.
 
     """
-    from tests.conftest import environment
+    from tests.command import environment
 
     cache = side / "cache"
     packages = os.pathsep.join(filter(None, (str(side), os.environ.get("PYTHONPATH"))))
