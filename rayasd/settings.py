@@ -1,14 +1,11 @@
 """Every setting with its default, allowed values and meaning, as rayasd/config.py declares them."""
 
 import ast
-import dataclasses
 import inspect
-import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_type_hints
 
 from rayasd import config
 from rayasd.errors import UserError
@@ -25,63 +22,59 @@ class Setting:
     allowed: str
     meaning: str
 
+    @property
+    def table(self) -> str:
+        """The table that holds it."""
+        return self.name.partition(".")[0]
 
-@dataclass(frozen=True, kw_only=True)
-class SettingsTable:
-    """A table of settings."""
-
-    name: str
-    meaning: str
-    settings: Sequence[Setting]
-
-
-def all_settings() -> list[SettingsTable]:
-    """Return all tables of settings, in the order of the configuration; ``variants`` has no settings of its own."""
-    texts = _texts_below_fields()
-    hints = typing.get_type_hints(config.Config)
-    tables = []
-    for field in dataclasses.fields(config.Config):
-        table = hints[field.name]
-        if isinstance(table, type) and dataclasses.is_dataclass(table):
-            types = typing.get_type_hints(table)
-            settings = [
-                Setting(
-                    name=f"{field.name}.{each.name}", default=each.default,
-                    allowed=allowed(types[each.name], each.metadata), meaning=texts[table.__name__, each.name],
-                )
-                for each in dataclasses.fields(table)
-            ]  # fmt: skip
-            tables.append(SettingsTable(name=field.name, meaning=inspect.getdoc(table) or "", settings=settings))
-        else:
-            tables.append(SettingsTable(name=field.name, meaning=texts["Config", field.name], settings=()))
-    return tables
+    @property
+    def key(self) -> str:
+        """Its name within the table."""
+        return self.name.rpartition(".")[2]
 
 
-def find_settings(key: str) -> list[SettingsTable]:
-    """Return the table, or the settings, of this name; ``epochs`` finds every setting whose last part it is.
+def tables_of_settings() -> dict[str, str]:
+    """Return what each table of settings is about."""
+    return {
+        name: inspect.getdoc(table) or ""
+        for name, table in get_type_hints(config.Config).items()
+        if is_dataclass(table)
+    }
+
+
+def all_settings() -> list[Setting]:
+    """Return all settings, in the order of the configuration."""
+    meanings = _meanings()
+    settings = [
+        Setting(
+            name=f"{name}.{field.name}", default=field.default, meaning=meanings[table.__name__, field.name],
+            allowed=allowed(get_type_hints(table)[field.name], field.metadata),
+        )
+        for name, table in get_type_hints(config.Config).items() if isinstance(table, type) and is_dataclass(table)
+        for field in fields(table)
+    ]  # fmt: skip
+    variants = meanings["Config", "variants"]
+    return [*settings, Setting(name="variants", default={}, meaning=variants, allowed="tables of settings, by name")]
+
+
+def find_settings(name: str) -> list[Setting]:
+    """Return the settings of a table, or those with this name or key: ``exposure``, ``exposure.epochs``, ``epochs``.
 
     Raises:
         UserError: there is no such table or setting; names the nearest.
 
     """
-    tables = all_settings()
-    found = []
-    for table in tables:
-        settings = [each for each in table.settings if key in (each.name, each.name.partition(".")[2])]
-        if table.name == key:
-            found.append(table)
-        elif settings:
-            found.append(dataclasses.replace(table, settings=settings))
+    settings = all_settings()
+    found = [each for each in settings if name in (each.table, each.name, each.key)]
     if not found:
-        names = [setting.name for table in tables for setting in table.settings]
-        keys = [name.partition(".")[2] for name in names]
-        nearest = get_close_matches(key, [*(table.name for table in tables), *names, *keys], n=1)
+        known = [text for each in settings for text in (each.table, each.name, each.key)]
+        nearest = get_close_matches(name, known, n=1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise UserError(f"unknown setting {key!r}: {hint}'rayasd settings' prints all")
+        raise UserError(f"unknown setting {name!r}: {hint}'rayasd settings' prints all")
     return found
 
 
-def _texts_below_fields() -> dict[tuple[str, str], str]:
+def _meanings() -> dict[tuple[str, str], str]:
     """Read the string below each field of config.py, by class and field: Python does not keep it at run time."""
     return {
         (node.name, field.target.id): " ".join(str(below.value.value).split())

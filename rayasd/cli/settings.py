@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,9 +10,7 @@ import click
 from rayasd.cli.options import output_format
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rayasd.settings import Setting, SettingsTable
+    from rayasd.settings import Setting
 
     PresetValues = dict[str, dict[str, Any]]
     """Values of each preset, by the dotted names of settings."""
@@ -40,27 +39,34 @@ def settings(key: str | None, preset: str | None, form: str) -> None:
         rayasd settings --preset demo
     """
     from rayasd import presets
-    from rayasd.cli.display import wide_console
     from rayasd.nested import flatten
     from rayasd.settings import all_settings, find_settings
 
-    tables = all_settings() if key is None else find_settings(key)
+    found = all_settings() if key is None else find_settings(key)
     values = {name: flatten(presets.load(name).as_dict()) for name in ([preset] if preset else presets.preset_names())}
     if form == "table":
-        _print(wide_console(), tables, values)
+        _print(found, values)
     elif form == "md":
-        click.echo("\n".join([*([_INTRODUCTION] if key is None else []), *_markdown(tables, values)]))
+        click.echo(_INTRODUCTION if key is None else "", nl=False)
+        _print_markdown(found, values)
     else:
-        rows = [vars(each) | {"presets": _others(each, values)} for table in tables for each in table.settings]
+        rows = [vars(each) | {"presets": _others(each, values)} for each in found]
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
-def _print(console: "Console", tables: Sequence["SettingsTable"], values: "PresetValues") -> None:
+def _print(found: Sequence["Setting"], values: "PresetValues") -> None:
     from rich.text import Text
 
-    for number, table in enumerate(tables):
-        console.print(Text.assemble("\n" if number else "", (table.name, "bold"), f"  {table.meaning}"))
-        for setting in table.settings:
+    from rayasd.cli.display import wide_console
+    from rayasd.settings import tables_of_settings
+
+    console, tables = wide_console(), tables_of_settings()
+    for number, (table, settings) in enumerate(groupby(found, lambda each: each.table)):
+        if number:
+            console.print()
+        if table in tables:
+            console.print(Text.assemble((table, "bold"), f"  {tables[table]}"))
+        for setting in settings:
             console.print(Text.assemble((setting.name, "cyan"), f" = {_toml(setting.default)}"))
             text = Text.assemble(f"{setting.meaning} ", (f"({setting.allowed})", "dim"))
             for value, names in _by_value(setting, values).items():
@@ -70,23 +76,23 @@ def _print(console: "Console", tables: Sequence["SettingsTable"], values: "Prese
                 console.print(Text.assemble("    ", line))
 
 
-def _markdown(tables: Sequence["SettingsTable"], values: "PresetValues") -> list[str]:
-    lines = []
-    for table in tables:
-        lines += [f"## {table.name}", "", table.meaning, ""]
-        if table.settings:
-            lines += ["| setting | default | presets | allowed | meaning |", "|---|---|---|---|---|"]
-        for each in table.settings:
+def _print_markdown(found: Sequence["Setting"], values: "PresetValues") -> None:
+    from rayasd.settings import tables_of_settings
+
+    tables = tables_of_settings()
+    for table, settings in groupby(found, lambda each: each.table):
+        click.echo(f"\n## {table}\n" + (f"\n{tables[table]}\n" if table in tables else ""))
+        click.echo("| setting | default | presets | allowed | meaning |\n|---|---|---|---|---|")
+        for each in settings:
             others = "<br>".join(f"{names}: `{value}`" for value, names in _by_value(each, values).items())
             cells = (f"`{each.name}`", f"`{_toml(each.default)}`", others, each.allowed, each.meaning)
-            lines.append(f"| {' | '.join(cells)} |")
-        lines += [""] if table.settings else []
-    return lines
+            click.echo(f"| {' | '.join(cells)} |")
 
 
 def _others(setting: "Setting", values: "PresetValues") -> dict[str, Any]:
     """Return the values of the presets that differ from the default."""
-    return {preset: of[setting.name] for preset, of in values.items() if of[setting.name] != setting.default}
+    found = {preset: of.get(setting.name, setting.default) for preset, of in values.items()}
+    return {preset: value for preset, value in found.items() if value != setting.default}
 
 
 def _by_value(setting: "Setting", values: "PresetValues") -> dict[str, str]:
