@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, which the thread limit then reaches
 from threadpoolctl import threadpool_limits
 
+from rayasd.arrays import Features, Scores
 from rayasd.config import Config, InlierConfig
 from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
@@ -31,8 +32,6 @@ from rayasd.inlier.pooling import pool
 from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
-
-Scores = NDArray[np.float64]
 
 COLUMNS = {
     "embedding": ["embedding"],

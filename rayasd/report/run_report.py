@@ -30,7 +30,7 @@ from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import RunDirectory, Unit
 
-Row = dict[str, Any]
+EntryRow = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
 
 
@@ -137,7 +137,7 @@ class RunReport:
             return [*self.units.values(), *read_ensembles(self.store.paths.ensembles)]
         return self.results.scored
 
-    def entries(self, *, single_variant: bool = False) -> dict[str, Row]:
+    def entries(self, *, single_variant: bool = False) -> dict[str, EntryRow]:
         """Return the ranked entries by name, best first.
 
         ``single_variant``: without those whose variant is chosen section by section.

@@ -17,7 +17,7 @@ from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit
 
-Place = tuple[int, float, int]
+Turn = tuple[int, float, int]
 """Turn of the unit's seed, minus its cost, place in the plan."""
 _POLL_SECONDS = 0.5
 _MAX_LOSSES = 20  # hosts that may be lost under one unit
@@ -128,7 +128,7 @@ class Queue:
         self._sweep = sweep
         seeds = {seed: turn for turn, seed in enumerate(dict.fromkeys(unit.seed for unit in sweep.specs))}
         self._place = {unit: (seeds[unit.seed], -costs.get(unit, 0.0), place) for place, unit in enumerate(sweep.specs)}
-        self._heaps: dict[StageName, list[tuple[Place, Unit]]] = {stage: [] for stage in reversed(list(STAGES))}
+        self._heaps: dict[StageName, list[tuple[Turn, Unit]]] = {stage: [] for stage in reversed(list(STAGES))}
         self.pauses = False
         """Whether a unit that would fit waits for its next try."""
         self.offer(*sweep.units(State.WAITING))
