@@ -19,7 +19,6 @@ from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 from rayasd.inlier.detectors import (
     DetectorSpec,
-    Features,
     FusionSpec,
     anomaly_scores,
     fit_detector,
