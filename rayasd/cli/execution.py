@@ -46,7 +46,7 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
         num_threads=max(1, round(how.cpus_per_unit)),
         num_ranks=how.num_ranks,
     )
-    sweep = survey(specs, set(asked), retry_failed=how.retry_failed)
+    sweep = survey(specs, set(asked), retry_failed=how.retry_failed, verify=how.verify)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
     with _tracked(console, store, sweep, asked, how) as tracking:

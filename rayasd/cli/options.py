@@ -131,6 +131,7 @@ class Execution:
     grace: float
     retry_failed: bool
     fail_fast: bool
+    verify: bool
     cache: Path | None
     track: str
 
@@ -171,6 +172,8 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Seconds that units have after SIGUSR1 to save at their epoch's end."),
         click.option("--retry-failed", is_flag=True, help="Try units again that failed for good earlier."),
         click.option("--fail-fast", is_flag=True, help="Start nothing more after the first failed unit."),
+        click.option("--verify", is_flag=True,
+                     help="First compare every file of finished units with its checksum; do damaged units again."),
         CACHE,
         click.option("--track", default="", metavar="TRACKERS",
                      help="Show trainings and results in tensorboard, mlflow or both (docs/watching.md)."),

@@ -17,8 +17,8 @@ from rayasd.nested import differing
 PER_SECTION = "per section"
 """Detector of an entry whose sections have systems of their own."""
 
-RULES = "rules"
-"""Key of the metadata under which leaderboard.parquet has the digest of its rules."""
+RULES, CELLS = "rules", "cells"
+"""Keys of leaderboard.parquet's metadata: the digest of its rules, and the sha256 of cells.parquet."""
 
 Interval = tuple[float, float]
 

@@ -110,7 +110,7 @@ def read_scores(path: Path, *, section: str | None = None, sha256: str | None = 
     """
     filters = None if section is None else [("section", "=", section)]
     table = (
-        read_parquet(path, "rayasd sweep does it again", sha256=sha256, filters=filters)
+        read_parquet(path, "rayasd sweep --verify does it again", sha256=sha256, filters=filters)
         .unify_dictionaries()
         .combine_chunks()
     )

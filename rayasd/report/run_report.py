@@ -16,7 +16,7 @@ from rayasd.data.oddities import counted_problems, odd_contents
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labels_of
 from rayasd.evaluation.ensembles import read_ensembles
-from rayasd.evaluation.leaderboard import RULES, rules_digest
+from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.published import why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT
@@ -111,11 +111,11 @@ class RunReport:
         if not all(path.exists() for path in [*files, paths.cells]):
             return False
         try:
-            read_parquet(paths.cells)
-            board = read_parquet(files[0])
+            facts = read_parquet(files[0]).schema.metadata or {}
+            read_parquet(paths.cells, sha256=facts.get(CELLS.encode(), b"").decode())
         except UserError:
             return False
-        return (board.schema.metadata or {}).get(b"inputs") == self._inputs(()).encode()
+        return facts.get(b"inputs") == self._inputs(()).encode()
 
     @cached_property
     def table(self) -> pa.Table:

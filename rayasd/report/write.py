@@ -25,10 +25,10 @@ from rayasd.evaluation.bootstrap import (
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
 from rayasd.evaluation.ensembles import Place, fuse_ensembles, write_ensemble
-from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing, rank
+from rayasd.evaluation.leaderboard import CELLS, Interval, Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import Entries, select
-from rayasd.files import replacing, write_text
+from rayasd.files import file_digest, replacing, write_text
 from rayasd.parquet import write_parquet
 from rayasd.report.curves import Curve, curve_chart, curve_rows, find_curves
 from rayasd.report.html.svg import write_drawing
@@ -115,7 +115,7 @@ def write_results(
         write_drawing(paths.plot(f"{curve.name}-{curve.setting}"), curve_chart(curve, leaderboard))
     write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, curves, provenance))
     # last: its metadata tell that the others are complete
-    _write_parquet(table, paths.leaderboard("parquet"), provenance)
+    _write_parquet(table, paths.leaderboard("parquet"), {**provenance, CELLS: file_digest(paths.cells)})
 
 
 def _expected(

@@ -12,7 +12,7 @@ from rayasd import __version__
 from rayasd.data.catalog import Catalog
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
-from rayasd.evaluation.leaderboard import RULES, rules_digest
+from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.scores import Key, System, read_scores
 from rayasd.exposure.network import WEIGHTS, kept_path
 from rayasd.files import digest, read_json
@@ -149,7 +149,8 @@ class _Chosen:
         if not leaderboard.exists():
             raise UserError(f"{store.paths.root} has no leaderboard: rayasd report {store.paths.root} makes one")
         board = read_parquet(leaderboard, again)
-        if (board.schema.metadata or {}).get(RULES.encode()) != rules_digest(store.config().evaluation).encode():
+        facts = {key.decode(): value.decode() for key, value in (board.schema.metadata or {}).items()}
+        if facts.get(RULES) != rules_digest(store.config().evaluation):
             raise UserError(f"{leaderboard} was not made by the run's own rules: {again}")
         rows = [row for row in board.to_pylist() if row["num_seeds"] and (row["rank"] or not row["oracle"])]
         plans = store.plans()
@@ -165,8 +166,9 @@ class _Chosen:
         self._first = own[0]
         seeds = (seed for plan in plans if self.variant in plan.variants for seed in plan.seeds)
         self.seed = min(seeds) if choice.seed is None else choice.seed
+        cells = read_parquet(store.paths.cells, again, sha256=facts.get(CELLS, ""), filters=[("selected", "=", True)])
         self._cells = [
-            row for row in read_parquet(store.paths.cells, again, filters=[("selected", "=", True)]).to_pylist()
+            row for row in cells.to_pylist()
             if (row["variant"], row["machine"], row["seed"]) == (self.variant, machine, self.seed)
         ]  # fmt: skip
 

@@ -92,20 +92,24 @@ class Sweep:
         return [unit for unit, s in self.states.items() if s is state]
 
 
-def survey(specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_failed: bool) -> Sweep:
+def survey(
+    specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_failed: bool, verify: bool = False
+) -> Sweep:
     """See from the run directory which units are done, which failed before, and which are to be done.
 
     Args:
         specs: every unit of the run's plan, each after the one it builds on.
         asked: units to do if they are not done; others that are not done block those that build on them.
         retry_failed: run units again that failed for good in an earlier sweep.
+        verify: compare every file of a finished unit with its checksum; without, its size alone.
 
     """
     sweep = Sweep(specs)
     for unit, spec in specs.items():
         needed = prerequisite(unit, spec.config)
         # what stands on something that is to be done again is to be done again too
-        if (needed is None or sweep.states[needed] is State.DONE) and markers.is_done(spec):
+        upstream_done = needed is None or sweep.states[needed] is State.DONE
+        if upstream_done and markers.is_done(spec) and not (verify and markers.why_unusable(spec)):
             sweep.move(unit, State.DONE)
         elif not (retry_failed and unit in asked) and (reason := markers.failure(spec)) is not None:
             sweep.move(unit, State.FAILED, reason)
@@ -115,8 +119,11 @@ def survey(specs: Mapping[Unit, UnitSpec], asked: Collection[Unit], *, retry_fai
             sweep.move(unit, State.BLOCKED, sweep.reasons[needed])
         else:
             sweep.move(unit, State.WAITING)
-        if unit in asked and sweep.states[unit] is not State.DONE and (why := markers.why_again(spec)):
-            sweep.again[unit] = why
+        if unit in asked and sweep.states[unit] is not State.DONE:
+            if why := markers.why_again(spec):
+                sweep.again[unit] = why
+            elif verify and upstream_done and markers.is_done(spec):
+                sweep.again[unit] = "a file is not what it wrote"
     sweep.moved.clear()
     return sweep
 

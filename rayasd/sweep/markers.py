@@ -61,7 +61,7 @@ def why_unusable(spec: UnitSpec) -> str | None:
 
 def damaged(path: Path, unit: Unit) -> str:
     """Return the error text of a file that is not what its unit wrote."""
-    return f"{path} is damaged: it is not what {unit} wrote; rayasd sweep does that again"
+    return f"{path} is damaged: it is not what {unit} wrote; rayasd sweep --verify does that again"
 
 
 def checksum(spec: UnitSpec, path: Path) -> str:

@@ -60,13 +60,12 @@ def test_a_report_by_other_rules(study: Path, rayasd: Rayasd):
     assert "any variant" in shown.stdout
     assert "any variant+seeds" in shown.stdout
     assert "oracle" in shown.stdout
-    shown = rayasd("report", study, "--set", "evaluation.year=2022")
+    before = (study / "cells.parquet").read_bytes()
+    shown = rayasd("report", study, "--set", "evaluation.year=2022", "--out", study.parent / "by-2022")
     assert "official 2022 eval" in shown.stdout
-    assert {cell["domain"] for cell in pq.read_table(study / "cells.parquet").to_pylist()} == {
-        "source",
-        "target",
-        "both",
-    }
+    assert (study / "cells.parquet").read_bytes() == before
+    cells = pq.read_table(study.parent / "by-2022/cells.parquet")
+    assert set(cells["domain"].to_pylist()) == {"source", "target", "both"}
     refused = rayasd("report", study, "--set", "exposure.epochs=5")
     assert refused.returncode == 2
     assert "a report can change evaluation.* alone" in refused.stderr

@@ -17,7 +17,7 @@ from rayasd.errors import StorageError, UserError
 from rayasd.exposure.training import train
 from rayasd.files import storage_error
 from rayasd.sweep.lock import locked
-from rayasd.sweep.markers import is_done
+from rayasd.sweep.markers import is_done, why_unusable
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import do_unit
 from rayasd.unit import Stopped, Unit
@@ -52,8 +52,8 @@ def test_damaged_scores_are_not_reported_and_done_again(bench: Bench, tmp_path: 
     run = bench.copy(tmp_path / "run", "leaderboard.md")
     flip(run / f"scores/{FAN}/part-0.parquet")
     says(bench.call("report", run), 0, "1 unit not done or damaged: rayasd sweep goes on")
-    says(bench.call("status", run), 0, "5 done")
-    bench.goes_on(run)
+    says(bench.sweep(run), 0, "damaged: detect fan both seed 0; done again")
+    bench.same(run)
     flip(run / f"scores/{FAN}/part-0.parquet")
     (run / "leaderboard.md").unlink()
     says(bench.sweep(run), 0, "damaged: detect fan both seed 0; done again")
@@ -67,9 +67,11 @@ def test_a_damaged_model_does_not_score(bench: Bench, tmp_path: Path):
     weights = run / "models/both/fan/seed=0/model.safetensors"
     flip(weights)
     done = bench.call("score", run, "--machine", "fan", clip)
-    said = f"error: {weights} is damaged: it is not what train fan both seed 0 wrote; rayasd sweep does that again"
+    said = f"error: {weights} is damaged: it is not what train fan both seed 0 wrote; rayasd sweep --verify does that"
     says(done, 2, said)
-    bench.goes_on(run)
+    says(bench.sweep(run), 0, "nothing to do")  # sizes alone are looked at
+    says(bench.sweep(run, "--verify"), 0, "again 1 unit done before: a file is not what it wrote")
+    bench.same(run)
     says(bench.call("score", run, "--machine", "fan", clip), 0, clip.name)
 
 
@@ -89,28 +91,25 @@ def test_a_unit_is_done_only_by_a_whole_marker_and_whole_files(
     bench: Bench, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ):
     run = bench.copy(tmp_path / "run")
-    store = RunStore(run)
-    unit = Unit("train", "both", "fan", 0)
-    spec = store.specs()[unit]
+    spec = RunStore(run).specs()[Unit("train", "both", "fan", 0)]
     assert is_done(spec)
-    assert store.damage(unit) is None
+    assert why_unusable(spec) is None
     damage(run / "models/both/fan/seed=0" / name)
-    assert not is_done(spec) or RunStore(run).damage(unit) is not None
+    assert why_unusable(spec) is not None
 
 
 @pytest.mark.slow
 def test_no_flipped_bit_of_a_marker_raises_anything(bench: Bench, tmp_path: Path):
     run = bench.copy(tmp_path / "run")
     marker = run / "models/both/fan/seed=0/DONE"
-    store, unit, whole = RunStore(run), Unit("train", "both", "fan", 0), marker.read_bytes()
-    spec = store.specs()[unit]
+    spec, whole = RunStore(run).specs()[Unit("train", "both", "fan", 0)], marker.read_bytes()
     files = whole.index(b'"host"')  # what follows is for people
     for place in range(0, files, 3):
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 7
         marker.write_bytes(damaged)
-        is_done(spec)  # whatever it says, it says it
-        RunStore(run).damage(unit)
+        is_done(spec)  # whatever they return, they return
+        why_unusable(spec)
 
 
 def test_a_catalog_that_is_damaged_or_missing_stops_with_the_next_step(bench: Bench, tmp_path: Path):

@@ -99,13 +99,21 @@ def test_a_damaged_file_is_refused_every_time(bench: Bench, tmp_path: Path, name
     before = contents(run)
     commands = readers(bench, run, tmp_path / "out")
     for words in (commands["score"], commands["score"], commands["pack"], commands["pack"], commands["score"]):
-        says(bench.call(*words), 2, f"error: {run / name} is damaged", "rayasd sweep does that again")
+        says(bench.call(*words), 2, f"error: {run / name} is damaged", "rayasd sweep --verify does that again")
     if name.startswith("scores"):
         for command in ("dcase", "compare"):
-            says(bench.call(*commands[command]), 2, f"error: {run / name} is damaged", "rayasd sweep does it again")
+            says(
+                bench.call(*commands[command]),
+                2,
+                f"error: {run / name} is damaged",
+                "rayasd sweep --verify does it again",
+            )
         says(bench.call(*commands["report --set"]), 0, "1 unit not done or damaged: rayasd sweep goes on")
     assert contents(run) == before
     assert not list((tmp_path / "out").rglob("*.rayasd"))
+    says(bench.sweep(run, "--verify"), 0, "done before: a file is not what it wrote")
+    bench.same(run)
+    says(bench.call(*commands["score"]), 0)
 
 
 @pytest.mark.parametrize("stage", ["models/both/fan/seed=0/DONE", f"embeddings/{FAN}/_DONE", f"scores/{FAN}/_DONE"])

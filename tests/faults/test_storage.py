@@ -89,7 +89,7 @@ def test_a_read_only_run_is_read_scored_and_not_written(bench: Bench, mounted: M
     says(bench.call("status", run), 0, "nobody works on it")
     says(bench.call("leaderboard", run), 0, "both")
     says(bench.call("score", run, "--machine", "fan", clip), 0, clip.name)
-    says(bench.call("report", run), 1, f"error: {run} is read-only: mount it writable")
+    says(bench.call("report", run), 2, f"cannot write the run directory {run}: Read-only file system; --out FOLDER")
     says(bench.sweep(run), 2, f"cannot write the run directory {run}: Read-only file system")
 
 
@@ -122,7 +122,7 @@ def test_no_permission_for_run_and_cache(bench: Bench, mounted: Mount, tmp_path:
         done = bench.sweep(tmp_path / "run", cache=foreign)
         says(done, 2, f"cannot write the cache {foreign}: Permission denied; choose another --cache DIR")
         says(bench.call("status", run), 0, "nobody works on it")
-        says(bench.call("report", run), 1, f"error: Permission denied: {run}")
+        says(bench.call("report", run), 2, f"cannot write the run directory {run}: Permission denied")
 
 
 def test_a_run_directory_that_goes_away(bench: Bench, mounted: Mount, tmp_path: Path):
