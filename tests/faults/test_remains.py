@@ -92,7 +92,7 @@ def test_a_worker_that_dies_while_it_is_idle_is_replaced(spec_of: SpecOf, monkey
         executor.submit(spec_of("detect"), Resources(1))
         assert executor._workers != [worker]
         (outcome,) = next(outcomes for _ in range(600) if (outcomes := executor.wait(0.1)))
-        assert outcome.error.startswith("FileNotFoundError")
+        assert outcome.error.startswith("embed fan both seed 0 of")
     finally:
         executor.close()
 

@@ -1,6 +1,8 @@
 import json
 from types import SimpleNamespace
 
+import pytest
+
 from rayasd.sweep import worker
 from rayasd.sweep.worker import FileReporter, do_unit
 from rayasd.unit import Progress
@@ -19,8 +21,12 @@ def test_a_unit_is_marked_done_with_checksums_and_leaves_no_rest(spec_of: SpecOf
     assert marker["clips"] > 0
 
 
-def test_a_unit_that_raises_is_an_outcome_and_keeps_no_marker(spec_of: SpecOf):
-    spec = spec_of("embed")  # nothing has been trained
+def test_a_unit_that_raises_is_an_outcome_and_keeps_no_marker(spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch):
+    def train(*_: object) -> None:
+        raise FileNotFoundError("something")
+
+    monkeypatch.setattr("rayasd.exposure.training.train", train)
+    spec = spec_of()
     spec.run.marker(spec.unit, "DONE").write_text("{}")
     outcome = do_unit(spec)
     assert outcome.error is not None
