@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench lint format clean
+.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | lint | format | venv | clean"
+	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | gpu | lint | format | venv | clean"
 
 # Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
@@ -51,6 +51,10 @@ soak: venv
 # Each figure beside the plain way to the same result: a quarter of an hour on two cores.
 bench: venv
 	$(BIN)/python -m benchmarks
+
+# Correctness and speed on this machine's GPU: 8 minutes at most. Without a GPU: benchmarks/gpu.sh --tiny.
+gpu: venv
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 lint: venv
 	$(BIN)/ruff check .

@@ -2,15 +2,18 @@
 
 import os
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from rayasd.host import end_with_parent, worker_pool
+from rayasd.sweep.provenance import package_versions
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,30 @@ def in_turn(*ways: Callable[[], object], repeat: int = 3) -> list[float]:
 
 def alone(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function in a process of its own: what it does to threads and memory ends with it."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def apart(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a function in a fork of this process, which has imported modules but has computed nothing yet.
+
+    A fork of a process that has computed may wait for ever: its locks and its CUDA context belong to other threads.
+    """
+    with forks(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def forks(number: int) -> ProcessPoolExecutor:
+    """Make a pool of forks of this process, under the condition of ``apart``; they end with this process."""
+    return ProcessPoolExecutor(number, get_context("fork"), end_with_parent, (signal.SIGKILL,))
+
+
+def synchronise() -> None:
+    """Wait until the GPU, if there is one, has done what it was given: before every reading of a clock."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:
@@ -65,5 +90,5 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "GPU": gpu,
         "Python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "scikit-learn", "ray")},
+        **{name: package_versions()[name] for name in ("torch", "numpy", "scikit-learn", "ray")},
     }

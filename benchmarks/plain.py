@@ -36,6 +36,24 @@ class Clips(Dataset[tuple[Tensor, float, int]]):
         return (window - self.mean) / self.deviation, machine, product
 
 
+class ClipWindows(Dataset[Tensor]):
+    """Reads a whole file for each item, and cuts evenly spaced windows (windows, samples)."""
+
+    def __init__(self, files: Sequence[Path], config: Config, mean: float, deviation: float) -> None:
+        self.files, self.mean, self.deviation = files, mean, deviation
+        self.length = round(config.front_end.window_seconds * config.data.sample_rate)
+        self.num_windows = config.embedding.num_windows
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        samples, _ = soundfile.read(self.files[index], dtype="float32")
+        starts = np.linspace(0, len(samples) - self.length, self.num_windows).round().astype(int)
+        windows = np.stack([samples[start : start + self.length] for start in starts])
+        return (torch.from_numpy(windows) - self.mean) / self.deviation
+
+
 class Network(nn.Module):
     """The same network as ours: contiguous tensors, float32, torchaudio's mel spectrogram as it comes."""
 
@@ -81,6 +99,13 @@ def train_batch(
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+@torch.no_grad()
+def embed_batch(network: Network, windows: Tensor) -> np.ndarray:
+    """Embeddings (clips x windows, D) of the windows of some clips (clips, windows, samples)."""
+    embedding, _, _ = network(windows.flatten(0, 1).to(next(network.parameters()).device))
+    return embedding.cpu().numpy()
 
 
 def detector_scores(family: str, h: int, bank: np.ndarray, test: np.ndarray) -> np.ndarray:

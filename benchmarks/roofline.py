@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import synchronise
 from rayasd.exposure.device import Compute
 
 
-def floor_seconds(network: nn.Module, inputs: Tensor, compute: Compute, *, training: bool) -> float:
-    """Least time of a forward pass, and in training of the backward pass too, on this machine."""
+def floor_seconds(
+    network: nn.Module, inputs: Tensor, compute: Compute, ceilings: tuple[float, float], *, training: bool
+) -> float:
+    """Least time of a forward pass, and in training of the backward pass too, on the machine of these ceilings."""
     moved = 0
 
     def count(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
@@ -29,29 +32,30 @@ def floor_seconds(network: nn.Module, inputs: Tensor, compute: Compute, *, train
         network(inputs)
     for hook in hooks:
         hook.remove()
-    bandwidth, speed = _ceilings(compute.device, compute.dtype)
+    bandwidth, speed = ceilings
     computed = operations.get_total_flops() * (3 if training else 1)
     return max(moved / bandwidth, computed / speed)
 
 
-def _ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Bytes a second of a large copy, operations a second of a large matrix product."""
-    source = torch.ones(1 << 27, device=device)
+def measured_ceilings(compute: Compute, *, small: bool = False) -> tuple[float, float]:
+    """Bytes a second of a large copy, operations a second of a large matrix product; ``small``: in a moment."""
+    device = compute.device
+    source = torch.ones(1 << (22 if small else 27), device=device)
     target = torch.empty_like(source)
-    size = 4096 if device.type == "cpu" else 16384
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    size = 512 if small else 4096 if device.type == "cpu" else 16384
+    matrix = torch.randn(size, size, device=device, dtype=compute.dtype)  # ones would draw less power
     return (
-        2 * source.nbytes / _best(lambda: target.copy_(source), device),
-        2 * size**3 / _best(lambda: matrix @ matrix, device),
+        2 * source.nbytes / _best(lambda: target.copy_(source)),
+        2 * size**3 / _best(lambda: matrix @ matrix),
     )
 
 
-def _best(work: Callable[[], object], device: torch.device) -> float:
+def _best(work: Callable[[], object]) -> float:
     seconds = []
     for _ in range(5):
+        synchronise()
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise()
         seconds.append(time.perf_counter() - began)
     return min(seconds)

@@ -30,7 +30,7 @@ def report_run(
     oracle: bool,
     sections: bool,
     with_audio: bool,
-    out: Path | None,
+    out: Path | None = None,
 ) -> None:
     """Print a run's leaderboard, computed from its finished scores, and write it.
 

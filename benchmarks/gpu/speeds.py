@@ -1,0 +1,105 @@
+"""Clips a second of training and embedding beside the plain way and the roofline, alone and several units at once."""
+
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from benchmarks.gpu.checks import with_exposure
+from benchmarks.gpu.material import Material, material
+from benchmarks.gpu.results import Row, timed
+from benchmarks.gpu.running import Skipped, Work
+from benchmarks.measure import alone, apart, forks
+from benchmarks.packing import NUMBERS, together
+from benchmarks.training import (
+    Pace,
+    Timing,
+    floors,
+    our_embedding,
+    our_training,
+    plain_embedding,
+    plain_training,
+)
+
+TRAINING, EMBEDDING, AT_ONCE = Pace(20, 30, 5), Pace(10, 12, 5), Pace(20, 30, 3, seconds=2.0)
+TINY = Pace(2, 3, 3)
+
+
+def training(work: Work) -> Iterator[Row]:
+    """Compare our training with the plain way and with the roofline."""
+    given, pace = material(work), TINY if work.tiny else TRAINING
+    ours = apart(our_training, given.spec, pace)
+    yield from _timing("ours", ours, "clips/s")
+    theirs = apart(plain_training, *_plainly(given), pace)
+    yield from _timing("the plain way", theirs, "clips/s", note="float32, soundfile, a loader's processes")
+    yield Row("ours over the plain way", ours.speed / theirs.speed)
+    floor, _ = apart(_floors, work)
+    yield from _roofline(ours.speed, floor, "clips/s")
+
+
+def embedding(work: Work) -> Iterator[Row]:
+    """Compare our embedding with the plain way and with the roofline."""
+    given, pace = material(work), TINY if work.tiny else EMBEDDING
+    num_windows = given.spec.config.embedding.num_windows
+    ours = apart(our_embedding, given.spec, pace)
+    yield from _timing("ours", ours, "windows/s", num_windows)
+    theirs = apart(plain_embedding, *_plainly(given), pace)
+    yield from _timing("the plain way", theirs, "windows/s", num_windows, note="float32, a loader's processes")
+    yield Row("ours over the plain way", ours.speed / theirs.speed)
+    _, floor = apart(_floors, work)
+    yield from _roofline(num_windows * ours.speed, floor, "windows/s")
+
+
+def packing(work: Work) -> Iterator[Row]:
+    """Train several units at once on the device, each in a process with its share of the cores."""
+    spec, one = material(work).spec, 0.0
+    for number in NUMBERS[:2] if work.tiny else NUMBERS:
+        with forks(number) as pool:
+            timings = together(pool, spec, number, TINY if work.tiny else AT_ONCE)
+        speed = sum(timing.speed for timing in timings)
+        one = one or speed
+        name = f"{number} at once"
+        yield Row(f"{name}, together", speed, "clips/s", note=f"{speed / one:.2f} times one alone")
+        yield timed(f"{name}, each", [timing.speed for timing in timings], "clips/s")
+        yield timed(f"{name}, peak memory of each", [timing.peak for timing in timings], "MB")
+
+
+def compiling(work: Work) -> Iterator[Row]:
+    """Train with ``exposure.compile`` and without."""
+    given, pace = material(work), TINY if work.tiny else TRAINING
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        raise Skipped("there is neither g++ nor clang++ to compile with")
+    if find_spec("triton") is None and apart(_on_gpu):
+        raise Skipped("there is no triton to compile with")
+    speeds = []
+    for compiled, name in ((False, "off"), (True, "on")):
+        # a fresh process, not a fork: the compiler has processes and threads of its own
+        timing = alone(our_training, with_exposure(given.spec, compile=compiled), pace)
+        yield from _timing(f"compile {name}", timing, "clips/s")
+        yield Row(f"compile {name}, until the first batch", timing.first, "s")
+        speeds.append(timing.speed)
+    yield Row("on over off", speeds[1] / speeds[0])
+
+
+def _timing(name: str, timing: Timing, unit: str, factor: int = 1, note: str = "") -> Iterator[Row]:
+    yield timed(name, [factor * speed for speed in timing.speeds], unit, note)
+    yield Row(f"{name}, peak memory", timing.peak, "MB")
+
+
+def _roofline(speed: float, floor: float, unit: str) -> Iterator[Row]:
+    yield Row("what bytes and operations allow", floor, unit, note="benchmarks/roofline.py, measured peaks")
+    yield Row("share of it", speed / floor)
+
+
+def _plainly(given: Material) -> tuple[object, ...]:
+    spec = given.spec
+    return spec.config, given.files, given.mean, given.deviation, spec.num_threads
+
+
+def _floors(work: Work) -> tuple[float, float]:
+    return floors(material(work).spec, small=work.tiny)
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
