@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.hosts import Hosts, wait_for
+from tests.slurm.hosts import CHECKOUT, FOLDER, Hosts, wait_for
 
-HOST = ".* be-host "  # process 1 of a host
+HOST = rf".* {Path(__file__).with_name('hosts.py').resolve()} be-host "  # process 1 of a host of this checkout
 
 
 def processes(pattern: str) -> list[str]:
@@ -30,11 +30,16 @@ def sleepers(seconds: str) -> list[str]:
     return processes(rf"\S*sleep {seconds} ")
 
 
-def leftovers() -> list[str]:
+def leftovers(jobs: range) -> list[str]:
     """What a cluster has beside its own folder: network namespaces, mounts, control groups, processes 1 of hosts."""
-    groups = Path("/sys/fs/cgroup/freezer").glob("slurm_h[0-9]*")
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if " /run/rayasd-hosts" in line]
-    return [*map(str, Path("/run/netns").glob("rayasd-*")), *map(str, groups), *mounts, *processes(HOST)]
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if set(FOLDER.parent.glob("rayasd-hosts-*/")) - {FOLDER}:  # another checkout's has groups of the same names
+        groups = [path for path in freezer.glob("slurm_h*/uid_*/job_*") if int(path.name.removeprefix("job_")) in jobs]
+    else:
+        groups = [*freezer.glob("slurm_h[0-9]*")]
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {FOLDER}" in line]
+    spaces = Path("/run/netns").glob(f"rayasd-{CHECKOUT}-*")
+    return [*map(str, [*spaces, *groups]), *mounts, *processes(HOST)]
 
 
 @pytest.fixture
@@ -126,9 +131,10 @@ def test_mpirun_reaches_two_hosts(hosts: Hosts):
 
 def test_down_leaves_nothing_and_up_starts_afresh(hosts: Hosts):
     assert hosts.missing() == "a cluster is up already (python -m tests.slurm.hosts down)"
-    assert leftovers()
+    jobs = hosts.jobs()
+    assert leftovers(jobs)
     hosts.down()
-    assert leftovers() == []
+    assert leftovers(jobs) == []
     assert not hosts.folder.exists()
     hosts.down()
     assert hosts.missing() is None
