@@ -86,9 +86,7 @@ exit 0
 class Hosts:
     """This checkout's cluster, if it is up. Ends only processes that it started, by number and start time."""
 
-    def __init__(
-        self, folder: Path = FOLDER, *, cpus: int = 2, slurmd_timeout: int = 20, keep: bool = False
-    ) -> None:
+    def __init__(self, folder: Path = FOLDER, *, cpus: int = 2, slurmd_timeout: int = 20, keep: bool = False) -> None:
         """Say what is not as usual.
 
         Args:

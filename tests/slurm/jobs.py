@@ -14,13 +14,15 @@ from tests.slurm.hosts import Hosts, wait_for
 ROOT = Path(__file__).parents[2]
 LOCAL_TEMP = "/tmp/ray"
 """A folder that each host has for itself."""
-FAULTY = ("--machines", "fan,pump", "--set", "exposure.epochs=300")
-"""Two units that train for half a minute: time for something to happen."""
+SHORT = ("--machines", "fan,pump", "--set", "exposure.epochs=10")
+"""Two units, one for each host."""
+FAULTY = ("--machines", "fan,pump", "--set", "exposure.epochs=100")
+"""Two units that train long enough to be frozen on the way."""
 
 
 def sweep_words(tree: Path, run: Path, *more: object) -> list[str]:
     """Arguments of ``rayasd sweep``, without its executor."""
-    words = [str(word) for word in small_sweep(tree, run, *FAULTY, *more)]
+    words = [str(word) for word in small_sweep(tree, run, *more)]
     place = words.index("--executor")
     return [*words[1:place], *words[place + 2 :]]
 
@@ -76,17 +78,54 @@ def moment(event: dict) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
-def training_hosts(run: Path) -> dict[str, str]:
-    """Return the host on which each machine trains now."""
+@dataclass(frozen=True)
+class Training:
+    """A process that trains a machine's unit, by its number on its host."""
+
+    host: str
+    pid: int
+
+    def signal(self, hosts: Hosts, name: str) -> None:
+        assert hosts.node(int(self.host[1:]), "kill", f"-{name}", self.pid).returncode == 0
+
+
+def trainings(run: Path) -> dict[str, Training]:
+    """Return what trains each machine, with a checkpoint behind it, now or when it was killed."""
     found = {}
     for path in run.glob("models/both/*/seed=0/progress.json"):
         try:
             record = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if record["done"] >= 3:  # with a checkpoint behind it
-            found[path.parts[-3]] = record["host"]
+        if record["done"] >= 3:
+            found[path.parts[-3]] = Training(record["host"], record["pid"])
     return found
+
+
+def freeze(hosts: Hosts, run: Path, *before: dict[str, Training], seconds: float = 120) -> dict[str, Training]:
+    """Freeze each of the two units as soon as it trains, one on each host; ``before``: processes that are gone.
+
+    What happens next, happens in the middle of both trainings, however fast the machine is or however busy.
+    """
+    frozen: dict[str, Training] = {}
+
+    def both() -> bool:
+        for machine, training in trainings(run).items():
+            if machine not in frozen and training not in [earlier.get(machine) for earlier in before]:
+                training.signal(hosts, "STOP")
+                frozen[machine] = training
+        return len(frozen) == 2
+
+    wait_for(both, seconds)
+    assert {training.host for training in frozen.values()} == {"h1", "h2"}
+    return frozen
+
+
+def thaw(hosts: Hosts, frozen: dict[str, Training], *names: str) -> None:
+    """Let units go on that were frozen, on these hosts or on both."""
+    for training in frozen.values():
+        if training.host in (names or ("h1", "h2")):
+            training.signal(hosts, "CONT")
 
 
 def results(run: Path) -> dict[str, bytes]:
