@@ -110,6 +110,7 @@ def test_without_the_token_nothing_is_done_and_one_line_says_why(rayasd: Rayasd,
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
     rayasd: Rayasd, cluster: Cluster, tree: Path, cache: Path, tmp_path: Path
 ):

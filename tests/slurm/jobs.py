@@ -102,7 +102,7 @@ def trainings(run: Path) -> dict[str, Training]:
     return found
 
 
-def freeze(hosts: Hosts, run: Path, *before: dict[str, Training], seconds: float = 120) -> dict[str, Training]:
+def freeze(hosts: Hosts, run: Path, *before: dict[str, Training], seconds: float = 240) -> dict[str, Training]:
     """Freeze each of the two units as soon as it trains, one on each host; ``before``: processes that are gone.
 
     What happens next, happens in the middle of both trainings, however fast the machine is or however busy.

@@ -166,7 +166,7 @@ def test_a_network_comes_back_and_at_the_time_limit_units_save_and_the_job_goes_
 @pytest.mark.long
 def test_a_client_without_the_token_is_refused_and_a_cancelled_job_leaves_nothing(job, hosts, tmp_path, figures):
     batch, run = job(*FAULTY, "--set", "exposure.epochs=20000"), tmp_path / "run"
-    wait_for(lambda: len(trainings(run)) == 2, 120)
+    wait_for(lambda: len(trainings(run)) == 2, 240)
     (token,) = tmp_path.glob("launch-*/token")
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.read_text() not in hosts.node(1, "ps", "-eo", "args").stdout
