@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -181,6 +182,21 @@ class Hosts:
             "sh", "-c", names, str(self.folder / "etc/hosts"),
             "mpirun", "--allow-run-as-root", "--mca", "plm_rsh_agent", agent, *map(str, words),
         ]  # fmt: skip
+
+    def open_process(self, name: str, number: int) -> int:
+        """Return a file descriptor of a host's process, for ``signal.pidfd_send_signal``.
+
+        Raises:
+            ProcessLookupError: the host has no process of this number.
+
+        """
+        space = Path("/proc", self._alive(name) or "none", "ns/pid")
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                (within,) = re.findall(r"^NSpid:.*\t(\d+)$", (path / "status").read_text(), re.MULTILINE)
+                if int(within) == number and (path / "ns/pid").readlink() == space.readlink():
+                    return os.pidfd_open(int(path.name))
+        raise ProcessLookupError(f"{name} has no process {number}")
 
     def jobs(self) -> range:
         """Return the numbers that this cluster gives its jobs."""

@@ -1,12 +1,17 @@
 """Batch jobs on the test cluster: small sweeps that last as long as a fault needs, and what they leave behind."""
 
 import json
+import os
 import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Event, Thread
 
 from tests.conftest import small_sweep
 from tests.slurm.hosts import Hosts, wait_for
@@ -17,7 +22,7 @@ LOCAL_TEMP = "/tmp/ray"
 SHORT = ("--machines", "fan,pump", "--set", "exposure.epochs=10")
 """Two units, one for each host."""
 FAULTY = ("--machines", "fan,pump", "--set", "exposure.epochs=100")
-"""Two units that train long enough to be frozen on the way."""
+"""Two units that train long enough for a test to step in."""
 
 
 def sweep_words(tree: Path, run: Path, *more: object) -> list[str]:
@@ -85,9 +90,6 @@ class Training:
     host: str
     pid: int
 
-    def signal(self, hosts: Hosts, name: str) -> None:
-        assert hosts.node(int(self.host[1:]), "kill", f"-{name}", self.pid).returncode == 0
-
 
 def trainings(run: Path) -> dict[str, Training]:
     """Return what trains each machine, with a checkpoint behind it, now or when it was killed."""
@@ -102,30 +104,53 @@ def trainings(run: Path) -> dict[str, Training]:
     return found
 
 
-def freeze(hosts: Hosts, run: Path, *before: dict[str, Training], seconds: float = 240) -> dict[str, Training]:
-    """Freeze each of the two units as soon as it trains, one on each host; ``before``: processes that are gone.
+@contextmanager
+def slow_motion(hosts: Hosts, run: Path, *before: dict[str, Training]) -> Iterator[dict[str, Training]]:
+    """Let both units, one on each host, train at a twentieth of their pace while this lasts.
 
-    What happens next, happens in the middle of both trainings, however fast the machine is or however busy.
+    What happens meanwhile, happens in the middle of both trainings, however fast the machine is or however busy.
+    Ray takes a process that is frozen for good for lost, so each goes on for a moment each second.
+
+    Args:
+        hosts: where they train.
+        run: whose units they are; each is slowed down as soon as it has a checkpoint.
+        before: trainings that are over; their files may still be there.
+
     """
-    frozen: dict[str, Training] = {}
+    slow: dict[str, Training] = {}
+    processes: list[int] = []
+    ended = Event()
+
+    def signal_all(number: signal.Signals) -> None:
+        for process in list(processes):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, number)
+
+    def pulse() -> None:
+        while not ended.wait(0.05):
+            signal_all(signal.SIGSTOP)
+            ended.wait(1)
+            signal_all(signal.SIGCONT)
 
     def both() -> bool:
         for machine, training in trainings(run).items():
-            if machine not in frozen and training not in [earlier.get(machine) for earlier in before]:
-                training.signal(hosts, "STOP")
-                frozen[machine] = training
-        return len(frozen) == 2
+            if machine not in slow and training not in [earlier.get(machine) for earlier in before]:
+                with suppress(ProcessLookupError):
+                    processes.append(hosts.open_process(training.host, training.pid))
+                    slow[machine] = training
+        return len(slow) == 2
 
-    wait_for(both, seconds)
-    assert {training.host for training in frozen.values()} == {"h1", "h2"}
-    return frozen
-
-
-def thaw(hosts: Hosts, frozen: dict[str, Training], *names: str) -> None:
-    """Let units go on that were frozen, on these hosts or on both."""
-    for training in frozen.values():
-        if training.host in (names or ("h1", "h2")):
-            training.signal(hosts, "CONT")
+    thread = Thread(target=pulse)
+    thread.start()
+    try:
+        wait_for(both, 240)
+        assert {training.host for training in slow.values()} == {"h1", "h2"}
+        yield slow
+    finally:
+        ended.set()
+        thread.join()
+        for process in processes:
+            os.close(process)
 
 
 def results(run: Path) -> dict[str, bytes]:

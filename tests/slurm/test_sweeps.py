@@ -16,13 +16,12 @@ from tests.slurm.jobs import (
     SHORT,
     Job,
     events,
-    freeze,
     left_behind,
     moment,
     results,
+    slow_motion,
     submit,
     sweep_words,
-    thaw,
     trainings,
     wait_until_clean,
 )
@@ -90,17 +89,16 @@ def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undis
 @pytest.mark.parametrize("loud", [True, False], ids=["loudly", "silently"])
 def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, unfrozen, tmp_path, figures, loud: bool):
     batch, run = job(*FAULTY), tmp_path / "run"
-    frozen = freeze(hosts, run)
-    lost = next(machine for machine, training in frozen.items() if training.host == "h2")
-    hosts.kill(2, loud=loud)
-    killed = time.time()
+    with slow_motion(hosts, run) as slow:
+        hosts.kill(2, loud=loud)
+        killed = time.time()
+    lost = next(machine for machine, training in slow.items() if training.host == "h2")
     try:
         again = f"train {lost} both seed 0"
         wait_for(lambda: [e.get("unit") for e in events(run) if e["event"] == "unit started"].count(again) == 2, 90)
         restarted = [event for event in events(run) if event["event"] == "unit started" and event["unit"] == again][-1]
         figures(f"host lost {'loudly' if loud else 'silently'} to its unit's new start", moment(restarted) - killed)
         assert moment(restarted) - killed < 60
-        thaw(hosts, frozen, "h1")
         assert batch.wait() == "COMPLETED", batch.log
     finally:
         hosts.boot(2)
@@ -111,16 +109,14 @@ def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, unfrozen, tmp_path, figu
 @pytest.mark.long
 def test_a_killed_driver_and_a_preempted_job_are_put_back_in_the_queue(job, hosts, unfrozen, tmp_path):
     batch, run = job(*FAULTY), tmp_path / "run"
-    first = freeze(hosts, run)
-    hosts.node(1, "sh", "-c", "kill -9 $(pgrep -f 'rayasd sweep')")
-    thaw(hosts, first)
+    with slow_motion(hosts, run) as first:
+        hosts.node(1, "sh", "-c", "kill -9 $(pgrep -f 'rayasd sweep')")
     batch.wait(60, "PENDING")
     assert "the driver was ended by SIGKILL" in batch.log
-    second = freeze(hosts, run, first)
-    assert batch.facts()["Restarts"] == "1"
     urgent = ("--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3")
-    assert hosts.run("sbatch", *urgent, cwd=tmp_path).returncode == 0
-    thaw(hosts, second)
+    with slow_motion(hosts, run, first):
+        assert batch.facts()["Restarts"] == "1"
+        assert hosts.run("sbatch", *urgent, cwd=tmp_path).returncode == 0
     batch.wait(90, "PENDING")
     assert batch.wait(300) == "COMPLETED", batch.log
     assert batch.facts()["Restarts"] == "2"
@@ -130,9 +126,8 @@ def test_a_killed_driver_and_a_preempted_job_are_put_back_in_the_queue(job, host
 @pytest.mark.long
 def test_a_lost_head_is_put_back_in_the_queue(job, hosts, unfrozen, tmp_path):
     batch, run = job(*FAULTY), tmp_path / "run"
-    frozen = freeze(hosts, run)
-    hosts.kill(1)
-    thaw(hosts, frozen, "h2")
+    with slow_motion(hosts, run):
+        hosts.kill(1)
     try:
         batch.wait(150, "PENDING")
     finally:
@@ -146,15 +141,16 @@ def test_a_lost_head_is_put_back_in_the_queue(job, hosts, unfrozen, tmp_path):
 def test_a_network_comes_back_and_at_the_time_limit_units_save_and_the_job_goes_on_later(
     job, hosts, unfrozen, tmp_path
 ):
-    # Slurm sends the signal up to a minute early, but not before 32 s here
-    batch, run = job(*FAULTY, options=(*TWO_HOSTS, "--time=2", "--signal=B:USR1@60")), tmp_path / "run"
-    frozen = freeze(hosts, run)
-    hosts.cut(2)
-    time.sleep(8)
-    hosts.heal(2)
-    wait_for((run / "stop").exists, 120)
-    assert trainings(run) == frozen
-    thaw(hosts, frozen)
+    batch, run = job(*FAULTY, options=(*TWO_HOSTS, "--time=60", "--signal=B:USR1@90")), tmp_path / "run"
+    with slow_motion(hosts, run) as slow:
+        hosts.cut(2)
+        time.sleep(8)
+        hosts.heal(2)
+        began = time.mktime(time.strptime(batch.facts()["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+        minutes = (time.time() - began) // 60 + 2  # one to two from now, so that the signal comes soon: within 30 s
+        hosts.run("scontrol", "update", f"JobId={batch.number}", f"TimeLimit={minutes:.0f}")
+        wait_for((run / "stop").exists, 120)
+        assert trainings(run) == slow
     assert batch.wait(540) == "COMPLETED", batch.log
     assert int(batch.facts()["Restarts"]) >= 1
     happened = [event["event"] for event in events(run)]
