@@ -79,6 +79,7 @@ def test_a_command_that_takes_too_long_is_ended(hosts: Hosts):
     wait_for(lambda: not sleepers(marker), 5)
 
 
+@pytest.mark.long
 def test_a_killed_job_leaves_no_process(hosts: Hosts, tmp_path: Path):
     marker = f"300.{os.getpid()}"
     job = f"srun sh -c 'setsid sleep {marker} & trap : TERM; while :; do sleep {marker}; done'"
@@ -89,6 +90,7 @@ def test_a_killed_job_leaves_no_process(hosts: Hosts, tmp_path: Path):
     wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
 
 
+@pytest.mark.long
 def test_an_urgent_job_sends_another_back_to_the_queue(hosts: Hosts, tmp_path: Path):
     batch = ["sbatch", "--nodes=2", "--exclusive", "--requeue", "--parsable", "--output=log", "--wrap"]
     job = hosts.run(*batch, "echo started; sleep 300 & wait", cwd=tmp_path).stdout.strip()
@@ -101,6 +103,7 @@ def test_an_urgent_job_sends_another_back_to_the_queue(hosts: Hosts, tmp_path: P
     wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
 
 
+@pytest.mark.long
 def test_a_cut_network_is_silent_until_it_is_healed(whole: Hosts):
     reach = [sys.executable, "-c", "import socket; socket.create_connection(('h2', 6818), 2)"]  # slurmd
     assert whole.node(1, *reach).returncode == 0
@@ -110,6 +113,7 @@ def test_a_cut_network_is_silent_until_it_is_healed(whole: Hosts):
     assert whole.node(1, *reach).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loud", [False, True], ids=["silent", "loud"])
 def test_a_killed_host_comes_back(whole: Hosts, loud: bool):
     marker = f"301.{os.getpid()}"
@@ -129,6 +133,7 @@ def test_mpirun_reaches_two_hosts(hosts: Hosts):
     assert {"h1 2", "h2 2"} <= set(done.stdout.splitlines())
 
 
+@pytest.mark.long
 def test_down_leaves_nothing_and_up_starts_afresh(hosts: Hosts):
     assert hosts.missing() == "a cluster is up already (python -m tests.slurm.hosts down)"
     jobs = hosts.jobs()
@@ -142,6 +147,7 @@ def test_down_leaves_nothing_and_up_starts_afresh(hosts: Hosts):
     assert hosts.run("srun", "--nodes=2", "hostname").returncode == 0
 
 
+@pytest.mark.long
 def test_hosts_end_with_a_killed_owner(hosts: Hosts):
     hosts.down()
     owner = "import time; from tests.slurm.hosts import Hosts; Hosts().up(2); print(flush=True); time.sleep(300)"
