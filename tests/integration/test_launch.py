@@ -67,7 +67,7 @@ def job(tmp_path: Path):
 def test_two_launchers_are_one_cluster_and_leave_nothing(
     undisturbed: Path, tree: Path, cache: Path, tmp_path: Path, job: str
 ):
-    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *TRAINED)]
+    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *TRAINED, "--variants", "both")]
     sweep = [word for word in sweep if word not in ("--executor", "local")]
     launchers = [start(tmp_path, cache, rank, 2, job, *sweep) for rank in (1, 0)]
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
