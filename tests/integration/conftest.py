@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import run_locally
 
-TRAINED = ("--variants", "both,statistics", "--set", "exposure.epochs=25")
+TRAINED = ("--set", "exposure.epochs=25")
 """A training that is still going on when a test has found its process."""
 
 

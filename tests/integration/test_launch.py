@@ -43,7 +43,7 @@ def processes_of(marker: str) -> list[str]:
 
 
 def wait_for_a_checkpoint(run: Path, head: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not list(run.glob("models/both/*/seed=0/state.pt")):
         assert head.poll() is None, head.communicate()[0]
         assert time.monotonic() < until
@@ -67,7 +67,7 @@ def job(tmp_path: Path):
 def test_two_launchers_are_one_cluster_and_leave_nothing(
     undisturbed: Path, tree: Path, cache: Path, tmp_path: Path, job: str
 ):
-    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *TRAINED, "--variants", "both")]
+    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *TRAINED)]
     sweep = [word for word in sweep if word not in ("--executor", "local")]
     launchers = [start(tmp_path, cache, rank, 2, job, *sweep) for rank in (1, 0)]
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]

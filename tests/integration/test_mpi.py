@@ -53,7 +53,7 @@ def training(run: Path, *, epochs: int = 0) -> list[int]:
 def test_three_ranks_survive_a_killed_worker_and_give_the_same_numbers(undisturbed, tree, cache, tmp_path):
     run = tmp_path / "run"
     with mpirun(3, tree, run, cache, *TRAINED) as job:
-        wait_until(lambda: training(run), job)
+        wait_until(lambda: training(run), job, seconds=240)
         os.kill(training(run)[0], signal.SIGKILL)
         output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
@@ -67,7 +67,7 @@ def test_three_ranks_survive_a_killed_worker_and_give_the_same_numbers(undisturb
 def test_a_frozen_worker_is_ended_and_a_signal_interrupts(tree, cache, tmp_path):
     run = tmp_path / "run"
     with mpirun(3, tree, run, cache, *FROZEN) as job:
-        wait_until(lambda: len(training(run, epochs=3)) == 2, job)
+        wait_until(lambda: len(training(run, epochs=3)) == 2, job, seconds=240)
         frozen = training(run)[0]
         os.kill(frozen, signal.SIGSTOP)
         wait_until(lambda: not Path(f"/proc/{frozen}").exists(), job, seconds=90)

@@ -57,7 +57,7 @@ def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives
                           stderr=subprocess.STDOUT) as driver:  # fmt: skip
         wait_until(lambda: (run / "ray-token").exists() or (run / "events.jsonl").exists(), driver)
         assert (run / "ray-token").stat().st_mode & 0o777 == 0o600
-        wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver)
+        wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver, seconds=240)
         (worker,) = processes("ray::train fan both seed 0")
         os.kill(worker, signal.SIGKILL)
         output, _ = driver.communicate(timeout=300)
@@ -80,7 +80,7 @@ def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
     run = tmp_path / "run"
     # Ray's own processes carry the session folder's name, which carries the driver's process id
     with subprocess.Popen(ray_sweep(tree, run), env=environment(cache), stdout=subprocess.DEVNULL) as driver:
-        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver)
+        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver, seconds=240)
         session = f"_{driver.pid}"
         assert processes(session)
         driver.send_signal(signal.SIGINT)
@@ -96,7 +96,7 @@ def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
 @pytest.mark.long
 def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path, tmp_path: Path):
     run = tmp_path / "run"
-    command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both", "--set", "exposure.epochs=20000",
+    command = [*ray_sweep(tree, run), "--machines", "fan", "--set", "exposure.epochs=20000",
                "--hang-after", "25", "--max-tries", "5"]  # fmt: skip
     progress = run / "models/both/fan/seed=0/progress.json"
     with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE,
@@ -124,7 +124,7 @@ def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path
 @pytest.mark.long
 def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path, cache: Path, tmp_path: Path):
     run = tmp_path / "run"
-    command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both"]
+    command = [*ray_sweep(tree, run), "--machines", "fan"]
     little = environment(cache, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="100")
     done = subprocess.run(command, env=little, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
