@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from rayasd.cli.main import main
@@ -53,6 +54,12 @@ class SameProcess:
         self._queue.clear()
 
 
+@contextmanager
+def same_process(_: int) -> Iterator[SimpleNamespace]:
+    """Give what maps as ``worker_pool`` does, without the seconds in which its processes import torch."""
+    yield SimpleNamespace(map=map)
+
+
 def command_line(*arguments: object) -> list[str]:
     """Words of a rayasd command."""
     return [sys.executable, "-m", "rayasd", *map(str, arguments)]
@@ -82,6 +89,7 @@ def call(*arguments: object, cache: Path, folder: Path | None = None, given: str
         mock.patch.dict(os.environ, environment(cache, **variables), clear=True),
         mock.patch.object(sys, "argv", ["rayasd", *words]), mock.patch.object(sys, "stdin", io.StringIO(given)),
         mock.patch("rayasd.cli.execution.LocalExecutor", SameProcess),
+        mock.patch("rayasd.sweep.checks.worker_pool", same_process),
     ):  # fmt: skip
         try:
             main()
