@@ -31,7 +31,10 @@ pytestmark = pytest.mark.timeout(120)  # what hangs, fails
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tree(tmp_path_factory.mktemp("good"), ("fan", "pump"))
+    root = write_tree(tmp_path_factory.mktemp("good"), ("fan", "pump"))
+    for clip in root.rglob("*_000[1-9]*"):
+        clip.unlink()  # one of each kind will do
+    return root
 
 
 @pytest.fixture
