@@ -54,9 +54,9 @@ def test_a_run_is_seen_and_stopped_from_elsewhere_and_goes_on(tree: Path, cache:
         assert [unit["unit"] for unit in state["running"]] == ["train fan both seed 0"]
         assert state["running"][0]["total"] == EPOCHS
         assert state["running"][0]["host"] == os.uname().nodename
-        stopped = rayasd("stop", run, "--wait", 60)
+        stopped = rayasd("stop", run, "--wait", 240)
         assert (stopped.returncode, stopped.stdout) == (0, "stopped\n")
-        output, _ = driver.communicate(timeout=60)
+        output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 77  # batch scripts put 75 back in the queue
     assert not list(run.glob("stop*"))
     assert "stopped as asked" in output
@@ -80,7 +80,7 @@ def test_usr1_lets_units_save_at_their_epochs_end(tree: Path, cache: Path, tmp_p
     run = tmp_path / "run"
     with begin(run, tree, cache) as driver:
         driver.send_signal(signal.SIGUSR1)
-        driver.communicate(timeout=60)
+        driver.communicate(timeout=240)
     assert driver.returncode == 75
     assert (run / "models/both/fan/seed=0/state.pt").exists()
     assert [event["event"] for event in RunStore(run).events()][-3:] == [
@@ -97,9 +97,9 @@ def test_after_the_grace_the_sweep_is_interrupted_all_the_same(tree: Path, cache
         os.kill(worker, signal.SIGSTOP)
         driver.send_signal(signal.SIGUSR1)
         began = time.monotonic()
-        driver.communicate(timeout=60)
+        driver.communicate(timeout=240)
     assert driver.returncode == 75
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
     assert not Path(f"/proc/{worker}").exists()
 
 
