@@ -13,7 +13,6 @@ from rayasd.exposure.network import Extractor, MelSpectrogram
 from rayasd.scoring.model import Parts
 from rayasd.scoring.onnx import OUTPUTS, ConvolvedMelSpectrogram, export_onnx
 from tests.command import Rayasd
-from tests.conftest import run_locally
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx and onnxruntime: pip install 'rayasd[onnx]'")
 pytest.importorskip("onnx", reason="needs onnx and onnxruntime: pip install 'rayasd[onnx]'")
@@ -70,12 +69,11 @@ def test_convolved_spectrograms_are_the_front_ends(power: float, normalized: boo
 
 
 @pytest.mark.slow
-def test_the_command_exports_a_run_and_refuses_a_control(tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd):
-    run = run_locally(tree, cache, tmp_path / "run", "--variants", "both,statistics")
-    exported = rayasd("export", "onnx", run, "--machine", "fan", "--variant", "both", "-o", tmp_path / "fan.onnx")
+def test_the_command_exports_a_run_and_refuses_a_control(finished: Path, tmp_path: Path, rayasd: Rayasd):
+    exported = rayasd("export", "onnx", finished, "--machine", "fan", "--variant", "both", "-o", tmp_path / "fan.onnx")
     assert exported.returncode == 0, exported.stderr
     onnxruntime.InferenceSession(tmp_path / "fan.onnx", providers=["CPUExecutionProvider"])
-    refused = rayasd("export", "onnx", run, "--machine", "fan", "--variant", "statistics")
+    refused = rayasd("export", "onnx", finished, "--machine", "fan", "--variant", "statistics")
     assert (refused.returncode, "is a control" in refused.stderr) == (2, True)
 
 
