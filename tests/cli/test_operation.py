@@ -164,7 +164,8 @@ def test_what_this_host_cannot_give_is_refused_at_once(
 @pytest.mark.slow
 def test_two_processes_for_one_unit_learn_what_one_learns(tree: Path, tmp_path: Path, rayasd: Rayasd):
     def losses(name: str, *more: object) -> list[float]:
-        sets = ("--machines", "fan", "--set", "exposure.learning_rate=1e-5")  # at more, AdamW makes much of a rounding
+        # batch norms of batches this small, and larger steps, make much of a rounding
+        sets = ("--machines", "fan", "--set", "exposure.learning_rate=1e-5", "--set", "network.backbone=test_vit2")
         done = rayasd(*small_sweep(tree, tmp_path / name, *sets, *more))
         assert done.returncode == 0, done.stdout + done.stderr
         assert ("2 ranks" in done.stdout) == (name == "two")
