@@ -69,30 +69,35 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         node.stop()
 
 
+# Commands that speak to this Ray are processes: Ray's core keeps a token for as long as its process lives.
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd: Rayasd, cluster: Cluster, tmp_path: Path):
-    shown = rayasd(*cluster.words("--", "report", "--help"))
+def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayasd, cluster: Cluster, tmp_path: Path):
+    shown = rayasd_process(*cluster.words("--", "report", "--help"))
     assert shown.returncode == 0, shown.stderr
     assert "Compute RUN's leaderboard afresh" in shown.stdout
-    refused = rayasd(*cluster.words("--job-id", "bad", "--", "report", "nothing-here"))
+    refused = rayasd_process(*cluster.words("--job-id", "bad", "--", "report", "nothing-here"))
     assert refused.returncode == 2
     assert f"error: {tmp_path}/work/nothing-here is not a run directory" in refused.stdout
-    again = rayasd(*cluster.words("--follow", "bad"))
+    again = rayasd_process(*cluster.words("--follow", "bad"))
     assert (again.returncode, again.stdout) == (2, refused.stdout)
-    taken = rayasd(*cluster.words("--job-id", "bad", "--", "report", "--help"))
+    taken = rayasd_process(*cluster.words("--job-id", "bad", "--", "report", "--help"))
     assert taken.returncode == 2
     assert "Job with submission_id bad already exists" in taken.stderr
-    assert "failed" in rayasd(*cluster.words("--list")).stdout
+    assert "failed" in rayasd_process(*cluster.words("--list")).stdout
     for action in ("--follow", "--stop"):
-        unknown = rayasd(*cluster.words(action, "nix"))
+        unknown = rayasd_process(*cluster.words(action, "nix"))
         assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
         assert "Job nix does not exist" in unknown.stderr
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_without_the_token_nothing_is_done_and_one_line_says_why(rayasd: Rayasd, cluster: Cluster, tmp_path: Path):
+def test_without_the_token_nothing_is_done_and_one_line_says_why(
+    rayasd_process: Rayasd, cluster: Cluster, tmp_path: Path
+):
     wrong = tmp_path / "wrong"
     wrong.write_text("6" * 64)
     said = f"error: the cluster at {cluster.address}"
@@ -102,7 +107,7 @@ def test_without_the_token_nothing_is_done_and_one_line_says_why(rayasd: Rayasd,
         ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, "refuses this token: give that cluster's own by --token-file or"),
         ({"RAY_AUTH_TOKEN": "7" * 64}, "refuses this token: give that cluster's own by --token-file or"),
     ):
-        refused = rayasd(*words, HOME=str(tmp_path), **variables)
+        refused = rayasd_process(*words, HOME=str(tmp_path), **variables)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith(f"{said} {reason}")
         assert refused.stderr.count("\n") == 1
@@ -110,12 +115,13 @@ def test_without_the_token_nothing_is_done_and_one_line_says_why(rayasd: Rayasd,
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
-    rayasd: Rayasd, cluster: Cluster, tree: Path, cache: Path, tmp_path: Path
+    rayasd_process: Rayasd, cluster: Cluster, tree: Path, cache: Path, tmp_path: Path
 ):
     sweep = small_sweep(tree, Path("run"), "--set", "exposure.epochs=3000")
     sweep[sweep.index("local")] = "ray"
-    sent = rayasd(*cluster.words("--no-wait", "--job-id", "long", "--", *sweep))
+    sent = rayasd_process(*cluster.words("--no-wait", "--job-id", "long", "--", *sweep))
     assert (sent.returncode, sent.stdout) == (0, "long\n")
     run = tmp_path / "work/run"
     wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")))
@@ -128,10 +134,10 @@ def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
     assert watcher.returncode == 75
     assert "job long goes on" in errors
     assert "Traceback" not in errors
-    assert "running" in rayasd(*cluster.words("--list")).stdout
-    stopped = rayasd(*cluster.words("--stop", "long"))
+    assert "running" in rayasd_process(*cluster.words("--list")).stdout
+    stopped = rayasd_process(*cluster.words("--stop", "long"))
     assert (stopped.returncode, stopped.stdout) == (0, "job long: stopped\n")
-    last = rayasd(*cluster.words("--follow", "long"))
+    last = rayasd_process(*cluster.words("--follow", "long"))
     assert last.returncode == 75
     assert last.stdout.endswith("interrupted: the same command goes on from here\n")
     assert not list(run.glob("lock*"))

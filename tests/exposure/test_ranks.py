@@ -3,8 +3,10 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch import nn
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
-from rayasd.exposure import training
+from rayasd.exposure import ranks, training
 from rayasd.exposure.batches import epoch_batches
 from rayasd.exposure.clips import load_target_and_others
 from rayasd.exposure.network import Output
@@ -25,9 +27,23 @@ from rayasd.exposure.training import train
 from rayasd.randomness import generator
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 from tests.conftest import SpecOf
+from tests.exposure import forked
 from tests.exposure.test_training import history, weights, with_exposure
 
 LOSSES = ("loss", "machine_loss", "product_loss")
+
+
+@pytest.fixture(scope="module")
+def forking_process() -> Iterator[None]:
+    forked.preload("rayasd.exposure.training", __name__)
+    yield
+    forked.stop()
+
+
+@pytest.fixture
+def forked_ranks(forking_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this test's ranks start quickly; without it, they start as in a sweep."""
+    monkeypatch.setattr(ranks, "_start", forked.start)
 
 
 def assert_same_curves(spec: UnitSpec, expected: list[dict[str, float]]) -> None:
@@ -39,6 +55,25 @@ def assert_same_curves(spec: UnitSpec, expected: list[dict[str, float]]) -> None
         assert row["learning_rate"] == other["learning_rate"]
 
 
+def in_double(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[assignment]
+    training._train(ranks, spec, report)
+
+
+def train_in_double(spec: UnitSpec, report: Report = silent) -> None:
+    """Train on one rank or several; in single precision, batch norms of batches this small make much of a rounding.
+
+    How much depends on the processor: losses differed by up to 0.02 on one, and by less than 0.0001 on another.
+    """
+    if spec.num_ranks == 1:
+        on_ranks(in_double, spec, report)
+    else:
+        with mock.patch.object(training, "_train", in_double):
+            train(spec, report)
+
+
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_ranks", "changes"),
@@ -51,13 +86,12 @@ def assert_same_curves(spec: UnitSpec, expected: list[dict[str, float]]) -> None
 def test_ranks_learn_what_one_process_learns(
     spec_of: SpecOf, small_config: Config, num_ranks: int, changes: dict[str, object]
 ):
-    # at the demo's rate, one rounding of the first weights can move a single process's own losses by 4e-3
     config = with_exposure(small_config, epochs=5, learning_rate=5e-4, **changes)
     reports: list[list[Progress]] = [[], []]
-    train(spec_of(config=config), reports[0].append)
+    train_in_double(spec_of(config=config), reports[0].append)
     expected = history(spec_of())
     (spec_of().output / "model.safetensors").unlink()
-    train(spec_of(config=config, num_ranks=num_ranks), reports[1].append)
+    train_in_double(spec_of(config=config, num_ranks=num_ranks), reports[1].append)
     assert_same_curves(spec_of(), expected)
     assert weights(spec_of())
     assert f"{num_ranks} ranks" in reports[1][0].note
@@ -65,19 +99,14 @@ def test_ranks_learn_what_one_process_learns(
     assert first == second
 
 
-def in_double(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[assignment]
-    training._train(ranks, spec, report)
-
-
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_without_rounding_ranks_learn_exactly_what_one_process_learns(spec_of: SpecOf, small_config: Config):
     # of batches this small, single precision makes much of a rounding within a few epochs
     config = with_exposure(small_config, epochs=5, target_domain_per_batch=1, batch_size=10, mixup_schedule="always")
     losses = []
     for num_ranks in (1, 2):
-        on_ranks(in_double, spec_of(config=config, num_ranks=num_ranks), silent)
+        train_in_double(spec_of(config=config, num_ranks=num_ranks))
         losses.append([row[name] for row in history(spec_of()) for name in (*LOSSES, "validation_loss")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert losses[0] != losses[1]  # the last bits tell that there were two ranks
@@ -174,6 +203,7 @@ def compare_gathered(ranks: Ranks) -> None:
             assert torch.equal(mine.grad, 2 * mine)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_layers_and_outputs_are_those_of_the_whole_batch(spec_of: SpecOf):
     notes: list[str] = []
@@ -181,20 +211,21 @@ def test_layers_and_outputs_are_those_of_the_whole_batch(spec_of: SpecOf):
     assert notes == ["compared"]
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_a_stopped_training_on_ranks_goes_on(spec_of: SpecOf, small_config: Config):
     config = with_exposure(small_config, epochs=4, checkpoint_every=10, learning_rate=5e-4)
-    train(spec_of(config=config))
+    train_in_double(spec_of(config=config))
     expected = history(spec_of())
     (spec_of().output / "model.safetensors").unlink()
     spec = spec_of(config=config, num_ranks=2)
     with pytest.raises(Stopped):
-        train(spec, lambda progress: progress.done == 2)
+        train_in_double(spec, lambda progress: progress.done == 2)
     state = torch.load(spec.output / training.STATE, weights_only=True)
     assert len(json.loads(state["history"])) == 2
     assert not (spec.output / "model.safetensors").exists()
     reports: list[Progress] = []
-    train(spec, reports.append)
+    train_in_double(spec, reports.append)
     assert reports[0].done == 2
     assert_same_curves(spec, expected)
     assert not (spec.output / training.STATE).exists()
@@ -232,7 +263,11 @@ def end_badly(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         (3, RuntimeError, "^rank 1: ValueError: a rank's own trouble"),
     ],
 )
-def test_a_rank_that_fails_is_named_and_none_is_left(spec_of: SpecOf, seed: int, kind: type[Exception], said: str):
+def test_a_rank_that_fails_is_named_and_none_is_left(
+    spec_of: SpecOf, request: pytest.FixtureRequest, seed: int, kind: type[Exception], said: str
+):
+    if seed:
+        request.getfixturevalue("forked_ranks")
     pids: list[int] = []
     with pytest.raises(kind, match=said) as error:
         on_ranks(end_badly, spec_of(seed=seed, num_ranks=2), lambda p: pids.extend(map(int, p.note.split())))
@@ -242,6 +277,7 @@ def test_a_rank_that_fails_is_named_and_none_is_left(spec_of: SpecOf, seed: int,
         assert "in end_badly" in error.value.__notes__[0]  # the rank's own traceback
 
 
+@pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
 def test_a_report_that_fails_leaves_no_rank(spec_of: SpecOf):
     pids: list[int] = []
@@ -278,13 +314,13 @@ def test_ranks_die_with_a_killed_supervisor(spec_of: SpecOf, tmp_path: Path):
     supervisor.start()
     pids = []
     try:
-        assert within(60, lambda: told.exists() and len(told.read_text().split()) == 2)
+        assert within(300, lambda: told.exists() and len(told.read_text().split()) == 2)
         pids = [int(word) for word in told.read_text().split()]
         assert all(map(is_alive, pids))
     finally:
         supervisor.kill()
         supervisor.join()
-    assert within(10, lambda: not any(map(is_alive, pids)))
+    assert within(60, lambda: not any(map(is_alive, pids)))
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
