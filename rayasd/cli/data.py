@@ -19,16 +19,11 @@ def data() -> None:
               help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
 @click.option("--parts", default="all", show_default=True, help="all, or some of dev,eval,ground-truth.")
-@click.option("--url-base", metavar="URL", help="A mirror's address in the place of https://zenodo.org.")
-@click.option("--jobs", "num_jobs", type=click.IntRange(min=1, max=16), default=4, show_default=True,
-              help="Downloads at once.")  # fmt: skip
 @click.option("--keep-archives", is_flag=True, help="Leave the zip files in ROOT/archives.")
-def fetch(
-    dataset: str, out: Path, machines: str, parts: str, url_base: str | None, num_jobs: int, keep_archives: bool
-) -> None:
+def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: bool) -> None:
     """Fetch a DCASE Task 2 data set from Zenodo.
 
-    DATASET is one of dcase2020 to dcase2025. Run again, it goes on where it stopped.
+    DATASET is one of dcase2020 to dcase2025. Run again, it continues where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -36,7 +31,7 @@ def fetch(
     """
     from rayasd.cli.fetching import fetch_data
 
-    fetch_data(dataset, out, machines, parts, url_base, num_jobs, keep_archives)
+    fetch_data(dataset, out, machines, parts, keep_archives)
 
 
 @data.command()
