@@ -18,6 +18,7 @@ from rayasd.cli.score import pack, score
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
+from rayasd.cli.track import track
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, EXIT_USAGE, Interrupted, UserError, one_line
 from rayasd.files import storage_error
 
@@ -47,8 +48,8 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, score, pack, export,
-                launch, submit, doctor, gc):  # fmt: skip
+for command in (data, sweep, train, embed, detect, status, stop, track, report, leaderboard, compare, score, pack,
+                export, launch, submit, doctor, gc):  # fmt: skip
     cli.add_command(command)
 
 

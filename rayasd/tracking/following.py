@@ -1,129 +1,77 @@
-"""Follows a sweep's trainings for its trackers, in a thread of its own: a slow or absent server holds nothing up."""
+"""Fills trackers from a run's files, as ``rayasd status`` reads them."""
 
 import json
 import os
 import re
-from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from threading import Event, Thread
 from typing import Any
 
-from rayasd.errors import UserError, one_line, unknown
+from rayasd.errors import UserError, one_line
+from rayasd.files import read_record
 from rayasd.parquet import read_parquet
-from rayasd.sweep.driver import State, Sweep
-from rayasd.sweep.executors import Reported
+from rayasd.sweep.driver import State, survey
+from rayasd.sweep.store import RunStore
 from rayasd.tracking.tracker import Tracker
 from rayasd.unit import RunDirectory, Unit
 
-TRACKERS = ("tensorboard", "mlflow")
-_LOOK_SECONDS = 5.0
-_MOST_FAILURES = 3  # of one round: the server is away
+_MAX_FAILURES = 3  # per call of hand_over: the server does not answer
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Make sure that these trackers can be used.
+def open_tracker(name: str, paths: RunDirectory) -> Tracker:
+    """Open tensorboard or mlflow.
 
     Raises:
-        UserError: no such tracker, its package is not installed, or nobody said where its server is.
+        UserError: its package is not installed, or the address of its server is not set.
 
     """
-    for name in names:
-        if name not in TRACKERS:
-            raise unknown("tracker", name, TRACKERS)
-        if find_spec(name) is None:
-            raise UserError(f"--track {name} needs a package: pip install 'rayasd[{name}]'")
-        if name == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
-            raise UserError("--track mlflow: set MLFLOW_TRACKING_URI to your server, such as http://host:5000")
-
-
-class Tracking:
-    """Hands a sweep's trainings, and at its end the ranked systems, to trackers by name.
-
-    What a tracker could not take is said once, kept and offered again; a later sweep of the run, which may find nothing
-    to do, hands over what is still missing.
-    """
-
-    def __init__(self, names: Sequence[str], paths: RunDirectory, sweep: Sweep, units: Collection[Unit]) -> None:
-        """Follow those of the ``units`` that train; others may be another driver's."""
-        self._names, self._paths, self._sweep = list(dict.fromkeys(names)), paths, sweep
-        self._units = [unit for unit in units if unit.stage == "train"]
-        self._running: Reported = {}
-        self._closing = Event()
-        self._with_results = False
-        self.problems: dict[str, str] = {}
-        """What each tracker that lacks something last complained of."""
-        self._thread = Thread(target=self._follow, daemon=True)
-        if names:
-            self._thread.start()
-
-    def update(self, running: Reported) -> None:
-        """Take how far the running units are."""
-        self._running = running
-
-    def close(self, seconds: float, *, with_results: bool) -> None:
-        """Hand over what has come since, and the leaderboard if there is one; gives up after some seconds."""
-        self._with_results = with_results
-        self._closing.set()
-        if self._names:
-            self._thread.join(seconds)
-            if self._thread.is_alive():
-                self.problems = dict.fromkeys(self._names, f"not done after {seconds:g} s") | self.problems
-
-    def _follow(self) -> None:
-        trackers: dict[str, Tracker] = {}
-        last = False
-        while not last:
-            last = self._closing.wait(_LOOK_SECONDS)
-            for name in self._names:
-                try:
-                    if name not in trackers:
-                        trackers[name] = _tracker(name, self._paths)
-                    problem = self._hand_over(trackers[name], last=last)
-                except Exception as error:  # a tracker may fail in any way, and must not harm the sweep
-                    problem = _said(error)
-                others = {other: why for other, why in self.problems.items() if other != name}
-                self.problems = others | ({name: problem} if problem else {})  # a new one: others read it meanwhile
-
-    def _hand_over(self, tracker: Tracker, *, last: bool) -> str | None:
-        """Hand over what is new; returns the last complaint. What failed comes last in the next round."""
-        problem = None
-        if last and self._with_results and self._paths.leaderboard("parquet").exists():
-            board = read_parquet(self._paths.leaderboard("parquet"), filters=[("rank", ">", 0)])
-            tracker.results(board.to_pylist())
-        failed: list[Unit] = []
-        for unit in list(self._units):
-            state = self._sweep.states[unit]
-            ended = state.value if state in (State.DONE, State.FAILED) else None
-            if unit in tracker.ended or not (ended or self._running.get(unit, {}).get("total")):
-                continue  # a history that stands before a training has begun is an earlier one's
-            try:
-                tracker.follow(self._sweep.specs[unit], self._history(unit), ended)
-            except Exception as error:  # this one must not keep the others
-                problem = _said(error)
-                failed.append(unit)
-                if len(failed) == _MOST_FAILURES:
-                    break
-        if failed:
-            self._units = [unit for unit in self._units if unit not in set(failed)] + failed
-        return problem
-
-    def _history(self, unit: Unit) -> list[dict[str, Any]]:
-        with suppress(FileNotFoundError):
-            return [json.loads(line) for line in self._paths.history(unit).read_text().splitlines()]
-        return []
-
-
-def _said(error: Exception) -> str:
-    text = re.sub(r"//[^/@\s]*@", "//", str(error))  # an address may hold a password
-    return f"{type(error).__name__}: {one_line(text)}"
-
-
-def _tracker(name: str, paths: RunDirectory) -> Tracker:
+    if find_spec("tensorboardX" if name == "tensorboard" else name) is None:
+        raise UserError(f"--to {name} needs a package: pip install 'rayasd[{name}]'")
     if name == "tensorboard":
         from rayasd.tracking.tensorboard import TensorBoard
 
         return TensorBoard(paths)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UserError("--to mlflow: set MLFLOW_TRACKING_URI to your server, such as http://host:5000")
     from rayasd.tracking.mlflow import MLflow
 
     return MLflow(paths)
+
+
+def hand_over(store: RunStore, tracker: Tracker) -> str | None:
+    """Hand over what a tracker lacks; returns the last problem. What fails comes last in the next call."""
+    problem, paths = None, store.paths
+    specs, is_driven = store.specs(), bool(store.holders())
+    sweep = survey(specs, set(specs), retry_failed=False)
+    try:
+        board = paths.leaderboard("parquet")
+        if board.exists() and (time := board.stat().st_mtime_ns) != tracker.leaderboard_time:
+            tracker.results(read_parquet(board, filters=[("rank", ">", 0)]).to_pylist())
+            tracker.leaderboard_time = time
+    except Exception as error:
+        problem = _problem(error)
+    trainings = [unit for unit in specs if unit.stage == "train" and unit not in tracker.closed]
+    failed_before, tracker.failed = tracker.failed, set()
+    for unit in sorted(trainings, key=failed_before.__contains__):
+        ended = sweep.states[unit].value if sweep.states[unit] in (State.DONE, State.FAILED) else None
+        if not ended and not (is_driven and read_record(paths.progress(unit)).get("total")):
+            continue  # not begun: its history, if any, is an earlier training's
+        try:
+            tracker.follow(specs[unit], _history(paths, unit), ended)
+        except Exception as error:  # this training must not keep back the others
+            problem = _problem(error)
+            tracker.failed.add(unit)
+            if len(tracker.failed) == _MAX_FAILURES:
+                break
+    return problem
+
+
+def _history(paths: RunDirectory, unit: Unit) -> list[dict[str, Any]]:
+    with suppress(FileNotFoundError):
+        return [json.loads(line) for line in paths.history(unit).read_text().splitlines()]
+    return []
+
+
+def _problem(error: Exception) -> str:
+    text = re.sub(r"//[^/@\s]*@", "//", str(error))  # an address may hold a password
+    return f"{type(error).__name__}: {one_line(text)}"
