@@ -56,17 +56,19 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--machines", default="all", show_default=True, help="all, or some of the seven 2021 machine types.")
 @click.option("--sections", "num_sections", type=click.IntRange(min=1, max=99), default=6, show_default=True,
-              help="Sections a machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
+              help="Sections per machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
 @click.option("--train", "num_source_train", type=click.IntRange(min=1), default=1000, show_default=True,
-              help="Source-domain training clips a section.")  # fmt: skip
+              help="Source-domain training clips per section.")  # fmt: skip
 @click.option("--target-train", "num_target_train", type=click.IntRange(min=0), default=3, show_default=True,
-              help="Target-domain training clips a section.")  # fmt: skip
+              help="Target-domain training clips per section.")  # fmt: skip
 @click.option("--test", "num_test", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Normal, and as many anomalous, test clips a section and domain.")  # fmt: skip
+              help="Normal, and as many anomalous, test clips per section and domain.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Length of a clip.")
 @click.option("--difficulty", type=click.FloatRange(min=0, max=1), default=0.5, show_default=True,
               help="0: loud anomalies; 1: faint ones.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Other machines for each.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Each seed gives other machines."
+)
 def synth(out: Path, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 

@@ -21,10 +21,10 @@ MACHINE_TYPES = tuple(MODELS)
 NUM_DEVELOPMENT_SECTIONS = 3
 MARKER = "SYNTHETIC.json"
 _UNFINISHED = ".SYNTHETIC.unfinished.json"
-"""Stands while a tree is being written, so that an interrupted one is told from somebody's recordings."""
+"""Exists while a tree is written: tells an interrupted one from recordings."""
 
-VERSION = 1
-"""Of the sound models: another version is another plan."""
+VERSION = 2
+"""Version of the sound models; a tree of another version is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class SynthesisPlan:
     num_sections: int = 6
     """Sections 00 on; 00 to 02 are development, the rest evaluation."""
     num_source_train: int = 1000
-    """Source-domain normal training clips a section."""
+    """Source-domain normal training clips per section."""
     num_target_train: int = 3
-    """Target-domain normal training clips a section."""
+    """Target-domain normal training clips per section."""
     num_test: int = 100
-    """Normal, and as many anomalous, test clips a section and domain."""
+    """Normal, and as many anomalous, test clips per section and domain."""
     seconds: float = 10.0
     """Length of a clip."""
     sample_rate: int = 16000
@@ -48,10 +48,10 @@ class SynthesisPlan:
     seed: int = 0
 
     def check(self) -> None:
-        """Make sure that the plan can be carried out.
+        """Check all values.
 
         Raises:
-            UserError: it cannot; says which value is wrong.
+            UserError: a value is wrong.
 
         """
         for machine in self.machines:
@@ -72,7 +72,7 @@ class SynthesisPlan:
 
 @dataclass(frozen=True)
 class _Clip:
-    """Coordinates of one clip; they and the seed decide its samples."""
+    """Coordinates of one clip; with the seed, they determine its samples."""
 
     machine: str
     section: int
@@ -97,14 +97,14 @@ def synthesize(
 ) -> int:
     """Write the tree ``out``/{dev_data,eval_data}/<machine>/… and its ground truth; SYNTHETIC.json comes last.
 
-    The same plan gives the same bytes, however many workers. ``attributes.csv`` says the kind of each anomaly.
-    An interrupted call is completed by the same call; a folder that holds anything else is never written to.
+    The same plan gives the same bytes, however many workers. ``attributes.csv`` has the kind of each anomaly.
+    The same call completes an interrupted one; a folder that holds anything else is never written to.
 
     Returns:
         Clips written; 0 where the same plan has been carried out before.
 
     Raises:
-        UserError: the plan cannot be carried out, or ``out`` holds something else.
+        UserError: a value of the plan is wrong, or ``out`` holds something else.
 
     """
     plan.check()
@@ -155,7 +155,7 @@ def _clips(machine: str, plan: SynthesisPlan) -> list[_Clip]:
         for domain in ("source", "target"):
             order = generator(plan.seed, "order", machine, section, domain).permutation(2 * plan.num_test)
             for position in range(2 * plan.num_test):
-                # evaluation names must not tell: normal and anomalous clips share one shuffled numbering
+                # evaluation names must not give labels away: normal and anomalous clips share one shuffled numbering
                 number = position % plan.num_test if development else int(order[position])
                 label = "normal" if position < plan.num_test else "anomaly"
                 name = f"section_{section:02}_{domain}_test_" + (f"{label}_" if development else "") + f"{number:04}"
