@@ -27,7 +27,7 @@ def track(run: Path, name: str, watch: bool) -> None:
     """
     from rayasd.sweep.lock import GONE_SECONDS
     from rayasd.sweep.store import RunStore
-    from rayasd.tracking.following import hand_over, open_tracker
+    from rayasd.tracking.handover import hand_over, open_tracker
     from rayasd.wording import counted
 
     store = RunStore(run)

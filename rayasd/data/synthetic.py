@@ -1,5 +1,6 @@
 """Write a DCASE 2021 tree of synthetic machine sounds: a demo and a test bed, never a benchmark of real machines."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -59,15 +60,12 @@ class SynthesisPlan:
                 raise unknown("machine", machine, MACHINE_TYPES)
             if self.machines.count(machine) > 1:
                 raise UserError(f"machines: {machine} is named twice")
-        for name, least in (("num_sections", 1), ("num_source_train", 1), ("num_target_train", 0), ("num_test", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        if self.num_sections > 99:
-            raise UserError(f"num_sections = {self.num_sections}: must be at most 99")
-        if not 0 <= self.difficulty <= 1:
-            raise UserError(f"difficulty = {self.difficulty}: must be between 0 and 1")
-        if not self.seconds >= 0.5:
-            raise UserError(f"seconds = {self.seconds}: must be at least 0.5")
+        ranges = {"num_sections": (1, 99), "num_source_train": (1, math.inf), "num_target_train": (0, math.inf),
+                  "num_test": (1, math.inf), "difficulty": (0, 1), "seconds": (0.5, math.inf)}  # fmt: skip
+        for name, (least, most) in ranges.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                raise UserError(f"{name} = {value}: must be {limits}")
 
 
 @dataclass(frozen=True)

@@ -42,21 +42,14 @@ def zipped(members: dict[str, bytes]) -> bytes:
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
     """Archives of two machines as DCASE packs them: record -> name -> bytes."""
-    folder = tmp_path_factory.mktemp("clips")
+    clip = tmp_path_factory.mktemp("clips") / "clip.wav"
+    write_clip(clip, 300, seconds=0.1)
+    test = [(domain, label) for domain in ("source", "target") for label in ("_normal", "_anomaly")]
 
-    def clips(machine: str, sections: tuple[str, ...], splits: tuple[str, ...], labels: tuple[str, ...]) -> bytes:
+    def zipped_clips(machine: str, *names: str) -> bytes:
         members = {f"{machine}/": b"", f"__MACOSX/{machine}/train/._x.wav": b"finder"}
-        for section in sections:
-            for n, split in enumerate(splits):
-                domain = split.removesuffix("_test") if split != "train" else "source"
-                for label in labels:
-                    middle = f"{domain}_{'train' if split == 'train' else 'test'}{label}"
-                    clip = folder / f"section_{section}_{middle}_0000.wav"
-                    write_clip(clip, 300 + 100 * n, seconds=0.1)
-                    members[f"{machine}/{split}/{clip.name}"] = clip.read_bytes()
-        return zipped(members)
+        return zipped(members | {f"{machine}/{name}_0000.wav": clip.read_bytes() for name in names})
 
-    tests, both = ("source_test", "target_test"), ("_normal", "_anomaly")
     truth = {
         f"y-kawagu-dcase2021-1a2b/ground_truth_data/ground_truth_{machine}_section_03_{domain}_test.csv": (
             f"section_03_{domain}_test_0000.wav,1\r\n".encode()
@@ -66,12 +59,13 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
     }
     made: Content = {DEV: {}, EVAL_TRAIN: {}, EVAL_TEST: {}, TRUTH: {}}
     for machine in ("fan", "pump"):
-        train, test = (zipfile.ZipFile(io.BytesIO(clips(machine, ("00",), s, both))) for s in (("train",), tests))
-        members = {i.filename: train.read(i) for i in train.infolist() if "anomaly" not in i.filename}
-        members |= {i.filename: test.read(i) for i in test.infolist()}
-        made[DEV][f"dev_data_{machine}.zip"] = zipped(members)
-        made[EVAL_TRAIN][f"eval_data_{machine}_train.zip"] = clips(machine, ("03",), ("train",), ("_normal",))
-        made[EVAL_TEST][f"eval_data_test_{machine}.zip"] = clips(machine, ("03",), tests, ("",))
+        tests = [f"{domain}_test/section_00_{domain}_test{label}" for domain, label in test]
+        unnamed = [f"{domain}_test/section_03_{domain}_test" for domain in ("source", "target")]
+        made[DEV][f"dev_data_{machine}.zip"] = zipped_clips(machine, "train/section_00_source_train_normal", *tests)
+        made[EVAL_TRAIN][f"eval_data_{machine}_train.zip"] = zipped_clips(
+            machine, "train/section_03_source_train_normal"
+        )
+        made[EVAL_TEST][f"eval_data_test_{machine}.zip"] = zipped_clips(machine, *unnamed)
     made[DEV]["readme.md"] = b"no archive"
     made[TRUTH][f"y-kawagu/{TRUTH_ZIP}"] = zipped({**truth, "y-kawagu-dcase2021-1a2b/evaluator.py": b"import os"})
     return made

@@ -138,7 +138,7 @@ def test_progress_need_not_be_watched(tmp_path: Path):
         ({"machines": ("fann",)}, "did you mean 'fan'"),
         ({"machines": ("fan", "valve", "fan")}, "fan is named twice"),
         ({"num_test": 0}, "num_test = 0: must be at least 1"),
-        ({"num_sections": 100}, "must be at most 99"),
+        ({"num_sections": 100}, "must be between 1 and 99"),
         ({"difficulty": 1.5}, "between 0 and 1"),
         ({"seconds": 0.1}, "must be at least 0.5"),
         ({"seconds": float("nan")}, "must be at least 0.5"),

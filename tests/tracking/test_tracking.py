@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rayasd.errors import UserError
 from rayasd.sweep.driver import State
-from rayasd.tracking import following
-from rayasd.tracking.following import hand_over, open_tracker
+from rayasd.tracking import handover
+from rayasd.tracking.handover import hand_over, open_tracker
 from rayasd.tracking.tracker import TrackedRow, Tracker
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 from tests.command import Rayasd
@@ -95,7 +95,7 @@ def test_a_tracker_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
         open_tracker("mlflow", RunDirectory(tmp_path))
-    monkeypatch.setattr(following, "find_spec", lambda name: None)
+    monkeypatch.setattr(handover, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rayasd\[tensorboard\]'"):
         open_tracker("tensorboard", RunDirectory(tmp_path))
 
@@ -130,7 +130,7 @@ def store_of(tmp_path: Path, states: dict[int, State], monkeypatch: pytest.Monke
     for unit in units:
         paths.history(unit).parent.mkdir(parents=True, exist_ok=True)
         paths.history(unit).write_text('{"epoch": 1, "loss": 0.5}\n')
-    monkeypatch.setattr(following, "survey", lambda *_, **__: SimpleNamespace(states=units))
+    monkeypatch.setattr(handover, "survey", lambda *_, **__: SimpleNamespace(states=units))
     specs = {unit: SimpleNamespace(unit=unit) for unit in units}
     return SimpleNamespace(paths=paths, states=units, specs=lambda: specs, holders=lambda: holders)
 
