@@ -184,3 +184,16 @@ def test_an_event_file_that_was_cut_while_it_was_written_is_whole_in_the_end(tmp
     tracker.follow(spec, history, "done")
     events = read_events(tmp_path / "tensorboard/both/fan/seed=0")["training/loss"]
     assert events == [(n, pytest.approx(1.0 / n)) for n in range(1, 6)]
+
+
+def test_watching_ends_when_nobody_works_on_the_run(tmp_path: Path, rayasd: Rayasd, monkeypatch: pytest.MonkeyPatch):
+    holders = iter([[{"silent": 0.0}], [{"silent": 0.0}], []])
+    problems = iter(["the server is away", "the server is away", None])
+    store = SimpleNamespace(paths=None, manifest=dict, holders=lambda: next(holders))
+    monkeypatch.setattr("rayasd.sweep.store.RunStore", lambda run: store)
+    monkeypatch.setattr(handover, "open_tracker", lambda *_: SimpleNamespace(closed=[1, 2], place="a place"))
+    monkeypatch.setattr(handover, "hand_over", lambda *_: next(problems))
+    monkeypatch.setattr("rayasd.cli.track.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
+    done = rayasd("track", tmp_path, "--watch")
+    assert (done.returncode, done.stdout) == (0, "2 finished trainings in a place\n")
+    assert done.stderr == "tensorboard: the server is away; trying again\n"
