@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from rayasd.errors import UserError, unknown
-from rayasd.nested import split_list
 
 DEFAULT_DATA = Path("data")
 MAX_SEEDS = 10_000
@@ -133,7 +132,6 @@ class Execution:
     fail_fast: bool
     verify: bool
     cache: Path | None
-    track: str
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> "Execution":
@@ -144,11 +142,6 @@ class Execution:
     def num_ranks(self) -> int:
         """Processes of a training unit: by default one a GPU."""
         return self.ranks_per_unit or max(1, int(self.gpus_per_unit or 1))
-
-    @property
-    def trackers(self) -> list[str]:
-        """Names of the trackers that are to be told."""
-        return split_list(self.track)
 
 
 def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,8 +168,6 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--verify", is_flag=True,
                      help="First compare every file of finished units with its checksum; do damaged units again."),
         CACHE,
-        click.option("--track", default="", metavar="TRACKERS",
-                     help="Show trainings and results in tensorboard, mlflow or both (docs/watching.md)."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
