@@ -68,7 +68,9 @@ class Ranks:
             from timm.layers import convert_sync_batchnorm  # torch's own would drop the activations of timm's layers
 
             network = convert_sync_batchnorm(network)
-        return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        # find_unused_parameters keeps torch from rearranging gradients after the first step: a training that goes on
+        # would add those of three ranks in another order
+        return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
 
     def gather(self, output: Output, num_clips: int) -> Output:
         """Return the whole batch's output, given that of this rank's rows.
@@ -142,7 +144,12 @@ def _start() -> tuple[Connection, "subprocess.Popen[bytes]"]:
         [sys.executable, "-c", code, str(theirs.fileno())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"},  # some hosts' names do not resolve
+        env={
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # or torch warns that it found no unused parameters
+            **os.environ,
+            "GLOO_SOCKET_IFNAME": "lo",  # some hosts' names do not resolve
+            "NCCL_SOCKET_IFNAME": "lo",
+        },
     )
     theirs.close()
     return ours, process
