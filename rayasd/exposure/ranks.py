@@ -1,7 +1,7 @@
 """Train one unit with several processes ("ranks") of one host: one GPU each (NCCL), or all on CPUs (Gloo).
 
 Each rank computes its own rows of every batch and the loss of the whole batch. torch's DistributedDataParallel averages
-the gradients. Only ``torch`` itself is imported here: one process alone needs nothing more.
+the gradients. One process alone uses nothing of torch.distributed.
 """
 
 import os
@@ -53,7 +53,7 @@ class Ranks:
 
         """
         if num_clips < self.size:
-            raise UserError(f"a batch of {num_clips} clips is too small for {self.size} ranks: ask for fewer")
+            raise UserError(f"a batch of {num_clips} clips is too small for {self.size} ranks: lower --ranks-per-unit")
         return np.arange(self.rank, num_clips, self.size)
 
     def data_parallel(self, network: torch.nn.Module) -> torch.nn.Module:
@@ -132,7 +132,7 @@ def _devices(spec: UnitSpec) -> list[str]:
         return ["cpu"] * spec.num_ranks
     visible = torch.cuda.device_count()
     if visible < spec.num_ranks:
-        raise UserError(f"{spec.num_ranks} ranks need a CUDA device each, of {visible}: lower --ranks-per-unit")
+        raise UserError(f"{spec.num_ranks} ranks need as many CUDA devices, {visible} visible: lower --ranks-per-unit")
     return [f"cuda:{rank}" for rank in range(spec.num_ranks)]
 
 

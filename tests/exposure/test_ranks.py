@@ -212,8 +212,8 @@ def test_ranks_die_with_a_killed_supervisor(spec_of: SpecOf):
 @pytest.mark.parametrize(
     ("device", "said"),
     [
-        ("auto", "2 ranks need a CUDA device each, of 1"),
-        ("cuda", "2 ranks need a CUDA device each, of 1"),
+        ("auto", "2 ranks need as many CUDA devices, 1 visible: lower --ranks-per-unit"),
+        ("cuda", "2 ranks need as many CUDA devices, 1 visible: lower --ranks-per-unit"),
         ("cuda:0", "device 'cuda:0' with 2 ranks: choose auto, cpu or cuda"),
     ],
 )
