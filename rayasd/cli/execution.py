@@ -161,7 +161,7 @@ def check_execution(how: Execution) -> None:
 
 
 def _request(nodes: Sequence[Resources], how: Execution) -> Request:
-    """Settle what a unit asks for: by default a GPU a rank, where there are any.
+    """Settle what a unit asks for: by default one GPU per rank, where there are any.
 
     Raises:
         UserError: no node can give it, or it makes no sense.
@@ -177,7 +177,7 @@ def _request(nodes: Sequence[Resources], how: Execution) -> Request:
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus-per-unit {gpus:g}: a part of one GPU, or a whole number")
     if gpus and num_ranks not in (1, gpus):
-        raise UserError(f"--ranks-per-unit {num_ranks} with {gpus:g} GPUs a unit: each rank has one, or all use CPUs")
+        raise UserError(f"--ranks-per-unit {num_ranks} with --gpus-per-unit {gpus:g}: give as many GPUs, or 0")
     request = Request(how.cpus_per_unit, gpus)
     check_request(request, nodes)
     return request

@@ -155,7 +155,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
                      help="GPUs of a training unit, a fraction or several of one host; default 1 if there are any."),
         click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
-                     help="Processes that train a unit together, data-parallel; default one a GPU."),
+                     help="Processes that train a unit together, data-parallel; default: one per GPU."),
         DEVICE,
         click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,
                      help="How often a unit is tried whose worker dies or whose code raises."),

@@ -23,7 +23,7 @@ _TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 16
 _TEMPORARY = (408, 425, 429)  # HTTP status; and 500 and above
 
-OnProgress = Callable[[str, int, int], None]
+OnFileProgress = Callable[[str, int, int], None]
 """Called with a file's name, bytes done and bytes in all."""
 
 
@@ -59,7 +59,7 @@ def read_json(url: str) -> Any:
     raise AssertionError  # the last pause raises
 
 
-def download(file: RemoteFile, target: Path, on_progress: OnProgress) -> None:
+def download(file: RemoteFile, target: Path, on_progress: OnFileProgress) -> None:
     """Download a file by way of ``target`` + .part, which a later call continues.
 
     Raises:
@@ -102,7 +102,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _continue(file: RemoteFile, part: Path, on_progress: OnProgress) -> None:
+def _continue(file: RemoteFile, part: Path, on_progress: OnFileProgress) -> None:
     """Fetch what is missing of a file, or all of it from a server without ranges."""
     done = size_of(part)
     with _response(file.url, done) as response:

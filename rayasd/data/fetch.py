@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rayasd.data.download import OnProgress, download, is_whole, size_of
+from rayasd.data.download import OnFileProgress, download, is_whole, size_of
 from rayasd.data.zenodo import Archive
 from rayasd.errors import UserError, one_line
 from rayasd.files import now, read_record, storage_error, write_json
@@ -60,7 +60,7 @@ class DataRoot:
         here = size_of(target) or size_of(target.with_name(f"{target.name}.part"))
         return max(0, archive.file.size - here)
 
-    def fetch(self, archives: Sequence[Archive], *, keep_archives: bool, on_progress: OnProgress) -> None:
+    def fetch(self, archives: Sequence[Archive], *, keep_archives: bool, on_progress: OnFileProgress) -> None:
         """Download and unpack archives; one that fails does not stop the others.
 
         Raises:
@@ -86,7 +86,7 @@ class DataRoot:
             more = f" ({counted(len(problems) - 1, 'more archive')} failed too)" if len(problems) > 1 else ""
             raise UserError(f"{problems[0]}{more}")
 
-    def _fetch(self, archive: Archive, keep_archive: bool, on_progress: OnProgress) -> None:
+    def _fetch(self, archive: Archive, keep_archive: bool, on_progress: OnFileProgress) -> None:
         file = archive.file
         target = self._archives / file.name
         target.parent.mkdir(parents=True, exist_ok=True)

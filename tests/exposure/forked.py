@@ -5,6 +5,7 @@ They die with that process, not with their supervisor: tests of this need the re
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from multiprocessing import Pipe, forkserver
 from multiprocessing.connection import Connection
@@ -27,17 +28,17 @@ class _Process:
         return self._process.exitcode
 
 
-def start(rank: int) -> ranks._Member:
+def start() -> tuple[Connection, "subprocess.Popen[bytes]"]:
     """Start a rank, in place of what the module of ranks does."""
     ours, theirs = Pipe()
     process = multiprocessing.get_context("forkserver").Process(target=_serve, args=(theirs,))
     process.start()
     theirs.close()
-    return ranks._Member(rank, _Process(process), ours)  # type: ignore[arg-type]
+    return ours, _Process(process)  # type: ignore[return-value]
 
 
 def _serve(pipe: Connection) -> None:
-    sys.argv[1:] = [str(os.dup(pipe.fileno())), str(os.getppid())]
+    sys.argv[1:] = [str(os.dup(pipe.fileno()))]
     pipe.close()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
