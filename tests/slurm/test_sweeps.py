@@ -157,6 +157,8 @@ def test_at_the_time_limit_units_save_and_the_job_goes_on_later(job, hosts, unto
         minutes = (time.time() - began) // 60 + 2  # one to two from now, so that the signal comes soon: within 30 s
         hosts.run("scontrol", "update", f"JobId={batch.number}", f"TimeLimit={minutes:.0f}")
         wait_for((run / "stop").exists, 120)
+    batch.wait(120, "PENDING")
+    hosts.run("scontrol", "update", f"JobId={batch.number}", "TimeLimit=60")  # one interruption is enough
     assert batch.wait(540) == "COMPLETED", batch.log
     assert int(batch.facts()["Restarts"]) >= 1
     assert "unit stopped" in [event["event"] for event in events(run)]
