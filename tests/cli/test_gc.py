@@ -22,7 +22,7 @@ OLD_SECONDS = 2 * 3600
 HOLD = """
 import sys
 from pathlib import Path
-from rayasd.sweep.executors.ray_folder import _hold
+from rayasd.cluster.folder import _hold
 _hold(Path(sys.argv[1]))
 print(flush=True)
 input()

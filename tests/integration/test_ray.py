@@ -143,9 +143,9 @@ def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path
 AGAIN = """
 import os, sys
 from pathlib import Path
-from rayasd.sweep.executors.ray import RayExecutor
+from rayasd.cluster.executor import RayExecutor
 for _ in range(2):
-    RayExecutor(None, Path(sys.argv[1]), "x", num_cpus=1).close()
+    RayExecutor(None, Path(sys.argv[1]), num_cpus=1).close()
     assert not Path(sys.argv[1]).exists() and "RAY_AUTH_MODE" not in os.environ
 """
 

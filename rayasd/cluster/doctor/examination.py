@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rayasd.cluster.doctor import Finding, Said, job, node, software
+from rayasd.cluster.folder import root_of_own
 from rayasd.errors import one_line
-from rayasd.sweep.executors.ray_folder import root_of_own
 
 
 def examine(

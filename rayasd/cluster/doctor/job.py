@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from rayasd.cluster.daemon import free_ports
 from rayasd.cluster.doctor import Said
-from rayasd.cluster.jobs import default_token_file
 from rayasd.cluster.placement import Placement, find_placement
+from rayasd.cluster.settings import default_token_file
 from rayasd.errors import UserError
 from rayasd.host import why_silent
 

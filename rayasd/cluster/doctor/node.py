@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from rayasd.cluster.doctor import Said
+from rayasd.cluster.folder import private_folder
+from rayasd.cluster.settings import OBJECT_STORE_BYTES
 from rayasd.errors import UserError
 from rayasd.host import cgroup_files, cpu_quota, usable_cpus
-from rayasd.sweep.executors.ray_cluster import OBJECT_STORE_BYTES
-from rayasd.sweep.executors.ray_folder import private_folder
 from rayasd.wording import size
 
 _OF_ONE_NODE = ("ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs")
