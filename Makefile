@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench gpu lint format clean
+.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench gpu docs-settings lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | gpu | lint | format | venv | clean"
+	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | gpu | docs-settings | lint | format | venv | clean"
 
 # Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
@@ -55,6 +55,10 @@ bench: venv
 # Correctness and speed on this machine's GPU: 8 minutes at most. Without a GPU: benchmarks/gpu.sh --tiny.
 gpu: venv
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
+
+# The reference of settings, from rayasd/config.py.
+docs-settings: venv
+	$(BIN)/rayasd settings --format md > docs/settings.md
 
 lint: venv
 	$(BIN)/ruff check .

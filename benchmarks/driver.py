@@ -6,13 +6,15 @@ from pathlib import Path
 
 from benchmarks.measure import Figure, alone
 from benchmarks.recordings import unit
-from rayasd.sweep.driver import State, Sweep, drive, survey
+from rayasd.stages import STAGES
+from rayasd.sweep.driver import drive
 from rayasd.sweep.executors import Request
 from rayasd.sweep.markers import mark_done
 from rayasd.sweep.plan import Plan
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import STAGES, UnitSpec
+from rayasd.unit import UnitSpec
 
 UNITS, WARM = 20_000, 2_000
 

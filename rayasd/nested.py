@@ -1,7 +1,6 @@
-"""Nested tables of settings, as TOML and JSON have them: checked against dataclasses, merged, flattened."""
+"""Nested tables of settings, as in TOML and JSON: checked against dataclasses, merged, flattened."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -10,6 +9,8 @@ from typing import Any, Literal, TypeVar
 from rayasd.errors import UserError, unknown
 
 Settings = TypeVar("Settings")
+
+_TYPE_NAMES = {bool: "true/false", int: "whole number", float: "number", str: "text"}
 
 
 def bounded(default: Any, *, minimum: float | None = None, maximum: float | None = None) -> Any:
@@ -23,7 +24,7 @@ def build(cls: type[Settings], values: Any, path: str = "") -> Settings:
     A field that is a mapping holds named tables, each flattened to dotted keys.
 
     Raises:
-        UserError: an unknown key, or a value of the wrong type or out of range; ``path`` says where.
+        UserError: an unknown key, or a value of the wrong type or out of range; ``path`` comes before its name.
 
     """
     values = _table(values, path.rstrip("."))
@@ -68,20 +69,32 @@ def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any
     if hint is str and type(value) in (int, float):
         value = str(value)
     if type(value) is not hint:
-        raise UserError(f"{name} = {value!r}: a value of type {_type_name(hint)} is needed")
+        raise UserError(f"{name} = {value!r}: a value of type {_TYPE_NAMES[hint]} is needed")
     low, high = bounds.get("minimum"), bounds.get("maximum")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
-        span = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-        raise UserError(f"{name} = {value}: must be {span}")
+        raise UserError(f"{name} = {value}: must be {_span(bounds)}")
     return value
 
 
-def _type_name(hint: type | types.GenericAlias) -> str:
-    return {bool: "true/false", int: "whole number", float: "number", str: "text"}.get(hint, str(hint))  # type: ignore[arg-type]
+def allowed(hint: Any, bounds: Mapping[str, Any]) -> str:
+    """Describe the values that a field takes, as errors describe them."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if typing.get_origin(hint) is tuple:
+        return f"list of {_TYPE_NAMES[arguments[0]]}s"
+    return f"{_TYPE_NAMES[hint]}{', ' if bounds else ''}{_span(bounds)}"
+
+
+def _span(bounds: Mapping[str, Any]) -> str:
+    low, high = bounds.get("minimum"), bounds.get("maximum")
+    if low is None:
+        return ""
+    return f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay nested tables over others."""
+    """Return nested tables with changes, which replace or add values."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)

@@ -4,50 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from rayasd.config import Config
 from rayasd.files import digest
 from rayasd.nested import differing
-
-Stage = Literal["train", "embed", "detect"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageFacts:
-    """What the rest of the house has to know of a stage."""
-
-    function: tuple[str, str]
-    """Module and name; takes a ``UnitSpec`` and a ``Report``. Imported late, by who does a unit: detectors need no
-    torch."""
-    tree: str
-    """Folder of the run that its units write below."""
-    settings: tuple[str, ...]
-    """Tables of the configuration that decide its result, besides those of the stages before."""
-    version: int
-    """Raised whenever a change of the code, or of a setting's default, changes the stage's results, here and in the
-    stages that build on it: units of an older version are done again."""
-    most_gpus: float
-    """That a unit can use."""
-    work: str
-    """What its speed is counted in."""
-
-
-STAGE_FACTS: dict[Stage, StageFacts] = {
-    "train": StageFacts(
-        function=("rayasd.exposure.training", "train"), tree="models", version=3, most_gpus=float("inf"), work="clips",
-        settings=("data", "front_end", "network", "exposure"),
-    ),
-    "embed": StageFacts(
-        function=("rayasd.exposure.embedding", "embed"), tree="embeddings", version=3, most_gpus=1.0, work="windows",
-        settings=("embedding",),
-    ),
-    "detect": StageFacts(
-        function=("rayasd.inlier.scoring", "detect"), tree="scores", version=5, most_gpus=0.0, work="clips",
-        settings=("inlier",),
-    ),
-}  # fmt: skip
+from rayasd.stages import STAGES, NumClips, StageName
 
 _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size", "data.on_bad_clip"})
 """Settings that do not change a result."""
@@ -57,7 +19,7 @@ _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size"
 class Unit:
     """One stage of one machine's system: the smallest thing that is scheduled, retried and marked done."""
 
-    stage: Stage
+    stage: StageName
     variant: str
     machine: str
     seed: int
@@ -140,18 +102,16 @@ class RunDirectory:
 
     def output(self, unit: Unit) -> Path:
         """Folder that a unit writes, and no other unit does."""
-        tree = self.root / STAGE_FACTS[unit.stage].tree
-        if unit.stage == "train":
-            return tree / unit.variant / unit.machine / f"seed={unit.seed}"
-        return tree / f"variant={unit.variant}" / f"machine={unit.machine}" / f"seed={unit.seed}"
+        words = {"variant": unit.variant, "machine": unit.machine, "seed": unit.seed}
+        return self.root / STAGES[unit.stage].folder.format(**words)
 
     def table(self, unit: Unit) -> Path:
         """Parquet file of an embed or detect unit."""
         return self.output(unit) / "part-0.parquet"
 
     def marker(self, unit: Unit, kind: Literal["DONE", "FAILED"]) -> Path:
-        """Marker of a finished or failed unit. In Parquet trees its name starts with _, which readers pass over."""
-        return self.output(unit) / (kind if unit.stage == "train" else f"_{kind}")
+        """Marker of a finished or failed unit."""
+        return self.output(unit) / f"{STAGES[unit.stage].hidden}{kind}"
 
     def history(self, unit: Unit) -> Path:
         """History of a training, one JSON line an epoch."""
@@ -164,7 +124,7 @@ class RunDirectory:
 
     def progress(self, unit: Unit) -> Path:
         """How far a running unit is (JSON, replaced as it goes on)."""
-        return self.output(unit) / ("progress.json" if unit.stage == "train" else "_progress.json")
+        return self.output(unit) / f"{STAGES[unit.stage].hidden}progress.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,9 +153,13 @@ class UnitSpec:
         """Folder that this unit writes."""
         return self.run.output(self.unit)
 
-    def upstream(self, stage: Stage) -> Unit:
+    def upstream(self, stage: StageName) -> Unit:
         """Name the unit of an earlier stage that this one builds on."""
         return Unit(stage, self.unit.variant, self.unit.machine, self.unit.seed)
+
+    def work(self, clips: NumClips) -> float:
+        """Return how much the unit goes through, in its stage's ``work_unit``."""
+        return STAGES[self.unit.stage].work(self.unit.machine, self.config, clips)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -203,14 +167,14 @@ class UnitSpec:
 
         A new setting with a default that changes nothing leaves finished units as they are.
         """
-        stages = STAGES[: STAGES.index(self.unit.stage) + 1]
-        tables = [name for stage in stages for name in STAGE_FACTS[stage].settings]
+        stages = list(STAGES)[: list(STAGES).index(self.unit.stage) + 1]
+        tables = [name for stage in stages for name in STAGES[stage].settings]
         return _deciding(*((name, getattr(self.config, name)) for name in tables))
 
     @property
     def version(self) -> int:
         """Version of the stage."""
-        return STAGE_FACTS[self.unit.stage].version
+        return STAGES[self.unit.stage].version
 
     @property
     def identity(self) -> str:

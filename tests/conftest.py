@@ -14,7 +14,8 @@ from rayasd.config import Config
 from rayasd.data.catalog import Catalog, scan, write_catalog
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.files import digest
-from rayasd.unit import RunDirectory, Stage, Unit, UnitSpec
+from rayasd.stages import StageName
+from rayasd.unit import RunDirectory, Unit, UnitSpec
 from tests.command import Rayasd, call, call_process
 
 RATE = 16000
@@ -102,7 +103,7 @@ def spec_of(tmp_path: Path, catalog: Catalog, cache: Path, small_config: Config)
     write_catalog(run.catalog, catalog)
 
     def make(
-        stage: Stage = "train", machine: str = "fan", seed: int = 0, config: Config | None = None, **fields: object
+        stage: StageName = "train", machine: str = "fan", seed: int = 0, config: Config | None = None, **fields: object
     ) -> UnitSpec:
         spec = UnitSpec(
             unit=Unit(stage, "both", machine, seed),

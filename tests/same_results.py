@@ -129,7 +129,8 @@ def sweep_words(sweep: Sweep, preset: Path, data: Path, run: Path, cache: Path) 
 
     All options exist since 0.1.0.
     """
-    from tests.conftest import SMALL, command_line
+    from tests.command import command_line
+    from tests.conftest import SMALL
 
     settings = [override for override in SMALL if not override.startswith("inlier.detectors")]
     sets = [word for override in (*settings, *OVERRIDES, *sweep.overrides) for word in ("--set", override)]
@@ -198,7 +199,7 @@ def sweep_all(side: Path, trees: Sequence[Path]) -> None:
         NothingCompared: a sweep failed, or another package than this side's would be imported.
 
     """
-    from tests.conftest import environment
+    from tests.command import environment
 
     cache = side / "cache"
     packages = os.pathsep.join(filter(None, (str(side), os.environ.get("PYTHONPATH"))))

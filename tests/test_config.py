@@ -56,7 +56,7 @@ def test_overrides_take_toml_values_and_bare_words():
         ("evaluation.development=['1']", "write section 1 as '01'"),
         ("inlier.grid=[1, 0.5]", "a value of type whole number is needed"),
         ("inlier.detectors=3", "a list is needed"),
-        ("variants.both.data.resample=true", "data, evaluation are of the whole run"),
+        ("variants.both.data.resample=true", "data, evaluation apply to the whole run"),
         ("variants.'a/b'.exposure.epochs=1", "a name is made of letters, digits"),
     ],
 )
@@ -74,7 +74,10 @@ def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
             ["exposure.real_anomalies=1", "exposure.real_anomalies_per_batch=64"],
             "real_anomalies_per_batch must be small",
         ),
-        (["network.extractor=statistics", "network.embedding_dim=127"], "must be even for the statistics extractor"),
+        (
+            ["network.extractor=statistics", "network.embedding_dim=127"],
+            "must be even for network.extractor = statistics",
+        ),
         (["evaluation.year=2021", "evaluation.year.x=1"], "evaluation.year = {'x': 1}: choose one of 2020"),
     ],
 )
@@ -131,6 +134,7 @@ def test_every_variant_of_every_preset_resolves():
         config = load(preset)
         for variant in config.variants:
             config.variant(variant)
+            assert config.variant(variant) is config.variant(variant)
     assert load("demo").variant("untrained").exposure.epochs == 0
     assert load("demo").variant("statistics").network.extractor == "statistics"
 
@@ -154,8 +158,8 @@ def test_vary_makes_a_variant_for_each_value_tested_on_the_same_clips():
 @pytest.mark.parametrize(
     ("key", "values", "said"),
     [
-        ("evaluation.year", [2021, 2022], "are of the whole run"),
-        ("data.channel", ["0", "1"], "are of the whole run"),
+        ("evaluation.year", [2021, 2022], "apply to the whole run"),
+        ("data.channel", ["0", "1"], "apply to the whole run"),
         ("exposure.epoch", [1], "did you mean 'exposure.epochs'"),
         ("exposure.epochs", ["x"], "a value of type whole number is needed"),
     ],

@@ -65,6 +65,21 @@ def test_no_module_is_longer_than_a_reader_s_patience():
     assert not [name for name, path in MODULES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 320]
 
 
+def test_no_type_name_has_two_meanings():
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+                names = [t.id for t in node.targets if isinstance(t, ast.Name) and not t.id.isupper()]  # an alias
+            else:
+                names = []
+            for name in names:
+                places.setdefault(name.lstrip("_"), []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
 def test_a_sweep_is_refused_before_heavy_imports_are_paid_for():
     code = "import rayasd.cli.sweeping, sys; print(*{'torch', 'sklearn', 'scipy', 'pandas', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,6 +7,7 @@ import pytest
 
 from rayasd.config import Config, InlierConfig
 from rayasd.nested import differing
+from rayasd.stages import STAGES
 from tests.conftest import SpecOf
 
 GROWN = make_dataclass(
@@ -38,12 +39,9 @@ def test_every_setting_that_decides_a_result_is_part_of_the_identity(spec_of: Sp
 
 
 def test_a_stage_s_version_is_part_of_the_identity(spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch):
-    from rayasd import unit
-
     spec = spec_of("embed")
     before = spec.identity
-    facts = unit.STAGE_FACTS["embed"]
-    monkeypatch.setitem(unit.STAGE_FACTS, "embed", replace(facts, version=facts.version + 1))
+    monkeypatch.setitem(STAGES, "embed", replace(STAGES["embed"], version=STAGES["embed"].version + 1))
     assert spec.identity != before
 
 

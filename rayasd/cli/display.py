@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.files import read_record
-from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.executors import Reported
+from rayasd.sweep.states import State, Sweep
 from rayasd.unit import RunDirectory, Unit
 from rayasd.wording import counted, elapsed
 
@@ -40,7 +40,7 @@ class Display:
     ) -> None:
         self.console, self.paths, self.began, self.publish = console, paths, began, publish
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._next = 0.0
+        self._next, self._shown = 0.0, 0
         self._said: set[str] = set()
 
     def __enter__(self) -> "Display":
@@ -54,9 +54,9 @@ class Display:
 
     def update(self, sweep: Sweep) -> None:
         """Say what changed, and redraw when it is time."""
-        for unit in sweep.moved:
-            self._announce(sweep, unit, sweep.states[unit])
-        sweep.moved.clear()
+        for unit, state in sweep.moves[self._shown :]:
+            self._announce(sweep, unit, state)
+        self._shown = len(sweep.moves)
         began = time.monotonic()
         if began < self._next:
             return

@@ -15,12 +15,13 @@ from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
 from rayasd.nested import bounded, build
+from rayasd.stages import STAGES, NumClips, StageName, stages_of
 from rayasd.sweep.driver import check_request
 from rayasd.sweep.executors import Request, Resources
-from rayasd.sweep.forecast import Clips, least_seconds, measured_speeds, output_bytes
-from rayasd.sweep.plan import Plan, stages_of
+from rayasd.sweep.forecast import least_seconds, measured_speeds
+from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGE_FACTS, STAGES, RunDirectory, Stage, UnitSpec
+from rayasd.unit import RunDirectory, UnitSpec
 from rayasd.wording import counted, elapsed, size
 
 _LISTED = 100  # units
@@ -90,14 +91,16 @@ class DryRun:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in ("stage", "units", "each asks for", "disk, about"):
             table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
-        clips, gpus = Clips.of(self.catalog), self.execution.gpus_per_unit
+        clips, gpus = NumClips.of(self.catalog.table), self.execution.gpus_per_unit
         for stage in STAGES:
             chosen = [unit for unit in units if unit.stage == stage]
             request = f"{self.execution.cpus_per_unit:g} CPU"
-            if STAGE_FACTS[stage].most_gpus:
+            if STAGES[stage].most_gpus:
                 request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
             sizes = [
-                output_bytes(unit, self.configs[unit.variant], clips, self.parameters.get(unit.variant, 0))
+                STAGES[stage].output_bytes(
+                    unit.machine, self.configs[unit.variant], clips, self.parameters.get(unit.variant, 0)
+                )
                 for unit in chosen
             ]
             table.add_row(stage, str(len(chosen)), request, size(sum(sizes)))
@@ -141,10 +144,10 @@ class DryRun:
         }  # fmt: skip
         stages = [stage for stage in STAGES if any(unit.stage == stage for unit in specs)]
         speeds = _speeds(simulation, stages, self.run)
-        bounds = least_seconds(specs, Clips.of(self.catalog), speeds, request.usable(nodes), request)
+        bounds = least_seconds(specs, NumClips.of(self.catalog.table), speeds, request.usable(nodes), request)
         console.print(
             f"\non {counted(len(nodes), 'node')} of {nodes[0]}, with unit speeds of "
-            + ", ".join(f"{stage} {speeds[stage]:.3g} {STAGE_FACTS[stage].work}/s" for stage in stages),
+            + ", ".join(f"{stage} {speeds[stage]:.3g} {STAGES[stage].work_unit}/s" for stage in stages),
             highlight=False,
         )
         tightest = sorted(bounds.items(), key=lambda item: -item[1])
@@ -152,8 +155,8 @@ class DryRun:
         console.print(f"at least {elapsed(tightest[0][1])}: bound by {bound_by}", highlight=False)
 
 
-def _speeds(simulation: Simulation, stages: Sequence[Stage], run: Path) -> dict[Stage, float]:
-    speeds: dict[Stage, float] = {stage: getattr(simulation, stage) for stage in stages}
+def _speeds(simulation: Simulation, stages: Sequence[StageName], run: Path) -> dict[StageName, float]:
+    speeds: dict[StageName, float] = {stage: getattr(simulation, stage) for stage in stages}
     lacking = [stage for stage in stages if not speeds[stage]]
     store = RunStore(Path(simulation.like) if simulation.like else run)
     measured = measured_speeds(store) if lacking and store.exists else {}
@@ -161,7 +164,7 @@ def _speeds(simulation: Simulation, stages: Sequence[Stage], run: Path) -> dict[
         if stage not in measured:
             raise UserError(
                 f"--simulate: {store.paths.root} has no finished unit that tells how fast {stage} is: "
-                f"name a run with like=RUN, or give {stage}={STAGE_FACTS[stage].work.upper()}_A_SECOND"
+                f"name a run with like=RUN, or give {stage}={STAGES[stage].work_unit.upper()}_A_SECOND"
             )
         speeds[stage] = measured[stage]
     return speeds

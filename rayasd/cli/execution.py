@@ -22,11 +22,12 @@ from rayasd.files import gone, storage_error
 from rayasd.host import usable_cpus, visible_gpus
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
+from rayasd.stages import NumClips
 from rayasd.sweep import markers
-from rayasd.sweep.driver import State, Sweep, check_request, drive, survey
+from rayasd.sweep.driver import check_request, drive
 from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
-from rayasd.sweep.forecast import Clips, work
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.unit import Unit
@@ -88,7 +89,7 @@ def _drive(
         KeyboardInterrupt: units are left that could still be done.
 
     """
-    clips = Clips.of(store.catalog())
+    clips = NumClips.of(store.catalog().table)
     running, metrics = _start(how, store)
     interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
 
@@ -112,7 +113,7 @@ def _drive(
                     raise KeyboardInterrupt
                 display.update(sweep)
 
-            costs = {unit: work(unit, spec.config, clips) for unit, spec in sweep.specs.items()}
+            costs = {unit: spec.work(clips) for unit, spec in sweep.specs.items()}
             left = drive(sweep, store, running, request, max_tries=how.max_tries, fail_fast=how.fail_fast,
                          hang_seconds=how.hang_seconds, costs=costs, on_change=on_change)  # fmt: skip
         store.record("sweep ended", **{state.value: sweep.count(state) for state in State})

@@ -15,6 +15,7 @@ from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
 from rayasd.cli.report import compare, leaderboard, report
 from rayasd.cli.score import pack, score
+from rayasd.cli.settings import settings
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
@@ -48,7 +49,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, score, pack, export,
-                launch, submit, doctor, gc):  # fmt: skip
+                settings, launch, submit, doctor, gc):  # fmt: skip
     cli.add_command(command)
 
 

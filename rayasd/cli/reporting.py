@@ -16,7 +16,7 @@ from rayasd.errors import UserError
 from rayasd.report.curves import find_curves
 from rayasd.report.run_report import RunReport
 from rayasd.report.terminal import print_curve, print_leaderboard, print_sections
-from rayasd.sweep.driver import State
+from rayasd.sweep.states import State
 from rayasd.unit import RunDirectory
 from rayasd.wording import counted, size
 

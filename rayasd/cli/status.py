@@ -10,7 +10,7 @@ import click
 from rayasd.cli.options import RUN, output_format
 
 if TYPE_CHECKING:
-    from rayasd.sweep.driver import Sweep
+    from rayasd.sweep.states import Sweep
     from rayasd.sweep.store import RunStore
 
 _LOOK_SECONDS = 2.0
@@ -81,7 +81,7 @@ def stop(run: Path, wait_seconds: float) -> None:
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
     from rayasd.cli.display import read_progress
-    from rayasd.sweep.driver import State, survey
+    from rayasd.sweep.states import State, survey
 
     specs = store.specs()
     holders = store.holders()
@@ -105,8 +105,8 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
     from rich.text import Text
 
     from rayasd.cli.display import counts, print_failures, running_table, wide_console
-    from rayasd.sweep.driver import State
     from rayasd.sweep.lock import GONE_SECONDS
+    from rayasd.sweep.states import State
 
     console = wide_console()
     for holder in state["holders"]:

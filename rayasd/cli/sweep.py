@@ -10,7 +10,7 @@ import click
 from rayasd.cli.options import GROUND_TRUTH, RUN, Execution, execution_options
 
 if TYPE_CHECKING:
-    from rayasd.unit import Stage
+    from rayasd.stages import StageName
 
 
 @click.command()
@@ -68,7 +68,7 @@ def _run(execution: Execution, command: Callable[[], int]) -> int:
     return on_rank_0(command)
 
 
-def _stage_command(stage: "Stage", text: str, example: str) -> click.Command:
+def _stage_command(stage: "StageName", text: str, example: str) -> click.Command:
     @click.command(stage, help=f"{text}\n\n\b\n    rayasd {stage} runs/first {example}")
     @RUN
     @click.option("--machines", default="all", show_default=True,

@@ -19,10 +19,10 @@ from rayasd.data.ground_truth import scan_labelled, with_labels_of
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
+from rayasd.stages import StageName
 from rayasd.sweep.checks import check_data, check_extractors, check_space, check_variants, check_what_is_left
 from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Stage
 from rayasd.wording import counted
 
 _SHOWN_PROBLEMS = 5
@@ -105,7 +105,7 @@ def run_sweep(
         return execute(console, store, units, execution)
 
 
-def run_stages(run_dir: Path, stages: Sequence[Stage], machines: str, execution: Execution) -> int:
+def run_stages(run_dir: Path, stages: Sequence[StageName], machines: str, execution: Execution) -> int:
     """Run what is missing of these stages of a run, for these machines; returns the exit code."""
     store = RunStore(run_dir)
     units = list(store.specs())

@@ -18,6 +18,7 @@ from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTING
 from rayasd.errors import Interrupted, UserError
 from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
+from rayasd.stages import STAGES
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
@@ -105,7 +106,7 @@ class RayExecutor:
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
         actor = None
-        if spec.unit.stage == "detect":
+        if not STAGES[spec.unit.stage].uses_torch:  # starts at once, in a process that has started before
             cpus = 0 if self._own else resources.cpus
             actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=cpus).remote()
             reference = actor.detect.options(name=self.name(spec.unit)).remote(spec)

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from rayasd.arrays import Indices
 from rayasd.config import ExposureConfig
 from rayasd.errors import UserError
 from rayasd.randomness import generator
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

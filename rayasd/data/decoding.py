@@ -39,7 +39,7 @@ DECODED_COLUMNS = pa.schema(
     ]
 )
 
-Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+MapOver = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 _FREE_SPACE_MARGIN = 64 << 20
 _CHUNK = 64  # clips of one call to a process
 _FEW = 1500  # clips that one process decodes before others would have started
@@ -50,7 +50,7 @@ def decode_machine(
     table: pa.Table,
     config: DataConfig,
     index: Path,
-    over: Map,
+    over: MapOver,
     on_progress: Callable[[int], None],
 ) -> None:
     """Write a machine's samples (``index`` with suffix .i16), and then what is where (``index``, Parquet).
@@ -104,7 +104,7 @@ def _write_index(index: Path, rows: Mapping[str, tuple[Any, ...]], bad: Mapping[
 
 
 @contextmanager
-def processes(num_clips: int, num_processes: int) -> Iterator[Map]:
+def processes(num_clips: int, num_processes: int) -> Iterator[MapOver]:
     """Give a ``map`` over processes, or the plain one where they would not pay or must not be (in a daemon)."""
     num_processes = min(num_processes, 1 + num_clips // _FEW)
     if num_processes == 1 or current_process().daemon:

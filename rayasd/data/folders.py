@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-Entries = list[os.DirEntry[str]]
+DirEntries = list[os.DirEntry[str]]
 
 
 def folders(
     root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None, *, follow_links: bool = True
-) -> Iterator[tuple[str, Entries]]:
+) -> Iterator[tuple[str, DirEntries]]:
     """Give each folder's path and entries (sorted by name), from the root down; hidden folders are left out.
 
     A folder to which several ways lead is given once. ``on_error`` gets folders that cannot be opened.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-Row = Mapping[str, Any]
+ClipRow = Mapping[str, Any]
 CONTENT = ("clip", "machine", "split", "label", "frames", "sum", "sum_squares", "digest")
 """Columns that ``odd_contents`` reads."""
 
@@ -35,7 +35,7 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
         One oddity a kind, of all machines together, with counts and the first pair.
 
     """
-    rows: list[Row] = clips.select(CONTENT).to_pylist()
+    rows: list[ClipRow] = clips.select(CONTENT).to_pylist()
     train = [row for row in rows if row["split"] == "train"]
     test = [row for row in rows if row["split"] == "test"]
     trained, tested = _first_of_each(train), _first_of_each(row for row in test if row["label"] is not None)
@@ -59,7 +59,7 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
     return found
 
 
-def is_constant(row: Row) -> bool:
+def is_constant(row: ClipRow) -> bool:
     """Whether all samples of a clip are the same: their variance is 0, exactly."""
     return bool(row["frames"] * row["sum_squares"] == row["sum"] ** 2)
 
@@ -72,18 +72,18 @@ def counted_problems(problems: Collection[str]) -> str:
     return f"1 clip: {first}" if len(problems) == 1 else f"{len(problems)} clips, first {first}"
 
 
-def _audio(row: Row) -> tuple[str, str]:
+def _audio(row: ClipRow) -> tuple[str, str]:
     return row["machine"], row["digest"]
 
 
-def _first_of_each(rows: Iterable[Row]) -> dict[tuple[str, str], Row]:
-    first: dict[tuple[str, str], Row] = {}
+def _first_of_each(rows: Iterable[ClipRow]) -> dict[tuple[str, str], ClipRow]:
+    first: dict[tuple[str, str], ClipRow] = {}
     for row in rows:
         first.setdefault(_audio(row), row)
     return first
 
 
-def _pairs(pairs: Sequence[tuple[Row, Row]], problem: str) -> list[Oddity]:
+def _pairs(pairs: Sequence[tuple[ClipRow, ClipRow]], problem: str) -> list[Oddity]:
     if not pairs:
         return []
     (one, other), *_ = pairs
@@ -91,6 +91,6 @@ def _pairs(pairs: Sequence[tuple[Row, Row]], problem: str) -> list[Oddity]:
     return [Oddity(_machines([row for row, _ in pairs]), text, False)]
 
 
-def _machines(rows: Iterable[Row]) -> str:
+def _machines(rows: Iterable[ClipRow]) -> str:
     """Count rows by machine: fan 2, pump 1."""
     return ", ".join(f"{machine} {count}" for machine, count in sorted(Counter(row["machine"] for row in rows).items()))

@@ -28,12 +28,12 @@ _MEMBERS = "members.json"
 FUSED = "fused"
 """Detector of an ensemble over detectors."""
 
-Place = Callable[[str, str, int | None], Path]
+PathOf = Callable[[str, str, int | None], Path]
 """Maps entry, machine and seed to where the ensemble's scores go."""
 
 
 def fuse_ensembles(
-    scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: Place
+    scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf
 ) -> list[Scored]:
     """Fuse finished units' scores as ``evaluation.ensembles`` says, for each entry and machine; writes nothing.
 
@@ -49,7 +49,7 @@ def fuse_ensembles(
     return entries
 
 
-def _averages(scored: Sequence[Scored], name: str, method: str, place: Place) -> list[Scored]:
+def _averages(scored: Sequence[Scored], name: str, method: str, place: PathOf) -> list[Scored]:
     over = name.split("+")
     groups: dict[tuple[str, str, int | None], list[Scored]] = {}
     for unit in scored:
@@ -103,7 +103,7 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     )
 
 
-def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: Place) -> list[Scored]:
+def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf) -> list[Scored]:
     """Greedy forward selection with replacement (Caruana et al. 2004) among all systems, their seeds fused first."""
     seeds: dict[System, dict[Where, list[SectionScores]]] = {}
     for unit in scored:
@@ -154,7 +154,7 @@ Where = tuple[str, str]
 """machine, section"""
 
 
-class _Cell(NamedTuple):
+class _ChoosingCell(NamedTuple):
     where: Where
     metric: str
     anomalous: NDArray[np.bool_]
@@ -163,12 +163,12 @@ class _Cell(NamedTuple):
     """Which of the section's clips these are."""
 
 
-def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_Cell]:
+def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_ChoosingCell]:
     for kind in cell_kinds(year, scores.domains):
         if why_not_evaluated(scores.clips, kind, labels) is None:
             anomalous, members = members_of(scores, kind.domain, labels, year)
             for metric in kind.metrics:
-                yield _Cell(where, metric, anomalous[members], members)
+                yield _ChoosingCell(where, metric, anomalous[members], members)
 
 
 def _folds(places: Sequence[Where], evaluation: EvaluationConfig) -> list[tuple[list[Where], Collection[Where]]]:
@@ -181,7 +181,7 @@ def _folds(places: Sequence[Where], evaluation: EvaluationConfig) -> list[tuple[
 
 
 def _pick(
-    scaled: Mapping[Where, NDArray[np.float64]], cells: Sequence[_Cell], evaluation: EvaluationConfig
+    scaled: Mapping[Where, NDArray[np.float64]], cells: Sequence[_ChoosingCell], evaluation: EvaluationConfig
 ) -> list[int]:
     """Add the system that raises the choosing score most, until none does; scores are (systems, clips) by section."""
     machines = [cell.where[0] for cell in cells]

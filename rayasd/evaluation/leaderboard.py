@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import System
-from rayasd.evaluation.selection import LEAVE_ONE_OUT, Entries, Row, left_out, official, system_of
+from rayasd.evaluation.selection import LEAVE_ONE_OUT, CellRow, EntryCells, left_out, official, system_of
 from rayasd.files import digest
 from rayasd.nested import differing
 
@@ -108,7 +108,9 @@ class Leaderboard:
         return next((s for s in self.standings if s.oracle), None)
 
 
-def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluation: EvaluationConfig) -> Leaderboard:
+def rank(
+    cells: pa.Table, entries: EntryCells, expected: Mapping[str, int], evaluation: EvaluationConfig
+) -> Leaderboard:
     """Build the leaderboard.
 
     Args:
@@ -122,15 +124,15 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
     held_out = evaluation.selection == LEAVE_ONE_OUT
     ranked_on = LEAVE_ONE_OUT if held_out else "evaluation" if "evaluation" in parts else "development"
     machines = sorted(pc.unique(cells["machine"]).to_pylist())
-    all_rows: list[Row] = cells.to_pylist()
-    systems: dict[System, list[Row]] = {}
+    all_rows: list[CellRow] = cells.to_pylist()
+    systems: dict[System, list[CellRow]] = {}
     for row in all_rows:
         systems.setdefault(system_of(row), []).append(row)
 
-    def in_rank(row: Row) -> bool:
+    def in_rank(row: CellRow) -> bool:
         return held_out or row["part"] == ranked_on
 
-    def standing(rows: Sequence[Row], number: int, variant: str | None = None) -> Standing:
+    def standing(rows: Sequence[CellRow], number: int, variant: str | None = None) -> Standing:
         if held_out:  # an entry is chosen section by section: what chose it is no score of its own
             chooses, reports = (lambda row: variant is None), (lambda row: variant is not None)
         else:
@@ -138,7 +140,7 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
         found = _standing(rows, number, evaluation.year, machines, chooses, reports, in_rank, variant)
         return found if variant is not None else replace(found, precision=None, recall=None, f1=None)
 
-    def count(entry: str, rows: Sequence[Row]) -> int:
+    def count(entry: str, rows: Sequence[CellRow]) -> int:
         if entry in expected:
             return expected[entry]
         variants = {row["variant"] for row in rows}  # of an entry whose variant is chosen
@@ -158,7 +160,7 @@ def rank(cells: pa.Table, entries: Entries, expected: Mapping[str, int], evaluat
     return _with_oracle(board)
 
 
-def _could_choose(rows: Sequence[Row]) -> bool:
+def _could_choose(rows: Sequence[CellRow]) -> bool:
     """Whether each section, or machine, that is left out has labelled cells of others to be chosen on."""
     name = left_out(row["section"] for row in rows)
     return len({row[name] for row in rows if row["status"] == "ok"}) > 1
@@ -180,13 +182,13 @@ def _with_oracle(board: Leaderboard) -> Leaderboard:
 
 
 def _standing(
-    rows: Sequence[Row],
+    rows: Sequence[CellRow],
     expected: int,
     year: int,
     machines: Sequence[str],
-    chooses: Callable[[Row], bool],
-    reports: Callable[[Row], bool],
-    in_rank: Callable[[Row], bool],
+    chooses: Callable[[CellRow], bool],
+    reports: Callable[[CellRow], bool],
+    in_rank: Callable[[CellRow], bool],
     variant: str | None,
 ) -> Standing:
     all_ok = [row for row in rows if row["status"] == "ok"]
@@ -225,18 +227,18 @@ def _standing(
     )
 
 
-def _over_seeds(rows: Iterable[Row], year: int) -> tuple[float | None, float | None]:
+def _over_seeds(rows: Iterable[CellRow], year: int) -> tuple[float | None, float | None]:
     """Mean and standard deviation (n - 1; None for one seed) over seeds of the official score."""
     scores = official(rows, year)
     return float(np.mean(scores)) if scores else None, float(np.std(scores, ddof=1)) if len(scores) > 1 else None
 
 
-def _mean(rows: Iterable[Row], name: str) -> float | None:
+def _mean(rows: Iterable[CellRow], name: str) -> float | None:
     values = [row[name] for row in rows if row[name] is not None]
     return float(np.mean(values)) if values else None
 
 
-def _harmonic(rows: Iterable[Row]) -> float | None:
+def _harmonic(rows: Iterable[CellRow]) -> float | None:
     """Mean over seeds of the harmonic mean of AUC."""
     seeds: dict[int | None, list[float]] = {}
     for row in rows:

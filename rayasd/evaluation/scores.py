@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayasd.arrays import Scores
 from rayasd.parquet import read_parquet
 
 FEWEST_HELD_OUT = 10
 """Clips from which a threshold can be set."""
 
 Words = NDArray[np.object_]
-Scores = NDArray[np.float64]
 
 
 class System(NamedTuple):

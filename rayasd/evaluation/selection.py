@@ -14,14 +14,14 @@ from rayasd.evaluation.years import choosing_score, official_score
 LEAVE_ONE_OUT = "leave-one-section-out"
 ANY_VARIANT = "any variant"
 
-Row = Mapping[str, Any]
+CellRow = Mapping[str, Any]
 """A row of the cells table."""
 
-Entries = dict[str, list[int]]
+EntryCells = dict[str, list[int]]
 """For each entry of the leaderboard, the places of the cells that count for it."""
 
 
-def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Entries]:
+def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, EntryCells]:
     """Choose a system for each variant, and say which cells count for it.
 
     By development sections: the system with the best official score there, averaged over seeds, counts everywhere.
@@ -34,7 +34,7 @@ def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Ent
         The cells with ``selected`` set, and the entries of the leaderboard.
 
     """
-    rows: list[Row] = cells.to_pylist()
+    rows: list[CellRow] = cells.to_pylist()
     variants: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         variants.setdefault(row["variant"], []).append(place)
@@ -51,12 +51,12 @@ def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Ent
     return cells.set_column(position, cells.schema.field("selected"), pa.array(marks)), entries
 
 
-def system_of(row: Row) -> System:
+def system_of(row: CellRow) -> System:
     """Return the system of a cell."""
     return System(*(row[name] for name in System._fields))
 
 
-def official(rows: Iterable[Row], year: int) -> list[float]:
+def official(rows: Iterable[CellRow], year: int) -> list[float]:
     """Compute the year's official score of cells that are ok, for each seed."""
     return [
         float(official_score(year, machines, values)) for machines, _, values in map(_columns, _values(rows).values())
@@ -67,7 +67,7 @@ _Value = tuple[str, str, float]
 """machine, metric and value"""
 
 
-def _values(rows: Iterable[Row]) -> dict[int | None, list[_Value]]:
+def _values(rows: Iterable[CellRow]) -> dict[int | None, list[_Value]]:
     """Collect the AUCs and pAUCs that count of cells that are ok, for each seed."""
     seeds: dict[int | None, list[_Value]] = {}
     for row in rows:
@@ -87,7 +87,7 @@ def left_out(sections: Iterable[str]) -> str:
     return "section" if len(set(sections)) > 1 else "machine"
 
 
-def _comparable(rows: Sequence[Row], variants: Mapping[str, Sequence[int]]) -> list[int]:
+def _comparable(rows: Sequence[CellRow], variants: Mapping[str, Sequence[int]]) -> list[int]:
     """Find the places of the variants that were tested on the same clips, in the seeds that all of them have.
 
     A variant that lacks a hard machine must not win for that. Nothing where fewer than two are left.
@@ -100,7 +100,7 @@ def _comparable(rows: Sequence[Row], variants: Mapping[str, Sequence[int]]) -> l
     return [i for v in same for i in variants[v] if rows[i]["seed"] in seeds] if len(same) > 1 else []
 
 
-def _chosen(rows: Sequence[Row], places: Sequence[int], evaluation: EvaluationConfig) -> list[int]:
+def _chosen(rows: Sequence[CellRow], places: Sequence[int], evaluation: EvaluationConfig) -> list[int]:
     """Find the places of the cells that count, among cells at these places."""
     systems: dict[System, list[int]] = {}
     for place in places:
@@ -116,9 +116,9 @@ def _chosen(rows: Sequence[Row], places: Sequence[int], evaluation: EvaluationCo
 
 
 def _best(
-    rows: Sequence[Row],
+    rows: Sequence[CellRow],
     systems: Mapping[System, Sequence[int]],
-    chooses: Callable[[Row], bool],
+    chooses: Callable[[CellRow], bool],
     evaluation: EvaluationConfig,
 ) -> System:
     def quality(system: System) -> tuple[float, float]:

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayasd.arrays import Indices
 from rayasd.config import Config
-from rayasd.exposure.clips import Indices, MachineClips, ResidentClips, fits_on, gather, standardise
+from rayasd.exposure.clips import MachineClips, ResidentClips, fits_on, gather, standardise
 from rayasd.exposure.mixup import Targets
 from rayasd.randomness import generator
 

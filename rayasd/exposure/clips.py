@@ -10,14 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayasd.arrays import Indices
 from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
 from rayasd.randomness import generator
 from rayasd.unit import Progress, Report, UnitSpec, silent
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayasd.exposure.clips import Indices
+from rayasd.arrays import Indices
 
 
 class Targets(NamedTuple):

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from torch.overrides import TorchFunctionMode
 
+from rayasd.arrays import Indices
 from rayasd.errors import UserError
-from rayasd.exposure.clips import Indices
 from rayasd.exposure.network import Output
 from rayasd.host import end_with_parent, freed_memory_kept, how_it_ended
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rayasd.arrays import Features
 from rayasd.config import InlierConfig
 from rayasd.errors import UserError, unknown
 from rayasd.inlier.fusion import FUSIONS
 from rayasd.nested import split_list
 from rayasd.registry import find, parse_call, said
-
-Features = NDArray[np.float32]
 
 FAMILIES = {
     "knn": "rayasd.inlier.estimators.MeanNeighbourDistance",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
 from sklearn.covariance import LedoitWolf
@@ -17,10 +17,9 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 
+from rayasd.arrays import Features, Scores
 from rayasd.inlier.neighbours import NeighbourSearch
 
-Features = NDArray[np.float32]
-Scores = NDArray[np.float64]
 _CACHED = 100_000  # distances
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Scores = NDArray[np.float64]
+from rayasd.arrays import Scores
 
 
 def z_normalised(scores: Scores, training: Scores) -> Scores:

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.neighbors import NearestNeighbors
 
-Features = NDArray[np.float32]
+from rayasd.arrays import Features
+
 _BLOCK = 20_000_000  # distances, 160 MB
 
 Found = tuple[NDArray[np.float64], NDArray[np.int64]]

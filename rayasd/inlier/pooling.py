@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rayasd.arrays import Scores
 from rayasd.errors import UserError
 from rayasd.registry import find
 
-Scores = NDArray[np.float64]
 Pooling = Callable[[Scores], Scores]
 """Maps scores (clips, windows) to (clips,)."""
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, which the thread limit then reaches
 from threadpoolctl import threadpool_limits
 
+from rayasd.arrays import Features, Scores
 from rayasd.config import Config, InlierConfig
 from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 from rayasd.inlier.detectors import (
     DetectorSpec,
-    Features,
     FusionSpec,
     anomaly_scores,
     fit_detector,
@@ -31,8 +31,6 @@ from rayasd.inlier.pooling import pool
 from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
-
-Scores = NDArray[np.float64]
 
 COLUMNS = {
     "embedding": ["embedding"],

@@ -24,7 +24,7 @@ def load(preset: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay settings with dotted keys over nested tables, one after the other: the last of two that clash counts."""
+    """Return nested tables with changes by dotted keys, applied in order: the last of two that clash counts."""
     changed = dict(values)
     for key, value in overrides.items():
         changed = merge(changed, nest({key: value}))
@@ -32,7 +32,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Read overrides of the form ``a.b=value``; the last of a key counts.
+    """Parse overrides of the form ``a.b=value``; the last one of a key counts.
 
     Raises:
         UserError: one has no ``=``.
@@ -48,7 +48,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_values(text: str) -> tuple[str, list[Any]]:
-    """Read ``a.b=1,2,4``: a setting and values for it.
+    """Parse ``a.b=1,2,4``: a setting and values for it.
 
     Raises:
         UserError: there is no ``=``, or no value.

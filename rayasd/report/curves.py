@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from rayasd.evaluation.leaderboard import Leaderboard, Standing
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
-from rayasd.report.html.svg import Plane, drawing, text, ticks
+from rayasd.report.html.svg import PlotArea, drawing, text, ticks
 from rayasd.report.tables import between, percent
 
 
@@ -80,7 +80,7 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
     numbers = [value for values in scores.values() for value in values if value is not None] + bounds
     low, high = (100 * min(numbers), 100 * max(numbers)) if numbers else (0.0, 100.0)
     places = np.arange(len(curve.points))
-    plane = Plane(34, 22, 300, 180, (-0.3, len(places) - 0.7), (low - 2, high + 2))
+    plane = PlotArea(34, 22, 300, 180, (-0.3, len(places) - 0.7), (low - 2, high + 2))
     marks = [(float(place), f"{value:g}") for place, (value, _) in zip(places, curve.points, strict=True)]
     frame = plane.axes(marks, ticks(low - 2, high + 2), curve.setting, f"percent, {_sections(leaderboard)} sections")
     whiskers = [

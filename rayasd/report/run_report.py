@@ -24,12 +24,13 @@ from rayasd.files import digest
 from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
 from rayasd.report.write import Results, compute_results, leaderboard_table, write_results
+from rayasd.stages import STAGES
 from rayasd.sweep import markers
-from rayasd.sweep.driver import State, Sweep, survey
+from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
-from rayasd.unit import STAGE_FACTS, RunDirectory, Unit
+from rayasd.unit import RunDirectory, Unit
 
-Row = dict[str, Any]
+EntryRow = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
 
 
@@ -136,7 +137,7 @@ class RunReport:
             return [*self.units.values(), *read_ensembles(self.store.paths.ensembles)]
         return self.results.scored
 
-    def entries(self, *, single_variant: bool = False) -> dict[str, Row]:
+    def entries(self, *, single_variant: bool = False) -> dict[str, EntryRow]:
         """Return the ranked entries by name, best first.
 
         ``single_variant``: without those whose variant is chosen section by section.
@@ -233,7 +234,7 @@ class RunReport:
         }
         labels = [self.catalog.table[name].to_pylist() for name in ("clip", "label")]
         skipped: Sequence[str] = self._data.get("skipped", ())
-        versions = [facts.version for facts in STAGE_FACTS.values()]
+        versions = [stage.version for stage in STAGES.values()]
         return digest([__version__, versions, scores, labels, list(skipped), rules_digest(self.evaluation)])
 
 

@@ -24,10 +24,10 @@ from rayasd.evaluation.bootstrap import (
 )
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
-from rayasd.evaluation.ensembles import Place, fuse_ensembles, write_ensemble
+from rayasd.evaluation.ensembles import PathOf, fuse_ensembles, write_ensemble
 from rayasd.evaluation.leaderboard import CELLS, Interval, Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
-from rayasd.evaluation.selection import Entries, select
+from rayasd.evaluation.selection import EntryCells, select
 from rayasd.files import file_digest, replacing, write_text
 from rayasd.parquet import write_parquet
 from rayasd.report.curves import Curve, curve_chart, curve_rows, find_curves
@@ -56,7 +56,7 @@ def compute_results(
     catalog: pa.Table,
     evaluation: EvaluationConfig,
     planned: Mapping[str, Sequence[str]],
-    place: Place,
+    place: PathOf,
 ) -> Results:
     """Compute ensembles, cells and leaderboard from all finished scores; writes nothing.
 
@@ -136,7 +136,7 @@ def _with_intervals(
     scored: Sequence[Scored],
     labels: Labels,
     cells: pa.Table,
-    entries: Entries,
+    entries: EntryCells,
     leaderboard: Leaderboard,
 ) -> Standing:
     if not standing.complete:

@@ -22,8 +22,8 @@ from rayasd.inlier.scoring import fit_rows
 from rayasd.parquet import read_parquet
 from rayasd.scoring.model import MachineModel, Parts
 from rayasd.scoring.packing import read_pack
+from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
-from rayasd.sweep.plan import stages_of
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
 

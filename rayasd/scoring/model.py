@@ -104,7 +104,7 @@ class _Piece:
     """First sample of each."""
 
 
-class _Section:
+class _SectionModel:
     """A fitted detector with its threshold."""
 
     def __init__(self, parts: Parts, section: str) -> None:
@@ -141,7 +141,7 @@ class MachineModel:
         self.parts = parts
         self._compute = choose_compute(device, parts.config.network.precision)
         self._extractors: dict[int, torch.nn.Module] = {}
-        self._sections: dict[str, _Section] = {}
+        self._sections: dict[str, _SectionModel] = {}
 
     @property
     def sections(self) -> list[str]:
@@ -207,7 +207,13 @@ class MachineModel:
         return [found[number] for number in range(len(pieces))]
 
     def _said(
-        self, piece: _Piece, section: str, nearest: bool, model: _Section, score: float, windows: NDArray[np.float64]
+        self,
+        piece: _Piece,
+        section: str,
+        nearest: bool,
+        model: _SectionModel,
+        score: float,
+        windows: NDArray[np.float64],
     ) -> ClipScore:
         rate, training = self.parts.config.data.sample_rate, model.training
         below = 100.0 * float(np.searchsorted(training, score)) / len(training) if len(training) else None
@@ -250,9 +256,9 @@ class MachineModel:
             self._extractors[checkpoint] = self._compute.place(self.parts.extractor(checkpoint))
         return self._extractors[checkpoint]
 
-    def _section(self, name: str) -> _Section:
+    def _section(self, name: str) -> _SectionModel:
         if name not in self._sections:
-            self._sections[name] = _Section(self.parts, name)
+            self._sections[name] = _SectionModel(self.parts, name)
         return self._sections[name]
 
 

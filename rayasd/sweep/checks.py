@@ -15,10 +15,9 @@ from rayasd.files import file_digest
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
-from rayasd.sweep.forecast import Clips, output_bytes
-from rayasd.sweep.plan import Plan, stages_of
+from rayasd.stages import STAGES, NumClips, StageName, stages_of
+from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Stage
 from rayasd.wording import size
 
 
@@ -111,12 +110,13 @@ def check_space(
         StorageError: what units leave that stand nowhere yet is more than is free.
 
     """
-    clips, needed = Clips.of(catalog), Counter[Stage]()
+    clips, needed = NumClips.of(catalog.table), Counter[StageName]()
     resolved = {variant: config.variant(variant) for variant in plan.variants}
     known = {variant: _trained_parameters(store, variant) for variant in plan.variants} | dict(num_parameters)
     for unit in plan.units(config):
         if not store.paths.marker(unit, "DONE").exists():
-            needed[unit.stage] += output_bytes(unit, resolved[unit.variant], clips, known[unit.variant])
+            size_of = STAGES[unit.stage].output_bytes
+            needed[unit.stage] += size_of(unit.machine, resolved[unit.variant], clips, known[unit.variant])
     free = shutil.disk_usage(store.paths.root).free
     if needed.total() > free:
         parts = ", ".join(f"{stage} {size(count)}" for stage, count in needed.items())

@@ -1,4 +1,8 @@
-"""Who drives a run: a lock file that its holder renews, so that a holder that is gone is recognised from any host."""
+"""Who drives a run: a lock file that its holder renews, so that a holder that is gone is recognised from any host.
+
+``filelock`` has such leases, but it replaces one that was left behind by an exchange of two names (``renameat2``), and
+file systems such as NFS have none. Tried with filelock 4.3.1 on bindfs (FUSE): the lock of a killed process stays.
+"""
 
 import json
 import os
@@ -17,37 +21,30 @@ from rayasd.files import now, read_record
 RENEW_SECONDS = 5.0
 GONE_SECONDS = 30.0
 """A lock that is not renewed for so long has no holder any more (its host lost power, or the network)."""
+_TURNS = 100
 
 
 @contextmanager
 def locked(lock: Path, **details: str) -> Iterator[None]:
-    """Hold a lock while the block lasts; it tells who we are. A holder that is found to be gone is put aside.
+    """Hold a lock while the block lasts; it tells who we are. A lock whose holder is gone is replaced.
+
+    A process that was suspended or cut off for so long that another one has its lock gets SIGTERM.
 
     Raises:
-        UserError: somebody holds it: says who and since when.
+        UserError: another process holds it; names the process, its host and since when.
 
     """
+    place, pid = _place(), os.getpid()
     mine = {
         "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
+        "pid": pid,
+        "started": _started(pid) if place else None,
+        "place": place,
         "since": now(),
-        "job": os.environ.get("SLURM_JOB_ID"),
-        "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         **details,
     }
-    while True:
-        try:
-            with lock.open("x", encoding="utf-8") as file:
-                try:
-                    json.dump(mine, file)
-                    file.flush()
-                except OSError:  # a full disk: nobody holds an empty lock
-                    lock.unlink()
-                    raise
-            break
-        except FileExistsError:
-            refuse_if_held(lock, mine)
+    while not _created(lock, json.dumps(mine)):
+        refuse_if_held(lock)
     released = Event()
     Thread(target=_renew, args=(lock, mine, released), daemon=True).start()
     try:
@@ -59,71 +56,76 @@ def locked(lock: Path, **details: str) -> Iterator[None]:
                 lock.unlink()
 
 
-def refuse_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> None:
-    """Remove a lock whose holder is gone. Takes some seconds where the holder is on another host.
+def refuse_if_held(lock: Path) -> None:
+    """Remove a lock whose holder is gone. Takes ``GONE_SECONDS`` where the holder's process cannot be seen from here.
+
+    Several processes may find the same lock left behind. They remove it in turn, each only if the lock is still what
+    it found, so that none removes the lock that a quicker one has taken since.
 
     Raises:
-        UserError: somebody holds it.
+        UserError: another process holds it.
 
     """
-    holder = see_if_held(lock, mine)
-    aside = lock.with_name(f".{lock.name}.{socket.gethostname()}.{os.getpid()}.part")
-    with suppress(FileNotFoundError):
-        lock.rename(aside)  # of several who find it left behind, one gets it
-        if read_record(aside) == holder:
-            aside.unlink()
+    turns = 0
+    while lock.exists():
+        left = see_if_held(lock)
+        try:
+            with locked(lock.with_name(f".{lock.name}.turn.part")):  # one that is left goes as an unfinished file
+                if (read_record(lock), _written(lock)) == left:
+                    lock.unlink(missing_ok=True)
+        except UserError:
+            turns += 1
+            if turns == _TURNS:
+                raise
+            time.sleep(0.1)  # another process has its turn
+
+
+def see_if_held(lock: Path) -> tuple[dict[str, Any], int]:
+    """Read a lock whose holder is gone, and when it was written; leave it. Takes as long as ``refuse_if_held``.
+
+    Raises:
+        UserError: another process holds it.
+
+    """
+    holder, written, since = read_record(lock), _written(lock), time.monotonic()
+    lives = _lives(holder)
+    while lives is None:
+        if not written or _written(lock) != written:
+            lives = lock.exists()
+        elif time.monotonic() - since > GONE_SECONDS:
+            lives = False
         else:
-            aside.rename(lock)  # somebody was quicker, and this is theirs
-
-
-def see_if_held(lock: Path, mine: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read a lock whose holder is gone, and leave it. Takes some seconds where the holder is on another host.
-
-    Raises:
-        UserError: somebody holds it.
-
-    """
-    holder = read_record(lock)
-    if not _is_gone(lock, holder, mine or {}):
-        who = {"pid": "?", "host": "?", "since": "?"} | holder
+            time.sleep(min(0.5, GONE_SECONDS / 10))
+    if lives:
+        who = {"pid": "?", "host": "?", "since": "?"} | holder | read_record(lock)
         holder_is = f"process {who['pid']} on {who['host']} since {who['since']}"
         raise UserError(f"{lock.parent} is held by {holder_is}: wait for it, or end it there")
-    return holder
+    return holder, written
 
 
 def holder_of(lock: Path) -> dict[str, Any]:
     """Read who holds a lock, with seconds since it was renewed; empty where nobody does, as can be told at once."""
     holder = read_record(lock)
-    if not holder or _ended_here(lock, holder):
+    if not holder or _lives(holder) is False:
         return {}
     return {**holder, "silent": max(0.0, time.time() - _written(lock) / 1e9)}
 
 
-def _is_gone(lock: Path, holder: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-    if _is_here(lock, holder):
-        return _ended_here(lock, holder)
-    if mine.get("job") and holder.get("job") == mine["job"] and holder.get("restart", 0) < mine["restart"]:
-        return True  # our own batch job, before it was put back in the queue
-    seen, since = _written(lock), time.monotonic()
-    while time.monotonic() - since < GONE_SECONDS:
-        time.sleep(min(0.5, GONE_SECONDS / 10))
-        if _written(lock) != seen:
-            return not lock.exists()
-    return True
-
-
-def _ended_here(lock: Path, holder: Mapping[str, Any]) -> bool:
-    """Whether the holder was a process of this host, and of this user, that has ended without a word."""
-    return _is_here(lock, holder) and _started(holder["pid"]) != holder["started"]
-
-
-def _is_here(lock: Path, holder: Mapping[str, Any]) -> bool:
-    """Whether the holder is a process of this host that we could see: those of other users may be hidden."""
+def _created(lock: Path, record: str) -> bool:
+    """Create a lock, whole or not at all; False when there is one."""
     try:
-        ours = lock.stat().st_uid == os.getuid()
-    except OSError:
-        ours = True
-    return ours and holder.get("host") == socket.gethostname()
+        file = lock.open("x", encoding="utf-8")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(record)
+            file.flush()
+            os.fsync(file.fileno())  # a network file system may find only now that it is full
+    except BaseException:
+        lock.unlink()
+        raise
+    return True
 
 
 def _renew(lock: Path, mine: Mapping[str, Any], released: Event) -> None:
@@ -138,6 +140,46 @@ def _renew(lock: Path, mine: Mapping[str, Any], released: Event) -> None:
             os.utime(lock)
 
 
+def _lives(holder: Mapping[str, Any]) -> bool | None:
+    """Whether the holder's process lives; None where it cannot be seen: on another host, or in another container."""
+    place = _place()
+    if place is None or holder.get("place") != place:
+        return None
+    try:
+        os.kill(holder["pid"], 0)  # finds processes of other users, which /proc may hide
+        return _started(holder["pid"]) == holder["started"]
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return None
+
+
+def _place() -> str | None:
+    """Name where the numbers and starts of processes mean what they mean here; None where /proc does not tell.
+
+    Two containers may share a host name, so it is a kernel since its boot, and a PID and time namespace of it.
+    """
+    try:
+        if f"\nNSpid:\t{os.getpid()}\n".encode() not in Path("/proc/self/status").read_bytes():
+            return None  # /proc shows another namespace's processes
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        spaces = (Path("/proc/self/ns", name) for name in ("pid", "time"))
+        return " ".join([boot, *(str(space.readlink()) for space in spaces if space.exists())])
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> str:
+    """Return when a process of this host began, in clock ticks since boot; empty where it has ended but has a name.
+
+    Raises:
+        OSError: there is no such process, or it is hidden.
+
+    """
+    state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]
+
+
 def _written(lock: Path) -> int:
     """When the lock was written or renewed. Opened, since a network file system then asks its server."""
     try:
@@ -145,11 +187,3 @@ def _written(lock: Path) -> int:
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:
         return 0
-
-
-def _started(pid: int) -> str | None:
-    """Moment in which a process of this host began (clock ticks since boot); None when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return None

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayasd.config import Config
-from rayasd.unit import STAGES, Stage, Unit
+from rayasd.stages import stages_of
+from rayasd.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Plan:
     seeds: tuple[int, ...]
 
     def units(self, config: Config) -> list[Unit]:
-        """List the units, machine by machine within a seed and variant. The statistics control has nothing to train."""
+        """List the units, machine by machine within a seed and variant; a control has nothing to train."""
         needed = {variant: stages_of(config.variant(variant)) for variant in self.variants}
         return [
             Unit(stage, variant, machine, seed)
@@ -30,11 +31,6 @@ class Plan:
 def all_units(plans: Sequence[Plan], config: Config) -> list[Unit]:
     """List the units of several plans of one run, each once."""
     return list(dict.fromkeys(unit for plan in plans for unit in plan.units(config)))
-
-
-def stages_of(config: Config) -> tuple[Stage, ...]:
-    """Stages that a variant goes through."""
-    return STAGES if config.network.is_trained else STAGES[1:]
 
 
 def prerequisite(unit: Unit, config: Config) -> Unit | None:

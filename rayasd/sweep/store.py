@@ -178,8 +178,7 @@ class RunStore:
                 for lock in locks:
                     stack.enter_context(locked(lock, stop=self.stop_file.name))
                 for other in paths.part_locks() if whole else [paths.lock]:
-                    if other.exists():
-                        refuse_if_held(other)
+                    refuse_if_held(other)
             except OSError as error:
                 raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}; {remedy}") from None
             if whole:

@@ -14,9 +14,10 @@ from rayasd import __version__
 from rayasd.errors import UserError, one_line
 from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
+from rayasd.stages import STAGES
 from rayasd.sweep.markers import mark_done, why_unusable
 from rayasd.sweep.plan import prerequisite
-from rayasd.unit import STAGE_FACTS, Progress, RunDirectory, Stopped, Unit, UnitSpec
+from rayasd.unit import Progress, RunDirectory, Stopped, Unit, UnitSpec
 
 _FIRST_SECONDS, _FIRST_INTERVAL, _INTERVAL = 10.0, 0.5, 2.0  # each report is three questions to a shared file system
 
@@ -57,8 +58,9 @@ def do_unit(spec: UnitSpec) -> Outcome:
         remove_unfinished(spec.output)
         reporter(Progress(0, 0))  # the first sign of life, before imports that take seconds
         spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
-        module, name = STAGE_FACTS[spec.unit.stage].function
-        if spec.unit.stage != "detect":
+        stage = STAGES[spec.unit.stage]
+        module, name = stage.function
+        if stage.uses_torch:
             import torch
 
             torch.set_num_threads(spec.num_threads)

@@ -11,8 +11,8 @@ from typing import Any
 
 from rayasd.errors import UserError, one_line, unknown
 from rayasd.parquet import read_parquet
-from rayasd.sweep.driver import State, Sweep
 from rayasd.sweep.executors import Reported
+from rayasd.sweep.states import State, Sweep
 from rayasd.tracking.tracker import Tracker
 from rayasd.unit import RunDirectory, Unit
 

@@ -9,7 +9,7 @@ from rayasd.cli.display import Display, print_failures
 from rayasd.cli.options import choose, parse_seeds
 from rayasd.errors import UserError
 from rayasd.files import write_json
-from rayasd.sweep.driver import State, Sweep
+from rayasd.sweep.states import State, Sweep
 from rayasd.unit import RunDirectory, Unit
 from rayasd.wording import elapsed
 

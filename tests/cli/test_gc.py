@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -66,16 +65,24 @@ def gc(rayasd: Rayasd, tmp_path: Path):
     return lambda *words: rayasd("gc", *words, RAYASD_CACHE=str(tmp_path / "cache"), **own)
 
 
-def dead_holder() -> dict[str, object]:
-    """Lock of a process of this host that has ended."""
+def number_of_none() -> int:
+    """Number of a process that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    return {"host": socket.gethostname(), "pid": ended.pid, "started": "1", "since": "2026-01-01"}
+    return ended.pid
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from rayasd.sweep.lock import locked
+with locked(Path(sys.argv[1])), locked(Path(sys.argv[2])):
+    os._exit(0)
+"""
 
 
 def left_by_a_killed_driver(run: Path) -> set[Path]:
-    for lock in (run / "lock.json", run / "lock-pump.json"):
-        write_json(lock, dead_holder())
+    subprocess.run([sys.executable, "-c", DYING, run / "lock.json", run / "lock-pump.json"], check=True)
     return {
         run / "lock.json",
         run / "lock-pump.json",
@@ -208,7 +215,7 @@ def our_ray(root: Path, number: int, pid: int) -> Path:
 
 
 def test_folders_of_our_own_rays_go_when_nobody_holds_them(gc, tmp_path: Path):
-    rays, gone_pid = tmp_path / "rays", int(str(dead_holder()["pid"]))
+    rays, gone_pid = tmp_path / "rays", number_of_none()
     gone = our_ray(rays, 1, gone_pid)
     empty = rays / "ra000000ff"
     empty.mkdir()

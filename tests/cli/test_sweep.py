@@ -269,7 +269,7 @@ class TestBadInput:
             (["--set", "inlier.poolings=avg"], "unknown pooling 'avg'"),
             (["--vary", "exposure.real_anomalies"], "write it as key=value,value"),
             (["--vary", "exposure.real_anomalies=0,32"], "setting 32 anomalies aside"),
-            (["--vary", "evaluation.year=2021,2022"], "are of the whole run"),
+            (["--vary", "evaluation.year=2021,2022"], "apply to the whole run"),
             (["--set", "evaluation.year=2019"], "choose one of 2020, 2021"),
             (["--set", "evaluation.ensembles=all"], "is none of seeds, checkpoints, detectors, greedy"),
             (["--executor", "slurm"], "Invalid value for '--executor'"),

@@ -16,7 +16,6 @@ from rayasd.data.waveforms import decode, open_waveforms
 from rayasd.errors import StorageError, UserError
 from rayasd.exposure.training import train
 from rayasd.files import storage_error
-from rayasd.sweep.lock import locked
 from rayasd.sweep.markers import is_done, why_unusable
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import do_unit
@@ -214,16 +213,6 @@ def test_clips_that_go_away_while_they_are_decoded_are_not_left_out(tree: Path, 
     assert list((tmp_path / "cache").glob("pump-*")) == []
     (tmp_path / "elsewhere").rename(tmp_path / "tree/pump/train")
     assert decode(found, skipping, tmp_path / "cache").table.num_rows == found.table.num_rows
-
-
-def test_a_lock_that_has_no_room_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def dump(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("rayasd.sweep.lock.json.dump", dump)
-    with pytest.raises(OSError, match="No space"), locked(tmp_path / "lock.json"):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_storage_is_blamed_on_storage(tmp_path: Path):

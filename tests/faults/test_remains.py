@@ -13,10 +13,11 @@ from rayasd.cli.reporting import with_overrides
 from rayasd.host import end_with_parent
 from rayasd.report import write
 from rayasd.report.run_report import RunReport
-from rayasd.sweep.driver import State, drive, survey
+from rayasd.sweep.driver import drive
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.markers import mark_done
+from rayasd.sweep.states import State, survey
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from tests.cli.test_sweep import wait_until

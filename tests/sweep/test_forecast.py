@@ -5,8 +5,9 @@ import pytest
 
 from rayasd import presets
 from rayasd.data.catalog import Catalog
+from rayasd.stages import NumClips
 from rayasd.sweep.executors import Request, Resources
-from rayasd.sweep.forecast import Clips, least_seconds, work
+from rayasd.sweep.forecast import least_seconds
 from rayasd.sweep.plan import Plan
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
@@ -32,11 +33,11 @@ def test_a_plan_on_simulated_nodes_tells_what_bounds_it():
     specs = specs_of(Plan(("fan", "pump"), ("both",), (0, 1)))
     speeds = {"train": 100.0, "embed": 1000.0, "detect": 1000.0}
     data = catalog(500, 1_000_000)
-    clips = Clips.of(data)
+    clips = NumClips.of(data.table)
     assert clips.train == {"fan": 250, "pump": 250}
     unit = Unit("train", "both", "fan", 0)
     steps = 2 * 250 * (1 - CONFIG.exposure.validation_fraction) * CONFIG.exposure.epochs
-    assert work(unit, CONFIG, clips) == pytest.approx(steps)
+    assert specs[unit].work(clips) == pytest.approx(steps)
     request = Request(1, 1)
     one = least_seconds(specs, clips, speeds, request.usable([Resources(4, 1)]), request)
     four = least_seconds(specs, clips, speeds, request.usable([Resources(4, 1)] * 4), request)

@@ -51,7 +51,7 @@ def test_a_cancelled_unit_is_gone_at_once_even_if_it_is_frozen(spec_of: SpecOf):
         until = time.monotonic() + 60
         while not (outcomes := executor.wait(0.5)) and time.monotonic() < until:
             pass
-        assert outcomes[0].error.startswith("FileNotFoundError")
+        assert outcomes[0].error.startswith("embed fan both seed 0 of")
     finally:
         executor.close()
     assert executor._workers == []

@@ -1,6 +1,8 @@
 import json
 from types import SimpleNamespace
 
+import pytest
+
 from rayasd.sweep import worker
 from rayasd.sweep.worker import FileReporter, do_unit
 from rayasd.unit import Progress
@@ -19,8 +21,12 @@ def test_a_unit_is_marked_done_with_checksums_and_leaves_no_rest(spec_of: SpecOf
     assert marker["clips"] > 0
 
 
-def test_a_unit_that_raises_is_an_outcome_and_keeps_no_marker(spec_of: SpecOf):
-    spec = spec_of("embed")  # nothing has been trained
+def test_a_unit_that_raises_is_an_outcome_and_keeps_no_marker(spec_of: SpecOf, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise FileNotFoundError("something is missing")
+
+    monkeypatch.setattr("rayasd.exposure.training.train", fails)
+    spec = spec_of()
     spec.run.marker(spec.unit, "DONE").write_text("{}")
     outcome = do_unit(spec)
     assert outcome.error is not None
@@ -28,6 +34,14 @@ def test_a_unit_that_raises_is_an_outcome_and_keeps_no_marker(spec_of: SpecOf):
     assert "Traceback" in outcome.details
     assert not outcome.hopeless
     assert not spec.run.marker(spec.unit, "DONE").exists()
+
+
+def test_a_unit_whose_upstream_is_not_done_names_it(spec_of: SpecOf):
+    outcome = do_unit(spec_of("embed"))
+    assert outcome.error is not None
+    assert outcome.error.startswith("train fan both seed 0 of")
+    assert outcome.damaged == spec_of().unit
+    assert outcome.hopeless
 
 
 def test_time_left_counts_from_where_the_unit_went_on(spec_of: SpecOf):

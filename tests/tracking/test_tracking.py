@@ -11,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayasd.errors import UserError
-from rayasd.sweep.driver import State
+from rayasd.sweep.states import State
 from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.tracking.tracker import Row, Tracker
 from rayasd.unit import RunDirectory, Unit, UnitSpec

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from rayasd.evaluation.metrics import MAX_FPR
 from rayasd.report.colours import heat_colours
 from rayasd.report.html.evidence import FPR, SectionResult
-from rayasd.report.html.maps import Map
-from rayasd.report.html.svg import Plane, drawing, log_ticks, short, tag, text, ticks
+from rayasd.report.html.maps import EmbeddingMap
+from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, text, ticks
 
 NUM_COLOURS = 8
 """Of chart.css: c0 to c7."""
@@ -82,7 +82,7 @@ def _fitting(words: str, room: float) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
-class Curve(NamedTuple):
+class ChartCurve(NamedTuple):
     """A line of a chart."""
 
     name: str
@@ -91,9 +91,9 @@ class Curve(NamedTuple):
     y: NDArray[np.float64]
 
 
-def roc_chart(machine: str, curves: Sequence[Curve]) -> Markup:
+def roc_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
     """Draw ROC curves over the range of false-positive rates that the pAUC takes, shaded."""
-    plane = Plane(34, 22, 238, 238, (0, 1), (0, 1))
+    plane = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
     marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
     shaded = plane.band((0, MAX_FPR), "shade", f"pAUC: false-positive rate up to {MAX_FPR:g}")
     lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
@@ -123,7 +123,7 @@ def histogram(result: SectionResult) -> Markup:
             if len(values):
                 shares[label] = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
         top = max((share.max() for share in shares.values()), default=1.0) * 1.08
-        plane = Plane(34, 22 + row * (height + 34), 230, height, (edges[0], edges[-1]), (0, 100 * top))
+        plane = PlotArea(34, 22 + row * (height + 34), 230, height, (edges[0], edges[-1]), (0, 100 * top))
         last = row == len(domains) - 1
         shapes += [
             plane.axes(ticks(edges[0], edges[-1], 4), ticks(0, 100 * top, 3), "anomaly score" if last else "",
@@ -145,22 +145,22 @@ def _bulk(values: NDArray[np.float64]) -> tuple[float, float]:
     return max(float(low), float(first - reach)), min(float(high), float(third + reach))
 
 
-def training_chart(machine: str, curves: Sequence[Curve]) -> Markup:
+def training_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
     """Draw losses over epochs on a logarithmic scale."""
     values = np.concatenate([curve.y for curve in curves])
     values = values[np.isfinite(values) & (values > 0)]
     low, high = (values.min() / 1.1, values.max() * 1.1) if len(values) else (0.1, 1.0)
     last = max(float(curve.x[-1]) for curve in curves)
-    plane = Plane(42, 22, 230, 170, (0, max(last, 1.0)), (low, high), log_y=True)
+    plane = PlotArea(42, 22, 230, 170, (0, max(last, 1.0)), (low, high), log_y=True)
     frame = plane.axes(ticks(0, max(last, 1.0)), log_ticks(low, high), "epoch", "loss")
     lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in curves]
     return drawing(280, 228, f"Training and validation loss of {machine}", frame, *lines)
 
 
-def embedding_map(found: Map) -> Markup:
+def embedding_map(found: EmbeddingMap) -> Markup:
     """Draw a point a clip: dots for normal clips, crosses for anomalous, squares for unknown; coloured by classes."""
     x, y = found.places.T
-    plane = Plane(6, 6, 268, 228, _range(x), _range(y))
+    plane = PlotArea(6, 6, 268, 228, _range(x), _range(y))
     pixels = plane.points(x, y)
     shapes = []
     for group in dict.fromkeys(found.groups):

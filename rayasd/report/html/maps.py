@@ -17,14 +17,14 @@ from rayasd.unit import RunDirectory, Unit
 MAX_POINTS = 500
 """Clips of one map."""
 
-Plane = NDArray[np.float64]
+Coordinates = NDArray[np.float64]
 """(clips, 2)"""
 Group = tuple[str, str, int | None]
 """section, domain, label"""
 
 
 @dataclass(frozen=True)
-class Map:
+class EmbeddingMap:
     """Where a machine's clips lie under one variant."""
 
     machine: str
@@ -32,7 +32,7 @@ class Map:
     method: str
     note: str
     """How much of the variance the plane shows, where the method tells."""
-    places: Plane
+    places: Coordinates
     groups: tuple[Group, ...]
     """Of each clip."""
     sections: tuple[str, ...]
@@ -56,7 +56,7 @@ def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
     return clips.take(sorted(drawn[:MAX_POINTS]))
 
 
-def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> list[Map]:
+def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> list[EmbeddingMap]:
     """Project the sampled clips of a unit's embeddings by every method there is; nothing where there is no file.
 
     Args:
@@ -91,25 +91,25 @@ def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: 
     groups = tuple((row["section"], row["domain"], row["label"]) for row in rows)
     sections = tuple(sorted(pc.unique(sample["section"]).to_pylist()))
     return [
-        Map(embed.machine, embed.variant, method, note, places, groups, sections)
+        EmbeddingMap(embed.machine, embed.variant, method, note, places, groups, sections)
         for method, (places, note) in ((name, project(means)) for name, project in _methods())
     ]
 
 
-def _methods() -> Iterator[tuple[str, Callable[[NDArray[np.float64]], tuple[Plane, str]]]]:
+def _methods() -> Iterator[tuple[str, Callable[[NDArray[np.float64]], tuple[Coordinates, str]]]]:
     yield "PCA", _pca
     if find_spec("umap") is not None:
         yield "UMAP", _umap
 
 
-def _pca(means: NDArray[np.float64]) -> tuple[Plane, str]:
+def _pca(means: NDArray[np.float64]) -> tuple[Coordinates, str]:
     from sklearn.decomposition import PCA  # a second to import
 
     model = PCA(2, svd_solver="covariance_eigh").fit(means)
     return model.transform(means), f"{100 * float(model.explained_variance_ratio_.sum()):.0f} % of the variance"
 
 
-def _umap(means: NDArray[np.float64]) -> tuple[Plane, str]:
+def _umap(means: NDArray[np.float64]) -> tuple[Coordinates, str]:
     umap = import_module("umap")  # not a dependency: used where it is installed
     places = umap.UMAP(n_neighbors=min(15, len(means) - 1), random_state=0).fit_transform(means)
     return np.asarray(places, np.float64), ""

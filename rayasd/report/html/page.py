@@ -18,8 +18,8 @@ from rayasd.files import now, write_text
 from rayasd.report.curves import curve_chart, find_curves
 from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, WrongClip, mean_roc, most_wrong, read_results
-from rayasd.report.html.figures import Curve, HeatCell
-from rayasd.report.html.maps import MAX_POINTS, Map, draw_sample, read_maps
+from rayasd.report.html.figures import ChartCurve, HeatCell
+from rayasd.report.html.maps import MAX_POINTS, EmbeddingMap, draw_sample, read_maps
 from rayasd.report.html.run import ReportedRun, facts, published_rank
 from rayasd.report.html.sounds import MAX_SECONDS, read_clip, sound, spectrogram_of
 from rayasd.report.html.svg import write_drawing
@@ -179,7 +179,9 @@ def _roc_charts(run: ReportedRun, results: Mapping[str, list[SectionResult]]) ->
             for name, domain, dash in [(variant, None, ""), *((f"{variant}, {d}", d, d) for d in domains)]:
                 tpr = mean_roc(counted, year, run.labels, domain)
                 if tpr is not None and (domain is None or len(domains) > 1):
-                    curves.append(Curve(name, f"line c{i} {dash if dash in ('source', 'target') else ''}", FPR, tpr))
+                    curves.append(
+                        ChartCurve(name, f"line c{i} {dash if dash in ('source', 'target') else ''}", FPR, tpr)
+                    )
         if curves:
             yield machine, figures.roc_chart(machine, curves)
 
@@ -208,20 +210,20 @@ def _training_charts(run: ReportedRun) -> tuple[Charts, list[tuple[str, str]]]:
                 values = np.array([lines[i].get(name) for i in kept], np.float64)
                 if np.isfinite(values).any():
                     words = f"{unit.variant}, seed {unit.seed}, {name.replace('_', ' ')}"
-                    curves.append(Curve(words, f"line c{shown.index(unit.variant)} {dash}", epochs, values))
+                    curves.append(ChartCurve(words, f"line c{shown.index(unit.variant)} {dash}", epochs, values))
         if curves:
             charts[machine] = figures.training_chart(machine, curves)
     return charts, [(variant, f"line c{i}") for i, variant in enumerate(shown)]
 
 
-def _maps(run: ReportedRun) -> dict[str, list[tuple[Map, Markup]]]:
+def _maps(run: ReportedRun) -> dict[str, list[tuple[EmbeddingMap, Markup]]]:
     """Draw the maps of each machine, of the first variants in rank."""
     chosen: dict[str, int | None] = {}
     for entry in run.leaderboard.ranked:
         variant, _, ensemble = entry.variant.partition("+")
         if variant in run.config.variants and len(chosen) < MAX_MAPS:
             chosen.setdefault(variant, None if ensemble else entry.checkpoint)
-    maps: dict[str, list[tuple[Map, Markup]]] = {}
+    maps: dict[str, list[tuple[EmbeddingMap, Markup]]] = {}
     embedded = sorted(unit for unit in run.done if unit.stage == "embed" and unit.variant in chosen)
     for machine in sorted({unit.machine for unit in embedded}):
         sample = draw_sample(run.catalog.of(machine), machine)

@@ -49,7 +49,7 @@ def text(x: float, y: float, words: str, anchor: str = "start", class_: str | No
 
 
 @dataclass(frozen=True)
-class Plane:
+class PlotArea:
     """A rectangle of pixels and the range of data that it shows."""
 
     left: float

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rayasd.stages import STAGES, StageName
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import STAGE_FACTS, Stage, Unit, UnitSpec
+from rayasd.unit import Unit, UnitSpec
 
-Counts = Mapping[tuple[Stage, str], int]
+Counts = Mapping[tuple[StageName, str], int]
 """Units by stage and state."""
 Reported = Mapping[Unit, Mapping[str, Any]]
 """How far running units are, as their progress files say."""
@@ -41,9 +42,9 @@ class Request:
     gpus: float
     """A part of one, or a whole number."""
 
-    def of(self, stage: Stage) -> Resources:
+    def of(self, stage: StageName) -> Resources:
         """Resources of a unit of this stage."""
-        return Resources(self.cpus, min(self.gpus, STAGE_FACTS[stage].most_gpus))
+        return Resources(self.cpus, min(self.gpus, STAGES[stage].most_gpus))
 
     def usable(self, nodes: Sequence[Resources]) -> Resources:
         """Say what units of this size can use of all nodes: three of 0.6 GPUs do not fit on two, nor 5 of 2 CPUs on 8.

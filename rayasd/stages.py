@@ -1,0 +1,108 @@
+"""The stages of a sweep: what runs each one, where its files go, what it needs and what it costs.
+
+A new stage is one object here, and the function that it names.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayasd.config import Config
+
+StageName = Literal["train", "embed", "detect"]
+
+
+@dataclass(frozen=True)
+class NumClips:
+    """Clips of each machine."""
+
+    train: Mapping[str, int]
+    every: Mapping[str, int]
+
+    @classmethod
+    def of(cls, catalog: pa.Table) -> "NumClips":
+        """Count the rows of a catalog's table."""
+        train = catalog.filter(pc.field("split") == "train")
+        return cls(Counter(train["machine"].to_pylist()), Counter(catalog["machine"].to_pylist()))
+
+    def scored(self, machine: str, config: Config) -> int:
+        """Count the clips of a machine that each kept checkpoint is applied to."""
+        return self.every[machine] * config.exposure.num_checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, as the rest of the house sees it."""
+
+    name: StageName
+    function: tuple[str, str]
+    """Module and name; takes a ``UnitSpec`` and a ``Report``. Imported only where a unit runs."""
+    folder: str
+    """Pattern of a unit's folder in the run."""
+    hidden: str = ""
+    """Before the names of its markers: readers of Parquet trees pass over names that begin with an underscore."""
+    settings: tuple[str, ...]
+    """Tables of the configuration that decide its result, besides those of the stages before."""
+    version: int
+    """Raised whenever a change of the code, or of a setting's default, changes the stage's results, here and in the
+    stages that build on it: units of an older version are done again."""
+    uses_torch: bool
+    most_gpus: float
+    """Most GPUs that one unit can use."""
+    is_needed: Callable[[Config], bool] = lambda config: True
+    """Whether a variant goes through it."""
+    work_unit: str
+    """What its speed is counted in."""
+    work: Callable[[str, Config, NumClips], float]
+    """How much of that a machine's unit goes through."""
+    output_bytes: Callable[[str, Config, NumClips, int], int]
+    """About what a machine's unit leaves on disk; the last argument is the number of learned parameters."""
+
+
+def _num_systems(config: Config) -> int:
+    """Count detectors and poolings, each family over the whole grid."""
+    of_grid = [1 if re.search(r"-\d+$|\)$", text) else len(config.inlier.grid) for text in config.inlier.detectors]
+    return sum(of_grid) * len(config.inlier.poolings)
+
+
+_HIVE = "variant={variant}/machine={machine}/seed={seed}"
+
+TRAIN = Stage(
+    name="train", function=("rayasd.exposure.training", "train"), folder="models/{variant}/{machine}/seed={seed}",
+    settings=("data", "front_end", "network", "exposure"), version=3, uses_torch=True, most_gpus=float("inf"),
+    is_needed=lambda config: config.network.is_trained,
+    work_unit="clips",
+    work=lambda machine, config, clips: (
+        2 * clips.train[machine] * (1 - config.exposure.validation_fraction) * config.exposure.epochs
+    ),
+    output_bytes=lambda machine, config, clips, parameters: 4 * parameters * config.exposure.num_checkpoints,
+)  # fmt: skip
+EMBED = Stage(
+    name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
+    settings=("embedding",), version=3, uses_torch=True, most_gpus=1.0,
+    work_unit="windows",
+    work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
+    output_bytes=lambda machine, config, clips, parameters: (
+        clips.scored(machine, config) * config.embedding.num_windows * (4 * config.network.embedding_dim + 16)
+    ),
+)  # fmt: skip
+DETECT = Stage(
+    name="detect", function=("rayasd.inlier.scoring", "detect"), folder=f"scores/{_HIVE}", hidden="_",
+    settings=("inlier",), version=5, uses_torch=False, most_gpus=0.0,
+    work_unit="clips",
+    work=lambda machine, config, clips: float(clips.scored(machine, config)),
+    output_bytes=lambda machine, config, clips, parameters: clips.scored(machine, config) * _num_systems(config) * 10,
+)  # fmt: skip
+
+STAGES: dict[StageName, Stage] = {stage.name: stage for stage in (TRAIN, EMBED, DETECT)}
+"""In the order in which a unit's files are made."""
+
+
+def stages_of(config: Config) -> list[StageName]:
+    """Name the stages that a variant goes through, in order."""
+    return [stage.name for stage in STAGES.values() if stage.is_needed(config)]
