@@ -33,7 +33,7 @@ def join(address: str, where: str, **options: Any) -> Any:
 
     try:
         return ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # plain ones too: a dashboard that does not start in time
         raise UserError(f"cannot start or reach {where}: {one_line(error, 300)}") from None
 
 

@@ -35,13 +35,13 @@ def connected(address: str, token_file: Path | None = None) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # without a mode, Ray's client shows no token
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # the client prefers this, and RAY_ADDRESS, to its argument
     from aiohttp import ClientError
-    from ray import exceptions
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs closed connections
     try:
         yield JobSubmissionClient(address)
-    except getattr(exceptions, "AuthenticationError", ()):
+    except AuthenticationError:
         trouble = "refuses the request: give its token by --token-file or RAY_AUTH_TOKEN_PATH"
         raise UserError(f"the cluster at {address} {trouble}") from None
     except (RuntimeError, OSError, ClientError) as error:
