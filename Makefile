@@ -1,4 +1,4 @@
-# make demo: environment, synthetic data, sweep, leaderboard.   make test: environment, all tests.
+# make demo: environment, synthetic data, sweep, leaderboard.   make test: environment, tests; make test-long: the others.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -23,18 +23,19 @@ demo: venv
 	$(BIN)/rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
 	$(BIN)/rayasd sweep --data data/synthetic --preset demo --variants both,untrained,statistics --run-dir runs/demo
 
-# Two processes: one for everything that owns ports, cgroups or hosts (Ray, Slurm, MPI), one for the rest (tests/conftest.py).
+# Everything but what is marked long: 12 minutes on 2 idle cores. Two processes: one for all that owns ports, cgroups or
+# hosts (Ray, Slurm, MPI), one for the rest (tests/conftest.py).
 test: venv
 	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 test-fast: venv
 	$(BIN)/python -m pytest -m "not slow and not ray and not slurm and not mpi and not long" -n auto
 
-# The long fault matrix: kills, lost hosts, full disks, every fault of Slurm and Ray.
+# The long fault matrix: kills, lost hosts, full disks, every fault of Slurm and Ray: 20 minutes on 2 idle cores.
 test-long: venv
 	$(BIN)/python -m pytest -m long --durations=30 $(PARALLEL)
 
-# A Slurm cluster of two hosts on this machine: root on Debian, where the first line installs what is missing.
+# All tests on a Slurm cluster of two hosts on this machine: root on Debian, where the first line installs what is missing.
 test-cluster: venv
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest tests/slurm -m slurm

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from rayasd.cli.main import main
@@ -50,6 +51,12 @@ class SameProcess:
         self._queue.clear()
 
 
+@contextmanager
+def same_process(_: int) -> Iterator[SimpleNamespace]:
+    """Give what maps as ``worker_pool`` does, without the seconds in which its processes import torch."""
+    yield SimpleNamespace(map=map)
+
+
 def command_line(*arguments: object) -> list[str]:
     """Words of a rayasd command."""
     return [sys.executable, "-m", "rayasd", *map(str, arguments)]
@@ -75,10 +82,12 @@ def call(*arguments: object, cache: Path, folder: Path | None = None, given: str
     out, err = io.StringIO(), io.StringIO()
     words = [str(word) for word in arguments]
     with (
-        _signals_kept(), _working_in(folder), redirect_stdout(out), redirect_stderr(err),
+        _signals_kept(), _working_in(folder), _importing_from(variables.get("PYTHONPATH")),
+        redirect_stdout(out), redirect_stderr(err),
         mock.patch.dict(os.environ, environment(cache, **variables), clear=True),
         mock.patch.object(sys, "argv", ["rayasd", *words]), mock.patch.object(sys, "stdin", io.StringIO(given)),
         mock.patch("rayasd.cli.execution.LocalExecutor", SameProcess),
+        mock.patch("rayasd.sweep.checks.worker_pool", same_process),
     ):  # fmt: skip
         try:
             main()
@@ -107,6 +116,22 @@ def _signals_kept() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _importing_from(folder: str | None) -> Iterator[None]:
+    """Import from a folder, and forget afterwards what came from there: another folder may hold the same names."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name, module in list(sys.modules.items()):
+            if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
 
 
 @contextmanager

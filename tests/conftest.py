@@ -153,6 +153,16 @@ def run_locally(tree: Path, cache: Path, run_dir: Path, *more: object) -> Path:
 
 
 @pytest.fixture(scope="session")
+def finished(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directory of a complete sweep of a variant and a control; read only: who writes to it takes a copy."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    done = call(*small_sweep(tree, run, "--variants", "both,statistics"), cache=cache)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "weights random: network.pretrained names no file" in done.stdout
+    return run
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real recordings and official labels beside the project; tests that need it skip without."""
     folder = Path(__file__).parents[2] / "shared"

@@ -19,16 +19,11 @@ def data() -> None:
               help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
 @click.option("--parts", default="all", show_default=True, help="all, or some of dev,eval,ground-truth.")
-@click.option("--url-base", metavar="URL", help="A mirror's address in the place of https://zenodo.org.")
-@click.option("--jobs", "num_jobs", type=click.IntRange(min=1, max=16), default=4, show_default=True,
-              help="Downloads at once.")  # fmt: skip
 @click.option("--keep-archives", is_flag=True, help="Leave the zip files in ROOT/archives.")
-def fetch(
-    dataset: str, out: Path, machines: str, parts: str, url_base: str | None, num_jobs: int, keep_archives: bool
-) -> None:
+def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: bool) -> None:
     """Fetch a DCASE Task 2 data set from Zenodo.
 
-    DATASET is one of dcase2020 to dcase2025. Run again, it goes on where it stopped.
+    DATASET is one of dcase2020 to dcase2025. Run again, it continues where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -36,7 +31,7 @@ def fetch(
     """
     from rayasd.cli.fetching import fetch_data
 
-    fetch_data(dataset, out, machines, parts, url_base, num_jobs, keep_archives)
+    fetch_data(dataset, out, machines, parts, keep_archives)
 
 
 @data.command()
@@ -61,17 +56,19 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--machines", default="all", show_default=True, help="all, or some of the seven 2021 machine types.")
 @click.option("--sections", "num_sections", type=click.IntRange(min=1, max=99), default=6, show_default=True,
-              help="Sections a machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
+              help="Sections per machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
 @click.option("--train", "num_source_train", type=click.IntRange(min=1), default=1000, show_default=True,
-              help="Source-domain training clips a section.")  # fmt: skip
+              help="Source-domain training clips per section.")  # fmt: skip
 @click.option("--target-train", "num_target_train", type=click.IntRange(min=0), default=3, show_default=True,
-              help="Target-domain training clips a section.")  # fmt: skip
+              help="Target-domain training clips per section.")  # fmt: skip
 @click.option("--test", "num_test", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Normal, and as many anomalous, test clips a section and domain.")  # fmt: skip
+              help="Normal, and as many anomalous, test clips per section and domain.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Length of a clip.")
 @click.option("--difficulty", type=click.FloatRange(min=0, max=1), default=0.5, show_default=True,
               help="0: loud anomalies; 1: faint ones.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Other machines for each.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Each seed gives other machines."
+)
 def synth(out: Path, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 

@@ -10,7 +10,7 @@ from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder, output_format
 
 @click.command()
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
-              show_default=True, help="Where results are to go; need not be there.")  # fmt: skip
+              show_default=True, help="Folder for results; does not need to exist.")  # fmt: skip
 @click.option("--data", "source", type=click.Path(path_type=Path),
               help="Recordings that must be readable; default $RAYASD_DATA.")  # fmt: skip
 @CACHE
@@ -19,8 +19,8 @@ from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder, output_format
 def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Path, form: str) -> None:
     """Look for what could stop a sweep on this node.
 
-    Packages, GPUs, CPUs, memory, folders, launcher, ports, tokens. Exit code 1 if anything is bad. Leaves nothing
-    behind.
+    CPUs, GPUs, the placement that launch reads from Slurm or MPI, and folders: space, file system, locks, length of
+    the temporary path. Exit code 1 if anything is bad. Leaves no files. For packages: pip check.
 
     \b
         rayasd doctor --run-dir /scratch/runs/night --data /scratch/dcase
@@ -33,13 +33,13 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
 
     from rayasd import __version__
     from rayasd.cli.display import wide_console
-    from rayasd.cluster.doctor.examination import examine
+    from rayasd.cluster.doctor import examine
     from rayasd.wording import counted
 
     if source is None and "RAYASD_DATA" in os.environ:
         source = Path(os.environ["RAYASD_DATA"])
     findings = examine(os.environ, run_dir=run_dir, cache=cache_folder(cache), data=source, temp_root=temp_root)
-    bad, notes = (sum(finding.state == state for finding in findings) for state in ("bad", "note"))
+    bad, notes = (sum(finding.severity == state for finding in findings) for state in ("bad", "note"))
     host = os.uname().nodename
     if form == "json":
         listed = [vars(finding) for finding in findings]
@@ -51,7 +51,9 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
             table.add_column(name, no_wrap=name != f"rayasd {__version__}", overflow="fold")
         styles = {"ok": "green", "note": "yellow", "bad": "red"}
         for finding in findings:
-            table.add_row(Text(finding.what), Text(finding.state, style=styles[finding.state]), Text(finding.said))
+            table.add_row(
+                Text(finding.check), Text(finding.severity, style=styles[finding.severity]), Text(finding.detail)
+            )
         console = wide_console()
         console.print(table)
         console.print(f"{bad} bad, {counted(notes, 'note')}", style="red" if bad else "", highlight=False)

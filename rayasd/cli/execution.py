@@ -3,8 +3,8 @@
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -29,14 +29,11 @@ from rayasd.sweep.executors import Executor, Reported, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
-from rayasd.tracking.following import Tracking, check_trackers
 from rayasd.unit import Unit
 from rayasd.wording import counted
 
 if TYPE_CHECKING:
     from rayasd.cluster.metrics import Metrics
-
-_SECONDS_TO_TRACK = 60.0
 
 
 def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execution, *, again: bool = True) -> int:
@@ -54,23 +51,20 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
     sweep = survey(specs, set(asked), retry_failed=how.retry_failed, verify=how.verify)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     waiting = sweep.count(State.WAITING)
-    with _tracked(console, store, sweep, asked, how) as tracking:
-        if waiting:
-            begun = f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}"
-            console.print(begun, highlight=False)
-            for why, count in Counter(sweep.again.values()).items():
-                console.print(
-                    Text(f"again    {counted(count, 'unit')} done before: {why}", style="yellow"), soft_wrap=True
-                )
-            if stopped := _drive(console, store, sweep, how, tracking, began):
-                return stopped
-        elif done == len(asked):
-            console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
-        print_failures(console, sweep, asked)
-        complete = all(sweep.states[unit] is State.DONE for unit in asked)
-        scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
-        if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
-            complete = _report(console, store, sweep, waiting) and complete
+    if waiting:
+        begun = f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}"
+        console.print(begun, highlight=False)
+        for why, count in Counter(sweep.again.values()).items():
+            console.print(Text(f"again    {counted(count, 'unit')} done before: {why}", style="yellow"), soft_wrap=True)
+        if stopped := _drive(console, store, sweep, how, began):
+            return stopped
+    elif done == len(asked):
+        console.print(f"nothing to do: {counted(done, 'unit')} of {store.paths.root} done", highlight=False)
+    print_failures(console, sweep, asked)
+    complete = all(sweep.states[unit] is State.DONE for unit in asked)
+    scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
+    if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
+        complete = _report(console, store, sweep, waiting) and complete
     if sweep.damaged and again:
         for unit in sweep.damaged:
             remedy = "done again" if unit in asked else "rayasd sweep does it again"
@@ -80,9 +74,7 @@ def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execu
     return 0 if complete else 1
 
 
-def _drive(
-    console: Console, store: RunStore, sweep: Sweep, how: Execution, tracking: Tracking, began: float
-) -> int | None:
+def _drive(console: Console, store: RunStore, sweep: Sweep, how: Execution, began: float) -> int | None:
     """Run what waits, shown as it goes; returns the exit code if the run was stopped by somebody.
 
     Raises:
@@ -96,9 +88,6 @@ def _drive(
     def publish(sweep: Sweep, progress: Reported) -> None:
         if metrics:
             metrics.publish(sweep.counts, progress)
-        tracking.update(progress)
-        for name, problem in tracking.problems.items():
-            display.say_once(f"{name}: {problem}; trying again")
 
     try:
         request = _request(running.nodes, how)
@@ -143,23 +132,6 @@ def _drive(
     return None
 
 
-@contextmanager
-def _tracked(
-    console: Console, store: RunStore, sweep: Sweep, asked: Sequence[Unit], how: Execution
-) -> Iterator[Tracking]:
-    """Let trackers follow while the block lasts; they have less time to end where we were interrupted."""
-    tracking = Tracking(how.trackers, store.paths, sweep, asked)
-    try:
-        yield tracking
-    except BaseException:
-        tracking.close(_SECONDS_TO_TRACK / 10, with_results=False)
-        raise
-    tracking.close(_SECONDS_TO_TRACK, with_results=store.part is None)
-    for name, problem in tracking.problems.items():
-        said = f"not all is in {name} ({problem}): the same command hands over what is missing"
-        console.print(Text(said, style="yellow"), soft_wrap=True)
-
-
 def _report(console: Console, store: RunStore, sweep: Sweep, waiting: int) -> bool:
     """Show the leaderboard; tells whether every ranked system has all its cells."""
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
@@ -187,7 +159,6 @@ def check_execution(how: Execution) -> None:
         UserError: no node can give what a unit asks for, or that makes no sense.
 
     """
-    check_trackers(how.trackers)
     standing = (how.address or "local") != "local"
     if how.executor == "mpi":
         _request(_mpi(how).nodes, how)
@@ -196,7 +167,7 @@ def check_execution(how: Execution) -> None:
 
 
 def _request(nodes: Sequence[Resources], how: Execution) -> Request:
-    """Settle what a unit asks for: by default a GPU a rank, where there are any.
+    """Settle what a unit asks for: by default one GPU per rank, where there are any.
 
     Raises:
         UserError: no node can give it, or it makes no sense.
@@ -212,7 +183,7 @@ def _request(nodes: Sequence[Resources], how: Execution) -> Request:
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"--gpus-per-unit {gpus:g}: a part of one GPU, or a whole number")
     if gpus and num_ranks not in (1, gpus):
-        raise UserError(f"--ranks-per-unit {num_ranks} with {gpus:g} GPUs a unit: each rank has one, or all use CPUs")
+        raise UserError(f"--ranks-per-unit {num_ranks} with --gpus-per-unit {gpus:g}: give as many GPUs, or 0")
     request = Request(how.cpus_per_unit, gpus)
     check_request(request, nodes)
     return request

@@ -19,6 +19,7 @@ from rayasd.cli.settings import settings
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
+from rayasd.cli.track import track
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, EXIT_USAGE, Interrupted, UserError, one_line
 from rayasd.files import storage_error
 
@@ -48,8 +49,8 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, status, stop, report, leaderboard, compare, score, pack, export,
-                settings, launch, submit, doctor, gc):  # fmt: skip
+for command in (data, sweep, train, embed, detect, status, stop, track, report, leaderboard, compare, score, pack,
+                export, settings, launch, submit, doctor, gc):  # fmt: skip
     cli.add_command(command)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from rayasd.errors import UserError, unknown
-from rayasd.nested import split_list
 
 DEFAULT_DATA = Path("data")
 MAX_SEEDS = 10_000
@@ -133,7 +132,6 @@ class Execution:
     fail_fast: bool
     verify: bool
     cache: Path | None
-    track: str
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> "Execution":
@@ -144,11 +142,6 @@ class Execution:
     def num_ranks(self) -> int:
         """Processes of a training unit: by default one a GPU."""
         return self.ranks_per_unit or max(1, int(self.gpus_per_unit or 1))
-
-    @property
-    def trackers(self) -> list[str]:
-        """Names of the trackers that are to be told."""
-        return split_list(self.track)
 
 
 def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,7 +155,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
                      help="GPUs of a training unit, a fraction or several of one host; default 1 if there are any."),
         click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
-                     help="Processes that train a unit together, data-parallel; default one a GPU."),
+                     help="Processes that train a unit together, data-parallel; default: one per GPU."),
         DEVICE,
         click.option("--max-tries", type=click.IntRange(min=1), default=2, show_default=True,
                      help="How often a unit is tried whose worker dies or whose code raises."),
@@ -175,8 +168,6 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--verify", is_flag=True,
                      help="First compare every file of finished units with its checksum; do damaged units again."),
         CACHE,
-        click.option("--track", default="", metavar="TRACKERS",
-                     help="Show trainings and results in tensorboard, mlflow or both (docs/watching.md)."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)

@@ -1,8 +1,7 @@
-"""How we come to a Ray: what every Ray of ours is told, its token, and why a cluster cannot be reached."""
+"""Settings of every Ray that rayasd starts, its token, and joining a Ray."""
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,3 @@ def write_token(path: Path, secret: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secret)
-
-
-def default_token_file(environment: Mapping[str, str]) -> Path:
-    """Return the file where Ray looks for a token, unless ``RAY_AUTH_TOKEN`` holds one."""
-    path = environment.get("RAY_AUTH_TOKEN_PATH")
-    return Path(path) if path else Path.home() / ".ray" / "auth_token"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rayasd.cluster.settings import default_token_file
 from rayasd.errors import EXIT_INTERRUPTED, UserError
 from rayasd.host import why_silent
 
@@ -28,10 +27,11 @@ def connected(address: str, token_file: Path | None = None) -> Iterator[Any]:
         raise UserError(f"--address {address}: give the dashboard's, for example http://HEAD:8265")
     if reason := why_silent(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)):
         raise UserError(f"no Ray dashboard answers at {address}: {reason}")
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()  # as Ray looks for it
     if token_file is not None:  # before anything imports ray, which reads these variables at its import
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file.absolute())}
         os.environ.pop("RAY_AUTH_TOKEN", None)
-    elif os.environ.get("RAY_AUTH_TOKEN") or default_token_file(os.environ).is_file():
+    elif os.environ.get("RAY_AUTH_TOKEN") or file.is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # without a mode, Ray's client shows no token
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # the client prefers this, and RAY_ADDRESS, to its argument
     from aiohttp import ClientError

@@ -1,211 +1,170 @@
-"""DCASE Task 2 data sets brought from Zenodo: archives downloaded, unpacked and laid out, each once.
+"""DCASE Task 2 data sets from Zenodo: archives are downloaded, unpacked and laid out, each once.
 
-Below the root: ``dev_data/<machine>/…``, ``eval_data/<machine>/…`` and ``ground_truth_data/*.csv``, as ``scan`` accepts
-them; ``fetched.json``, which says what has been unpacked; ``archives/``, what is being downloaded or was to be kept.
+Below the root: ``dev_data/<machine>/…``, ``eval_data/<machine>/…`` and ``ground_truth_data/*.csv``, as ``scan`` reads
+them; ``fetched.json``, a list of the unpacked archives; ``archives/``, unfinished downloads and archives to keep.
 """
 
-import errno
+import os
+import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Lock, Thread
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rayasd.data.downloading import OnProgress, download, is_whole, size_of
-from rayasd.data.unpacking import FREE_SPACE_MARGIN, BadArchiveError, move_into_place, unpack
+from rayasd.data.download import OnFileProgress, download, is_whole, size_of
 from rayasd.data.zenodo import Archive
-from rayasd.errors import UserError
-from rayasd.files import now, read_record, write_json
-from rayasd.wording import size
+from rayasd.errors import UserError, one_line
+from rayasd.files import now, read_record, storage_error, write_json
+from rayasd.wording import counted, size
 
-_UNPACKED_FACTOR = 1.5  # bytes of clips a byte of archive, at most: 1.3 is usual
-_SECONDS_TO_END = 2.0
+FREE_SPACE_MARGIN = 256 << 20
+"""Bytes that stay free."""
 
-
-@dataclass(frozen=True)
-class Fetched:
-    """What ``fetch`` did."""
-
-    num_new: int
-    """Archives that were unpacked."""
-    num_there: int
-    """Archives that had been unpacked by an earlier call."""
+_UNPACKED_FACTOR = 1.5  # bytes of clips per byte of archive, at most: 1.3 is usual
+_NAME = re.compile(r"[\w .,+=@~()-]{1,200}", re.ASCII)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError)
 
 
-def fetch(
-    dataset: str,
-    archives: Sequence[Archive],
-    root: Path,
-    *,
-    num_jobs: int,
-    keep_archives: bool,
-    on_progress: OnProgress,
-) -> Fetched:
-    """Bring archives that are not there yet and unpack them, ``num_jobs`` at once; only one call may work on a root.
-
-    An archive that cannot be had does not stop the others.
-
-    Raises:
-        UserError: the root holds another data set, space is too little, or (at the end) some archive cannot be had.
-
-    """
-    place = _Place(dataset, root, keep_archives, on_progress)
-    place.clean_up()
-    missing = [archive for archive in archives if not place.has(archive)]
-    _need_space(dataset, missing, place)
-    problems = _in_threads(place.bring, missing, num_jobs, place.stopped)
-    place.clean_up()
-    if problems:
-        more = f" ({len(problems) - 1} more archives failed, too)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}")
-    return Fetched(len(missing), len(archives) - len(missing))
+class BadArchiveError(Exception):
+    """An archive that is damaged, or that would write where it must not."""
 
 
-def missing_bytes(dataset: str, archives: Iterable[Archive], root: Path) -> int:
-    """Bytes that ``fetch`` would download."""
-    place = _Place(dataset, root, False, lambda *_: None)
-    return sum(place.left_to_download(archive) for archive in archives if not place.has(archive))
+class DataRoot:
+    """A root folder: what has been unpacked in it. Only one process may work on a root."""
 
-
-class _Place:
-    """A root folder: what has been unpacked in it, and how an archive gets there."""
-
-    def __init__(self, dataset: str, root: Path, keep_archives: bool, on_progress: OnProgress) -> None:
-        self.root, self.stopped = root, Event()
+    def __init__(self, dataset: str, root: Path) -> None:
+        self.dataset, self.root = dataset, root
         self._archives, self._unpacking = root / "archives", root / ".unpacking"
-        self._keep, self._on_progress = keep_archives, on_progress
-        self._one_at_a_time = Lock()
-        self._record = root / "fetched.json"
-        recorded = read_record(self._record)
+        recorded = read_record(root / "fetched.json")
         if recorded.get("dataset", dataset) != dataset:
             raise UserError(f"{root} holds {recorded['dataset']}: choose another --out for {dataset}")
         done = recorded.get("archives")
         self._done: dict[str, Any] = done if isinstance(done, dict) else {}
-        self._dataset = dataset
 
     def has(self, archive: Archive) -> bool:
-        """Whether the archive has been unpacked, as it is today, and its files are still there."""
+        """Whether this version of the archive has been unpacked and its files still exist."""
         done = self._done.get(archive.file.name)
         if not isinstance(done, dict) or done.get("md5") != archive.file.md5 or not isinstance(done.get("files"), dict):
             return False
         counts = done["files"].items()
         return all(isinstance(count, int) and _num_entries(self.root / place) >= count for place, count in counts)
 
-    def left_to_download(self, archive: Archive) -> int:
-        """Bytes of an archive that are still to come."""
+    def bytes_to_download(self, archive: Archive) -> int:
+        """Return the bytes of an archive that are not here yet."""
         target = self._archives / archive.file.name
-        if size_of(target) == archive.file.size:
-            return 0
-        return max(0, archive.file.size - size_of(target.with_name(f"{target.name}.part")))
+        here = size_of(target) or size_of(target.with_name(f"{target.name}.part"))
+        return max(0, archive.file.size - here)
 
-    def bring(self, archive: Archive) -> None:
-        """Download and unpack one archive, and note that it is there."""
+    def fetch(self, archives: Sequence[Archive], *, keep_archives: bool, on_progress: OnFileProgress) -> None:
+        """Download and unpack archives; one that fails does not stop the others.
+
+        Raises:
+            UserError: not enough space, or (at the end) an archive could not be fetched.
+
+        """
+        shutil.rmtree(self._unpacking, ignore_errors=True)  # of a killed call
+        if archives:
+            packed = sum(map(self.bytes_to_download, archives))
+            unpacked = int(_UNPACKED_FACTOR * sum(archive.file.size for archive in archives))
+            _need_space(f"{self.dataset} (archives and clips)", packed + unpacked, self.root)
+        problems = []
+        for archive in archives:
+            try:
+                self._fetch(archive, keep_archives, on_progress)
+            except UserError as error:
+                problems.append(error)
+            except OSError as error:
+                raise storage_error(error, self.root) or error from None
+        if self._archives.is_dir() and not any(self._archives.iterdir()):
+            self._archives.rmdir()
+        if problems:
+            more = f" ({counted(len(problems) - 1, 'more archive')} failed too)" if len(problems) > 1 else ""
+            raise UserError(f"{problems[0]}{more}")
+
+    def _fetch(self, archive: Archive, keep_archive: bool, on_progress: OnFileProgress) -> None:
         file = archive.file
         target = self._archives / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not is_whole(file, target):
+            download(file, target, on_progress)
         try:
-            if not is_whole(file, target):
-                download(file, target, stopped=self.stopped, on_progress=self._on_progress)
-            with self._one_at_a_time:  # each knows how much space the others left
-                self._unpack(archive, target)
+            places = unpack(target, self._unpacking, archive)
         except BadArchiveError as error:
             target.unlink()
-            raise UserError(
-                f"{file.url}: {error}: removed, and nothing of it was kept; give a mirror with --url-base"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"no space left in {self.root}: make room and run the same command again, it goes on from here"
-            ) from None
-        self._on_progress(file.name, "done", file.size, file.size)
-
-    def _unpack(self, archive: Archive, target: Path) -> None:
-        into = self._unpacking / archive.file.name
-        into.mkdir(parents=True)
-        try:
-            files = unpack(target, into, archive.place_of, stopped=self.stopped, on_progress=self._on_progress)
-            move_into_place(into, self.root)
+            raise UserError(f"{file.url}: {error}: removed, and nothing of it was kept") from None
+        else:
+            os.sync()
+            for place in places:
+                (self.root / place).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self._unpacking / place, self.root / place)
         finally:
-            shutil.rmtree(into, ignore_errors=True)
-        self._done[archive.file.name] = {
-            "zenodo_record": archive.record,
-            "md5": archive.file.md5,
-            "bytes": archive.file.size,
-            "unpacked": now(),
-            "files": dict(sorted(files.items())),
-        }
-        write_json(self._record, {"dataset": self._dataset, "archives": dict(sorted(self._done.items()))})
-        if not self._keep:
+            shutil.rmtree(self._unpacking, ignore_errors=True)
+        folders = Counter(place.parent.as_posix() for place in places)
+        self._done[file.name] = {
+            "zenodo_record": archive.record, "md5": file.md5, "bytes": file.size, "unpacked": now(),
+            "files": dict(sorted(folders.items())),
+        }  # fmt: skip
+        write_json(self.root / "fetched.json", {"dataset": self.dataset, "archives": dict(sorted(self._done.items()))})
+        if not keep_archive:
             target.unlink()
 
-    def clean_up(self) -> None:
-        """Remove what a call that was killed left half unpacked, and the archives' folder when it is empty."""
-        shutil.rmtree(self._unpacking, ignore_errors=True)
-        if self._archives.is_dir() and not any(self._archives.iterdir()):
-            self._archives.rmdir()
+
+def unpack(path: Path, into: Path, archive: Archive) -> list[PurePosixPath]:
+    """Unpack the members that belong to a data set; returns their paths below ``into``.
+
+    Raises:
+        BadArchiveError: damaged, nothing belongs to the data set, or a member is not a plain file inside the folder.
+        UserError: not enough space for the sizes that it declares.
+
+    """
+    try:
+        with zipfile.ZipFile(path) as opened:
+            members = [(info, _checked(info, archive)) for info in opened.infolist() if not info.is_dir()]
+            wanted = [(info, place) for info, place in members if place is not None]
+            if not wanted:
+                raise BadArchiveError("it holds nothing that belongs here")
+            _need_space(f"{path.name}, unpacked,", sum(info.file_size for info, _ in wanted), into.parent)
+            for info, place in wanted:
+                (into / place).parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(info) as packed, (into / place).open("xb") as out:
+                    shutil.copyfileobj(packed, out)  # never more than the declared size
+    except _DAMAGED as error:
+        raise BadArchiveError(f"it is damaged ({one_line(error)})") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadArchiveError(f"it holds the same path twice ({error.filename})") from None
+    return [place for _, place in wanted]
 
 
-def _need_space(dataset: str, missing: Sequence[Archive], place: _Place) -> None:
-    if not missing:
-        return
-    packed = sum(place.left_to_download(archive) for archive in missing)
-    unpacked = int(_UNPACKED_FACTOR * sum(archive.file.size for archive in missing))
-    free = shutil.disk_usage(place.root).free
-    if packed + unpacked + FREE_SPACE_MARGIN > free:
+def _checked(info: zipfile.ZipInfo, archive: Archive) -> PurePosixPath | None:
+    """Return where a member belongs, None if it is not wanted."""
+    path = PurePosixPath(info.filename)
+    if path.is_absolute() or ".." in path.parts or "\\" in info.filename:
+        raise BadArchiveError(f"its member {info.filename!r} leads out of the folder")
+    place = archive.place_of(path)
+    if place is None:
+        return None
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        raise BadArchiveError(f"its member {info.filename!r} is a link or a device")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile bounds no others
+        raise BadArchiveError(f"its member {info.filename!r} is packed by method {info.compress_type}")
+    if not all(map(_NAME.fullmatch, place.parts)):
+        raise BadArchiveError(f"its member {info.filename!r} has a name that no clip has")
+    return place
+
+
+def _need_space(what: str, num_bytes: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if num_bytes + FREE_SPACE_MARGIN > free:
         raise UserError(
-            f"{dataset} needs about {size(packed + unpacked)} more in {place.root} (archives and clips), "
-            f"{size(free)} are free: choose another --out, or fewer --machines or --parts"
+            f"{what} needs about {size(num_bytes)}, but {folder} has {size(free)} free: make room and run the same "
+            "command again, or choose another --out"
         )
 
 
 def _num_entries(folder: Path) -> int:
     return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
-
-
-def _in_threads(
-    work: Callable[[Archive], None], archives: Sequence[Archive], num_threads: int, stopped: Event
-) -> list[UserError]:
-    """Work on archives in threads; returns what failed. Anything but a ``UserError`` stops all and is raised.
-
-    Daemon threads: a process that is interrupted need not wait for a server that says nothing.
-    """
-    waiting: SimpleQueue[Archive] = SimpleQueue()
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
-    for archive in archives:
-        waiting.put(archive)
-
-    def run() -> None:
-        while not stopped.is_set():
-            try:
-                archive = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                work(archive)
-                ended.put(None)
-            except BaseException as error:  # whoever waits is told, whatever it is
-                ended.put(error)
-
-    threads = [Thread(target=run, daemon=True) for _ in range(min(num_threads, len(archives)))]
-    problems = []
-    try:
-        for thread in threads:
-            thread.start()
-        for _ in archives:
-            error = ended.get()
-            if isinstance(error, UserError):
-                problems.append(error)
-            elif error is not None:
-                raise error
-    finally:
-        stopped.set()
-        deadline = time.monotonic() + _SECONDS_TO_END
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
-    return problems

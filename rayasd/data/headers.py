@@ -1,4 +1,4 @@
-"""What libsndfile passes over in silence: headers that contradict themselves or their file, FLAC that was altered."""
+"""Damage that libsndfile does not report: headers that contradict themselves or their file, FLAC that was altered."""
 
 import hashlib
 import os
@@ -8,27 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STREAMED = (0, 0xFFFFFFFF)
-"""Lengths that a recorder writes who never comes back to say the right one."""
-_PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, either of them with more to say
-_FEWEST_BYTES_A_BLOCK = 11  # of FLAC: header, one constant, checksums
+"""Placeholder lengths left by streaming writers."""
+_PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, extensible
+_MIN_BYTES_PER_BLOCK = 11  # FLAC: header, one constant, checksums
 
 
 def contradiction(descriptor: int, size: int) -> str | None:
-    """Tell how an open file's header contradicts itself or the file of ``size`` bytes; None where it does not."""
+    """Return how an open file's header contradicts itself or the file of ``size`` bytes; None if it does not."""
     head = os.pread(descriptor, 12, 0)
     if len(head) < 12 or head[:4] != b"RIFF":
         return None
     promised = struct.unpack("<I", head[4:8])[0]
-    if promised not in _STREAMED and promised > size:  # some count the eight bytes of this chunk's own head
+    if promised not in _STREAMED and promised > size:  # some writers count the eight bytes of this chunk's head too
         return _cut_off(promised + 8 - size)
     return _of_wave(descriptor, size) if head[8:] == b"WAVE" else None
 
 
 def impossible_length(descriptor: int, frames: int, size: int) -> str | None:
-    """Tell why an open file of ``size`` bytes cannot hold that many frames."""
+    """Return why an open file of ``size`` bytes cannot hold that many frames."""
     head = os.pread(descriptor, 12, 0)
     longest_block = int.from_bytes(head[10:12], "big") if head[:4] == b"fLaC" else 65535
-    if frames > size // _FEWEST_BYTES_A_BLOCK * longest_block:
+    if frames > size // _MIN_BYTES_PER_BLOCK * longest_block:
         return f"does not say how long it is, or lies: {frames} frames in {size} bytes"
     return None
 
@@ -79,11 +79,11 @@ def _of_format(fields: bytes) -> str | None:
 
 
 def _of_rest(descriptor: int, end: int, size: int) -> str | None:
-    """Tell samples that the header does not count from chunks, tags and padding, which may follow the samples."""
+    """Return an error for samples that the header does not count; chunks, tags and padding may follow the samples."""
     rest = os.pread(descriptor, 4096, end)
     if len(rest) <= 8 or not any(rest) or rest.startswith((b"TAG", b"ID3")):
         return None
-    for begin in (0, 1):  # a chunk begins at an even place, if whoever wrote it knew
+    for begin in (0, 1):  # chunks begin at even places, but some writers forget that
         name, length = struct.unpack_from("<4sI", rest, begin)
         if name.isascii() and name.decode("ascii").isprintable() and end + begin + 8 + length <= size + 1:
             return None

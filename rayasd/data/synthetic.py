@@ -1,5 +1,6 @@
 """Write a DCASE 2021 tree of synthetic machine sounds: a demo and a test bed, never a benchmark of real machines."""
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,10 +22,10 @@ MACHINE_TYPES = tuple(MODELS)
 NUM_DEVELOPMENT_SECTIONS = 3
 MARKER = "SYNTHETIC.json"
 _UNFINISHED = ".SYNTHETIC.unfinished.json"
-"""Stands while a tree is being written, so that an interrupted one is told from somebody's recordings."""
+"""Exists while a tree is written: tells an interrupted one from recordings."""
 
-VERSION = 1
-"""Of the sound models: another version is another plan."""
+VERSION = 2
+"""Version of the sound models; a tree of another version is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,11 @@ class SynthesisPlan:
     num_sections: int = 6
     """Sections 00 on; 00 to 02 are development, the rest evaluation."""
     num_source_train: int = 1000
-    """Source-domain normal training clips a section."""
+    """Source-domain normal training clips per section."""
     num_target_train: int = 3
-    """Target-domain normal training clips a section."""
+    """Target-domain normal training clips per section."""
     num_test: int = 100
-    """Normal, and as many anomalous, test clips a section and domain."""
+    """Normal, and as many anomalous, test clips per section and domain."""
     seconds: float = 10.0
     """Length of a clip."""
     sample_rate: int = 16000
@@ -48,10 +49,10 @@ class SynthesisPlan:
     seed: int = 0
 
     def check(self) -> None:
-        """Make sure that the plan can be carried out.
+        """Check all values.
 
         Raises:
-            UserError: it cannot; says which value is wrong.
+            UserError: a value is wrong.
 
         """
         for machine in self.machines:
@@ -59,20 +60,17 @@ class SynthesisPlan:
                 raise unknown("machine", machine, MACHINE_TYPES)
             if self.machines.count(machine) > 1:
                 raise UserError(f"machines: {machine} is named twice")
-        for name, least in (("num_sections", 1), ("num_source_train", 1), ("num_target_train", 0), ("num_test", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        if self.num_sections > 99:
-            raise UserError(f"num_sections = {self.num_sections}: must be at most 99")
-        if not 0 <= self.difficulty <= 1:
-            raise UserError(f"difficulty = {self.difficulty}: must be between 0 and 1")
-        if not self.seconds >= 0.5:
-            raise UserError(f"seconds = {self.seconds}: must be at least 0.5")
+        ranges = {"num_sections": (1, 99), "num_source_train": (1, math.inf), "num_target_train": (0, math.inf),
+                  "num_test": (1, math.inf), "difficulty": (0, 1), "seconds": (0.5, math.inf)}  # fmt: skip
+        for name, (least, most) in ranges.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+                raise UserError(f"{name} = {value}: must be {limits}")
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """Coordinates of one clip; they and the seed decide its samples."""
+    """Coordinates of one clip; with the seed, they determine its samples."""
 
     machine: str
     section: int
@@ -97,14 +95,14 @@ def synthesize(
 ) -> int:
     """Write the tree ``out``/{dev_data,eval_data}/<machine>/… and its ground truth; SYNTHETIC.json comes last.
 
-    The same plan gives the same bytes, however many workers. ``attributes.csv`` says the kind of each anomaly.
-    An interrupted call is completed by the same call; a folder that holds anything else is never written to.
+    The same plan gives the same bytes, however many workers. ``attributes.csv`` has the kind of each anomaly.
+    The same call completes an interrupted one; a folder that holds anything else is never written to.
 
     Returns:
         Clips written; 0 where the same plan has been carried out before.
 
     Raises:
-        UserError: the plan cannot be carried out, or ``out`` holds something else.
+        UserError: a value of the plan is wrong, or ``out`` holds something else.
 
     """
     plan.check()
@@ -155,7 +153,7 @@ def _clips(machine: str, plan: SynthesisPlan) -> list[_Clip]:
         for domain in ("source", "target"):
             order = generator(plan.seed, "order", machine, section, domain).permutation(2 * plan.num_test)
             for position in range(2 * plan.num_test):
-                # evaluation names must not tell: normal and anomalous clips share one shuffled numbering
+                # evaluation names must not give labels away: normal and anomalous clips share one shuffled numbering
                 number = position % plan.num_test if development else int(order[position])
                 label = "normal" if position < plan.num_test else "anomaly"
                 name = f"section_{section:02}_{domain}_test_" + (f"{label}_" if development else "") + f"{number:04}"

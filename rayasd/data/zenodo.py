@@ -1,14 +1,12 @@
-"""What Zenodo has of DCASE Task 2: the records of each data set, and the archives that they list."""
+"""DCASE Task 2 on Zenodo: the records of each data set, and the archives that they list."""
 
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from threading import Event
 from typing import Any
-from urllib.parse import urlsplit
 
-from rayasd.data.downloading import RemoteFile, read_json
+from rayasd.data.download import RemoteFile, read_json
 from rayasd.data.naming import SPLIT_FOLDERS
 from rayasd.errors import UserError, unknown
 
@@ -32,21 +30,23 @@ _ANY_ZIP = re.compile(r"[A-Za-z0-9][\w.+-]*\.zip", re.ASCII)
 _GROUND_TRUTH = re.compile(r"ground_truth_[A-Za-z0-9]+_section_\d+(?:_(?:source|target))?_test\.csv")
 _MD5 = re.compile(r"md5:([0-9a-f]{32})")
 
-_Content = tuple[str, str | None, str | None]  # part, machine, train or test: what an archive is one of
-
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip file of a record: one machine's clips, or the ground truth."""
+    """A zip file of a record: clips of one machine, or the ground truth."""
 
     file: RemoteFile
     record: int
     part: str
     machine: str | None
-    """None: of all machines."""
+    """None: all machines."""
+    split: str | None = None
+    """train or test; None: both."""
+    revision: int = 0
+    """Of several archives of the same clips, the highest revision counts."""
 
     def place_of(self, path: PurePosixPath) -> PurePosixPath | None:
-        """Where a member belongs below the root; None for what is neither clips, their attributes nor ground truth."""
+        """Return a member's path below the root; None unless it is a clip, a table of attributes or ground truth."""
         parts = path.parts
         if any(part.startswith((".", "__MACOSX")) for part in parts):
             return None
@@ -59,8 +59,8 @@ class Archive:
         return PurePosixPath(f"{self.part}_data", self.machine, *parts)
 
 
-def list_archives(dataset: str, parts: Collection[str], url_base: str | None = None) -> list[Archive]:
-    """Ask Zenodo, or a mirror of it, which archives the parts of a data set have.
+def list_archives(dataset: str, parts: Collection[str]) -> list[Archive]:
+    """Ask Zenodo which archives the parts of a data set have.
 
     Raises:
         UserError: an unknown data set or part, a server that does not answer, or an answer that makes no sense.
@@ -68,51 +68,42 @@ def list_archives(dataset: str, parts: Collection[str], url_base: str | None = N
     """
     if dataset not in RECORDS:
         raise unknown("data set", dataset, RECORDS)
-    archives: dict[_Content, tuple[int, Archive]] = {}
+    newest: dict[tuple[object, ...], Archive] = {}
     for part in parts:
         if part not in RECORDS[dataset]:
             raise unknown(f"part of {dataset}", part, RECORDS[dataset])
         for record in RECORDS[dataset][part]:
-            for content, revision, archive in _archives_of(record, part, url_base):
-                if content not in archives or archives[content][0] < revision:
-                    archives[content] = revision, archive
-    found = [archive for _, archive in archives.values()]
-    names = [archive.file.name for archive in found]
-    if len(set(names)) < len(names):
-        raise UserError(f"two records of {dataset} have archives of the same name: fetch one part at a time")
-    return found
+            for archive in _archives_of(record, part):
+                same = (part, archive.machine, archive.split if archive.machine else archive.file.name)
+                if same not in newest or newest[same].revision < archive.revision:
+                    newest[same] = archive
+    return list(newest.values())
 
 
-def _archives_of(record: int, part: str, url_base: str | None) -> list[tuple[_Content, int, Archive]]:
-    """List the archives of a record, each with what it is an archive of, and its revision."""
-    url = f"{url_base or ZENODO}/api/records/{record}"
-    listed = read_json(url, Event())
+def _archives_of(record: int, part: str) -> list[Archive]:
+    url = f"{ZENODO}/api/records/{record}"
+    listed = read_json(url)
     files = listed.get("files") if isinstance(listed, dict) else None
     if not isinstance(files, list):
-        raise UserError(f"{url} lists no files: is this the address of Zenodo or of a mirror of it?")
-    found: list[tuple[_Content, int, Archive]] = []
+        raise UserError(f"{url} lists no files: does a proxy answer instead of Zenodo?")
+    found: list[Archive] = []
     for entry in files:
         name = str(entry.get("key", "")).rpartition("/")[2] if isinstance(entry, dict) else ""
         match = _CLIPS.fullmatch(name)
         if part == "ground-truth" and _ANY_ZIP.fullmatch(name):
-            file = _remote_file(entry, name, url, url_base)
-            found.append(((part, None, name), 0, Archive(file, record, part, None)))
+            found.append(Archive(_remote_file(entry, name, url), record, part, None))
         elif match and match["set"] == part:
-            content = part, match["machine"], match["before"] or match["after"]
-            file = _remote_file(entry, name, url, url_base)
-            found.append((content, int(match["revision"] or 0), Archive(file, record, part, match["machine"])))
+            split, revision = match["before"] or match["after"], int(match["revision"] or 0)
+            found.append(Archive(_remote_file(entry, name, url), record, part, match["machine"], split, revision))
     if not found:
-        raise UserError(f"{url} has no zip archive named as those of part {part} are")
+        raise UserError(f"{url} has no zip archive with a name that part {part} uses")
     return found
 
 
-def _remote_file(entry: dict[str, Any], name: str, url: str, url_base: str | None) -> RemoteFile:
+def _remote_file(entry: dict[str, Any], name: str, url: str) -> RemoteFile:
     links, size = entry.get("links"), entry.get("size")
     link = links.get("self") if isinstance(links, dict) else None
     md5 = _MD5.fullmatch(str(entry.get("checksum")))
     if not isinstance(link, str) or type(size) is not int or size <= 0 or md5 is None:
         raise UserError(f"{url} does not give a link, a size and an md5 checksum of {name}")
-    if url_base is not None:
-        parts = urlsplit(link)
-        link = url_base + parts.path + (f"?{parts.query}" if parts.query else "")
     return RemoteFile(name, link, size, md5[1])

@@ -50,7 +50,7 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     and every ``exposure.checkpoint_every`` epochs, state.pt from which an interrupted training goes on to bit-identical
     weights (same device, number of ranks and thread count).
 
-    ``spec.num_ranks`` processes share each batch; up to rounding, what is learned does not depend on their number.
+    ``spec.num_ranks`` processes share each batch. What is learned depends on their number: see docs/method.md.
 
     Raises:
         UserError: no second machine to learn from, or a loss that is no longer finite.
@@ -127,6 +127,8 @@ class Training:
     config: Config
     compute: Compute
     extractor: Extractor
+    model: torch.nn.Module
+    """What a step runs: the extractor, data-parallel where there are several ranks."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.OneCycleLR
     losses: Losses
@@ -146,6 +148,7 @@ class Training:
         compute = choose_compute(spec.device, config.network.precision)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", target.name))
         extractor = compute.place(Extractor(config, len(target.sections)))
+        model = ranks.data_parallel(extractor)
         if exposure.compile:
             if not any(map(shutil.which, ("g++", "clang++"))):
                 raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
@@ -157,7 +160,7 @@ class Training:
             optimizer, max_lr=exposure.learning_rate, total_steps=max(1, num_steps)
         )
         loader = BatchLoader(target, others, config, compute.device)
-        return cls(ranks, config, compute, extractor, optimizer, schedule, find_losses(exposure), loader)
+        return cls(ranks, config, compute, extractor, model, optimizer, schedule, find_losses(exposure), loader)
 
     @property
     def learning_rate(self) -> float:
@@ -178,9 +181,9 @@ class Training:
         """
         ranks, exposure = self.ranks, self.config.exposure
         waveforms, targets, mixed = self._load(batch, progress, generator(*key, batch.step, "step"))
-        torch.manual_seed(torch_seed(*key, batch.step, "dropout"))
-        with ranks.whole_batch(batch.num_clips), self.compute.autocast():
-            output = self.extractor(waveforms)
+        torch.manual_seed(torch_seed(*key, batch.step, "dropout", *(() if ranks.first else (ranks.rank,))))
+        with self.compute.autocast():
+            output = self.model(waveforms)
         output = ranks.gather(output, batch.num_clips)
         machine_loss, product_loss = self.losses
         members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
@@ -188,7 +191,6 @@ class Training:
         loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        ranks.sum_gradients(self.extractor.parameters())
         self.optimizer.step()
         if self.schedule.last_epoch + 1 < self.schedule.total_steps:  # the last step has the last rate
             self.schedule.step()

@@ -51,13 +51,13 @@ def do_unit(spec: UnitSpec) -> Outcome:
     try:
         if not spec.run.catalog.exists():
             raise gone(spec.run.root)  # or it would be made anew below where it was mounted
+        spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
         needed = prerequisite(spec.unit, spec.config)
         if needed is not None and (why := why_unusable(replace(spec, unit=needed))):
             return Outcome(spec.unit, why, hopeless=True, damaged=needed)
         spec.output.mkdir(parents=True, exist_ok=True)
         remove_unfinished(spec.output)
         reporter(Progress(0, 0))  # the first sign of life, before imports that take seconds
-        spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
         stage = STAGES[spec.unit.stage]
         module, name = stage.function
         if stage.uses_torch:

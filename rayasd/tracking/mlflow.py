@@ -1,4 +1,4 @@
-"""Runs on an MLflow server: one a training, one a ranked system."""
+"""Runs on an MLflow server: one per training, one per ranked system."""
 
 import os
 import re
@@ -11,10 +11,11 @@ from mlflow.entities import Metric, Param, Run
 
 from rayasd.files import digest
 from rayasd.nested import flatten
-from rayasd.tracking.tracker import Row, Tracker, metrics
+from rayasd.tracking.tracker import TrackedRow, Tracker, metrics
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
-_MOST_METRICS, _MOST_PARAMS, _LONGEST_VALUE = 1000, 100, 500  # that a server takes at once
+_MAX_RUNS = 50_000  # that a server lists at once
+_LONGEST_VALUE = 500
 _RESULT = "result"
 _STATUS = {"done": "FINISHED", "failed": "FAILED"}
 
@@ -22,15 +23,14 @@ _STATUS = {"done": "FINISHED", "failed": "FAILED"}
 class MLflow(Tracker):
     """Writes to $MLFLOW_TRACKING_URI; experiment $MLFLOW_EXPERIMENT_NAME, else of the run directory's name."""
 
-    name = "mlflow"
-
     def __init__(self, paths: RunDirectory) -> None:
         super().__init__()
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # the terminal is the sweep's
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what fails is offered again anyway
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # rayasd track tries again
         self._paths = paths
         self._key = digest(str(paths.root))
         self._client = MlflowClient()
+        self.place = "MLflow"
         self._ids: dict[Unit, str] = {}
 
     def begin(self, spec: UnitSpec) -> int | None:
@@ -48,11 +48,10 @@ class MLflow(Tracker):
         self._ids[spec.unit] = run.info.run_id
         settings = flatten({k: v for k, v in spec.config.as_dict().items() if k != "variants"})
         params = [Param(key, str(value)[:_LONGEST_VALUE]) for key, value in settings.items()]
-        for at in range(0, len(params), _MOST_PARAMS):
-            self._client.log_batch(run.info.run_id, params=params[at : at + _MOST_PARAMS])
+        self._client.log_batch(run.info.run_id, params=params)
         return 0
 
-    def log(self, unit: Unit, rows: Sequence[Row]) -> None:
+    def log(self, unit: Unit, rows: Sequence[TrackedRow]) -> None:
         """Add a metric for each number of an epoch."""
         found = [(row["epoch"], metrics(row)) for row in rows]
         self._log(self._ids[unit], [(tag, value, step) for step, row in found for tag, value in row.items()])
@@ -61,7 +60,7 @@ class MLflow(Tracker):
         """Close the training's run."""
         self._client.set_terminated(self._ids[unit], status=_STATUS[how])
 
-    def results(self, entries: Sequence[Row]) -> None:
+    def results(self, entries: Sequence[TrackedRow]) -> None:
         """Write each system's scores as metrics of a run, with the leaderboard beside."""
         for old in self._search():
             if old.data.tags["rayasd.unit"] == _RESULT:
@@ -87,13 +86,8 @@ class MLflow(Tracker):
 
     def _search(self) -> list[Run]:
         """Find all runs of this run directory; by a digest, since paths may hold what a filter cannot."""
-        found: list[Run] = []
-        token = None
-        while token != "":
-            page = self._client.search_runs([self._experiment], f"tags.`rayasd.key` = '{self._key}'", page_token=token)
-            found += page
-            token = page.token or ""
-        return found
+        key = f"tags.`rayasd.key` = '{self._key}'"
+        return list(self._client.search_runs([self._experiment], key, max_results=_MAX_RUNS))
 
     def _create(self, name: str, what: str, identity: str) -> Run:
         tags = {"rayasd.key": self._key, "rayasd.run": str(self._paths.root), "rayasd.unit": what}
@@ -101,6 +95,4 @@ class MLflow(Tracker):
 
     def _log(self, run_id: str, numbers: Sequence[tuple[str, float, int]]) -> None:
         moment = int(time.time() * 1000)
-        logged = [Metric(tag, value, moment, step) for tag, value, step in numbers]
-        for at in range(0, len(logged), _MOST_METRICS):
-            self._client.log_batch(run_id, metrics=logged[at : at + _MOST_METRICS])
+        self._client.log_batch(run_id, metrics=[Metric(tag, value, moment, step) for tag, value, step in numbers])

@@ -1,76 +1,59 @@
-"""Event files for TensorBoard, one a training and one a ranked system, without TensorFlow or torch."""
+"""Event files for TensorBoard, one per training and one per ranked system, without TensorFlow."""
 
-import os
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboardX import SummaryWriter
 
-from rayasd.files import replacing
-from rayasd.tracking.tracker import Row, Tracker, metrics
+from rayasd.tracking.tracker import TrackedRow, Tracker, metrics
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
-_RESULTS = "events.out.tfevents.results"
-_FRAME_BYTES = 16  # length and checksums around a record
+_RESULTS = ".results"
 
 
 class TensorBoard(Tracker):
-    """Writes below the run's tensorboard folder; a training that is done anew gets a new file, the old one goes."""
-
-    name = "tensorboard"
+    """Writes below the run's tensorboard folder; each call of ``rayasd track`` writes a training's file anew."""
 
     def __init__(self, paths: RunDirectory) -> None:
         super().__init__()
-        self._paths = paths
-        self._files: dict[Unit, Path] = {}
+        self._folder = paths.tensorboard
+        self.place = str(self._folder)
+        self._writers: dict[Unit, SummaryWriter] = {}
 
     def begin(self, spec: UnitSpec) -> int:
-        """Find or make the training's file; a record that a kill cut off is taken away."""
+        """Open a new file for the training; earlier ones are removed."""
         unit = spec.unit
-        folder = self._paths.tensorboard / unit.variant / unit.machine / f"seed={unit.seed}"
-        path = self._files[unit] = folder / f"events.out.tfevents.{spec.identity[:16]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for other in folder.glob("events.out.tfevents.*"):
-            if other != path:
-                other.unlink()
-        path.touch()
-        records = list(RawEventFileLoader(str(path)).Load())
-        os.truncate(path, sum(len(record) + _FRAME_BYTES for record in records))
-        if not records:
-            _append(path, [_head()])
-        return max((Event.FromString(record).step for record in records), default=0)
+        if unit in self._writers:
+            self._writers.pop(unit).close()
+        folder = self._folder / unit.variant / unit.machine / f"seed={unit.seed}"
+        _remove(folder, "")
+        self._writers[unit] = SummaryWriter(str(folder))
+        return 0
 
-    def log(self, unit: Unit, rows: Sequence[Row]) -> None:
+    def log(self, unit: Unit, rows: Sequence[TrackedRow]) -> None:
         """Add a scalar for each number of an epoch."""
-        _append(self._files[unit], (_event("training", row, row["epoch"]) for row in rows))
+        for row in rows:
+            _write(self._writers[unit], "training", row, row["epoch"])
+        self._writers[unit].flush()
 
     def end(self, unit: Unit, how: str) -> None:
-        """Nothing more comes."""
+        """Close the training's file."""
+        self._writers.pop(unit).close()
 
-    def results(self, entries: Sequence[Row]) -> None:
+    def results(self, entries: Sequence[TrackedRow]) -> None:
         """Write each system's scores as scalars of one step."""
-        for old in self._paths.tensorboard.glob(f"*/{_RESULTS}"):
-            old.unlink()
+        for folder in self._folder.glob("*"):
+            _remove(folder, _RESULTS)
         for entry in entries:
-            with replacing(self._paths.tensorboard / entry["variant"] / _RESULTS) as path:
-                _append(path, [_head(), _event("result", entry, 0)])
+            with SummaryWriter(str(self._folder / entry["variant"]), filename_suffix=_RESULTS) as writer:
+                _write(writer, "result", entry, 0)
 
 
-def _head() -> Event:
-    return Event(wall_time=time.time(), file_version="brain.Event:2")
+def _write(writer: SummaryWriter, group: str, row: TrackedRow, step: int) -> None:
+    for tag, value in metrics(row).items():
+        writer.add_scalar(f"{group}/{tag}", value, step)
 
 
-def _event(group: str, row: Row, step: int) -> Event:
-    values = [Summary.Value(tag=f"{group}/{tag}", simple_value=value) for tag, value in metrics(row).items()]
-    return Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-
-
-def _append(path: Path, events: Iterable[Event]) -> None:
-    with path.open("ab") as file:
-        writer = RecordWriter(file)
-        for event in events:
-            writer.write(event.SerializeToString())
+def _remove(folder: Path, suffix: str) -> None:
+    for old in folder.glob(f"events.out.tfevents.*{suffix}"):
+        old.unlink()

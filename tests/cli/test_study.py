@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,7 +12,7 @@ from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
 from rayasd.unit import RunDirectory
-from tests.command import Rayasd, command_line, environment
+from tests.command import Rayasd, call
 from tests.conftest import small_sweep
 
 pytestmark = pytest.mark.slow
@@ -24,8 +23,7 @@ def study(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Run directory of two seeds of two variants that differ in the number of real anomalies."""
     run = tmp_path_factory.mktemp("study") / "run"
     more = ("--set", "exposure.epochs=1", "--set", "evaluation.ensembles=seeds,greedy", "--seeds", "0-1")
-    command = command_line(*small_sweep(tree, run, *more, "--vary", "exposure.real_anomalies=0,2"))
-    done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=240)
+    done = call(*small_sweep(tree, run, *more, "--vary", "exposure.real_anomalies=0,2"), cache=cache)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "both-real_anomalies: exposure.real_anomalies" in done.stdout
     return run

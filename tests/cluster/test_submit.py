@@ -42,6 +42,11 @@ def answers(address: str) -> bool:
     return True
 
 
+def own_lines(text: str) -> list[str]:
+    """Leave out what Ray logs of its own: some versions tell where they found a token."""
+    return [line for line in text.splitlines() if not line.startswith("[")]
+
+
 def wait_until(condition, seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -69,6 +74,9 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         node.stop()
 
 
+# Commands that speak to this Ray are processes: Ray's core keeps a token for as long as its process lives.
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayasd, cluster: Cluster, tmp_path: Path):
@@ -93,7 +101,7 @@ def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayas
     assert "failed" in rayasd_process(*cluster.words("--list")).stdout
     for action in ("--follow", "--stop"):
         unknown = rayasd_process(*cluster.words(action, "nix"))
-        assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+        assert (unknown.returncode, len(own_lines(unknown.stderr))) == (2, 1)
         assert "Job nix does not exist" in unknown.stderr
 
 
@@ -109,12 +117,13 @@ def test_without_the_token_nothing_is_done_and_one_line_says_why(
     for variables in ({}, {"RAY_AUTH_TOKEN_PATH": str(wrong)}, {"RAY_AUTH_TOKEN": "7" * 64}):
         refused = rayasd_process(*words, HOME=str(tmp_path), **variables)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert refused.stderr.startswith(said)
-        assert refused.stderr.count("\n") == 1
+        (line,) = own_lines(refused.stderr)
+        assert line.startswith(said)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
     rayasd_process: Rayasd, cluster: Cluster, tree: Path, cache: Path, tmp_path: Path
 ):

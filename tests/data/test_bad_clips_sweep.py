@@ -42,9 +42,10 @@ def report_of(run: Path, rayasd: Rayasd) -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(60)
 def test_a_pipe_keeps_nobody_waiting(root: Path, rayasd: Rayasd):
     os.mkfifo(root / TRAIN)
-    checked = rayasd("data", "check", root, timeout=60)
+    checked = rayasd("data", "check", root)
     assert checked.returncode == 1
     assert f"unusable  {TRAIN}: is a pipe, not a file" in checked.stdout
 

@@ -4,19 +4,14 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
-import signal
 import stat
-import subprocess
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
-from threading import Event, Thread
-from urllib.parse import urlsplit
+from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given
@@ -24,14 +19,11 @@ from hypothesis import strategies as st
 
 from rayasd.cli.fetching import fetch_data
 from rayasd.cli.recordings import check_data
-from rayasd.data import downloading, fetch, unpacking
+from rayasd.data import download, fetch, zenodo
 from rayasd.data.catalog import scan
-from rayasd.data.downloading import RemoteFile, checked_base, download
 from rayasd.data.ground_truth import scan_labelled
-from rayasd.data.unpacking import BadArchiveError, unpack
-from rayasd.data.zenodo import RECORDS, list_archives
+from rayasd.data.zenodo import RECORDS, Archive, list_archives
 from rayasd.errors import UserError
-from tests.command import command_line, environment
 from tests.conftest import write_clip
 
 DEV, EVAL_TRAIN, EVAL_TEST, TRUTH = 4562016, 4660992, 4884786, 5257674
@@ -50,21 +42,14 @@ def zipped(members: dict[str, bytes]) -> bytes:
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
     """Archives of two machines as DCASE packs them: record -> name -> bytes."""
-    folder = tmp_path_factory.mktemp("clips")
+    clip = tmp_path_factory.mktemp("clips") / "clip.wav"
+    write_clip(clip, 300, seconds=0.1)
+    test = [(domain, label) for domain in ("source", "target") for label in ("_normal", "_anomaly")]
 
-    def clips(machine: str, sections: tuple[str, ...], splits: tuple[str, ...], labels: tuple[str, ...]) -> bytes:
+    def zipped_clips(machine: str, *names: str) -> bytes:
         members = {f"{machine}/": b"", f"__MACOSX/{machine}/train/._x.wav": b"finder"}
-        for section in sections:
-            for n, split in enumerate(splits):
-                domain = split.removesuffix("_test") if split != "train" else "source"
-                for label in labels:
-                    middle = f"{domain}_{'train' if split == 'train' else 'test'}{label}"
-                    clip = folder / f"section_{section}_{middle}_0000.wav"
-                    write_clip(clip, 300 + 100 * n, seconds=0.1)
-                    members[f"{machine}/{split}/{clip.name}"] = clip.read_bytes()
-        return zipped(members)
+        return zipped(members | {f"{machine}/{name}_0000.wav": clip.read_bytes() for name in names})
 
-    tests, both = ("source_test", "target_test"), ("_normal", "_anomaly")
     truth = {
         f"y-kawagu-dcase2021-1a2b/ground_truth_data/ground_truth_{machine}_section_03_{domain}_test.csv": (
             f"section_03_{domain}_test_0000.wav,1\r\n".encode()
@@ -74,19 +59,20 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
     }
     made: Content = {DEV: {}, EVAL_TRAIN: {}, EVAL_TEST: {}, TRUTH: {}}
     for machine in ("fan", "pump"):
-        train, test = (zipfile.ZipFile(io.BytesIO(clips(machine, ("00",), s, both))) for s in (("train",), tests))
-        members = {i.filename: train.read(i) for i in train.infolist() if "anomaly" not in i.filename}
-        members |= {i.filename: test.read(i) for i in test.infolist()}
-        made[DEV][f"dev_data_{machine}.zip"] = zipped(members)
-        made[EVAL_TRAIN][f"eval_data_{machine}_train.zip"] = clips(machine, ("03",), ("train",), ("_normal",))
-        made[EVAL_TEST][f"eval_data_test_{machine}.zip"] = clips(machine, ("03",), tests, ("",))
+        tests = [f"{domain}_test/section_00_{domain}_test{label}" for domain, label in test]
+        unnamed = [f"{domain}_test/section_03_{domain}_test" for domain in ("source", "target")]
+        made[DEV][f"dev_data_{machine}.zip"] = zipped_clips(machine, "train/section_00_source_train_normal", *tests)
+        made[EVAL_TRAIN][f"eval_data_{machine}_train.zip"] = zipped_clips(
+            machine, "train/section_03_source_train_normal"
+        )
+        made[EVAL_TEST][f"eval_data_test_{machine}.zip"] = zipped_clips(machine, *unnamed)
     made[DEV]["readme.md"] = b"no archive"
     made[TRUTH][f"y-kawagu/{TRUTH_ZIP}"] = zipped({**truth, "y-kawagu-dcase2021-1a2b/evaluator.py": b"import os"})
     return made
 
 
 class Site:
-    """A mirror of Zenodo, and what is wrong with it."""
+    """A Zenodo, and what is wrong with it."""
 
     def __init__(self, content: Content) -> None:
         self.content = {record: dict(files) for record, files in content.items()}
@@ -96,11 +82,7 @@ class Site:
         """File -> bytes after which each answer but the last breaks off."""
         self.statuses: dict[str, list[int]] = {}
         """File -> status of each answer but the last."""
-        self.redirected: dict[str, str] = {}
-        self.without_length: set[str] = set()
-        self.knows_ranges = True
-        self.shifts_ranges = False
-        self.stalls, self.go_on = False, Event()
+        self.knows_ranges, self.shifts_ranges = True, False
         self.sent: Counter[str] = Counter()
         self.asked: list[tuple[str, str | None]] = []
         site = self
@@ -117,12 +99,11 @@ class Site:
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def close(self) -> None:
-        self.go_on.set()
         self._server.shutdown()
         self._server.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        words = urlsplit(request.path).path.removeprefix("/api/records/").split("/")
+        words = request.path.partition("?")[0].removeprefix("/api/records/").split("/")
         record = int(words[0])
         if len(words) == 1:
             self._send(request, json.dumps(self._record(record)).encode())
@@ -131,21 +112,14 @@ class Site:
         name = key.rpartition("/")[2]
         wanted = request.headers.get("Range")
         self.asked.append((name, wanted))
-        if status := self._next(self.statuses, name):
-            request.send_error(status)
-            return
-        if target := self.redirected.pop(name, None):
-            request.send_response(302)
-            request.send_header("Location", target)
-            request.end_headers()
+        if self.statuses.get(name):
+            request.send_error(self.statuses[name].pop(0))
             return
         body, first = self.content[record][key], 0
         if wanted and self.knows_ranges:
             first = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if first >= len(body):
-                request.send_response(416)
-                request.send_header("Content-Range", f"bytes */{len(body)}")
-                request.end_headers()
+                request.send_error(416)
                 return
         self._send(request, body, name, first)
 
@@ -155,7 +129,7 @@ class Site:
                 "key": key,
                 "size": len(body),
                 "checksum": f"md5:{hashlib.md5(body).hexdigest()}",
-                "links": {"self": f"https://zenodo.org/api/records/{record}/files/{key}/content"},
+                "links": {"self": f"{self.url}/api/records/{record}/files/{key}/content"},
             }
             | self.listed.get(key.rpartition("/")[2], {})
             for key, body in self.content[record].items()
@@ -167,31 +141,21 @@ class Site:
         if first:
             shift = 1 if self.shifts_ranges else 0
             request.send_header("Content-Range", f"bytes {first - shift}-{len(body) - 1}/{len(body)}")
-        if name not in self.without_length:
-            request.send_header("Content-Length", str(len(body) - first))
+        request.send_header("Content-Length", str(len(body) - first))
         request.end_headers()
-        most = self._next(self.breaks_after, name)
-        part = body[first:] if most is None else body[first : first + most]
-        if self.stalls and name:
-            part = part[: len(part) // 2]
+        most = self.breaks_after[name].pop(0) if self.breaks_after.get(name) else len(body)
+        part = body[first : first + most]
         self.sent[name] += len(part)
-        try:
-            request.wfile.write(part)
-            if self.stalls and name:
-                self.go_on.wait(30)
-        except ConnectionError:
-            pass
-
-    @staticmethod
-    def _next(of: dict[str, list[int]], name: str) -> int | None:
-        return of[name].pop(0) if of.get(name) else None
+        request.wfile.write(part)
 
 
 @pytest.fixture
 def site(content: Content, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(downloading, "RETRY_PAUSE", 0.0)
+    monkeypatch.setattr(download, "RETRY_PAUSE", 0.0)
+    monkeypatch.setattr(download, "_CHUNK", 100)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     site = Site(content)
+    monkeypatch.setattr(zenodo, "ZENODO", site.url)
     yield site
     site.close()
 
@@ -203,9 +167,8 @@ Get = Callable[..., None]
 def get(site: Site, tmp_path: Path) -> Get:
     """Fetch what ``rayasd data fetch`` would; fan's development clips if nothing else is said."""
 
-    def run(dataset: str = "dcase2021", machines: str = "fan", parts: str = "dev", **more: object) -> None:
-        options = {"url_base": site.url, "num_jobs": 3, "keep_archives": False} | more
-        fetch_data(dataset, tmp_path / "root", machines, parts, **options)  # type: ignore[arg-type]
+    def run(dataset: str = "dcase2021", machines: str = "fan", parts: str = "dev", keep_archives: bool = False) -> None:
+        fetch_data(dataset, tmp_path / "root", machines, parts, keep_archives)
 
     return run
 
@@ -240,7 +203,6 @@ def test_a_whole_data_set_passes_the_check_and_comes_once(
     assert check_data(root, None, ()) == 0
     said = capsys.readouterr().out
     assert "7 archives unpacked" in said
-    assert re.search(rf"done     {FAN}, [\d.]+ kB", said)
     site.asked.clear()
     get(machines="all", parts="all")
     assert not site.asked
@@ -282,7 +244,7 @@ def test_archives_are_known_by_the_names_of_all_years(site: Site):
     }
     for record, listed in names.items():
         site.content[record] = dict.fromkeys(listed, b"x")
-    found = {archive.file.name: archive.machine for archive in list_archives("dcase2021", ("dev", "eval"), site.url)}
+    found = {archive.file.name: archive.machine for archive in list_archives("dcase2021", ("dev", "eval"))}
     assert found == {
         "dev_data_fan.zip": "fan",
         "dev_ToyCar.zip": "ToyCar",
@@ -308,35 +270,39 @@ def test_a_broken_connection_costs_only_the_rest(get: Get, site: Site, tmp_path:
     assert scan(tmp_path / "root").machines == ["fan"]
 
 
-def test_a_server_without_ranges_starts_over(get: Get, site: Site, tmp_path: Path):
-    site.knows_ranges = False
+@pytest.mark.parametrize("shifts", [False, True])
+def test_a_server_without_ranges_or_with_others_starts_over(get: Get, site: Site, tmp_path: Path, shifts: bool):
+    site.knows_ranges = site.shifts_ranges = shifts
     site.breaks_after[FAN] = [1000]
     get()
-    assert site.sent[FAN] == 1000 + len(site.content[DEV][FAN])
+    assert [wanted for _, wanted in site.asked] == [None, "bytes=1000-", *([None] if shifts else [])]
     assert scan(tmp_path / "root").machines == ["fan"]
 
 
-def test_a_server_that_sends_another_range_starts_over(get: Get, site: Site, tmp_path: Path):
-    site.shifts_ranges = True
-    site.breaks_after[FAN] = [1000]
-    get()
-    assert [wanted for _, wanted in site.asked] == [None, "bytes=1000-", None]
-    assert scan(tmp_path / "root").machines == ["fan"]
-
-
-@pytest.mark.parametrize("knows_ranges", [True, False])
 def test_a_server_that_never_gets_further_is_given_up_and_resumed_by_the_next_call(
-    get: Get, site: Site, tmp_path: Path, knows_ranges: bool
+    get: Get, site: Site, tmp_path: Path
 ):
     size = len(site.content[DEV][FAN])
-    site.knows_ranges = knows_ranges
-    site.breaks_after[FAN] = [1000] + [0 if knows_ranges else 1000] * (downloading.MAX_TRIES - 1)
-    refused(get, rf"broke off after 1000 of {size} bytes; tried 5 times: run the same command again later")
+    site.breaks_after[FAN] = [1000] + [0] * (download.MAX_ATTEMPTS - 1)
+    refused(get, "tried 5 times: run the same command again later")
     assert files_below(tmp_path / "root") == {f"archives/{FAN}.part"}
-    site.knows_ranges = True
+    site.breaks_after.clear()
     site.sent.clear()
     get()
     assert site.sent[FAN] == size - 1000
+
+
+def test_an_interrupted_call_is_continued(get: Get, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "sync", interrupted)  # all is downloaded and unpacked beside
+        get()
+    assert files_below(tmp_path / "root") == {f"archives/{FAN}"}
+    get()
+    assert len(site.asked) == 1
+    assert scan(tmp_path / "root").machines == ["fan"]
 
 
 def test_what_an_older_version_left_does_not_get_in_the_way(get: Get, site: Site, tmp_path: Path):
@@ -351,29 +317,15 @@ def test_what_an_older_version_left_does_not_get_in_the_way(get: Get, site: Site
         assert scan(tmp_path / "root").machines == ["fan"]
 
 
-@pytest.mark.parametrize("more", [-7, 7])
-@pytest.mark.parametrize("with_length", [True, False])
-def test_a_size_that_is_not_the_declared_one_is_refused(
-    get: Get, site: Site, tmp_path: Path, more: int, with_length: bool
-):
+@pytest.mark.parametrize(
+    ("more", "said"), [(7, "longer than the .* bytes that the record says"), (-7, "tried 5 times")]
+)
+def test_a_size_that_is_not_the_declared_one_is_refused(get: Get, site: Site, tmp_path: Path, more: int, said: str):
     size = len(site.content[DEV][FAN]) - more
     site.listed[FAN] = {"size": size}
-    if not with_length:
-        site.without_length.add(FAN)
-    offered = "more" if more > 0 and not with_length else f"{size + more} bytes"
-    refused(get, rf"record says {size} bytes, the server offers {offered}: removed; run the same command")
-    assert nothing_left(tmp_path / "root")
-
-
-def test_no_more_is_written_than_was_declared(site: Site, tmp_path: Path):
-    site.without_length.add("big.zip")
-    site.content[DEV]["big.zip"] = bytes(3 << 20)
-    file = RemoteFile("big.zip", f"{site.url}/api/records/{DEV}/files/big.zip/content", 1000, "0" * 32)
-    lengths = []
-    with pytest.raises(UserError, match="the server offers more"):
-        download(file, tmp_path / "big.zip", stopped=Event(), on_progress=lambda *state: lengths.append(state[2]))
-    assert max(lengths) == 1000
-    assert not list(tmp_path.iterdir())
+    refused(get, said)
+    assert all(path.stat().st_size <= size for path in tmp_path.rglob("*") if path.is_file())
+    assert not (tmp_path / "root/dev_data").exists()
 
 
 def test_a_wrong_checksum_removes_the_file(get: Get, site: Site, tmp_path: Path):
@@ -387,7 +339,7 @@ def test_a_wrong_checksum_removes_the_file(get: Get, site: Site, tmp_path: Path)
 
 def test_refusals_end_at_once_and_failures_that_may_pass_do_not(get: Get, site: Site, tmp_path: Path):
     site.statuses[FAN] = [404]
-    refused(get, r"HTTP 404 Not Found: not there, or not for everybody; --url-base")
+    refused(get, "HTTP 404 Not Found: does not exist, or needs a login")
     assert len(site.asked) == 1
     site.statuses[FAN] = [500, 429, 503]
     get()
@@ -400,7 +352,7 @@ def test_refusals_end_at_once_and_failures_that_may_pass_do_not(get: Get, site: 
 
 def test_one_archive_that_fails_does_not_stop_the_others(get: Get, site: Site, tmp_path: Path):
     site.statuses |= {FAN: [404], "eval_data_fan_train.zip": [404]}
-    refused(get, r"HTTP 404.*\(1 more archives failed, too\)", machines="all", parts="all")
+    refused(get, r"HTTP 404.*\(1 more archive failed too\)", machines="all", parts="all")
     assert set(json.loads((tmp_path / "root/fetched.json").read_text())["archives"]) == {
         "dev_data_pump.zip", "eval_data_pump_train.zip", "eval_data_test_fan.zip", "eval_data_test_pump.zip", TRUTH_ZIP,
     }  # fmt: skip
@@ -409,42 +361,9 @@ def test_one_archive_that_fails_does_not_stop_the_others(get: Get, site: Site, t
     assert len(site.asked) == 2
 
 
-def test_nobody_there_is_said_with_the_address(get: Get, site: Site):
+def test_a_server_that_does_not_answer_is_named(get: Get, site: Site):
     site.close()
-    refused(get, rf"{site.url}/api/records/{DEV}: .*Connection refused; tried 5 times: .*--url-base")
-
-
-def test_redirections_go_to_http_alone(get: Get, site: Site, tmp_path: Path):
-    for address in ("ftp://127.0.0.1/fan.zip", "file:///etc/passwd", "data:,x"):
-        site.redirected[FAN] = address
-        refused(get, "is not an http or https address|is not allowed")
-        assert nothing_left(tmp_path / "root")
-    site.redirected[FAN] = f"{site.url}/api/records/{DEV}/files/{FAN}/content?moved=1"
-    get()
-    assert scan(tmp_path / "root").machines == ["fan"]
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "zenodo.org",
-        "ftp://zenodo.org",
-        "file:///tmp",
-        "https://",
-        "https://me@zenodo.org",
-        "http://a?b=1",
-        "http://a:x",
-    ],
-)
-def test_addresses_that_cannot_be_a_mirror_are_refused(url: str):
-    with pytest.raises(UserError, match="expected an address like https://zenodo.org"):
-        checked_base(url)
-
-
-def test_a_mirrors_path_stands_before_that_of_the_files(get: Get, site: Site):
-    assert checked_base("HTTPS://Mirror:8000/zenodo/") == "https://Mirror:8000/zenodo"
-    [archive] = (a for a in list_archives("dcase2021", ("dev",), site.url) if a.machine == "fan")
-    assert archive.file.url == f"{site.url}/api/records/{DEV}/files/{FAN}/content"
+    refused(get, rf"{site.url}/api/records/{DEV}: .*; tried 5 times: run the same command again later")
 
 
 @pytest.mark.parametrize(
@@ -454,7 +373,7 @@ def test_a_mirrors_path_stands_before_that_of_the_files(get: Get, site: Site):
         ({"size": True}, "does not give"),
         ({"checksum": "sha1:00"}, "does not give"),
         ({"links": None}, "does not give"),
-        ({"key": 7}, "no zip archive named as those of part dev"),
+        ({"key": 7}, "no zip archive with a name that part dev uses"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(
@@ -467,9 +386,9 @@ def test_a_record_that_makes_no_sense_is_refused(
 
 def test_a_page_that_is_no_record_is_refused(get: Get, site: Site, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Site, "_record", lambda *_: ["hello"])
-    refused(get, "lists no files: is this the address of Zenodo")
+    refused(get, "lists no files: does a proxy answer instead of Zenodo")
     monkeypatch.setattr(json, "dumps", lambda _: "<html>")
-    refused(get, "is not JSON: is this the address of Zenodo")
+    refused(get, "does a proxy answer instead of Zenodo")
 
 
 def with_member(name: str, kind: int = 0, **fields: int) -> bytes:
@@ -491,20 +410,17 @@ def with_member(name: str, kind: int = 0, **fields: int) -> bytes:
         (with_member("../evil.wav"), r"its member '\.\./evil\.wav' leads out of the folder"),
         (with_member("fan/train/../../../../evil.wav"), "leads out of the folder"),
         (with_member("fan\\..\\evil.wav"), "leads out of the folder"),
-        (with_member("/tmp/rayasd-evil.wav"), "its member '/tmp/rayasd-evil.wav' is an absolute path"),
-        (with_member("fan/train/link.wav", stat.S_IFLNK), "its member 'fan/train/link.wav' is a symbolic link"),
-        (with_member("fan/link", stat.S_IFLNK), "is a symbolic link"),
-        (with_member("fan/train/null.wav", stat.S_IFCHR), "is a device, a pipe or a socket"),
-        (with_member("fan/train/pipe.wav", stat.S_IFIFO), "is a device, a pipe or a socket"),
+        (with_member("/tmp/rayasd-evil.wav"), "its member '/tmp/rayasd-evil.wav' leads out of the folder"),
+        (with_member("fan/train/link.wav", stat.S_IFLNK), "its member 'fan/train/link.wav' is a link or a device"),
+        (with_member("fan/train/null.wav", stat.S_IFCHR), "is a link or a device"),
         (with_member("fan/train/a\nb.wav"), "has a name that no clip has"),
         (with_member("fan/train/" + "a" * 300), "has a name that no clip has"),
-        (with_member("fan/train/secret.wav", flag_bits=1), "is encrypted"),
+        (with_member("fan/train/secret.wav", flag_bits=1), "is damaged .*encrypted"),
         (with_member("fan/train/odd.wav", compress_type=12), "is packed by method 12"),
-        (with_member("fan/train/long.wav", file_size=12), "is not as long as declared|is damaged"),
-        (with_member("fan/train/short.wav", file_size=10), "is not as long as declared|is damaged"),
+        (with_member("fan/train/short.wav", file_size=10), "is damaged"),
         (with_member("fan/train/wrong.wav", CRC=1), "is damaged"),
-        (with_member("fan/train/section_00_source_train_normal_0000.wav/x.wav"), "below a file"),
-        (with_member("old/fan/train/section_00_source_train_normal_0000.wav"), "holds dev_data/fan/train/.* twice"),
+        (with_member("fan/train/section_00_source_train_normal_0000.wav/x.wav"), "holds the same path twice"),
+        (with_member("old/fan/train/section_00_source_train_normal_0000.wav"), "holds the same path twice"),
         (zipped({"pump/train/x.wav": b"RIFF"}), "holds nothing that belongs here"),
         (b"no zip at all", "is damaged"),
     ],
@@ -519,13 +435,15 @@ def test_an_archive_that_cannot_be_trusted_leaves_nothing(
     assert not Path("/tmp/rayasd-evil.wav").exists()
 
 
-@given(st.lists(st.text("a./\\:~", min_size=1, max_size=12), min_size=1, max_size=4, unique=True))
-def test_no_name_leads_out_of_the_folder(names: list[str]):
-    infos = [zipfile.ZipInfo(name) for name in names]
-    for info in infos:
-        if unpacking._danger(info) is None:
-            place = os.path.normpath(f"/root/into/{PurePosixPath(info.filename)}")
-            assert place.startswith("/root/into/")
+@given(st.text("a./\\:~\0", min_size=1, max_size=12))
+def test_no_name_leads_out_of_the_folder(name: str):
+    info = zipfile.ZipInfo(f"fan/{name}")
+    archive = Archive(download.RemoteFile(FAN, "", 1, ""), DEV, "dev", "fan")
+    try:
+        place = fetch._checked(info, archive)
+    except fetch.BadArchiveError:
+        return
+    assert place is None or os.path.normpath(f"/root/into/{place}").startswith("/root/into/dev_data/fan/")
 
 
 def free_space(monkeypatch: pytest.MonkeyPatch, folder: Path, free: int) -> None:
@@ -537,10 +455,10 @@ def test_a_bomb_is_measured_before_it_is_unpacked(
     get: Get, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     site.content[DEV][FAN] = zipped({"fan/train/section_00_source_train_normal_0000.wav": bytes(20 << 20)})
-    free_space(monkeypatch, tmp_path, unpacking.FREE_SPACE_MARGIN + (10 << 20))
-    refused(get, r"unpacks to 21 MB, 279 MB are free in .*root: make room")
+    with monkeypatch.context() as patch:
+        free_space(patch, tmp_path, fetch.FREE_SPACE_MARGIN + (10 << 20))
+        refused(get, "unpacked, needs about 21 MB, but .*root has 279 MB free: make room")
     assert files_below(tmp_path / "root") == {f"archives/{FAN}"}
-    monkeypatch.undo()
     site.asked.clear()
     get()
     assert not site.asked
@@ -550,8 +468,8 @@ def test_a_bomb_is_measured_before_it_is_unpacked(
 def test_too_little_space_is_said_before_anything_comes(
     get: Get, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    free_space(monkeypatch, tmp_path, unpacking.FREE_SPACE_MARGIN)
-    refused(get, r"needs about [\d.]+ kB more in .*root \(archives and clips\), 268 MB are free: choose another --out")
+    free_space(monkeypatch, tmp_path, fetch.FREE_SPACE_MARGIN)
+    refused(get, r"needs about [\d.]+ kB, but .*root has 268 MB free: make room")
     assert not site.asked
 
 
@@ -560,7 +478,7 @@ def test_a_full_disk_keeps_what_came(get: Get, site: Site, tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fetch, "unpack", full)
-    refused(get, "no space left in .*root: make room and run the same command again")
+    refused(get, "no space is left in .*root: make room, then the same command goes on")
     assert files_below(tmp_path / "root") == {f"archives/{FAN}"}
 
 
@@ -609,38 +527,3 @@ def test_a_root_holds_one_data_set(get: Get, site: Site, tmp_path: Path):
     get()
     site.content |= {record: {FAN: b"x"} for record in RECORDS["dcase2020"]["dev"]}
     refused(get, "root holds dcase2021: choose another --out for dcase2020", dataset="dcase2020")
-
-
-@pytest.mark.slow
-def test_an_interrupted_call_says_so_and_the_next_goes_on(site: Site, tmp_path: Path, cache: Path):
-    root, part = tmp_path / "root", tmp_path / f"root/archives/{FAN}.part"
-    command = command_line("data", "fetch", "dcase2021", "--out", root, "--machines", "fan", "--parts", "dev",
-                           "--url-base", site.url)  # fmt: skip
-    site.stalls = True
-    process = subprocess.Popen(
-        command, env=environment(cache), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    size = len(site.content[DEV][FAN])
-    while downloading.size_of(part) < size // 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 75, errors
-    assert errors.strip() == "interrupted: the same command goes on from here"
-    assert files_below(root) == {f"archives/{FAN}.part"}
-    site.stalls = False
-    done = subprocess.run(command, env=environment(cache), check=True, capture_output=True, text=True, timeout=60)
-    assert site.sent[FAN] == size
-    assert f"1 archive unpacked in {root}" in done.stdout
-    assert scan(root).machines == ["fan"]
-
-
-def test_nothing_is_unpacked_once_it_was_stopped(tmp_path: Path):
-    (tmp_path / "x.zip").write_bytes(zipped({"a.wav": b"x"}))
-    stopped = Event()
-    stopped.set()
-    with pytest.raises(downloading.StoppedError):
-        unpack(tmp_path / "x.zip", tmp_path / "into", lambda path: path, stopped=stopped, on_progress=lambda *_: None)
-    with pytest.raises(BadArchiveError, match="holds nothing"):
-        unpack(tmp_path / "x.zip", tmp_path / "into", lambda _: None, stopped=Event(), on_progress=lambda *_: None)

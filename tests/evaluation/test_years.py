@@ -66,6 +66,7 @@ clips = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(clips=clips, year=st.sampled_from(YEARS))
 def test_any_few_clips_with_ties_and_missing_classes(tmp_path_factory, clips: list[Clip], year: int):

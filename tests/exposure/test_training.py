@@ -54,6 +54,7 @@ def test_training_learns_and_ends_its_schedule(spec_of: SpecOf, small_config: Co
     assert not (spec.output / training.STATE).exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile with")
 def test_a_compiled_backbone_learns_the_same_up_to_rounding(spec_of: SpecOf, small_config: Config):

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from rayasd.sweep.store import RunStore
-from tests.command import Done, call, command_line, environment
+from tests.command import Done, call, call_process, command_line, environment
 from tests.conftest import run_locally, small_sweep, write_tree
 from tests.faults.results import results_of
 
@@ -33,15 +33,9 @@ class Bench:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def call(self, *words: object, prefix: tuple[str, ...] = (), cache: Path | None = None) -> Done:
-        """Run a command within this process; behind a ``prefix``, in one of its own. All it prints is in ``stdout``."""
-        cache = cache or self.cache
-        if prefix:
-            return subprocess.run(
-                [*prefix, *command_line(*words)], env=environment(cache), timeout=400, text=True, check=False,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-        done = call(*words, cache=cache)
+    def call(self, *words: object, cache: Path | None = None, apart: bool = False) -> Done:
+        """Run a command within this process, or ``apart`` in one of its own. All it prints is in ``stdout``."""
+        done = (call_process if apart else call)(*words, cache=cache or self.cache)
         return Done(done.args, done.returncode, done.stdout + done.stderr)
 
     def held(self, run: Path) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.command import command_line, environment
-from tests.conftest import small_sweep, write_tree
+from tests.conftest import run_locally, small_sweep, write_tree
 from tests.faults.results import results_of
 from tests.faults.victims import STAGES, Process, Processes, writer_of
 
@@ -197,11 +197,8 @@ def _fits(path: Path, moment: str, of_unit: str | None) -> bool:
 
 
 def undisturbed(folder: Path, tree: Path) -> dict[str, bytes]:
-    """Sweep without a kill, by plain processes; returns its results."""
-    run = folder / "undisturbed"
-    words = small_sweep(tree, run, *MORE, *PLANS[-1])
-    subprocess.run(command_line(*words), env=environment(folder / "cache"), check=True, stdout=subprocess.DEVNULL)
-    return results_of(run)
+    """Sweep without a kill, within this process; returns its results."""
+    return results_of(run_locally(tree, folder / "cache", folder / "undisturbed", *MORE, *PLANS[-1]))
 
 
 def _names(run: Path, cache: Path) -> dict[Path, tuple[int, int]]:

@@ -1,9 +1,11 @@
 """Places that fail: small disks that can be filled, made read-only and taken away. They take root."""
 
+import ctypes
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,22 @@ def mounted(tmp_path: Path) -> Iterator[type[Place]]:
     for line in reversed(Path("/proc/mounts").read_text().splitlines()):
         if (point := line.split()[1]).startswith(f"{tmp_path}/"):
             subprocess.run(["umount", "-l", point], check=True)
+
+
+@contextmanager
+def without_roots_powers() -> Iterator[None]:
+    """Let permissions hold for this thread although it is root's (Linux capabilities of version 3)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()  # twice: effective, permitted, inheritable
+    assert libc.capget(header, before) == 0, os.strerror(ctypes.get_errno())
+    less = type(before)(*before)
+    less[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(header, less) == 0, os.strerror(ctypes.get_errno())
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0, os.strerror(ctypes.get_errno())
 
 
 def flip(path: Path, place: float = 0.5) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import write_tree
 from tests.faults.chaos import Chaos, undisturbed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.cli.test_sweep import models, wait_until
 from tests.command import command_line, environment
 from tests.conftest import run_locally, small_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.long]
 
 
 def one_node(cluster: Cluster) -> None:
@@ -66,7 +66,7 @@ def test_a_sweep_whose_clusters_head_is_gone_ends_and_goes_on_elsewhere(
         os.kill(driver.pid, signal.SIGSTOP)  # or the training is over before the driver misses its head
         cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
         os.kill(driver.pid, signal.SIGCONT)
-        output, _ = driver.communicate(timeout=120)
+        output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 75, output
     assert "does not answer" in output
     assert "the same command goes on from here" in output

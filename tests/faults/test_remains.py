@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from rayasd.sweep.states import State, survey
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from tests.cli.test_sweep import wait_until
-from tests.command import command_line, environment
-from tests.conftest import SpecOf, run_locally, small_sweep
+from tests.conftest import SpecOf, small_sweep
+from tests.faults.bench import Bench
 from tests.faults.victims import Process, Processes
 
 
@@ -133,36 +132,35 @@ def test_a_process_whose_parent_died_before_it_asked_ends_all_the_same():
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_while_it_checks_extractors_leaves_no_process(tree: Path, cache: Path, tmp_path: Path):
+def test_a_driver_that_is_killed_while_it_checks_extractors_leaves_no_process(bench: Bench, tmp_path: Path):
     run = tmp_path / "run"
     seen = Processes(run)
-    command = command_line(*small_sweep(tree, run))
-    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.DEVNULL) as driver:
+    with bench.start(*small_sweep(bench.tree, run)) as driver:
         wait_until(lambda: seen.others(driver.pid), driver)
         assert not (run / "events.jsonl").exists()  # it is not a worker
         driver.kill()
     assert len(seen.seen) > 1
-    assert seen.alive_after(20) == []
+    assert seen.alive_after(60) == []
+    bench.goes_on(run)
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_when_the_process_that_checks_extractors_is_killed(tree: Path, cache: Path, tmp_path: Path):
+def test_a_sweep_goes_on_when_the_process_that_checks_extractors_is_killed(bench: Bench, tmp_path: Path):
     seen = Processes(tmp_path / "run")
-    command = command_line(*small_sweep(tree, tmp_path / "run", "--variants", "statistics"))
-    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.STDOUT) as driver:  # fmt: skip
+    words = small_sweep(bench.tree, tmp_path / "run", "--variants", "statistics", "--machines", "fan")
+    with bench.start(*words) as driver:
         wait_until(lambda: seen.others(driver.pid), driver)
         ((checking, _),) = seen.others(driver.pid)
         assert checking.kill()
-        output, _ = driver.communicate(timeout=120)
+        output, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, output
 
 
 @pytest.mark.slow
 def test_a_leaderboard_of_which_only_a_part_was_replaced_does_not_stand(
-    tree: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = run_locally(tree, cache, tmp_path / "run", "--variants", "statistics")
+    run = bench.copy(tmp_path / "run")
     rules = with_overrides(RunReport.of(run).store.config(), ["evaluation.year=2022"])
     report = RunReport.of(run).by_rules(rules)
 

@@ -9,6 +9,7 @@ from tests.faults.soak import Sample, _growth, soak
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.long
 def test_many_small_units_leave_nothing_behind_in_the_driver(tmp_path: Path):
     samples, problems = soak(tmp_path, 60, "ray")
     assert not problems

@@ -54,6 +54,7 @@ def test_each_family_is_what_the_reference_uses():
         np.testing.assert_allclose(scores_of(name), values, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_many_full_covariances_is_fitted_where_single_precision_fails():
     rng = np.random.default_rng(0)
     plane = rng.standard_normal((6, 128)) * 10.0

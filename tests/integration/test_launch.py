@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_sweep import models
 from tests.command import command_line, environment
-from tests.conftest import run_locally, small_sweep
+from tests.conftest import small_sweep
+from tests.integration.conftest import TRAINED
 
 ROOT = Path(f"/tmp/l{os.getpid()}")
 """Where Ray's files go: a short path of this process's own."""
@@ -41,7 +43,7 @@ def processes_of(marker: str) -> list[str]:
 
 
 def wait_for_a_checkpoint(run: Path, head: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not list(run.glob("models/both/*/seed=0/state.pt")):
         assert head.poll() is None, head.communicate()[0]
         assert time.monotonic() < until
@@ -62,19 +64,20 @@ def job(tmp_path: Path):
     assert processes_of(str(tmp_path)) == []
 
 
-def test_two_launchers_are_one_cluster_and_leave_nothing(tree: Path, cache: Path, tmp_path: Path, job: str):
-    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", "--variants", "both,statistics")]
+def test_two_launchers_are_one_cluster_and_leave_nothing(
+    undisturbed: Path, tree: Path, cache: Path, tmp_path: Path, job: str
+):
+    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *TRAINED)]
     sweep = [word for word in sweep if word not in ("--executor", "local")]
     launchers = [start(tmp_path, cache, rank, 2, job, *sweep) for rank in (1, 0)]
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert "2 CPUs and 0 GPUs on 2 nodes" in outputs[1]
     assert (tmp_path / "run/leaderboard.md").exists()
-    run_locally(tree, cache, tmp_path / "local", "--variants", "both,statistics")
-    weights = [(tmp_path / run / "models/both/fan/seed=0/model.safetensors").read_bytes() for run in ("run", "local")]
-    assert weights[0] == weights[1]  # the same numbers as without a cluster
+    assert models(tmp_path / "run") == models(undisturbed)  # the same numbers as without a cluster
 
 
+@pytest.mark.long
 def test_a_missing_node_is_a_failed_job_with_its_reason(cache: Path, tmp_path: Path, job: str):
     head = start(tmp_path, cache, 0, 2, job, "report", "--help", wait=20)
     output, _ = head.communicate(timeout=120)
@@ -83,6 +86,7 @@ def test_a_missing_node_is_a_failed_job_with_its_reason(cache: Path, tmp_path: P
     assert "Traceback" not in output
 
 
+@pytest.mark.long
 def test_a_second_job_of_the_same_name_is_refused_and_disturbs_nothing(cache: Path, tmp_path: Path, job: str):
     first = start(tmp_path, cache, 0, 2, job, "report", "--help", wait=30)
     until = time.monotonic() + 60
@@ -98,6 +102,7 @@ def test_a_second_job_of_the_same_name_is_refused_and_disturbs_nothing(cache: Pa
     assert (first.returncode, worker.returncode) == (0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
 def test_a_signal_saves_and_ends_with_75(tree: Path, cache: Path, tmp_path: Path, job: str, number: signal.Signals):
     sweep = [str(w) for w in small_sweep(tree, tmp_path / "run", "--set", "exposure.epochs=2000")]
@@ -110,6 +115,7 @@ def test_a_signal_saves_and_ends_with_75(tree: Path, cache: Path, tmp_path: Path
     assert "interrupted: the same command goes on from here" in output
 
 
+@pytest.mark.long
 def test_a_killed_launcher_takes_its_ray_with_it(tree: Path, cache: Path, tmp_path: Path, job: str):
     sweep = [str(w) for w in small_sweep(tree, tmp_path / "run", "--set", "exposure.epochs=2000")]
     head = start(tmp_path, cache, 0, 1, job, *[word for word in sweep if word not in ("--executor", "local")])

@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_sweep import models, wait_until
 from tests.command import command_line, environment
-from tests.conftest import run_locally, small_sweep
+from tests.conftest import small_sweep
+from tests.integration.conftest import TRAINED
 
 pytestmark = [pytest.mark.mpi, pytest.mark.slow]
-LONG = ("--machines", "fan,pump", "--set", "exposure.epochs=200")
+FROZEN = ("--machines", "fan,pump", "--set", "exposure.epochs=20000", "--hang-after", 25)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,21 +41,19 @@ def mpirun(ranks: int, tree: Path, run: Path, cache: Path, *more: object) -> sub
                             stderr=subprocess.STDOUT)  # fmt: skip
 
 
-def training(run: Path) -> list[int]:
-    """Process ids of the workers that train."""
-    records = [json.loads(path.read_text()) for path in run.glob("models/both/*/seed=0/progress.json")]
-    return [record["pid"] for record in records if record["done"] > 2]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *LONG)
+def training(run: Path, *, epochs: int = 0) -> list[int]:
+    """Process ids of the workers that have trained so many epochs."""
+    records = []
+    for path in run.glob("models/both/*/seed=0/progress.json"):
+        with suppress(FileNotFoundError):  # this unit has ended
+            records.append(json.loads(path.read_text()))
+    return [record["pid"] for record in records if record["done"] >= epochs]
 
 
 def test_three_ranks_survive_a_killed_worker_and_give_the_same_numbers(undisturbed, tree, cache, tmp_path):
     run = tmp_path / "run"
-    with mpirun(3, tree, run, cache, *LONG) as job:
-        wait_until(lambda: len(training(run)) == 2, job)
+    with mpirun(3, tree, run, cache, *TRAINED) as job:
+        wait_until(lambda: training(run), job, seconds=240)
         os.kill(training(run)[0], signal.SIGKILL)
         output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
@@ -63,10 +63,11 @@ def test_three_ranks_survive_a_killed_worker_and_give_the_same_numbers(undisturb
     assert (run / "leaderboard.csv").read_text() == (undisturbed / "leaderboard.csv").read_text()
 
 
-def test_a_frozen_worker_is_ended_and_a_signal_interrupts(undisturbed, tree, cache, tmp_path):
+@pytest.mark.long
+def test_a_frozen_worker_is_ended_and_a_signal_interrupts(tree, cache, tmp_path):
     run = tmp_path / "run"
-    with mpirun(3, tree, run, cache, *LONG, "--set", "exposure.epochs=20000", "--hang-after", 25) as job:
-        wait_until(lambda: len(training(run)) == 2, job)
+    with mpirun(3, tree, run, cache, *FROZEN) as job:
+        wait_until(lambda: len(training(run, epochs=3)) == 2, job, seconds=240)
         frozen = training(run)[0]
         os.kill(frozen, signal.SIGSTOP)
         wait_until(lambda: not Path(f"/proc/{frozen}").exists(), job, seconds=90)

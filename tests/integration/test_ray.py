@@ -13,19 +13,16 @@ import pytest
 
 from tests.cli.test_sweep import models, wait_until
 from tests.command import command_line, environment
-from tests.conftest import run_locally, small_sweep
+from tests.conftest import small_sweep
+from tests.integration.conftest import TRAINED
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-LONG_ENOUGH = ("--variants", "both,statistics", "--set", "exposure.epochs=25")
-"""A training that is still going on when a test has found its process."""
-
-
 def ray_sweep(tree: Path, run: Path) -> list[str]:
-    arguments = small_sweep(tree, run, *LONG_ENOUGH)
+    arguments = small_sweep(tree, run, *TRAINED)
     arguments[arguments.index("local")] = "ray"
     return command_line(*arguments)
 
@@ -51,12 +48,6 @@ def metrics_of(driver: int) -> str:
         return answer.read().decode()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directory of the same sweep by the local executor."""
-    return run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *LONG_ENOUGH)
-
-
 def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives(
     undisturbed: Path, tree: Path, cache: Path, tmp_path: Path
 ):
@@ -66,7 +57,7 @@ def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives
                           stderr=subprocess.STDOUT) as driver:  # fmt: skip
         wait_until(lambda: (run / "ray-token").exists() or (run / "events.jsonl").exists(), driver)
         assert (run / "ray-token").stat().st_mode & 0o777 == 0o600
-        wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver)
+        wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver, seconds=240)
         (worker,) = processes("ray::train fan both seed 0")
         os.kill(worker, signal.SIGKILL)
         output, _ = driver.communicate(timeout=300)
@@ -82,13 +73,14 @@ def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives
     assert list((run / "ray-logs").glob("worker-*"))  # the worker's last words
 
 
+@pytest.mark.long
 def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
     undisturbed: Path, tree: Path, cache: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
     # Ray's own processes carry the session folder's name, which carries the driver's process id
     with subprocess.Popen(ray_sweep(tree, run), env=environment(cache), stdout=subprocess.DEVNULL) as driver:
-        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver)
+        wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver, seconds=240)
         session = f"_{driver.pid}"
         assert processes(session)
         driver.send_signal(signal.SIGINT)
@@ -101,9 +93,10 @@ def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
     assert models(run) == models(undisturbed)
 
 
+@pytest.mark.long
 def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path, tmp_path: Path):
     run = tmp_path / "run"
-    command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both", "--set", "exposure.epochs=20000",
+    command = [*ray_sweep(tree, run), "--machines", "fan", "--set", "exposure.epochs=20000",
                "--hang-after", "25", "--max-tries", "5"]  # fmt: skip
     progress = run / "models/both/fan/seed=0/progress.json"
     with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE,
@@ -128,9 +121,10 @@ def test_a_frozen_worker_is_ended_and_metrics_tell_of_it(tree: Path, cache: Path
     } == shown  # the Grafana dashboard asks for what is there
 
 
+@pytest.mark.long
 def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path, cache: Path, tmp_path: Path):
     run = tmp_path / "run"
-    command = [*ray_sweep(tree, run), "--machines", "fan", "--variants", "both"]
+    command = [*ray_sweep(tree, run), "--machines", "fan"]
     little = environment(cache, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="100")
     done = subprocess.run(command, env=little, check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -150,6 +144,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.long
 def test_a_second_ray_of_one_process_starts(cache: Path, tmp_path: Path):
     command = [sys.executable, "-c", AGAIN, tmp_path / "token"]
     done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=200)

@@ -43,6 +43,7 @@ except UserError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_node_with_another_rayasd_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from ray.cluster_utils import Cluster

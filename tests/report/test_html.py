@@ -28,7 +28,7 @@ from rayasd.report.html.maps import MAX_POINTS, draw_sample
 from rayasd.report.html.run import published_rank
 from rayasd.report.html.svg import drawing, log_ticks, tag, ticks
 from rayasd.unit import RunDirectory, Unit
-from tests.command import command_line, environment
+from tests.command import call
 from tests.conftest import run_locally, small_sweep, write_tree
 
 HOSTILE_MACHINE = '<img src=x onerror=alert(1)> & "co" \'é🔊'
@@ -197,10 +197,8 @@ def test_one_machine_a_control_alone_and_recordings_that_are_gone(cache: Path, t
 def test_a_run_whose_detector_fails_everywhere_says_why(cache: Path, tmp_path: Path):
     run = tmp_path / "run"
     tree = write_tree(tmp_path / "tree", ("fan",))
-    command = command_line(*small_sweep(tree, run, "--variants", "statistics", "--detectors", "gmm-512"))
-    assert (
-        subprocess.run(command, env=environment(cache), capture_output=True, check=False, timeout=240).returncode == 1
-    )
+    failed = call(*small_sweep(tree, run, "--variants", "statistics", "--detectors", "gmm-512"), cache=cache)
+    assert failed.returncode == 1
     shown = report(run)
     assert "statistics fan section 00: 2 cells" in shown.texts["summary"]
     assert "n_components = 512" in shown.texts["summary"]

@@ -30,10 +30,11 @@ SYSTEMS = ("knn-1", "gmm-1", "lof-2", "machine-logit")
 
 
 @pytest.fixture(scope="module")
-def run(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scored") / "run"
+def run(finished: Path, tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the finished run other detectors and poolings."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("scored") / "run"))
     return run_locally(tree, cache, folder, "--variants", "both,statistics", "--detectors", ",".join(SYSTEMS),
-                       "--set", "inlier.poolings=mean,min")  # fmt: skip
+                       "--set", "inlier.poolings=mean,min", "--accept-changes")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

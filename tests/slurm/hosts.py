@@ -2,14 +2,18 @@
 
 A host has its own network (10.78.0.K, on a bridge that only the hosts see), processes, name, /tmp/ray and /dev/shm; all
 other files are common, as on a shared file system. ``control`` runs slurmctld and munged; ``h1``, ``h2``, … run slurmd
-and have one fake GPU each. Jobs run as root; partition ``urgent`` preempts ``main``. By hand, as root:
+and have one fake GPU each. Jobs run as root; partition ``urgent`` preempts ``main``. Each checkout has a cluster of its
+own: two of them can test at once. By hand, as root:
 
   python -m tests.slurm.hosts up [N] | status | run WORDS… | node K WORDS… | mpirun WORDS… | down
                               cut K | heal K | kill K [loud] | boot K
 """
 
 import fcntl
+import hashlib
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -25,8 +29,11 @@ from typing import NoReturn
 PROGRAMS = ("slurmctld", "slurmd", "srun", "munged", "mpirun", "ip", "nsenter", "unshare", "setpriv")
 CONTROLLER = "control"
 NETWORK = "10.78.0"
-_PREFIX = "rayasd-"  # of our network namespaces
+CHECKOUT = hashlib.sha256(bytes(Path(__file__).resolve())).hexdigest()[:6]
+FOLDER = Path(f"/run/rayasd-hosts-{CHECKOUT}")
+_PREFIX = f"rayasd-{CHECKOUT}-"  # of our network namespaces
 _SWITCH = f"{_PREFIX}switch"
+_JOBS = 10_000  # numbers that a cluster has for its jobs: control groups bear them, and those are the machine's
 _NAMESPACES = ("--uts", "--mount", "--ipc", "--pid")  # besides the network
 
 Done = subprocess.CompletedProcess[str]
@@ -64,13 +71,23 @@ PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE Grac
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
 """
 
+# A host's name is the same in every checkout's cluster, so others' jobs may be beside ours: leave those.
+_REMOVE_GROUPS = """\
+mount -t cgroup -o freezer freezer "$0" || exit
+for group in "$0/slurm_$1"/uid_*/job_*; do
+    number=${group##*_}
+    [ -d "$group" ] && [ "$number" -ge "$2" ] && [ "$number" -lt "$3" ] || continue
+    find "$group" -depth -type d -exec rmdir {} + || exit
+done
+[ ! -d "$0/slurm_$1" ] || find "$0/slurm_$1" -depth -type d -exec rmdir {} + 2>/dev/null
+exit 0
+"""
+
 
 class Hosts:
-    """The machine's one cluster, if it is up. Ends only processes that it started, by number and start time."""
+    """This checkout's cluster, if it is up. Ends only processes that it started, by number and start time."""
 
-    def __init__(
-        self, folder: Path = Path("/run/rayasd-hosts"), *, cpus: int = 2, slurmd_timeout: int = 20, keep: bool = False
-    ) -> None:
+    def __init__(self, folder: Path = FOLDER, *, cpus: int = 2, slurmd_timeout: int = 20, keep: bool = False) -> None:
         """Say what is not as usual.
 
         Args:
@@ -166,6 +183,26 @@ class Hosts:
             "mpirun", "--allow-run-as-root", "--mca", "plm_rsh_agent", agent, *map(str, words),
         ]  # fmt: skip
 
+    def open_process(self, name: str, number: int) -> int:
+        """Return a file descriptor of a host's process, for ``signal.pidfd_send_signal``.
+
+        Raises:
+            ProcessLookupError: the host has no process of this number.
+
+        """
+        space = Path("/proc", self._alive(name) or "none", "ns/pid")
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                (within,) = re.findall(r"^NSpid:.*\t(\d+)$", (path / "status").read_text(), re.MULTILINE)
+                if int(within) == number and (path / "ns/pid").readlink() == space.readlink():
+                    return os.pidfd_open(int(path.name))
+        raise ProcessLookupError(f"{name} has no process {number}")
+
+    def jobs(self) -> range:
+        """Return the numbers that this cluster gives its jobs."""
+        first = int((self.folder / "first-job").read_text())
+        return range(first, first + _JOBS)
+
     def states(self) -> dict[str, str]:
         """State of each host as Slurm sees it (``idle``, ``allocated``, ``down*``, …); empty before it answers."""
         answer = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
@@ -247,6 +284,8 @@ class Hosts:
     def _configure(self, num_hosts: int) -> None:
         for name in ("etc", "log", "state", "munge", "hosts", "cgroup/freezer"):
             (self.folder / name).mkdir(parents=True)
+        first_job = random.randrange(1, 6_000) * _JOBS  # not that of the last cluster, or of another that is up
+        (self.folder / "first-job").write_text(str(first_job))
         memory = int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 / num_hosts)
         hosts = range(1, num_hosts + 1)
         gives = f"CPUs={self.cpus} RealMemory={memory} Gres=gpu:1"
@@ -255,7 +294,7 @@ class Hosts:
             _SLURM_CONF.format(
                 network=NETWORK,
                 folder=self.folder,
-                first_job=int(time.time()) % 60_000_000,  # names of files are made of it: not those of the last cluster
+                first_job=first_job,
                 slurmd_timeout=self.slurmd_timeout,
                 memory_per_cpu=memory // self.cpus,
                 nodes="\n".join(f"NodeName=h{k} NodeAddr={NETWORK}.{k} {gives}" for k in hosts),
@@ -313,10 +352,9 @@ class Hosts:
             wait_for(lambda: not self._alive(name), 30)
         self._record(name).unlink(missing_ok=True)
         self._started = [process for process in self._started if process.poll() is None]
-        groups = f'mount -t cgroup -o freezer freezer "$0"; ! [ -d "$0/slurm_{name}" ] || ' \
-                 f'find "$0/slurm_{name}" -depth -type d -exec rmdir {{}} +'  # fmt: skip
-        remove = ("unshare", "--mount", "sh", "-ec", groups, self.folder / "cgroup/freezer")
-        wait_for(lambda: _try(*remove).returncode == 0, 10)
+        jobs = self.jobs()
+        remove = ("unshare", "--mount", "sh", "-c", _REMOVE_GROUPS, self.folder / "cgroup/freezer", name)
+        wait_for(lambda: _try(*remove, jobs.start, jobs.stop).returncode == 0, 10)
 
     def _remove(self) -> None:
         for record in sorted(self.folder.glob("hosts/*")):

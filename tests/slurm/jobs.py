@@ -1,12 +1,17 @@
 """Batch jobs on the test cluster: small sweeps that last as long as a fault needs, and what they leave behind."""
 
 import json
+import os
 import re
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from threading import Event, Thread
 
 from tests.conftest import small_sweep
 from tests.slurm.hosts import Hosts, wait_for
@@ -14,13 +19,15 @@ from tests.slurm.hosts import Hosts, wait_for
 ROOT = Path(__file__).parents[2]
 LOCAL_TEMP = "/tmp/ray"
 """A folder that each host has for itself."""
-FAULTY = ("--machines", "fan,pump", "--set", "exposure.epochs=300")
-"""Two units that train for half a minute: time for something to happen."""
+SHORT = ("--machines", "fan,pump", "--set", "exposure.epochs=10")
+"""Two units, one for each host."""
+FAULTY = ("--machines", "fan,pump", "--set", "exposure.epochs=100")
+"""Two units that train long enough for a test to step in."""
 
 
 def sweep_words(tree: Path, run: Path, *more: object) -> list[str]:
     """Arguments of ``rayasd sweep``, without its executor."""
-    words = [str(word) for word in small_sweep(tree, run, *FAULTY, *more)]
+    words = [str(word) for word in small_sweep(tree, run, *more)]
     place = words.index("--executor")
     return [*words[1:place], *words[place + 2 :]]
 
@@ -76,17 +83,74 @@ def moment(event: dict) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
-def training_hosts(run: Path) -> dict[str, str]:
-    """Return the host on which each machine trains now."""
+@dataclass(frozen=True)
+class Training:
+    """A process that trains a machine's unit, by its number on its host."""
+
+    host: str
+    pid: int
+
+
+def trainings(run: Path) -> dict[str, Training]:
+    """Return what trains each machine, with a checkpoint behind it, now or when it was killed."""
     found = {}
     for path in run.glob("models/both/*/seed=0/progress.json"):
         try:
             record = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if record["done"] >= 3:  # with a checkpoint behind it
-            found[path.parts[-3]] = record["host"]
+        if record["done"] >= 3:
+            found[path.parts[-3]] = Training(record["host"], record["pid"])
     return found
+
+
+@contextmanager
+def slow_motion(hosts: Hosts, run: Path, *before: dict[str, Training]) -> Iterator[dict[str, Training]]:
+    """Let both units, one on each host, train at a twentieth of their pace while this lasts.
+
+    What happens meanwhile, happens in the middle of both trainings, however fast the machine is or however busy.
+    Ray takes a process that is frozen for good for lost, so each goes on for a moment each second.
+
+    Args:
+        hosts: where they train.
+        run: whose units they are; each is slowed down as soon as it has a checkpoint.
+        before: trainings that are over; their files may still be there.
+
+    """
+    slow: dict[str, Training] = {}
+    processes: list[int] = []
+    ended = Event()
+
+    def signal_all(number: signal.Signals) -> None:
+        for process in list(processes):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process, number)
+
+    def pulse() -> None:
+        while not ended.wait(0.05):
+            signal_all(signal.SIGSTOP)
+            ended.wait(1)
+            signal_all(signal.SIGCONT)
+
+    def both() -> bool:
+        for machine, training in trainings(run).items():
+            if machine not in slow and training not in [earlier.get(machine) for earlier in before]:
+                with suppress(ProcessLookupError):
+                    processes.append(hosts.open_process(training.host, training.pid))
+                    slow[machine] = training
+        return len(slow) == 2
+
+    thread = Thread(target=pulse)
+    thread.start()
+    try:
+        wait_for(both, 240)
+        assert {training.host for training in slow.values()} == {"h1", "h2"}
+        yield slow
+    finally:
+        ended.set()
+        thread.join()
+        for process in processes:
+            os.close(process)
 
 
 def results(run: Path) -> dict[str, bytes]:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.hosts import Hosts, wait_for
+from tests.slurm.hosts import CHECKOUT, FOLDER, Hosts, wait_for
 
-HOST = ".* be-host "  # process 1 of a host
+HOST = rf".* {Path(__file__).with_name('hosts.py').resolve()} be-host "  # process 1 of a host of this checkout
 
 
 def processes(pattern: str) -> list[str]:
@@ -30,11 +30,16 @@ def sleepers(seconds: str) -> list[str]:
     return processes(rf"\S*sleep {seconds} ")
 
 
-def leftovers() -> list[str]:
+def leftovers(jobs: range) -> list[str]:
     """What a cluster has beside its own folder: network namespaces, mounts, control groups, processes 1 of hosts."""
-    groups = Path("/sys/fs/cgroup/freezer").glob("slurm_h[0-9]*")
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if " /run/rayasd-hosts" in line]
-    return [*map(str, Path("/run/netns").glob("rayasd-*")), *map(str, groups), *mounts, *processes(HOST)]
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if set(FOLDER.parent.glob("rayasd-hosts-*/")) - {FOLDER}:  # another checkout's has groups of the same names
+        groups = [path for path in freezer.glob("slurm_h*/uid_*/job_*") if int(path.name.removeprefix("job_")) in jobs]
+    else:
+        groups = [*freezer.glob("slurm_h[0-9]*")]
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {FOLDER}" in line]
+    spaces = Path("/run/netns").glob(f"rayasd-{CHECKOUT}-*")
+    return [*map(str, [*spaces, *groups]), *mounts, *processes(HOST)]
 
 
 @pytest.fixture
@@ -74,6 +79,7 @@ def test_a_command_that_takes_too_long_is_ended(hosts: Hosts):
     wait_for(lambda: not sleepers(marker), 5)
 
 
+@pytest.mark.long
 def test_a_killed_job_leaves_no_process(hosts: Hosts, tmp_path: Path):
     marker = f"300.{os.getpid()}"
     job = f"srun sh -c 'setsid sleep {marker} & trap : TERM; while :; do sleep {marker}; done'"
@@ -84,6 +90,7 @@ def test_a_killed_job_leaves_no_process(hosts: Hosts, tmp_path: Path):
     wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
 
 
+@pytest.mark.long
 def test_an_urgent_job_sends_another_back_to_the_queue(hosts: Hosts, tmp_path: Path):
     batch = ["sbatch", "--nodes=2", "--exclusive", "--requeue", "--parsable", "--output=log", "--wrap"]
     job = hosts.run(*batch, "echo started; sleep 300 & wait", cwd=tmp_path).stdout.strip()
@@ -96,6 +103,7 @@ def test_an_urgent_job_sends_another_back_to_the_queue(hosts: Hosts, tmp_path: P
     wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
 
 
+@pytest.mark.long
 def test_a_cut_network_is_silent_until_it_is_healed(whole: Hosts):
     reach = [sys.executable, "-c", "import socket; socket.create_connection(('h2', 6818), 2)"]  # slurmd
     assert whole.node(1, *reach).returncode == 0
@@ -105,6 +113,7 @@ def test_a_cut_network_is_silent_until_it_is_healed(whole: Hosts):
     assert whole.node(1, *reach).returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loud", [False, True], ids=["silent", "loud"])
 def test_a_killed_host_comes_back(whole: Hosts, loud: bool):
     marker = f"301.{os.getpid()}"
@@ -124,11 +133,13 @@ def test_mpirun_reaches_two_hosts(hosts: Hosts):
     assert {"h1 2", "h2 2"} <= set(done.stdout.splitlines())
 
 
+@pytest.mark.long
 def test_down_leaves_nothing_and_up_starts_afresh(hosts: Hosts):
     assert hosts.missing() == "a cluster is up already (python -m tests.slurm.hosts down)"
-    assert leftovers()
+    jobs = hosts.jobs()
+    assert leftovers(jobs)
     hosts.down()
-    assert leftovers() == []
+    assert leftovers(jobs) == []
     assert not hosts.folder.exists()
     hosts.down()
     assert hosts.missing() is None
@@ -136,6 +147,7 @@ def test_down_leaves_nothing_and_up_starts_afresh(hosts: Hosts):
     assert hosts.run("srun", "--nodes=2", "hostname").returncode == 0
 
 
+@pytest.mark.long
 def test_hosts_end_with_a_killed_owner(hosts: Hosts):
     hosts.down()
     owner = "import time; from tests.slurm.hosts import Hosts; Hosts().up(2); print(flush=True); time.sleep(300)"

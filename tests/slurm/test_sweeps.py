@@ -13,14 +13,16 @@ from tests.slurm.jobs import (
     FAULTY,
     LOCAL_TEMP,
     ROOT,
+    SHORT,
     Job,
     events,
     left_behind,
     moment,
     results,
+    slow_motion,
     submit,
     sweep_words,
-    training_hosts,
+    trainings,
     wait_until_clean,
 )
 
@@ -30,7 +32,13 @@ TWO_HOSTS = ("--nodes=2", "--cpus-per-task=2")
 
 @pytest.fixture(scope="session")
 def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Results of the jobs' sweep without any cluster."""
+    """Results of a short sweep without any cluster."""
+    return results(run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *SHORT))
+
+
+@pytest.fixture(scope="session")
+def untouched(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Results of the sweep to which things happen, when nothing does."""
     return results(run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *FAULTY))
 
 
@@ -62,12 +70,8 @@ def figures(record_property, capsys: pytest.CaptureFixture):
     return note
 
 
-def training_on_both(run: Path) -> bool:
-    return len(set(training_hosts(run).values())) == 2
-
-
 def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undisturbed, tmp_path, figures):
-    batch = job(options=(*TWO_HOSTS, "--gpus-per-node=1"))
+    batch = job(*SHORT, options=(*TWO_HOSTS, "--gpus-per-node=1"))
     assert batch.wait() == "COMPLETED", batch.log
     assert "4 CPUs and 2 GPUs on 2 nodes" in batch.log
     run = tmp_path / "run"
@@ -81,13 +85,14 @@ def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undis
     assert "ssh -N -L" in batch.log
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loud", [True, False], ids=["loudly", "silently"])
-def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, undisturbed, tmp_path, figures, loud: bool):
-    batch, run = job(), tmp_path / "run"
-    wait_for(lambda: training_on_both(run), 120)
-    lost = next(machine for machine, host in training_hosts(run).items() if host == "h2")
-    hosts.kill(2, loud=loud)
-    killed = time.time()
+def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, untouched, tmp_path, figures, loud: bool):
+    batch, run = job(*FAULTY), tmp_path / "run"
+    with slow_motion(hosts, run) as slow:
+        hosts.kill(2, loud=loud)
+        killed = time.time()
+    lost = next(machine for machine, training in slow.items() if training.host == "h2")
     try:
         again = f"train {lost} both seed 0"
         wait_for(lambda: [e.get("unit") for e in events(run) if e["event"] == "unit started"].count(again) == 2, 90)
@@ -98,65 +103,87 @@ def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, undisturbed, tmp_path, f
     finally:
         hosts.boot(2)
         wait_for(lambda: hosts.states().get("h2") == "idle", 120)
-    assert results(run) == undisturbed
+    assert results(run) == untouched
 
 
-def test_a_network_that_comes_back_loses_nothing(job, hosts, undisturbed, tmp_path):
-    batch, run = job(), tmp_path / "run"
-    wait_for(lambda: training_on_both(run), 120)
-    hosts.cut(2)
-    time.sleep(8)
-    hosts.heal(2)
-    assert batch.wait() == "COMPLETED", batch.log
-    assert results(run) == undisturbed
-
-
-def test_a_killed_driver_is_put_back_in_the_queue(job, hosts, undisturbed, tmp_path):
-    batch, run = job(), tmp_path / "run"
-    wait_for(lambda: training_on_both(run), 120)
-    hosts.node(1, "sh", "-c", "kill -9 $(pgrep -f 'rayasd sweep')")
+@pytest.mark.long
+def test_a_killed_driver_and_a_preempted_job_are_put_back_in_the_queue(job, hosts, untouched, tmp_path):
+    batch, run = job(*FAULTY), tmp_path / "run"
+    with slow_motion(hosts, run) as first:
+        hosts.node(1, "sh", "-c", "kill -9 $(pgrep -f 'rayasd sweep')")
     batch.wait(60, "PENDING")
-    assert batch.wait() == "COMPLETED", batch.log
-    assert batch.facts()["Restarts"] == "1"
     assert "the driver was ended by SIGKILL" in batch.log
-    assert results(run) == undisturbed
+    urgent = ("--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3")
+    with slow_motion(hosts, run, first):
+        assert batch.facts()["Restarts"] == "1"
+        assert hosts.run("sbatch", *urgent, cwd=tmp_path).returncode == 0
+    batch.wait(90, "PENDING")
+    assert batch.wait(300) == "COMPLETED", batch.log
+    assert batch.facts()["Restarts"] == "2"
+    assert results(run) == untouched
 
 
-def test_a_lost_head_is_put_back_in_the_queue(job, hosts, undisturbed, tmp_path):
-    batch, run = job(), tmp_path / "run"
-    wait_for(lambda: training_on_both(run), 120)
-    hosts.kill(1)
+@pytest.mark.long
+def test_a_lost_head_is_put_back_in_the_queue(job, hosts, untouched, tmp_path):
+    batch, run = job(*FAULTY), tmp_path / "run"
+    with slow_motion(hosts, run):
+        hosts.kill(1)
     try:
         batch.wait(150, "PENDING")
     finally:
         hosts.boot(1)
     assert batch.wait(300) == "COMPLETED", batch.log
-    assert results(run) == undisturbed
+    assert results(run) == untouched
     wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 120)
 
 
-def test_at_the_time_limit_units_save_and_the_job_goes_on_later(job, tree, cache, tmp_path):
-    long = ("--set", "exposure.epochs=1000")  # Slurm sends the signal up to a minute early, but not before 32 s here
-    batch = job(*long, options=(*TWO_HOSTS, "--time=2", "--signal=B:USR1@60"))
+@pytest.mark.long
+def test_a_network_that_comes_back_loses_nothing(job, hosts, untouched, tmp_path):
+    batch, run = job(*FAULTY), tmp_path / "run"
+    with slow_motion(hosts, run):
+        pass  # not while it is cut: a process that is too slow to find its head again leaves
+    hosts.cut(2)
+    time.sleep(8)
+    hosts.heal(2)
+    assert batch.wait() == "COMPLETED", batch.log
+    assert results(run) == untouched
+
+
+@pytest.mark.long
+def test_at_the_time_limit_units_save_and_the_job_goes_on_later(job, hosts, untouched, tmp_path):
+    batch, run = job(*FAULTY, options=(*TWO_HOSTS, "--time=60", "--signal=B:USR1@90")), tmp_path / "run"
+    with slow_motion(hosts, run):
+        began = time.mktime(time.strptime(batch.facts()["StartTime"], "%Y-%m-%dT%H:%M:%S"))
+        minutes = (time.time() - began) // 60 + 2  # one to two from now, so that the signal comes soon: within 30 s
+        hosts.run("scontrol", "update", f"JobId={batch.number}", f"TimeLimit={minutes:.0f}")
+        wait_for((run / "stop").exists, 120)
+    batch.wait(120, "PENDING")
+    hosts.run("scontrol", "update", f"JobId={batch.number}", "TimeLimit=60")  # one interruption is enough
     assert batch.wait(540) == "COMPLETED", batch.log
     assert int(batch.facts()["Restarts"]) >= 1
-    assert "unit stopped" in [event["event"] for event in events(tmp_path / "run")]
-    assert results(tmp_path / "run") == results(run_locally(tree, cache, tmp_path / "local", *FAULTY, *long))
+    assert "unit stopped" in [event["event"] for event in events(run)]
+    assert results(run) == untouched
 
 
-def test_a_preempted_job_goes_on_later(job, hosts, undisturbed, tmp_path):
-    batch, run = job(), tmp_path / "run"
-    wait_for(lambda: training_on_both(run), 120)
-    urgent = ("--partition=urgent", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3")
-    assert hosts.run("sbatch", *urgent, cwd=tmp_path).returncode == 0
-    batch.wait(90, "PENDING")
-    assert batch.wait(300) == "COMPLETED", batch.log
-    assert results(run) == undisturbed
-
-
-def test_a_cancelled_job_leaves_nothing_and_stays_cancelled(job, hosts, tmp_path, figures):
-    batch, run = job(), tmp_path / "run"
-    wait_for(lambda: training_on_both(run), 120)
+@pytest.mark.long
+def test_a_client_without_the_token_is_refused_and_a_cancelled_job_leaves_nothing(job, hosts, tmp_path, figures):
+    batch, run = job(*FAULTY, "--set", "exposure.epochs=20000"), tmp_path / "run"
+    wait_for(lambda: len(trainings(run)) == 2, 240)
+    (token,) = tmp_path.glob("launch-*/token")
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.read_text() not in hosts.node(1, "ps", "-eo", "args").stdout
+    executor = next(event["executor"] for event in events(run) if "executor" in event)
+    address = executor.split()[2].rstrip(":")
+    client = f"import ray; ray.init(address={address!r}); print('let', 'in')"
+    anybody = ("env", "-u", "RAY_AUTH_MODE", f"HOME={tmp_path}")
+    asked = hosts.node(2, *anybody, sys.executable, "-c", client, timeout=150)
+    assert asked.returncode != 0
+    assert "let in" not in asked.stdout
+    known = ("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={token}")
+    asked = hosts.node(2, *anybody, *known, sys.executable, "-c", client, timeout=60)
+    assert "let in" in asked.stdout  # it was for the token alone
+    assert batch.state() == "RUNNING"
+    assert {training.host for training in trainings(run).values()} == {"h1", "h2"}
     hosts.run("scancel", batch.number)
     figures("scancel until nothing is left", wait_until_clean(hosts, seconds=30))
     assert batch.wait(60, "CANCELLED")
@@ -164,9 +191,10 @@ def test_a_cancelled_job_leaves_nothing_and_stays_cancelled(job, hosts, tmp_path
     assert not list(tmp_path.glob("launch-*/token"))
 
 
+@pytest.mark.long
 def test_two_jobs_on_one_host_do_not_disturb_each_other(job, undisturbed, tmp_path):
     options = ("--nodes=1", "--nodelist=h1", "--cpus-per-task=1", "--mem=100")
-    batches = [job(options=options, run=name) for name in ("one", "two")]
+    batches = [job(*SHORT, options=options, run=name) for name in ("one", "two")]
     for batch in batches:
         batch.wait(60, "RUNNING")
     for batch, name in zip(batches, ("one", "two"), strict=True):
@@ -183,22 +211,35 @@ def launch_by_hand(hosts: Hosts, k: int, folder: Path, *words: object, **variabl
     )  # fmt: skip
 
 
-def test_three_hosts_asked_two_come(hosts, tmp_path):
+@pytest.mark.long
+def test_why_hosts_do_not_come_together_is_said_on_all_of_them(hosts, tmp_path):
+    """Two jobs at once: one waits for a third host, the other has a host where Ray cannot start."""
     words = ("--job", "short", "--size", 3, "--wait", 25)
-    launchers = [launch_by_hand(hosts, k, tmp_path, *words, "--rank", k - 1, "--", "report", "x") for k in (1, 2)]
-    outputs = [launcher.communicate(timeout=120)[0] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [2, 2]
+    short = [launch_by_hand(hosts, k, tmp_path, *words, "--rank", k - 1, "--", "report", "x") for k in (1, 2)]
+    words = ("--job", "broken", "--size", 2)
+    broken = [
+        launch_by_hand(hosts, 1, tmp_path, *words, "--rank", 0, "--", "report", "x"),
+        launch_by_hand(hosts, 2, tmp_path, *words, "--rank", 1, "--", "report", "x", RAY_START_HOOK="no.such.hook"),
+    ]
+    outputs = [launcher.communicate(timeout=120)[0] for launcher in short]
+    assert [launcher.returncode for launcher in short] == [2, 2]
     assert "2 of 3 nodes came together within 25 s: no word from rank 2" in outputs[0]
+    outputs = [launcher.communicate(timeout=90)[0] for launcher in broken]
+    assert [launcher.returncode for launcher in broken] == [2, 2]
+    for output in outputs:
+        assert "Ray ended on 10.78.0.2 (exit code 1)" in output
+        assert "Traceback" not in output
     wait_until_clean(hosts)
 
 
+@pytest.mark.long
 def test_a_launcher_without_free_ports_is_a_failed_job_with_its_reason(job, hosts):
     take_all = (
         "import socket, time; s = [socket.create_server(('', p)) for p in range(20000, 32000, 100)]; time.sleep(300)"
     )
     squatter = subprocess.Popen(hosts.words("h2", sys.executable, "-c", take_all), env=hosts.environment)
     try:
-        batch = job()
+        batch = job(*SHORT)
         assert batch.wait(60) == "FAILED"
         assert "error: no free block of 100 ports from 20000 on at 10.78.0.2" in batch.log
     finally:
@@ -206,41 +247,9 @@ def test_a_launcher_without_free_ports_is_a_failed_job_with_its_reason(job, host
         squatter.wait()
 
 
-def test_a_ray_that_cannot_start_fails_all_launchers_with_its_reason(hosts, tmp_path):
-    words = ("--job", "broken", "--size", 2)
-    launchers = [
-        launch_by_hand(hosts, 1, tmp_path, *words, "--rank", 0, "--", "report", "x"),
-        launch_by_hand(hosts, 2, tmp_path, *words, "--rank", 1, "--", "report", "x", RAY_START_HOOK="no.such.hook"),
-    ]
-    outputs = [launcher.communicate(timeout=90)[0] for launcher in launchers]
-    assert [launcher.returncode for launcher in launchers] == [2, 2]
-    for output in outputs:
-        assert "Ray ended on 10.78.0.2 (exit code 1)" in output
-        assert "Traceback" not in output
-    wait_until_clean(hosts)
-
-
-def test_a_client_without_the_token_is_refused(job, hosts, tmp_path):
-    batch = job("--set", "exposure.epochs=20000")
-    wait_for(lambda: training_on_both(tmp_path / "run"), 120)
-    (token,) = tmp_path.glob("launch-*/token")
-    assert token.stat().st_mode & 0o777 == 0o600
-    assert token.read_text() not in hosts.node(1, "ps", "-eo", "args").stdout
-    executor = next(event["executor"] for event in events(tmp_path / "run") if "executor" in event)
-    address = executor.split()[2].rstrip(":")
-    client = f"import ray; ray.init(address={address!r}); print('let', 'in')"
-    anybody = ("env", "-u", "RAY_AUTH_MODE", f"HOME={tmp_path}")
-    asked = hosts.node(2, *anybody, sys.executable, "-c", client, timeout=150)
-    assert asked.returncode != 0
-    assert "let in" not in asked.stdout
-    known = ("RAY_AUTH_MODE=token", f"RAY_AUTH_TOKEN_PATH={token}")
-    asked = hosts.node(2, *anybody, *known, sys.executable, "-c", client, timeout=60)
-    assert "let in" in asked.stdout  # it was for the token alone
-    assert batch.state() == "RUNNING"
-
-
+@pytest.mark.long
 def test_mpirun_starts_the_launchers(hosts, undisturbed, tree, cache, tmp_path):
-    words = sweep_words(tree, tmp_path / "run")
+    words = sweep_words(tree, tmp_path / "run", *SHORT)
     done = hosts.mpirun(
         "--host", "h1,h2", "-x", "RAYASD_CACHE", sys.executable, "-m", "rayasd", "launch", "--temp-dir", LOCAL_TEMP,
         "--cpus", 2, "--gpus", 0, "--", "sweep", *words, cwd=tmp_path, timeout=240, RAYASD_CACHE=str(cache),
@@ -252,7 +261,7 @@ def test_mpirun_starts_the_launchers(hosts, undisturbed, tree, cache, tmp_path):
 
 
 def test_mpi_ranks_do_the_units(hosts, undisturbed, tree, cache, tmp_path):
-    words = sweep_words(tree, tmp_path / "run", "--executor", "mpi", "--device", "cpu")
+    words = sweep_words(tree, tmp_path / "run", *SHORT, "--executor", "mpi", "--device", "cpu")
     done = hosts.mpirun(
         "--host", "h1:2,h2:1", "-x", "RAYASD_CACHE", sys.executable, "-m", "rayasd", "sweep", *words,
         cwd=tmp_path, timeout=240, RAYASD_CACHE=str(cache),
@@ -264,8 +273,9 @@ def test_mpi_ranks_do_the_units(hosts, undisturbed, tree, cache, tmp_path):
     assert results(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.long
 def test_srun_starts_mpi_ranks(hosts, undisturbed, tree, cache, tmp_path):
-    words = sweep_words(tree, tmp_path / "run", "--executor", "mpi")
+    words = sweep_words(tree, tmp_path / "run", *SHORT, "--executor", "mpi")
     done = hosts.run(
         "srun", "--mpi=pmix", "--nodes=2", "--ntasks=3", "--mem=200", sys.executable, "-m", "rayasd", "sweep", *words,
         cwd=tmp_path, timeout=240, RAYASD_CACHE=str(cache),
@@ -276,7 +286,7 @@ def test_srun_starts_mpi_ranks(hosts, undisturbed, tree, cache, tmp_path):
 
 
 def test_ranks_that_are_each_alone_are_refused(hosts, tree, cache, tmp_path):
-    words = sweep_words(tree, tmp_path / "run", "--executor", "mpi")
+    words = sweep_words(tree, tmp_path / "run", *SHORT, "--executor", "mpi")
     done = hosts.run(
         "srun", "--mpi=none", "--nodes=2", "--ntasks=2", "--mem=200", sys.executable, "-m", "rayasd", "sweep", *words,
         cwd=tmp_path, timeout=60, RAYASD_CACHE=str(cache),
@@ -286,7 +296,7 @@ def test_ranks_that_are_each_alone_are_refused(hosts, tree, cache, tmp_path):
 
 
 def test_an_array_does_the_same_without_a_cluster(hosts, undisturbed, tree, cache, tmp_path):
-    words = sweep_words(tree, tmp_path / "run")
+    words = sweep_words(tree, tmp_path / "run", *SHORT)
     done = hosts.run(
         ROOT / "slurm/array.sh", "--cpus-per-task=1", "--mem=100", "--", *words, cwd=tmp_path, timeout=90,
         RAYASD_CACHE=str(cache), RAYASD_VENV=sys.prefix,

@@ -1,6 +1,7 @@
 """Trainings and results in trackers: each epoch once, whatever happens in between."""
 
 import json
+import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rayasd.errors import UserError
 from rayasd.sweep.states import State
-from rayasd.tracking.following import Tracking, check_trackers
-from rayasd.tracking.tracker import Row, Tracker
+from rayasd.tracking import handover
+from rayasd.tracking.handover import hand_over, open_tracker
+from rayasd.tracking.tracker import TrackedRow, Tracker
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 from tests.command import Rayasd
 from tests.conftest import small_sweep
@@ -38,24 +40,27 @@ def losses(run: Path) -> list[tuple[int, float]]:
 @pytest.mark.slow
 def test_trackers_hold_every_epoch_once_and_the_ranked_systems(tree: Path, tmp_path: Path, rayasd: Rayasd, monkeypatch):
     run, store = tmp_path / "o'brien's run", f"file:{tmp_path}/mlruns"
-    command = small_sweep(tree, run, "--machines", "fan", "--track", "tensorboard,mlflow")
+    command = small_sweep(tree, run, "--machines", "fan")
     server = {"MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_FILE_STORE": "true"}
-    done = rayasd(*command, **server)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "not all is in" not in done.stdout
+
+    def track() -> None:
+        for name in ("tensorboard", "mlflow"):
+            done = rayasd("track", run, "--to", name, **server)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "1 finished training in" in done.stdout
+
+    assert rayasd(*command).returncode == 0
+    track()
     (events,) = (run / "tensorboard/both/fan/seed=0").iterdir()
-    assert read_events(events.parent)["training/loss"] == losses(run)
-    with events.open("r+b") as file:  # as a kill would leave it
-        file.truncate(events.stat().st_size - 7)
-    assert rayasd(*command, **server).returncode == 0  # nothing to do but this
+    os.truncate(events, events.stat().st_size - 7)  # as a kill would leave it
+    track()
     assert read_events(events.parent)["training/loss"] == losses(run)
     assert read_events(run / "tensorboard/both")["result/development"] == [(0, pytest.approx(development(run)))]
 
-    changed = rayasd(*command, "--set", "exposure.epochs=2", "--accept-changes", **server)
+    changed = rayasd(*command, "--set", "exposure.epochs=2", "--accept-changes")
     assert changed.returncode == 0, changed.stdout + changed.stderr
-    (other,) = (run / "tensorboard/both/fan/seed=0").iterdir()
-    assert other.name != events.name
-    assert read_events(other.parent)["training/loss"] == losses(run)
+    track()
+    assert read_events(events.parent)["training/loss"] == losses(run)
     assert len(losses(run)) == 2
 
     for name, value in server.items():
@@ -66,8 +71,7 @@ def test_trackers_hold_every_epoch_once_and_the_ranked_systems(tree: Path, tmp_p
     (experiment,) = [e for e in client.search_experiments() if e.name == "o_brien_s run"]
     trained = [r for r in client.search_runs([experiment.experiment_id]) if "seed" in r.info.run_name]
     closed = {r.info.run_id: r.info.end_time for r in trained}
-    assert len(closed) == 2
-    assert rayasd(*command, "--set", "exposure.epochs=2", **server).returncode == 0
+    track()
     assert {r: client.get_run(r).info.end_time for r in closed} == closed  # what is over stays as it was
     found = client.search_runs([experiment.experiment_id])
     trained = {r.data.params["exposure.epochs"]: r for r in found if r.info.run_name == "fan both seed 0"}
@@ -79,35 +83,25 @@ def test_trackers_hold_every_epoch_once_and_the_ranked_systems(tree: Path, tmp_p
     assert result.data.metrics["development"] == development(run)
     assert [artifact.path for artifact in client.list_artifacts(result.info.run_id)] == ["leaderboard.md"]
 
-
-@pytest.mark.slow
-def test_a_server_that_is_away_holds_no_sweep_up(tree: Path, tmp_path: Path, rayasd: Rayasd):
-    with socket.socket() as closed:  # nobody listens on this port
-        closed.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        done = rayasd(*small_sweep(tree, tmp_path / "run", "--machines", "fan", "--track", "mlflow"),
-                      MLFLOW_TRACKING_URI=address)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "not all is in mlflow" in done.stdout
-    assert (tmp_path / "run/leaderboard.md").exists()
+    with socket.socket() as listening:  # nobody listens on this port
+        listening.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        away = rayasd("track", run, "--to", "mlflow", MLFLOW_TRACKING_URI=address)
+    assert away.returncode == 1
+    assert "not all is in mlflow" in away.stderr
 
 
-def test_a_tracker_that_cannot_be_used_is_refused(monkeypatch):
+def test_a_tracker_that_cannot_be_used_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    check_trackers(["tensorboard"])
     with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI"):
-        check_trackers(["mlflow"])
-    with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        check_trackers(["tensorbord"])
-    monkeypatch.setattr("rayasd.tracking.following.find_spec", lambda name: None)
+        open_tracker("mlflow", RunDirectory(tmp_path))
+    monkeypatch.setattr(handover, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'rayasd\[tensorboard\]'"):
-        check_trackers(["tensorboard"])
+        open_tracker("tensorboard", RunDirectory(tmp_path))
 
 
 class Recorded(Tracker):
     """Remembers what it is told; a training whose seed is refused fails."""
-
-    name = "recorded"
 
     def __init__(self, refused: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -117,7 +111,7 @@ class Recorded(Tracker):
     def begin(self, spec: UnitSpec) -> int | None:
         return None if spec.unit.seed == 9 else 0
 
-    def log(self, unit: Unit, rows: Sequence[Row]) -> None:
+    def log(self, unit: Unit, rows: Sequence[TrackedRow]) -> None:
         if unit.seed in self.refused:
             raise ConnectionError("http://user:secret@host:5000/api failed")
         self.told.append((unit.seed, len(rows)))
@@ -125,43 +119,48 @@ class Recorded(Tracker):
     def end(self, unit: Unit, how: str) -> None:
         self.told.append((unit.seed, how))
 
-    def results(self, entries: Sequence[Row]) -> None:
+    def results(self, entries: Sequence[TrackedRow]) -> None:
         self.told.append("results")
 
 
-def following(tmp_path: Path, seeds: Sequence[int]) -> Tracking:
-    units = [Unit("train", "both", "fan", seed) for seed in seeds]
+def store_of(tmp_path: Path, states: dict[int, State], monkeypatch: pytest.MonkeyPatch, holders: Sequence[object] = ()):
+    """A run of trainings by seed, each with an epoch in its history."""
+    units = {Unit("train", "both", "fan", seed): state for seed, state in states.items()}
     paths = RunDirectory(tmp_path)
     for unit in units:
-        paths.history(unit).parent.mkdir(parents=True)
+        paths.history(unit).parent.mkdir(parents=True, exist_ok=True)
         paths.history(unit).write_text('{"epoch": 1, "loss": 0.5}\n')
+    monkeypatch.setattr(handover, "survey", lambda *_, **__: SimpleNamespace(states=units))
     specs = {unit: SimpleNamespace(unit=unit) for unit in units}
-    sweep = SimpleNamespace(states=dict.fromkeys(units, State.DONE), specs=specs)
-    return Tracking([], paths, sweep, units)  # type: ignore[arg-type]
+    return SimpleNamespace(paths=paths, states=units, specs=lambda: specs, holders=lambda: holders)
 
 
-def test_a_training_that_cannot_be_handed_over_keeps_no_other_and_passwords_stay_unsaid(tmp_path: Path):
-    tracking, tracker = following(tmp_path, [0, 1, 2, 3, 4, 9]), Recorded(refused=(0, 1, 2))
-    said = tracking._hand_over(tracker, last=False)
-    assert said == "ConnectionError: http://host:5000/api failed"
+def test_a_training_that_cannot_be_handed_over_keeps_no_other_and_passwords_stay_secret(tmp_path: Path, monkeypatch):
+    tracker = Recorded(refused=(0, 1, 2))
+    store = store_of(tmp_path, dict.fromkeys([0, 1, 2, 3, 4, 9], State.DONE), monkeypatch)
+    assert hand_over(store, tracker) == "ConnectionError: http://host:5000/api failed"
     assert tracker.told == []  # three failures: the server may be away
-    tracking._hand_over(tracker, last=False)
+    hand_over(store, tracker)
     assert tracker.told == [(3, 1), (3, "done"), (4, 1), (4, "done")]
     tracker.refused = ()
-    assert tracking._hand_over(tracker, last=False) is None
+    assert hand_over(store, tracker) is None
     assert {seed for seed, _ in tracker.told} == {0, 1, 2, 3, 4}  # 9 was closed before
 
 
-def test_a_tracker_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> None:
-        raise ImportError("no such protobuf")
-
-    monkeypatch.setattr("rayasd.tracking.following._tracker", fail)
-    tracking = following(tmp_path, [0])
-    tracking._names = ["mlflow"]
-    tracking._closing.set()
-    tracking._follow()
-    assert tracking.problems == {"mlflow": "ImportError: no such protobuf"}
+def test_a_training_is_followed_from_its_beginning_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tracker = Recorded()
+    store = store_of(tmp_path, {0: State.WAITING}, monkeypatch, holders=[{}])
+    unit = next(iter(store.specs()))
+    hand_over(store, tracker)  # its history is an earlier training's
+    assert tracker.told == []
+    store.paths.progress(unit).write_text('{"total": 3}')
+    hand_over(store, tracker)
+    hand_over(store, tracker)
+    store.paths.history(unit).write_text('{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.5}\n')
+    store.states[unit] = State.FAILED
+    hand_over(store, tracker)
+    assert tracker.told == [(0, 1), (0, 1), (0, "failed")]
+    assert tracker.closed == {unit}
 
 
 def test_an_event_file_that_was_cut_while_it_was_written_is_whole_in_the_end(tmp_path: Path, monkeypatch):
@@ -170,19 +169,31 @@ def test_an_event_file_that_was_cut_while_it_was_written_is_whole_in_the_end(tmp
     tracker = tensorboard.TensorBoard(RunDirectory(tmp_path))
     spec = SimpleNamespace(unit=Unit("train", "both", "fan", 0), identity="a" * 64)
     history = [{"epoch": n, "loss": 1.0 / n} for n in range(1, 6)]
-    whole = tensorboard._append
+    write = tensorboard._write
 
-    def cut(path: Path, events) -> None:
-        whole(path, list(events)[:2])
-        with path.open("ab") as file:
-            file.write(b"half a record")
-        raise OSError(28, "No space left on device")
+    def full(writer, group, row, step) -> None:
+        if step > 2:
+            raise OSError(28, "No space left on device")
+        write(writer, group, row, step)
 
     tracker.follow(spec, [], None)
-    monkeypatch.setattr(tensorboard, "_append", cut)
+    monkeypatch.setattr(tensorboard, "_write", full)
     with pytest.raises(OSError, match="No space"):
         tracker.follow(spec, history, None)
-    monkeypatch.setattr(tensorboard, "_append", whole)
+    monkeypatch.setattr(tensorboard, "_write", write)
     tracker.follow(spec, history, "done")
     events = read_events(tmp_path / "tensorboard/both/fan/seed=0")["training/loss"]
     assert events == [(n, pytest.approx(1.0 / n)) for n in range(1, 6)]
+
+
+def test_watching_ends_when_nobody_works_on_the_run(tmp_path: Path, rayasd: Rayasd, monkeypatch: pytest.MonkeyPatch):
+    holders = iter([[{"silent": 0.0}], [{"silent": 0.0}], []])
+    problems = iter(["the server is away", "the server is away", None])
+    store = SimpleNamespace(paths=None, manifest=dict, holders=lambda: next(holders))
+    monkeypatch.setattr("rayasd.sweep.store.RunStore", lambda run: store)
+    monkeypatch.setattr(handover, "open_tracker", lambda *_: SimpleNamespace(closed=[1, 2], place="a place"))
+    monkeypatch.setattr(handover, "hand_over", lambda *_: next(problems))
+    monkeypatch.setattr("rayasd.cli.track.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
+    done = rayasd("track", tmp_path, "--watch")
+    assert (done.returncode, done.stdout) == (0, "2 finished trainings in a place\n")
+    assert done.stderr == "tensorboard: the server is away; trying again\n"
