@@ -51,9 +51,9 @@ def measure() -> list[Figure]:
 def units_a_second(store: RunStore) -> tuple[float, float]:
     """Units a second through Ray, and by how many MB the driver grows after the first of them."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # on the loopback, for a minute
-    from rayasd.sweep.executors.ray import RayExecutor
+    from rayasd.cluster.executor import RayExecutor
 
-    executor = RayExecutor("local", store.paths.root / "token", "benchmark")
+    executor = RayExecutor("local", store.paths.root / "token")
     executor._task = executor._ray.remote(max_retries=0)(do_nothing)
     specs = {unit: spec for unit, spec in store.specs().items() if unit.stage == "train"}
     marks: list[tuple[int, float, float]] = []

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from rayasd.cli.main import main
-from rayasd.sweep.executors import Counts, Reported, Resources
+from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
 
@@ -32,8 +32,8 @@ class SameProcess:
     def __init__(self) -> None:
         self._queue: deque[UnitSpec] = deque()
 
-    def describe(self) -> str:
-        return f"this host, {self.nodes[0]}"
+    def describe(self) -> list[str]:
+        return [f"this host, {self.nodes[0]}"]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         self._queue.append(spec)
@@ -46,9 +46,6 @@ class SameProcess:
 
     def cancel(self, unit: Unit) -> None:
         self._queue = deque(spec for spec in self._queue if spec.unit != unit)
-
-    def publish(self, counts: Counts, progress: Reported) -> None:
-        pass
 
     def close(self) -> None:
         self._queue.clear()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 import click
 import pyarrow.compute as pc
@@ -30,6 +31,9 @@ from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
 from rayasd.wording import counted
+
+if TYPE_CHECKING:
+    from rayasd.cluster.metrics import Metrics
 
 
 def execute(console: Console, store: RunStore, asked: Sequence[Unit], how: Execution, *, again: bool = True) -> int:
@@ -78,17 +82,19 @@ def _drive(console: Console, store: RunStore, sweep: Sweep, how: Execution, bega
 
     """
     clips = NumClips.of(store.catalog().table)
-    running = _start(how, store)
+    running, metrics = _start(how, store)
     interrupted = _note_interruptions(store, how.grace)  # after Ray's own handler, which ends us at once
 
     def publish(sweep: Sweep, progress: Reported) -> None:
-        running.publish(sweep.counts, progress)
+        if metrics:
+            metrics.publish(sweep.counts, progress)
 
     try:
         request = _request(running.nodes, how)
-        console.print(running.describe(), highlight=False, soft_wrap=True)
+        where = running.describe()
+        console.print("\n".join(where), highlight=False, soft_wrap=True)
         waiting = sweep.count(State.WAITING)
-        store.record("sweep started", waiting=waiting, executor=running.describe().splitlines()[0])
+        store.record("sweep started", waiting=waiting, executor=where[0])
         with Display(console, store.paths, began, publish) as display:
 
             def on_change(sweep: Sweep) -> None:
@@ -205,14 +211,16 @@ def _note_interruptions(store: RunStore, grace: float) -> Event:
     return interrupted
 
 
-def _start(how: Execution, store: RunStore) -> Executor:
+def _start(how: Execution, store: RunStore) -> "tuple[Executor, Metrics | None]":
     if how.executor == "local":
-        return LocalExecutor()
+        return LocalExecutor(), None
     if how.executor == "mpi":
-        return _mpi(how)
-    from rayasd.sweep.executors.ray import RayExecutor
+        return _mpi(how), None
+    from rayasd.cluster.executor import RayExecutor
+    from rayasd.cluster.metrics import Metrics
 
-    return RayExecutor(how.address, store.token_file, store.paths.root.name)
+    executor = RayExecutor(how.address, store.token_file)
+    return executor, Metrics(store.paths.root.name, executor.name)
 
 
 def _mpi(how: Execution) -> Executor:

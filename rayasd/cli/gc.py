@@ -30,9 +30,9 @@ def gc(
         rayasd gc runs/night --older-than 24
         rayasd gc --unused-for 30
     """
+    from rayasd.cluster.folder import abandoned, root_of_own
     from rayasd.errors import UserError
     from rayasd.sweep import leftovers
-    from rayasd.sweep.executors.ray_folder import root_of_own
     from rayasd.sweep.store import RunStore
     from rayasd.wording import counted, size
 
@@ -51,7 +51,11 @@ def gc(
     roots = sorted({temp_root.absolute(), root_of_own()})
     elsewhere = [
         *leftovers.of_cache(cache_folder(cache), hours, unused_days),
-        *(leftover for root in roots for leftover in leftovers.of_our_rays(root, hours)),
+        *(
+            leftovers.Leftover(folder, num_bytes, "folder of a Ray of ours that is gone")
+            for root in roots
+            for folder, num_bytes in abandoned(root, hours)
+        ),
     ]
     removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)
     found, errors = found + removed, errors + failed

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayasd.cluster import settings
+from rayasd.cluster.folder import RAYS
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.host import end_with_parent
-from rayasd.sweep.executors import ray_cluster
-from rayasd.sweep.executors.ray_folder import RAYS
 
 PORTS_A_BLOCK = 100
 _FIRST_PORT, _NUM_BLOCKS = 20000, 120  # above Ray's own defaults, below the ports that systems give to clients
@@ -29,7 +29,7 @@ _METRIC_PORTS = ("DASHBOARD_METRIC_PORT", "AUTOSCALER_METRIC_PORT")  # variables
 _WORKER_PORTS_FROM = 20  # within the block; the rest of it is for workers
 
 SETTINGS = {
-    **ray_cluster.SETTINGS,
+    **settings.SETTINGS,
     "RAY_AUTH_MODE": "token",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",  # workers leave 15 s after a lost head, not 60; 5 kills the driver
     "RAY_grpc_client_keepalive_time_ms": "10000",  # a host that dies without a word is noticed in 20 s, not in 420
@@ -101,7 +101,7 @@ def ray_command(placement: Placement, ports: int, folder: Path, head_address: st
         "node-ip-address": placement.address,
         "num-cpus": placement.cpus,
         "num-gpus": placement.gpus,
-        "object-store-memory": ray_cluster.OBJECT_STORE_BYTES,
+        "object-store-memory": settings.OBJECT_STORE_BYTES,
         "min-worker-port": ports + _WORKER_PORTS_FROM,
         "max-worker-port": ports + PORTS_A_BLOCK - 1,
     }

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rayasd.cluster.folder import private_folder
 from rayasd.cluster.placement import Placement, find_placement
 from rayasd.errors import UserError, one_line
 from rayasd.host import cpu_quota, usable_cpus
-from rayasd.sweep.executors.ray_folder import private_folder
 from rayasd.wording import size
 
 Severity = Literal["ok", "note", "bad"]

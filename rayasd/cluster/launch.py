@@ -20,12 +20,12 @@ from types import FrameType
 from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
+from rayasd.cluster.folder import private_folder
 from rayasd.cluster.placement import Placement
+from rayasd.cluster.settings import write_token
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, one_line
 from rayasd.files import read_record, write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
-from rayasd.sweep.executors.ray_cluster import write_token
-from rayasd.sweep.executors.ray_folder import private_folder
 
 EXIT_HEAD_LOST = 76
 """A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayasd.sweep.executors.ray_folder import NAME, RAYS, is_held, is_ours
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
@@ -20,7 +19,6 @@ _REPORT_SECONDS = 60.0
 _CACHE_FILE = re.compile(
     r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
 )
-_LOGS = re.compile(r"start-\d+\.log|waiting\.log")  # of rayasd launch
 
 
 @dataclass(frozen=True)
@@ -131,19 +129,6 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
     return found
 
 
-def of_our_rays(root: Path, hours: float) -> list[Leftover]:
-    """List this user's folders of Rays of ours below ``root`` that no process holds, silent for ``hours``."""
-    found = []
-    for folder in sorted(root.glob("ra*")):
-        with suppress(FileNotFoundError):  # its sweep ends while we look
-            if NAME.fullmatch(folder.name) and is_ours(folder) and not is_held(folder):
-                size, written = _size_and_time(folder)
-                foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
-                if written <= time.time() - 3600 * hours and not foreign:
-                    found.append(Leftover(folder, size, "folder of a Ray of ours that is gone"))
-    return found
-
-
 def _locks(store: RunStore) -> Sequence[Path]:
     return [store.paths.lock, *store.paths.part_locks()]
 
@@ -155,14 +140,3 @@ def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Lef
         if stat.S_ISREG(status.st_mode) and status.st_mtime <= youngest:
             return [Leftover(path, status.st_size, what)]
     return []
-
-
-def _size_and_time(folder: Path) -> tuple[int, float]:
-    """Bytes of all files in a folder, and when the last one was written."""
-    size, written = 0, folder.lstat().st_mtime
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                status = Path(parent, name).lstat()
-                size, written = size + status.st_size, max(written, status.st_mtime)
-    return size, written

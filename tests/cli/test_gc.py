@@ -1,6 +1,5 @@
 """What ``rayasd gc`` removes, and what it leaves alone."""
 
-import fcntl
 import os
 import re
 import subprocess
@@ -21,7 +20,7 @@ OLD_SECONDS = 2 * 3600
 HOLD = """
 import sys
 from pathlib import Path
-from rayasd.sweep.executors.ray_folder import _hold
+from rayasd.cluster.folder import _hold
 _hold(Path(sys.argv[1]))
 print(flush=True)
 input()
@@ -186,9 +185,14 @@ def test_of_the_cache_unfinished_files_locks_and_halves_go_once_they_are_old(gc,
 
 def test_a_lock_of_the_cache_that_somebody_holds_stays(gc, tmp_path: Path):
     lock = old(tmp_path / f"cache/fan-{KEY}.lock", b"")
-    with lock.open("r+") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+    code = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    holder = subprocess.Popen([sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
         done = gc()
+    finally:
+        holder.kill()
+        holder.wait()
     assert done.returncode == 1
     assert str(lock) in done.stderr
     assert lock.exists()

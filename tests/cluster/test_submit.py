@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command
-from rayasd.cluster.jobs import Jobs
+from rayasd.cluster.folder import private_folder
 from rayasd.cluster.placement import Placement
-from rayasd.sweep.executors.ray_folder import private_folder
+from rayasd.cluster.submit import follow
 from tests.command import Rayasd, command_line, environment
 from tests.conftest import small_sweep
 
@@ -40,6 +40,11 @@ def answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def own_lines(text: str) -> list[str]:
+    """Leave out what Ray logs of its own: some versions tell where they found a token."""
+    return [line for line in text.splitlines() if not line.startswith("[")]
 
 
 def wait_until(condition, seconds: float = 120) -> None:
@@ -83,13 +88,20 @@ def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayas
     assert f"error: {tmp_path}/work/nothing-here is not a run directory" in refused.stdout
     again = rayasd_process(*cluster.words("--follow", "bad"))
     assert (again.returncode, again.stdout) == (2, refused.stdout)
+    spaces = tmp_path / "a b"
+    spaces.mkdir()
+    elsewhere = rayasd_process(*cluster.words("--folder", spaces, "--", "report", "nothing here"))
+    assert f"error: {spaces}/nothing here is not a run directory" in elsewhere.stdout
+    nowhere = rayasd_process(*cluster.words("--folder", tmp_path / "nix", "--", "report", "--help"))
+    assert nowhere.returncode != 0
+    assert "cd" in nowhere.stdout
     taken = rayasd_process(*cluster.words("--job-id", "bad", "--", "report", "--help"))
     assert taken.returncode == 2
     assert "Job with submission_id bad already exists" in taken.stderr
     assert "failed" in rayasd_process(*cluster.words("--list")).stdout
     for action in ("--follow", "--stop"):
         unknown = rayasd_process(*cluster.words(action, "nix"))
-        assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+        assert (unknown.returncode, len(own_lines(unknown.stderr))) == (2, 1)
         assert "Job nix does not exist" in unknown.stderr
 
 
@@ -100,17 +112,13 @@ def test_without_the_token_nothing_is_done_and_one_line_says_why(
 ):
     wrong = tmp_path / "wrong"
     wrong.write_text("6" * 64)
-    said = f"error: the cluster at {cluster.address}"
+    said = f"error: the cluster at {cluster.address} refuses the request: give its token by --token-file or"
     words = ("submit", "--address", cluster.address, "--", "report", "--help")
-    for variables, reason in (
-        ({}, "wants a token: give --token-file, or set RAY_AUTH_TOKEN_PATH"),
-        ({"RAY_AUTH_TOKEN_PATH": str(wrong)}, "refuses this token: give that cluster's own by --token-file or"),
-        ({"RAY_AUTH_TOKEN": "7" * 64}, "refuses this token: give that cluster's own by --token-file or"),
-    ):
+    for variables in ({}, {"RAY_AUTH_TOKEN_PATH": str(wrong)}, {"RAY_AUTH_TOKEN": "7" * 64}):
         refused = rayasd_process(*words, HOME=str(tmp_path), **variables)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert refused.stderr.startswith(f"{said} {reason}")
-        assert refused.stderr.count("\n") == 1
+        (line,) = own_lines(refused.stderr)
+        assert line.startswith(said)
 
 
 @pytest.mark.ray
@@ -151,9 +159,9 @@ def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
         ("ray://127.0.0.1:9", "give the dashboard's, for example http://HEAD:8265"),
     ],
 )
-def test_where_nobody_listens_one_line_says_so_at_once(rayasd: Rayasd, address: str, said: str):
+def test_where_nobody_listens_one_line_says_so_at_once(rayasd_process: Rayasd, address: str, said: str):
     began = time.monotonic()
-    refused = rayasd("submit", "--address", address, "--list")
+    refused = rayasd_process("submit", "--address", address, "--list", timeout=60)
     assert time.monotonic() - began < 10
     assert refused.returncode == 2
     assert said in refused.stderr
@@ -173,54 +181,18 @@ def test_an_unknown_command_is_not_sent(rayasd: Rayasd):
     assert "unknown command 'swep': did you mean 'sweep'?" in refused.stderr
 
 
-def test_a_job_begins_where_it_was_sent_from():
-    sent: list[str] = []
-    client = SimpleNamespace(submit_job=lambda entrypoint, **_: sent.append(entrypoint) or "j")
-    words = ["sweep", "--data", "my clips", "--set", "network.pretrained=w.safetensors"]
-    assert jobs_of(client).submit(words, job_id=None, python="python", folder=Path("/home/jo/a b")) == "j"
-    shell = [
-        "bash",
-        "-c",
-        sent[0].replace("'/home/jo/a b'", "/ ").replace("exec python -m rayasd", "pwd; printf '%s|'"),
-    ]
-    assert subprocess.run(shell, capture_output=True, text=True).stdout == "/\n" + "|".join(words) + "|"
-    nowhere = subprocess.run(["bash", "-c", sent[0]], capture_output=True, text=True)
-    assert nowhere.returncode == 2
-    assert "the head has no such folder" in nowhere.stderr
-
-
 @pytest.mark.parametrize(
     ("status", "code", "followed"),
     [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 75)],
 )
 def test_how_a_job_ends_is_an_exit_code(status: str, code: int | None, followed: int):
-    said: list[str] = []
-    assert jobs_of(FakeClient(status, code)).follow("j", said.append) == followed
-    assert "".join(said) == "working\n" + ("its node was lost\n" if code is None and followed == 1 else "")
+    from ray.job_submission import JobStatus
 
-
-def test_a_lost_connection_is_said_in_one_line():
-    said: list[str] = []
-    assert jobs_of(FakeClient("RUNNING", None, lost=True)).follow("j", said.append) == 1
-    assert "".join(said) == "working\nlost sight of job j, which may go on: the cluster at http://h:1: closed\n"
-
-
-def jobs_of(client: object) -> Jobs:
-    jobs = Jobs.__new__(Jobs)
-    jobs.address, jobs._client = "http://h:1", client
-    return jobs
-
-
-class FakeClient:
-    def __init__(self, status: str, code: int | None, *, lost: bool = False) -> None:
-        self.status, self.code, self.lost = status, code, lost
-
-    def get_job_info(self, _: str) -> SimpleNamespace:
-        from ray.job_submission import JobStatus
-
-        return SimpleNamespace(status=JobStatus(self.status), driver_exit_code=self.code, message="its node was lost")
-
-    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+    async def tail_job_logs(_: str) -> AsyncIterator[str]:
         yield "working\n"
-        if self.lost:
-            raise RuntimeError("closed")
+
+    job = SimpleNamespace(status=JobStatus(status), driver_exit_code=code, message="its node was lost")
+    said: list[str] = []
+    client = SimpleNamespace(get_job_info=lambda _: job, tail_job_logs=tail_job_logs)
+    assert follow(client, "j", said.append) == followed
+    assert "".join(said) == "working\n" + ("its node was lost\n" if code is None and followed == 1 else "")

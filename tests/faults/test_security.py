@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from rayasd.cluster import folder as ray_folder
+from rayasd.cluster.folder import private_folder, root_of_own
 from rayasd.errors import UserError
 from rayasd.exposure.network import Extractor
 from rayasd.exposure.training import train
-from rayasd.sweep.executors import ray_folder
-from rayasd.sweep.executors.ray_folder import private_folder, root_of_own
 from tests.cli.test_sweep import wait_until
 from tests.command import command_line, environment
 from tests.conftest import SpecOf, small_sweep

@@ -58,7 +58,8 @@ def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives
         wait_until(lambda: (run / "ray-token").exists() or (run / "events.jsonl").exists(), driver)
         assert (run / "ray-token").stat().st_mode & 0o777 == 0o600
         wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver, seconds=240)
-        (worker,) = processes("ray::train fan both seed 0")
+        worker = json.loads((run / "models/both/fan/seed=0/progress.json").read_text())["pid"]
+        assert worker in processes("ray::train fan both seed 0")
         os.kill(worker, signal.SIGKILL)
         output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, output
@@ -137,9 +138,9 @@ def test_a_unit_that_is_killed_for_memory_fails_alone_after_its_tries(tree: Path
 AGAIN = """
 import os, sys
 from pathlib import Path
-from rayasd.sweep.executors.ray import RayExecutor
+from rayasd.cluster.executor import RayExecutor
 for _ in range(2):
-    RayExecutor(None, Path(sys.argv[1]), "x", num_cpus=1).close()
+    RayExecutor(None, Path(sys.argv[1]), num_cpus=1).close()
     assert not Path(sys.argv[1]).exists() and "RAY_AUTH_MODE" not in os.environ
 """
 

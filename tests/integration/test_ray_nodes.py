@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rayasd.sweep.executors import ray_nodes
-from rayasd.sweep.executors.ray_nodes import Software
+from rayasd.cluster import nodes
+from rayasd.cluster.nodes import Software
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,13 +27,13 @@ def test_other_packages_are_named_before_other_code():
 def test_a_clock_that_is_off_is_noted(seconds: float, notes: list[str]):
     mine = Software.here()
     ray = SimpleNamespace(get=lambda _: (mine, time.time() + seconds), exceptions=SimpleNamespace(RayError=OSError))
-    assert ray_nodes._judged(ray, None, "node07", mine) == notes
+    assert nodes._judged(ray, None, "node07", mine) == notes
 
 
 CHECK = """
 import sys, ray
 from rayasd.errors import UserError
-from rayasd.sweep.executors.ray_nodes import check_nodes
+from rayasd.cluster.nodes import check_nodes
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 try:
     print(check_nodes(ray, [node for node in ray.nodes() if node["Alive"]]))
@@ -65,7 +65,7 @@ def test_a_node_with_another_rayasd_is_refused(tmp_path: Path, monkeypatch: pyte
         code = tmp_path / "theirs/rayasd/errors.py"
         code.write_text(code.read_text() + "# another\n")
         assert check().endswith("has another rayasd of the same version: install the same on all nodes")
-        (tmp_path / "theirs/rayasd/sweep/executors/ray_nodes.py").unlink()
+        (tmp_path / "theirs/rayasd/cluster/nodes.py").unlink()
         assert "cannot run rayasd: " in check()
     finally:
         cluster.shutdown()

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 
 from rayasd import presets
+from rayasd.cluster.executor import RayExecutor
 from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.errors import UserError
 from rayasd.files import write_json
 from rayasd.sweep import driver, lock
 from rayasd.sweep.driver import Queue, check_request, drive
 from rayasd.sweep.executors import Request, Resources
-from rayasd.sweep.executors.ray import RayExecutor
 from rayasd.sweep.markers import failure, mark_done
 from rayasd.sweep.plan import Plan, prerequisite
 from rayasd.sweep.states import State, Sweep, survey
@@ -40,8 +40,8 @@ class FakeExecutor:
         self.hanging: set[Unit] = set()
         self.cancelled: list[Unit] = []
 
-    def describe(self) -> str:
-        return "fake"
+    def describe(self) -> list[str]:
+        return ["fake"]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         self.running.append(spec)
@@ -521,8 +521,8 @@ def test_a_variant_that_one_side_lacks_is_no_difference_whatever_its_name():
 
 
 def test_ray_gets_no_more_names_than_it_can_bear(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rayasd.sweep.executors.ray._MOST_NAMES", 2)
+    monkeypatch.setattr("rayasd.cluster.executor._MOST_NAMES", 2)
     executor = object.__new__(RayExecutor)  # without a cluster
     executor._names = set()
-    names = [executor._name(Unit("train", "both", "fan", seed)) for seed in (0, 1, 2, 0)]
+    names = [executor.name(Unit("train", "both", "fan", seed)) for seed in (0, 1, 2, 0)]
     assert names == ["train fan both seed 0", "train fan both seed 1", "train fan both", "train fan both seed 0"]

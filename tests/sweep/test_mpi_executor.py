@@ -29,7 +29,7 @@ def test_a_rank_does_one_unit_however_many_cpus_it_has(monkeypatch: pytest.Monke
     monkeypatch.setattr(mpi, "_world", World(Resources(8, 1), Resources(4, 1)))
     executor = mpi.MPIExecutor(2)
     assert executor.nodes == [Resources(2, 1), Resources(2, 1)]
-    assert executor.describe() == "MPI, 2 ranks that work: 12 CPUs and 2 GPUs"
+    assert executor.describe() == ["MPI, 2 ranks that work: 12 CPUs and 2 GPUs"]
 
 
 def test_ranks_with_unequal_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -67,8 +67,8 @@ class Executor(Protocol):
     def nodes(self) -> Sequence[Resources]:
         """Resources of each node as it is now: nodes come and go. A unit runs within one."""
 
-    def describe(self) -> str:
-        """Say in one line where units run, for people."""
+    def describe(self) -> list[str]:
+        """Return lines for people: first where units run, then what else they should know."""
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; the driver keeps within what the nodes have."""
@@ -78,9 +78,6 @@ class Executor(Protocol):
 
     def cancel(self, unit: Unit) -> None:
         """End a running unit; no outcome of it follows."""
-
-    def publish(self, counts: Counts, progress: Reported) -> None:
-        """Let those who watch the executor from outside see where units stand, and how far the running ones are."""
 
     def close(self) -> None:
         """End everything that this executor started."""

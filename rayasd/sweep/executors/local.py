@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from rayasd.host import end_with_parent, how_it_ended, usable_cpus, visible_gpus
-from rayasd.sweep.executors import Counts, Reported, Resources
+from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
 
@@ -35,9 +35,9 @@ class LocalExecutor:
         self.nodes = [Resources(num_cpus or usable_cpus(), len(self.gpus))]
         self._workers: list[_Worker] = []
 
-    def describe(self) -> str:
-        """Say where units run."""
-        return f"this host, {self.nodes[0]}"
+    def describe(self) -> list[str]:
+        """Return where units run."""
+        return [f"this host, {self.nodes[0]}"]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Give the unit to an idle worker, or to a new one."""
@@ -80,9 +80,6 @@ class LocalExecutor:
             worker.process.kill()
             worker.process.join()
             self._workers.remove(worker)
-
-    def publish(self, counts: Counts, progress: Reported) -> None:
-        """Nobody watches from outside."""
 
     def close(self) -> None:
         """End the workers."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from rayasd.errors import UserError
 from rayasd.host import visible_gpus
-from rayasd.sweep.executors import Counts, Reported, Resources
+from rayasd.sweep.executors import Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit, UnitSpec
@@ -89,9 +89,9 @@ class MPIExecutor:
         self._tries = 0
         self._sent: list[Any] = []
 
-    def describe(self) -> str:
-        """Say where units run."""
-        return f"MPI, {len(self.nodes)} ranks that work: {self._all}"
+    def describe(self) -> list[str]:
+        """Return where units run."""
+        return [f"MPI, {len(self.nodes)} ranks that work: {self._all}"]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Send the unit to a rank that is free."""
@@ -118,9 +118,6 @@ class MPIExecutor:
         del self._running[future]
         control = self._world.control
         self._sent += [control.isend(number, rank) for rank in range(1, control.size)]
-
-    def publish(self, counts: Counts, progress: Reported) -> None:
-        """Nobody watches from outside."""
 
     def close(self) -> None:
         """End what still runs; the ranks stay until the command ends."""

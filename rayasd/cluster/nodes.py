@@ -27,7 +27,7 @@ class Software:
     @classmethod
     def here(cls) -> "Software":
         """Look at this process's own."""
-        modules = sorted(Path(__file__).parents[2].rglob("*.py"))
+        modules = sorted(Path(__file__).parents[1].rglob("*.py"))
         code = sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
         python = ".".join(platform.python_version_tuple()[:2])
         return cls({"Python": python, "rayasd": __version__, **package_versions()}, code)

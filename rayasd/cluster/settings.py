@@ -1,4 +1,4 @@
-"""How we come to a Ray: what every Ray of ours is told, its token, and why a cluster cannot be reached."""
+"""Settings of every Ray that rayasd starts, its token, and joining a Ray."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def join(address: str, where: str, **options: Any) -> Any:
 
     try:
         return ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+    except Exception as error:  # plain ones too: a dashboard that does not start in time
         raise UserError(f"cannot start or reach {where}: {one_line(error, 300)}") from None
 
 

@@ -9,16 +9,19 @@ import os
 import re
 import secrets
 import stat
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from rayasd.errors import UserError
 
 RAYS = "ray"
 """Name of Ray's part of the folder; what is beside it is ours."""
-NAME = re.compile(r"ra[0-9a-f]{8}")
 
+_NAME = re.compile(r"ra[0-9a-f]{8}")
+_LOGS = re.compile(r"start-\d+\.log|waiting\.log")  # of rayasd launch
 _HELD: list[int] = []
 _LENGTH = len("/ra01234567")
 _LONGEST = 107 - len(f"/{RAYS}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
@@ -41,7 +44,7 @@ def private_folder(root: Path, job: str | None = None) -> Path:
     folder = root / f"ra{secrets.token_hex(4) if job is None else format(zlib.crc32(job.encode()), '08x')}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
-        if is_ours(folder):
+        if _is_ours(folder):
             folder.chmod(0o700)
             _hold(folder)
             return folder
@@ -50,7 +53,18 @@ def private_folder(root: Path, job: str | None = None) -> Path:
     raise UserError(f"{folder} belongs to another user: choose another --temp-dir (RAYASD_TMP)")
 
 
-def is_held(folder: Path) -> bool:
+def abandoned(root: Path, hours: float) -> Iterator[tuple[Path, int]]:
+    """Yield this user's private folders that no process holds and nobody wrote for ``hours``, and their bytes."""
+    for folder in sorted(root.glob("ra*")):
+        with suppress(FileNotFoundError):  # its sweep ends while we look
+            if _NAME.fullmatch(folder.name) and _is_ours(folder) and not _is_held(folder):
+                size, written = _size_and_time(folder)
+                foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
+                if written <= time.time() - 3600 * hours and not foreign:
+                    yield folder, size
+
+
+def _is_held(folder: Path) -> bool:
     """Whether a process that made a private folder, or shares it, still runs."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -77,10 +91,21 @@ def root_of_own(environment: Mapping[str, str] = os.environ) -> Path:
     return next((root.absolute() for root in usual if _is_short(root.absolute())), Path("/tmp"))
 
 
-def is_ours(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     """Whether a path is a folder of this user's own, not a link to one."""
     status = path.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _size_and_time(folder: Path) -> tuple[int, float]:
+    """Bytes of all files in a folder, and when the last one was written."""
+    size, written = 0, folder.lstat().st_mtime
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = Path(parent, name).lstat()
+                size, written = size + status.st_size, max(written, status.st_mtime)
+    return size, written
 
 
 def _is_short(root: Path) -> bool:

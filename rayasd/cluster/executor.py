@@ -12,15 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rayasd.cluster.folder import RAYS, private_folder, root_of_own
+from rayasd.cluster.nodes import check_nodes
+from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
 from rayasd.errors import Interrupted, UserError
 from rayasd.files import read_record
 from rayasd.host import usable_cpus, why_silent
 from rayasd.stages import STAGES
-from rayasd.sweep.executors import Counts, Reported, Resources
-from rayasd.sweep.executors.ray_cluster import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
-from rayasd.sweep.executors.ray_folder import RAYS, private_folder, root_of_own
-from rayasd.sweep.executors.ray_metrics import Metrics
-from rayasd.sweep.executors.ray_nodes import check_nodes
+from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
 
@@ -36,7 +35,7 @@ _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may
 class RayExecutor:
     """Drives a Ray cluster: a standing one by address, else one of this host's own that ends with the driver."""
 
-    def __init__(self, address: str | None, token_file: Path, run_name: str, num_cpus: int | None = None) -> None:
+    def __init__(self, address: str | None, token_file: Path, num_cpus: int | None = None) -> None:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host
         self._token = _authenticate(token_file) if own else None
@@ -62,7 +61,6 @@ class RayExecutor:
         self._sees_head = not own and not address.startswith("ray://")  # whose client has a port of its own
         self._head_silent = 0.0
         """Since when it has not answered."""
-        self._metrics = Metrics(run_name, self._name)
         self._logs, self._lost_any = token_file.with_name("ray-logs"), False
         self._running: dict[Any, tuple[UnitSpec, Any]] = {}
         self._names: set[str] = set()
@@ -98,12 +96,12 @@ class RayExecutor:
         amounts = [node["Resources"] for node in self._up]
         self._nodes = [Resources(amount.get("CPU", 0.0), amount.get("GPU", 0.0)) for amount in amounts]
 
-    def describe(self) -> str:
-        """Say where units run and where to watch them."""
+    def describe(self) -> list[str]:
+        """Return where units run, where to watch them, and what is odd about the nodes."""
         total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
         nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
-        metrics = "" if self._folder is None else f"\nPrometheus finds metrics by {self._folder / RAYS / _METRICS}"
-        return "\n".join([f"{self._where}: {total}{nodes}{self._dashboard}{metrics}", *self._odd])
+        metrics = [] if self._folder is None else [f"Prometheus finds metrics by {self._folder / RAYS / _METRICS}"]
+        return [f"{self._where}: {total}{nodes}", *self._dashboard, *metrics, *self._odd]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
@@ -111,14 +109,14 @@ class RayExecutor:
         if not STAGES[spec.unit.stage].uses_torch:  # starts at once, in a process that has started before
             cpus = 0 if self._own else resources.cpus
             actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=cpus).remote()
-            reference = actor.detect.options(name=self._name(spec.unit)).remote(spec)
+            reference = actor.detect.options(name=self.name(spec.unit)).remote(spec)
         else:
             self._make_room(resources)
-            options = {"name": self._name(spec.unit), "num_cpus": resources.cpus, "num_gpus": resources.gpus}
+            options = {"name": self.name(spec.unit), "num_cpus": resources.cpus, "num_gpus": resources.gpus}
             reference = self._task.options(**options).remote(spec)
         self._running[reference] = (spec, actor)
 
-    def _name(self, unit: Unit) -> str:
+    def name(self, unit: Unit) -> str:
         """Name a unit for Ray, which keeps 10 kB of each name for good: of many units, without seeds."""
         if len(self._names) < _MOST_NAMES:
             self._names.add(str(unit))
@@ -162,10 +160,6 @@ class RayExecutor:
                 killer = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_kill_worker)
                 killer.options(name=f"end {unit}").remote(worker["host"], worker["pid"])
 
-    def publish(self, counts: Counts, progress: Reported) -> None:
-        """Set Ray's metrics."""
-        self._metrics.publish(counts, progress)
-
     def close(self) -> None:
         """Cancel what still runs and leave the cluster; our own ends with us."""
         if not self._head_silent:
@@ -200,24 +194,24 @@ class RayExecutor:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         kinds = self._ray.exceptions
         gone = self._host_is_gone(spec)  # Ray itself takes 15 s or more to know
-        host_lost = gone or isinstance(error, (kinds.NodeDiedError, kinds.ActorUnavailableError))
         return Outcome(
             spec.unit,
             f"its Ray worker was lost: {first_line[:300]}",
             str(error),
-            host_lost=host_lost or "because its node has died" in str(error),
+            host_lost=gone or isinstance(error, (kinds.NodeDiedError, kinds.ActorUnavailableError)),
             pause_seconds=(
                 _MEMORY_PAUSE_SECONDS if isinstance(error, kinds.OutOfMemoryError) else _HOST_PAUSE_SECONDS * gone
             ),
         )
 
     def _host_is_gone(self, spec: UnitSpec) -> bool:
-        """Whether nothing answers any more where the unit ran; asked once a host and look at the nodes."""
+        """Whether the unit's node has left or does not answer; before its first sign of life, any node may be it."""
         host = read_record(spec.run.progress(spec.unit)).get("host")
-        for node in self._up:
-            if node["NodeManagerHostname"] == host and "answers" not in node:
+        nodes = [node for node in self._up if host in (None, node["NodeManagerHostname"])]
+        for node in nodes:
+            if "answers" not in node:  # asked once per look at the nodes
                 node["answers"] = not why_silent(node["NodeManagerAddress"], node["NodeManagerPort"], 2.0)
-        return any(not node.get("answers", True) for node in self._up if node["NodeManagerHostname"] == host)
+        return not nodes or not all(node["answers"] for node in nodes)
 
 
 class InlierModels:
@@ -235,16 +229,16 @@ def _kill_worker(host: str, pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _dashboard_line(url: str | None) -> str:
-    """Say where the dashboard is, and how to see it from another host."""
+def _dashboard_line(url: str | None) -> list[str]:
+    """Return where the dashboard is, and how to see it from another host."""
     if not url:
-        return ""
+        return []
     host, _, port = url.rpartition(":")
-    line = f"\ndashboard http://{url}"
+    line = f"dashboard http://{url}"
     if host in ("127.0.0.1", "localhost"):
         line += f", from elsewhere by ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
     token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return f"{line}; its token is in {token}" if token else line
+    return [f"{line}; its token is in {token}" if token else line]
 
 
 def _authenticate(token_file: Path) -> Path | None:
