@@ -61,7 +61,7 @@ FirstJobId={first_job}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
-KillWait=5
+KillWait=20
 UnkillableStepTimeout=30
 SlurmdTimeout={slurmd_timeout}
 ReturnToService=2

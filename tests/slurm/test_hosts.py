@@ -86,7 +86,7 @@ def test_a_killed_job_leaves_no_process(hosts: Hosts, tmp_path: Path):
     hosts.run("sbatch", "--nodes=2", "--output=log", f"--wrap={job}", cwd=tmp_path)
     wait_for(lambda: len(sleepers(marker)) == 4, 20)
     hosts.run("scancel", "--user=root")
-    wait_for(lambda: not sleepers(marker), 20)
+    wait_for(lambda: not sleepers(marker), 60)
     wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
 
 

@@ -185,7 +185,7 @@ def test_a_client_without_the_token_is_refused_and_a_cancelled_job_leaves_nothin
     assert batch.state() == "RUNNING"
     assert {training.host for training in trainings(run).values()} == {"h1", "h2"}
     hosts.run("scancel", batch.number)
-    figures("scancel until nothing is left", wait_until_clean(hosts, seconds=30))
+    figures("scancel until nothing is left", wait_until_clean(hosts, seconds=60))
     assert batch.wait(60, "CANCELLED")
     assert not (run / "lock.json").exists()
     assert not list(tmp_path.glob("launch-*/token"))
