@@ -110,10 +110,14 @@ def call_process(
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    left, began = signal.setitimer(signal.ITIMER_REAL, 0)[0], time.monotonic()  # pytest's own time limit
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(1.0, left - (time.monotonic() - began)))
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

@@ -60,7 +60,7 @@ def write_tree(root: Path, machines: tuple[str, ...] = ("fan", "pump", "valve"))
     return root
 
 
-@pytest.hookimpl(trylast=True)  # folders add their marks before
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups; folders, registered later, add their marks before
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out among processes: Ray, Slurm and MPI own ports and hosts and go one by one, others by file."""
     for item in items:
