@@ -1,11 +1,14 @@
 """The house keeps its shape: imports run one way, Ray stays in its room, no module grows beyond a look."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import rayasd
 
@@ -84,3 +87,9 @@ def test_a_sweep_is_refused_before_heavy_imports_are_paid_for():
     code = "import rayasd.cli.sweeping, sys; print(*{'torch', 'sklearn', 'scipy', 'pandas', 'ray'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_tests_of_ports_and_hosts_share_one_process(request: pytest.FixtureRequest):
+    if os.environ.get("PYTEST_XDIST_WORKER") is None or not request.config.getoption("loadgroup"):
+        pytest.skip("not shared out by groups: make test does")
+    assert request.node.nodeid.endswith("@test_house")

@@ -64,6 +64,7 @@ def test_a_host_has_folders_of_its_own_and_shares_the_rest(hosts: Hosts, tmp_pat
         ".:", "ours", "/dev/shm:", "/tmp/ray:",
     ]  # fmt: skip
     assert not Path("/dev/shm/mine").exists()
+    hosts.node(1, "rm", "/tmp/ray/mine", "/dev/shm/mine")  # a job is looked at for what it leaves there
 
 
 def test_variables_and_exit_codes_come_through(hosts: Hosts):
