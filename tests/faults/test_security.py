@@ -182,8 +182,13 @@ def test_the_root_of_a_sweeps_own_ray_is_chosen_by_variables():
 
 
 def _port(session: Path, name: str) -> str:
-    (path,) = session.glob(f"{name}_port_*")
-    return path.read_text().strip()
+    """Read a port that a part of Ray writes into a file: the file may be there before its content."""
+
+    def found() -> list[str]:
+        return [text for path in session.glob(f"{name}_port_*") if (text := path.read_text().strip()).isdecimal()]
+
+    wait_until(lambda: len(found()) == 1, seconds=60)
+    return found()[0]
 
 
 def _holds(path: Path, token: str) -> bool:
