@@ -23,6 +23,8 @@ from rayasd.sweep.lock import holder_of, locked, refuse_if_held, see_if_held
 from tests.cli.test_sweep import wait_until
 from tests.faults.places import Place, mounted  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.slow  # processes that hold, freeze and die, and leases that run out
+
 PROLOGUE = """
 import os, signal, sys, time
 from pathlib import Path
