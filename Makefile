@@ -31,7 +31,7 @@ test: venv
 test-fast: venv
 	$(BIN)/python -m pytest -m "not slow and not ray and not slurm and not mpi and not long" -n auto
 
-# The long fault matrix: kills, lost hosts, full disks, every fault of Slurm and Ray: 20 minutes on 2 idle cores.
+# The long fault matrix: kills, lost hosts, full disks, every fault of Slurm and Ray: half an hour.
 test-long: venv
 	$(BIN)/python -m pytest -m long --durations=30 $(PARALLEL)
 
