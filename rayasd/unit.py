@@ -46,15 +46,15 @@ class RunDirectory:
 
     @property
     def lock(self) -> Path:
-        """Who drives this run (JSON), while somebody does."""
+        """Lock of the whole run: its driver (JSON)."""
         return self.root / "lock.json"
 
     def part_lock(self, machine: str) -> Path:
-        """Who drives this machine's part of the run (JSON), while somebody does."""
+        """Lock of a machine's part of the run: its driver (JSON)."""
         return self.root / f"lock-{machine}.json"
 
     def part_locks(self) -> list[Path]:
-        """List the locks of parts that stand."""
+        """List the locks of parts that exist."""
         return sorted(self.root.glob("lock-*.json"))
 
     def of_driver(self, name: str, part: Iterable[str] | None) -> Path:
@@ -144,7 +144,7 @@ class UnitSpec:
     """auto, cpu, cuda or cuda:N."""
     num_threads: int = 1
     stop: Path | None = None
-    """While this file stands, units save where they are at their next good moment and end."""
+    """While this file exists, units save their state at the next good moment and end."""
     num_ranks: int = 1
     """Processes of one host that train the unit together, a GPU each or all on CPUs; not part of its identity."""
 
@@ -213,4 +213,4 @@ def silent(progress: Progress) -> bool:
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error
-    """The unit was asked to stop and has saved where it stands."""
+    """The unit was asked to stop and has saved its state."""

@@ -1,4 +1,4 @@
-"""Where a launcher stands in its job: its rank, how many there are, and what its node gives it."""
+"""The place of a launcher in its job: its rank, how many there are, and what its node gives it."""
 
 import os
 import re

@@ -72,7 +72,7 @@ def decode(
     num_processes: int | None = None,
     on_progress: OnProgress = _no_progress,
 ) -> Catalog:
-    """Make sure that every machine's memory map stands, and add what decoding tells to the catalog.
+    """Make sure that every machine's memory map exists, and add what decoding tells to the catalog.
 
     Returns:
         The catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its oddities.

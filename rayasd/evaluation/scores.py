@@ -83,7 +83,7 @@ class Scored:
     computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
     """Scores of an ensemble, which may have no file."""
     members: "Mapping[str, Sequence[System]] | None" = field(default=None, repr=False)
-    """Of a greedy ensemble: by section, the systems whose scores are fused."""
+    """For a greedy ensemble: by section, the systems whose scores are fused."""
 
     @cached_property
     def systems(self) -> Mapping[Key, SectionScores]:
@@ -101,18 +101,15 @@ def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Score
     return {(file.variant, file.machine, file.seed): file for file in scored}
 
 
-def read_scores(path: Path, *, section: str | None = None, sha256: str | None = None) -> dict[Key, SectionScores]:
-    """Read a scores file, or one section of it, system by system in the file's order.
+def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionScores]:
+    """Read a scores file, system by system in the file's order.
 
     Raises:
         UserError: the file is damaged, or has another checksum than ``sha256``.
 
     """
-    filters = None if section is None else [("section", "=", section)]
     table = (
-        read_parquet(path, "rayasd sweep --verify does it again", sha256=sha256, filters=filters)
-        .unify_dictionaries()
-        .combine_chunks()
+        read_parquet(path, "rayasd sweep --verify does it again", sha256=sha256).unify_dictionaries().combine_chunks()
     )
     columns = {name: _values(table[name]) for name in table.column_names}
     in_test = columns["split"] == "test"

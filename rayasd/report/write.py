@@ -43,7 +43,7 @@ class Results:
     leaderboard: Leaderboard
     cells: pa.Table
     scored: Sequence[Scored]
-    """Of units and of ensembles."""
+    """The scores of units and of ensembles."""
 
     @property
     def ensembles(self) -> list[Scored]:

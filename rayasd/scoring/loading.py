@@ -198,8 +198,8 @@ def _clip_seconds(catalog: Catalog, machine: str, rate: int) -> float:
 def _training(store: RunStore, unit: Unit, systems: dict[str, System]) -> pa.Table:
     """Scores of normal clips to set thresholds by; none of a system that the run has not scored."""
     sections, scores = [], []
+    found = read_scores(store.paths.table(unit))
     for section, system in systems.items():
-        found = read_scores(store.paths.table(unit), section=section)
         key = Key(section, system.checkpoint, system.detector, system.pooling)
         if key in found:
             scores += found[key].calibrating.tolist()

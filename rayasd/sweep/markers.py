@@ -38,7 +38,7 @@ def mark_done(spec: UnitSpec, **details: Any) -> None:
 
 
 def is_done(spec: UnitSpec) -> bool:
-    """Whether the unit's marker stands, is of this identity, and the files it names are there in their size."""
+    """Whether the unit's marker exists with this identity, and the files it names exist with their sizes."""
     marker = read_record(spec.run.marker(spec.unit, "DONE"))
     return marker.get("identity") == spec.identity and all(
         _size(spec.output / name) == file["bytes"] for name, file in _files(marker).items()
@@ -54,7 +54,7 @@ def why_unusable(spec: UnitSpec) -> str | None:
         path = spec.output / name
         if not path.exists() or file_digest(path) != file["sha256"]:
             return damaged(path, unit)
-    if why := why_again(spec):
+    if why := _changed(marker, spec):
         return f"{unit} of {spec.run.root} was done with {why}: rayasd sweep does it again"
     return None
 
@@ -71,7 +71,10 @@ def checksum(spec: UnitSpec, path: Path) -> str:
 
 def why_again(spec: UnitSpec) -> str | None:
     """Return what has changed since a unit was done, old value first; None where nothing has, or it is not done."""
-    marker = read_record(spec.run.marker(spec.unit, "DONE"))
+    return _changed(read_record(spec.run.marker(spec.unit, "DONE")), spec)
+
+
+def _changed(marker: Mapping[str, Any], spec: UnitSpec) -> str | None:
     if not marker or marker.get("identity") == spec.identity:
         return None
     before, after = marker.get("settings"), spec.settings

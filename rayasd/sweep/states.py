@@ -97,7 +97,7 @@ def survey(
     sweep = Sweep(specs)
     for unit, spec in specs.items():
         needed = prerequisite(unit, spec.config)
-        # what stands on something that is to be done again is to be done again too
+        # what builds on something that is to be done again is done again, too
         upstream_done = needed is None or sweep.states[needed] is State.DONE
         if upstream_done and markers.is_done(spec) and not (verify and markers.why_unusable(spec)):
             sweep.move(unit, State.DONE)

@@ -43,7 +43,7 @@ class RunStore:
         self.events_file = self.paths.of_driver("events.jsonl", part)
         """What happened, one JSON line an event; hosts must not write into one file."""
         self.stop_file = self.paths.of_driver("stop", part)
-        """While it stands, this driver starts nothing more, and its units save where they are and end."""
+        """While it exists, this driver starts nothing more, and its units save their state and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
         """Secret of this driver's own Ray."""
 
@@ -145,7 +145,7 @@ class RunStore:
                     + "\nChoose another --run-dir, or --accept-changes to redo only what these change."
                 )
             if self.part is not None:
-                return  # others read what stands there
+                return  # other drivers read what is there
             plans = list(dict.fromkeys([*self.plans(), plan]))
             config = replace(config, variants={**before.variants, **config.variants})
         invocation = describe_invocation(command)

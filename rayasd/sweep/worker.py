@@ -34,7 +34,7 @@ class Outcome:
     hopeless: bool = False
     """Trying again would give the same: bad configuration or data."""
     stopped: bool = False
-    """The run was asked to stop; the unit has saved where it stands."""
+    """The run was asked to stop; the unit has saved its state."""
     host_lost: bool = False
     """Its host went, with all that ran there."""
     lacks_storage: bool = False
@@ -90,7 +90,7 @@ class FileReporter:
     run: RunDirectory
     unit: Unit
     stop: Path | None = None
-    """Says, while it stands, that the unit is to stop."""
+    """While this file exists, the unit is asked to stop."""
     started: float = field(default_factory=time.monotonic)
     written: float = 0.0
     clips: int = 0

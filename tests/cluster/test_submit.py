@@ -85,7 +85,7 @@ def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayas
     assert "Compute RUN's leaderboard afresh" in shown.stdout
     refused = rayasd_process(*cluster.words("--job-id", "bad", "--", "report", "nothing-here"))
     assert refused.returncode == 2
-    assert f"error: {tmp_path}/work/nothing-here is not a run directory" in refused.stdout
+    assert f"error: {tmp_path / 'work' / 'nothing-here'} is not a run directory" in refused.stdout
     again = rayasd_process(*cluster.words("--follow", "bad"))
     assert (again.returncode, again.stdout) == (2, refused.stdout)
     spaces = tmp_path / "a b"

@@ -46,8 +46,8 @@ def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_sweep(run: Path, variant: str, section: str, detector: str, pooling: str) -> dict[str, float]:
     path = run / f"scores/variant={variant}/machine=fan/seed=0/part-0.parquet"
-    found = {key: scores for key, scores in read_scores(path, section=section).items()
-             if (key.detector, key.pooling) == (detector, pooling)}  # fmt: skip
+    found = {key: scores for key, scores in read_scores(path).items()
+             if (key.section, key.detector, key.pooling) == (section, detector, pooling)}  # fmt: skip
     (scores,) = found.values()
     assert isinstance(next(iter(found)), Key)
     return dict(zip(scores.clips, scores.scores, strict=True))
