@@ -200,7 +200,7 @@ def floors(spec: UnitSpec, *, small: bool = False) -> tuple[float, float]:
     """Clips a second in training and windows a second in embedding that the network's bytes and operations allow."""
     torch.set_num_threads(spec.num_threads)
     compute = choose_compute(spec.device, spec.config.network.precision)
-    extractor, size = compute.place(Extractor(spec.config, 3)), spec.config.exposure.batch_size
+    extractor, size = compute.place(Extractor(spec.config)), spec.config.exposure.batch_size
     waveforms = torch.randn(size, spec.config.window_length, device=compute.device)
     ceilings = measured_ceilings(compute, small=small)
     trained, embedded = (

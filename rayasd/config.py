@@ -2,11 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from rayasd.ensemble_names import GREEDY, parse_ensemble
 from rayasd.errors import UserError, unknown
 from rayasd.nested import bounded, build, merge, nest
 
@@ -21,16 +22,18 @@ class DataConfig:
     """Resample clips of another rate with a polyphase filter; if false, they are refused by name."""
     channel: str = "only"
     """'only': mono files, others are refused by name; 'mean': average of all channels; or a channel number from 0."""
+    level: Literal["keep", "clip"] = "keep"
+    """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
     on_bad_clip: Literal["fail", "skip"] = "fail"
     """For an unreadable clip, 'fail' stops the sweep; 'skip' leaves the clip out and counts it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontEndConfig:
-    """Mel spectrogram of one window, computed on the training device."""
+    """The window, and its mel spectrogram, computed on the training device."""
 
     window_seconds: float = bounded(2.0, minimum=0.05, maximum=600.0)
-    """Length of one input window of the network."""
+    """Length of one input window of the encoder; a shorter clip is repeated until it fills the window."""
     n_fft: int = bounded(2048, minimum=16)
     """Samples per short-time Fourier transform."""
     hop_length: int = bounded(256, minimum=1)
@@ -51,53 +54,73 @@ class FrontEndConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The extractor: a network that turns a window into an embedding."""
+    """The extractor, which turns a window into an embedding: an encoder, then a neck."""
 
-    extractor: str = "network"
-    """'network' is trained. Untrained controls: 'statistics' (mean, deviation of each log-mel band), an import path."""
+    encoder: str = "mel-timm"
+    """What turns a window into features: 'mel-timm' (mel spectrogram, timm model), 'stft-resnet', 'fft', 'branches'
+    (several, side by side), a control without weights ('statistics', 'max-statistics', 'level'), or an import path.
+    Parameters go in parentheses: 'stft-resnet(n_fft=4096, hop_length=2048)'."""
+    train: Literal["full", "head", "frozen"] = "full"
+    """What training changes: everything; all but the encoder; or nothing (features are the embeddings)."""
+    neck: Literal["mlp", "none"] = "mlp"
+    """Between features and embedding: dropout and two linear layers, as in the paper; or nothing."""
     backbone: str = "tf_efficientnet_b0.ns_jft_in1k"
-    """Name of a timm model."""
+    """Name of the timm model of the encoder 'mel-timm'."""
     pretrained: str = ""
     """Local file of backbone weights (safetensors or torch); empty: random weights."""
     embedding_dim: int = bounded(128, minimum=2)
-    """Length of an embedding (D); even for the extractor 'statistics'."""
+    """Length of an embedding (D) where the neck makes it; even for the encoder 'statistics'."""
     dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
-    """Dropout probability between backbone and neck."""
+    """Dropout probability before the neck's linear layers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it."""
 
     @property
     def is_trained(self) -> bool:
-        """Whether the extractor goes through training; a control does not."""
-        return self.extractor == "network"
+        """Whether there is anything to train."""
+        return self.train != "frozen"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureConfig:
-    """Training the extractor by outlier exposure."""
+    """Training the extractor to tell apart clips that are all normal, of several machines, sections and conditions."""
 
+    objective: str = "two-bce"
+    """What the network learns to tell apart: 'two-bce' (the paper's machine and product losses); classes, by
+    'cross-entropy', 'adacos', 'sub-cluster-adacos', 'adaproj', 'arcface', 'feature-exchange' or 'subspace'; or an
+    import path. Parameters go in parentheses: 'sub-cluster-adacos(subclusters=16)'."""
+    classes: tuple[Literal["machine", "section", "attributes", "domain"], ...] = (
+        "machine", "section", "attributes", "domain",
+    )  # fmt: skip
+    """Columns of the catalog that make up a clip's class, for all objectives but 'two-bce'."""
+    scope: Literal["machine", "all"] = "machine"
+    """A network for each machine type, trained against the clips of all others; or one network for all of them."""
     epochs: int = bounded(300, minimum=0)
-    """Passes over the target machine's training clips; 0 leaves the network untrained."""
+    """Passes over the training clips, with scope 'machine' the target machine's; 0 leaves the network untrained."""
+    min_steps: int = bounded(0, minimum=0)
+    """Fewest optimiser steps: epochs are added where exposure.epochs has fewer."""
     batch_size: int = bounded(128, minimum=2)
-    """Clips per step: half normal clips of the target machine, half pseudo-anomalous clips."""
+    """Clips per step; with scope 'machine', half normal clips of the target machine, half pseudo-anomalous clips."""
     target_domain_per_batch: int = bounded(0, minimum=0)
     """Target-domain clips in the normal half of each batch; 0: they are drawn like all other clips."""
     learning_rate: float = bounded(1e-3, minimum=0.0)
-    """Peak learning rate of the one-cycle schedule."""
+    """Learning rate, of the one-cycle schedule its peak."""
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    """Course of the learning rate."""
     weight_decay: float = bounded(0.0, minimum=0.0)
     """Decoupled weight decay of AdamW."""
     lambda_machine: float = bounded(1.0, minimum=0.0)
     """Weight of the machine loss, which separates the target machine from all other machines."""
     lambda_product: float = bounded(10.0, minimum=0.0)
     """Weight of the product loss, which separates the sections of the target machine."""
-    machine_loss: str = "bce"
-    """'bce', or the import path of a loss."""
-    product_loss: str = "bce"
-    """'bce', 'cross-entropy', or the import path of a loss."""
+    product_loss: Literal["bce", "cross-entropy"] = "bce"
+    """Product loss of the objective 'two-bce': a multi-label binary cross-entropy, or a softmax cross-entropy."""
     waveform_scaling: Literal["own", "target"] = "own"
-    """Standardise a clip with the training mean and deviation of its own machine or of the target machine."""
-    mixup_schedule: Literal["cosine-down", "cosine-up", "always", "never"] = "cosine-down"
-    """Probability of a mixup step during training: falls from 1 to 0, rises from 0 to 1 by half-way, is 1, or is 0."""
+    """Standardise a clip with the training mean and deviation of its own machine or of the target machine. An encoder
+    may declare that it wants waveforms as they are."""
+    mixup_schedule: Literal["cosine-down", "cosine-up", "always", "never", "half"] = "cosine-down"
+    """Probability of a mixup step during training: falls from 1 to 0, rises from 0 to 1 by half-way, is 1, or is 0.
+    'half' mixes in every step, each clip with probability 0.5."""
     mixup_alpha: float = bounded(0.2, minimum=1e-3)
     """Mixup weights are drawn from Beta(alpha, alpha), one per clip."""
     mixup_product_loss: Literal["target", "all"] = "target"
@@ -157,6 +180,8 @@ class InlierConfig:
     """Clips to fit detectors to: held-out training clips, all training clips, or all source-domain training clips."""
     features: Literal["embedding", "logits", "both"] = "embedding"
     """Input of the detectors: the embedding, the product logits, or both concatenated."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Distance between embeddings; 'cosine' scales each embedding to unit length first."""
     poolings: tuple[str, ...] = ("min", "mean", "median", "lower-half-mean")
     """How the anomaly scores of a clip's windows become the clip's score: mean, median, max, min, upper-half-mean,
     lower-half-mean, gwrp-0.5 (weighted ranks), or an import path."""
@@ -178,8 +203,9 @@ class EvaluationConfig:
     criterion: Literal["official", "auc"] = "official"
     """Choose systems by the official score, or by the mean AUC, which is steadier where cells have few clips."""
     ensembles: tuple[str, ...] = ("seeds",)
-    """Ensembles that average over seeds, checkpoints, detectors, or several ('seeds+detectors'); 'greedy' adds systems
-    one by one while the score on the sections used for choosing rises."""
+    """Ensembles that average over seeds, checkpoints, detectors, or several ('seeds+detectors'); over variants
+    ('both&shared-scac', 'both&shared-scac+seeds'), detector by detector; 'greedy' adds systems one by one while the
+    score on the sections used for choosing rises."""
     fusion: Literal["z-mean", "z-min", "z-max", "rank-mean"] = "z-mean"
     """How ensembles combine scores, after scaling each by the training scores of its section."""
     threshold_percentile: float = bounded(90.0, minimum=0.0, maximum=100.0)
@@ -198,7 +224,8 @@ class Config:
     inlier: InlierConfig = InlierConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Named sets of overrides; each table [variants.NAME] is trained and ranked as a system of its own."""
+    """Named sets of overrides; each table [variants.NAME] is trained and ranked as a system of its own. One with
+    'extends = "OTHER"' starts from the overrides of a variant before it."""
 
     @property
     def window_length(self) -> int:
@@ -225,8 +252,8 @@ class Config:
     def _resolved(self) -> dict[str, "Config"]:
         return {}
 
-    def overrides(self, name: str) -> Mapping[str, Any]:
-        """Return what a variant changes: settings by their dotted names.
+    def overrides(self, name: str) -> dict[str, Any]:
+        """Return what a variant changes, settings by their dotted names, with those of the one that it extends.
 
         Raises:
             UserError: there is no such variant.
@@ -234,39 +261,15 @@ class Config:
         """
         if name not in self.variants:
             raise unknown("variant", name, self.variants)
-        return self.variants[name]
+        own = dict(self.variants[name])
+        base = own.pop(EXTENDS, None)
+        return own if base is None else {**self.overrides(base), **own}
 
 
-ENSEMBLE_DIMENSIONS = ("seeds", "checkpoints", "detectors")
-GREEDY = "greedy"
-_SHARED = ("data", "evaluation")
-
-
-def varied(config: Config, variants: Sequence[str], key: str, values: Sequence[Any]) -> tuple[Config, tuple[str, ...]]:
-    """Add a variant per given variant and value of a setting, named ``<variant>-<setting>-<value>``.
-
-    Where the setting removes anomalies from the test, all variants remove as many as the largest value does.
-
-    Returns:
-        The configuration with the new variants, and their names.
-
-    Raises:
-        UserError: no such variant or setting, an invalid value, or a setting that all variants share.
-
-    """
-    if key.partition(".")[0] in _SHARED:
-        raise UserError(f"--vary {key}: {', '.join(_SHARED)} apply to the whole run, variants cannot differ in them")
-    made: dict[str, dict[str, Any]] = {}
-    for variant in variants:
-        for value in values:
-            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{variant}-{key.rpartition('.')[2]}-{value}").strip("-")
-            made[name] = {**config.overrides(variant), key: value}
-    result = from_dict(merge(config.as_dict(), {"variants": made}))
-    aside = {result.variant(name).exposure.anomalies_aside for name in made}
-    if len(aside) > 1:
-        made = {name: {**overrides, "exposure.reserved_anomalies": max(aside)} for name, overrides in made.items()}
-        result = from_dict(merge(config.as_dict(), {"variants": made}))
-    return result, tuple(made)
+EXTENDS = "extends"
+"""Key of a variant that names the one it starts from."""
+WHOLE_RUN = ("data", "evaluation")
+"""Tables that variants cannot differ in."""
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -277,7 +280,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
     """
     config: Config = build(Config, values)
-    data, front_end, network, exposure = config.data, config.front_end, config.network, config.exposure
+    data, front_end, exposure = config.data, config.front_end, config.exposure
     if front_end.f_min >= front_end.f_max:
         raise UserError("front_end.f_min must be below front_end.f_max")
     if front_end.f_max > data.sample_rate / 2:
@@ -289,31 +292,25 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     for where in config.evaluation.development:
         if where.isdecimal() and len(where) < 2:
             raise UserError(f"evaluation.development: write section {where} as '{int(where):02}'")
-    _check_ensembles(config.evaluation.ensembles)
+    for name in config.evaluation.ensembles:
+        for variant in parse_ensemble(name).variants if name != GREEDY else ():
+            config.overrides(variant)
     _check_variants(config.variants)
     if exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
     if config.window_length <= front_end.n_fft / 2:
         raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
-    if network.extractor == "statistics" and network.embedding_dim % 2:
-        raise UserError("network.embedding_dim must be even for network.extractor = statistics")
     if not (data.channel in ("only", "mean") or data.channel.isdecimal()):
         raise UserError(f"data.channel = {data.channel!r}: choose only, mean or a channel's number from 0")
     return config
 
 
-def _check_ensembles(names: tuple[str, ...]) -> None:
-    for name in names:
-        dimensions = name.split("+")
-        if name != GREEDY and (set(dimensions) - set(ENSEMBLE_DIMENSIONS) or len(set(dimensions)) < len(dimensions)):
-            choices = ", ".join((*ENSEMBLE_DIMENSIONS, GREEDY))
-            raise UserError(f"evaluation.ensembles: {name!r} is none of {choices}, nor several joined by +")
-
-
 def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, overrides in variants.items():
+    for number, (name, overrides) in enumerate(variants.items()):
+        if (base := overrides.get(EXTENDS)) is not None and base not in (before := list(variants)[:number]):
+            raise unknown(f"variant that variants.{name} extends, among those before it", str(base), before)
         for key in overrides:
-            if key.partition(".")[0] in _SHARED:
-                raise UserError(f"variants.{name}.{key}: {', '.join(_SHARED)} apply to the whole run")
+            if key.partition(".")[0] in WHOLE_RUN:
+                raise UserError(f"variants.{name}.{key}: {', '.join(WHOLE_RUN)} apply to the whole run")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")

@@ -82,7 +82,8 @@ def allowed(hint: Any, bounds: Mapping[str, Any]) -> str:
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if typing.get_origin(hint) is tuple:
-        return f"list of {_TYPE_NAMES[arguments[0]]}s"
+        element = allowed(arguments[0], {})
+        return f"list, each {element}" if typing.get_origin(arguments[0]) is Literal else f"list of {element}s"
     return f"{_TYPE_NAMES[hint]}{', ' if bounds else ''}{_span(bounds)}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rayasd.errors import UserError, one_line, unknown
 
+_NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -59,10 +60,13 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     if "(" not in text:
         return text, {}
     try:
-        node = ast.parse(text, mode="eval").body
-        if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
+        path, _, arguments = text.partition("(")
+        node = ast.parse(f"f({arguments}", mode="eval").body
+        if not (_NAME.fullmatch(path) and isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
             raise ValueError
-        return ast.unparse(node.func), {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError
+        return path, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (SyntaxError, ValueError):
         raise UserError(f"{kind} {text!r}: write a name, or package.name(parameter=value)") from None
 

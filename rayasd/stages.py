@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from rayasd.config import Config
 
 StageName = Literal["train", "embed", "detect"]
+ALL_MACHINES = "shared"
+"""In the place of a machine type's name: the network of all machine types, where ``exposure.scope`` is ``all``."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class NumClips:
         """Count the rows of a catalog's table."""
         train = catalog.filter(pc.field("split") == "train")
         return cls(Counter(train["machine"].to_pylist()), Counter(catalog["machine"].to_pylist()))
+
+    def trained_on(self, machine: str, config: Config) -> float:
+        """Count the clips that go through the training steps of a machine's network, or of all machines'."""
+        exposure = config.exposure
+        shared = machine == ALL_MACHINES
+        kept = (sum(self.train.values()) if shared else self.train[machine]) * (1 - exposure.validation_fraction)
+        a_step = exposure.batch_size if shared else exposure.batch_size / 2
+        total = max(exposure.epochs * kept, exposure.min_steps * a_step if exposure.epochs else 0)
+        return total if shared else 2 * total
 
     def scored(self, machine: str, config: Config) -> int:
         """Count the clips of a machine that each kept checkpoint is applied to."""
@@ -54,6 +65,8 @@ class Stage:
     uses_torch: bool
     most_gpus: float
     """Most GPUs that one unit can use."""
+    may_be_shared: bool = False
+    """Whether one unit serves all machine types where ``exposure.scope`` is ``all``."""
     is_needed: Callable[[Config], bool] = lambda config: True
     """Whether a variant goes through it."""
     work_unit: str
@@ -74,17 +87,15 @@ _HIVE = "variant={variant}/machine={machine}/seed={seed}"
 
 TRAIN = Stage(
     name="train", function=("rayasd.exposure.training", "train"), folder="models/{variant}/{machine}/seed={seed}",
-    settings=("data", "front_end", "network", "exposure"), version=3, uses_torch=True, most_gpus=float("inf"),
-    is_needed=lambda config: config.network.is_trained,
+    settings=("data", "front_end", "network", "exposure"), version=4, uses_torch=True, most_gpus=float("inf"),
+    may_be_shared=True, is_needed=lambda config: config.network.is_trained,
     work_unit="clips",
-    work=lambda machine, config, clips: (
-        2 * clips.train[machine] * (1 - config.exposure.validation_fraction) * config.exposure.epochs
-    ),
+    work=lambda machine, config, clips: clips.trained_on(machine, config),
     output_bytes=lambda machine, config, clips, parameters: 4 * parameters * config.exposure.num_checkpoints,
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
-    settings=("embedding",), version=3, uses_torch=True, most_gpus=1.0,
+    settings=("embedding",), version=4, uses_torch=True, most_gpus=1.0,
     work_unit="windows",
     work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
     output_bytes=lambda machine, config, clips, parameters: (
@@ -106,3 +117,8 @@ STAGES: dict[StageName, Stage] = {stage.name: stage for stage in (TRAIN, EMBED, 
 def stages_of(config: Config) -> list[StageName]:
     """Name the stages that a variant goes through, in order."""
     return [stage.name for stage in STAGES.values() if stage.is_needed(config)]
+
+
+def machine_of(stage: StageName, machine: str, config: Config) -> str:
+    """Return the machine of the unit that does this stage for a machine: its own, or ``ALL_MACHINES``."""
+    return ALL_MACHINES if STAGES[stage].may_be_shared and config.exposure.scope == "all" else machine

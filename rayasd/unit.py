@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rayasd.config import Config
 from rayasd.files import digest
 from rayasd.nested import differing
-from rayasd.stages import STAGES, NumClips, StageName
+from rayasd.stages import STAGES, NumClips, StageName, machine_of
 
 _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size", "data.on_bad_clip"})
 """Settings that do not change a result."""
@@ -26,6 +26,10 @@ class Unit:
 
     def __str__(self) -> str:
         return f"{self.stage} {self.machine} {self.variant} seed {self.seed}"
+
+    def upstream(self, stage: StageName, config: Config) -> "Unit":
+        """Name the unit of an earlier stage that this one builds on."""
+        return Unit(stage, self.variant, machine_of(stage, self.machine, config), self.seed)
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class UnitSpec:
 
     def upstream(self, stage: StageName) -> Unit:
         """Name the unit of an earlier stage that this one builds on."""
-        return Unit(stage, self.unit.variant, self.unit.machine, self.unit.seed)
+        return self.unit.upstream(stage, self.config)
 
     def work(self, clips: NumClips) -> float:
         """Return how much the unit goes through, in its stage's ``work_unit``."""

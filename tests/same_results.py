@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,15 @@ COLUMNS_MAY_DIFFER = frozenset({"losses", "cells", "leaderboard"})
 
 RENAMED: dict[str, str] = {}
 """Beginning of a path in an earlier run directory, and what it is called in the present one."""
+
+RENAMED_TENSORS = {
+    "front_end.": "extractor.encoder.front_end.",
+    "backbone.": "extractor.encoder.backbone.",
+    "neck.": "extractor.neck.",
+    "machine_head.": "objective.machine_head.",
+    "product_head.": "objective.product_head.",
+}
+"""Beginning of a tensor's name in an earlier file of weights, and in the present one."""
 
 IGNORED: tuple[str, ...] = ()
 """Beginnings of paths, under their present names, that are not compared."""
@@ -315,13 +325,13 @@ def _files(root: Path, patterns: Sequence[str], renamed: Mapping[str, str], igno
 
 
 def _compare_files(name: str, earlier: Path, present: Path, comparison: Comparison, all_columns: bool) -> None:
-    ours, theirs = _columns(earlier), _columns(present)
+    ours, theirs = _columns(earlier, RENAMED_TENSORS), _columns(present)
     for column in dict.fromkeys((*ours, *theirs)):
         if column in ours and column in theirs:
             comparison.values += max(len(ours[column].bits), len(theirs[column].bits))
             if difference := _compare_columns(name, column, ours[column], theirs[column]):
                 comparison.differences.append(difference)
-        elif all_columns:
+        elif all_columns and not _is_empty((ours if column in ours else theirs)[column]):
             exists = ["exists" if column in side else "does not exist" for side in (ours, theirs)]
             comparison.differences.append(Difference(name, column, "", *exists))
         else:
@@ -345,10 +355,18 @@ def _compare_columns(file: str, name: str, earlier: Column, present: Column) -> 
     return Difference(file, name, _place(earlier, first), *(_shown(side, first) for side in sides), len(differ))
 
 
-def _columns(path: Path) -> dict[str, Column]:
-    """Read all that a file holds."""
+def _is_empty(column: Column) -> bool:
+    """Whether a column has no value in any row."""
+    return not column.is_tensor and bool((column.shape < 0).all())
+
+
+def _columns(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> dict[str, Column]:
+    """Read all that a file holds, tensors under their present names."""
     if path.suffix == ".safetensors":
-        return {name: _tensor(**tensor) for name, tensor in safetensors.deserialize(path.read_bytes())}
+        tensors = {name: _tensor(**tensor) for name, tensor in safetensors.deserialize(path.read_bytes())}
+        new = {name: next((to for old, to in renamed.items() if name.startswith(old)), "") for name in tensors}
+        old = {name: next((old for old in renamed if name.startswith(old)), "") for name in tensors}
+        return {new[name] + name.removeprefix(old[name]): tensor for name, tensor in tensors.items()}
     if path.suffix == ".parquet":
         table = pq.read_table(path, partitioning=None)
         return {name: _column(table[name]) for name in table.column_names}

@@ -4,10 +4,10 @@ import pytest
 import tomli_w
 
 from rayasd import presets
-from rayasd.config import from_dict, varied
+from rayasd.config import from_dict
 from rayasd.errors import UserError
 from rayasd.nested import flatten
-from rayasd.presets import load
+from rayasd.presets import load, varied
 
 
 def test_presets_differ_exactly_in_the_methods_switches():
@@ -74,10 +74,6 @@ def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
             ["exposure.real_anomalies=1", "exposure.real_anomalies_per_batch=64"],
             "real_anomalies_per_batch must be small",
         ),
-        (
-            ["network.extractor=statistics", "network.embedding_dim=127"],
-            "must be even for network.extractor = statistics",
-        ),
         (["evaluation.year=2021", "evaluation.year.x=1"], "evaluation.year = {'x': 1}: choose one of 2020"),
     ],
 )
@@ -136,7 +132,7 @@ def test_every_variant_of_every_preset_resolves():
             config.variant(variant)
             assert config.variant(variant) is config.variant(variant)
     assert load("demo").variant("untrained").exposure.epochs == 0
-    assert load("demo").variant("statistics").network.extractor == "statistics"
+    assert load("demo").variant("statistics").network.encoder == "statistics"
 
 
 def test_vary_makes_a_variant_for_each_value_tested_on_the_same_clips():

@@ -71,10 +71,11 @@ def test_the_command_fits_its_terminal_and_loses_nothing():
 
 def test_values_of_presets_are_printed_where_they_differ(tmp_path: Path):
     assert printed("exposure.epochs") == (
-        "exposure  Training the extractor by outlier exposure.\n"
+        "exposure  Training the extractor to tell apart clips that are all normal, of \n"
+        "several machines, sections and conditions.\n"
         "exposure.epochs = 300\n"
-        "    Passes over the target machine's training clips; 0 leaves the network\n"
-        "    untrained. (whole number, at least 0)\n"
+        "    Passes over the training clips, with scope 'machine' the target machine's; 0\n"
+        "    leaves the network untrained. (whole number, at least 0)\n"
         "    demo: 50\n"
         "    serial-oe, small: 100\n"
     )

@@ -19,11 +19,11 @@ from benchmarks.measure import apart
 from benchmarks.recordings import RATE
 from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
-from rayasd.exposure.batches import epoch_batches
-from rayasd.exposure.clips import load_target_and_others
+from rayasd.exposure.batches import balanced_batches
+from rayasd.exposure.clips import load_training_machines
 from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.embedding import embed_windows
-from rayasd.exposure.network import WEIGHTS, Extractor
+from rayasd.exposure.network import WEIGHTS, Network
 from rayasd.exposure.ranks import Ranks
 from rayasd.exposure.training import Training, train
 from rayasd.unit import Stopped, UnitSpec
@@ -160,13 +160,13 @@ def tones(number: int, length: int) -> NDArray[np.int16]:
 def embedded(config: Config, compute: Compute, samples: NDArray[np.int16]) -> NDArray[np.float32]:
     """Embed windows by random weights, with the batch norms' statistics of other windows."""
     torch.manual_seed(0)
-    extractor = Extractor(config, 3)
-    for module in extractor.modules():
+    network = Network(config, ["00", "01", "02"])
+    for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
-        extractor(torch.randn(16, config.window_length))
-    table = embed_windows(compute.place(extractor).eval(), compute, samples, (0.0, 0.1), config)
+        network(torch.randn(16, config.window_length))
+    table = embed_windows(compute.place(network).eval(), compute, samples, (0.0, 0.1), config)
     return table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(samples), -1)
 
 
@@ -181,10 +181,10 @@ def first_losses(spec: UnitSpec, device: str, precision: str) -> NDArray[np.floa
     size = min(CHECKED_BATCH, spec.config.exposure.batch_size)
     spec = replace(with_exposure(spec, batch_size=size), device=device)
     spec = replace(spec, config=replace(spec.config, network=network))
-    target, others = load_target_and_others(read_catalog(spec.run.catalog, spec.data_root), spec)
-    training, key = Training.begin(Ranks(), spec, target, others, 100), (spec.unit.seed, target.name, 0)
-    batches = islice(epoch_batches(target, others, spec.config, spec.unit.seed, 0), STEPS)
-    return np.array([training.step(batch, key, batch.step / 100)[0].item() for batch in batches])
+    machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec)
+    training, key = Training.begin(Ranks(), spec, machines, 100), (spec.unit.seed, spec.unit.machine, 0)
+    batches = islice(balanced_batches(machines, spec.config, spec.unit.seed, 0), STEPS)
+    return np.array([training.step(batch, key, batch.step / 100)["loss"].item() for batch in batches])
 
 
 def use_tf32(used: bool) -> None:

@@ -13,7 +13,6 @@ from rayasd.cli.display import clip_progress, wide_console
 from rayasd.cli.dry_run import DryRun, Simulation
 from rayasd.cli.execution import check_execution, execute
 from rayasd.cli.options import Execution, cache_folder, choose, data_source, parse_seeds
-from rayasd.config import varied
 from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.data.ground_truth import scan_labelled, with_labels_of
 from rayasd.data.oddities import odd_contents
@@ -63,7 +62,7 @@ def run_sweep(
     config = presets.load(preset, [*overrides, *(f"{k}={value}" for k, value in short.items() if value is not None)])
     chosen = choose("variant", variants, sorted(config.variants))
     if vary is not None:
-        config, chosen = varied(config, chosen, *presets.parse_values(vary))
+        config, chosen = presets.varied(config, chosen, *presets.parse_values(vary))
     configs = {variant: config.variant(variant) for variant in chosen}
     weights = check_variants(configs)
     scanned = scan_labelled(data_source(source), ground_truth)

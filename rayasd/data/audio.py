@@ -20,6 +20,8 @@ from rayasd.errors import StorageError
 _RATES = range(1000, 1_000_001)
 _MOST_OVER_FULL_SCALE = 16.0
 """24 dB: what exceeds it was not overdriven but never scaled to ±1, and clipping it would leave noise."""
+_LEVEL = 2.0**-6
+"""RMS value with full scale 1, -36 dB: peaks of 64 times as much fit, and rounding to 16 bits adds noise at -101 dB."""
 _OWN_FAULTS = (
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
 )  # fmt: skip
@@ -128,7 +130,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
     """Decode a clip to mono int16 at ``config.sample_rate``.
 
     16-bit mono files of that rate come out bit for bit. Everything else is converted in float: channels, then rate,
-    then rounded to 16 bits with full scale at 32768.
+    then rounded to 16 bits with full scale at 32768. With ``data.level = "clip"``, all are scaled to one RMS value.
 
     Returns:
         Array of shape (frames,).
@@ -147,7 +149,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
         if facts.container == "FLAC" and flac_differs(descriptor, audio):
             raise BadClipError("is damaged: its samples are not those that were encoded")
     if plain:
-        return audio
+        return audio if config.level == "keep" else _rounded(_levelled(audio / 32768.0))
     if not np.isfinite(audio).all():
         raise BadClipError("holds NaN or infinite samples")
     if (peak := max(audio.max(), -audio.min())) > _MOST_OVER_FULL_SCALE:
@@ -157,7 +159,17 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
         from scipy.signal import resample_poly  # 0.3 s to import, and rarely needed
 
         mono = resample_poly(mono, *_ratio(facts.sample_rate, config.sample_rate))[:expected]
-    return np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+    return _rounded(mono if config.level == "keep" else _levelled(mono))
+
+
+def _levelled(samples: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Scale to an RMS value of ``_LEVEL``; silence stays silence."""
+    rms = np.sqrt(np.square(samples, dtype=np.float64).mean())
+    return samples * (_LEVEL / rms) if rms > 0 else samples
+
+
+def _rounded(samples: NDArray[np.floating]) -> NDArray[np.int16]:
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def _ratio(rate: int, wanted: int) -> tuple[int, int]:

@@ -135,8 +135,17 @@ def _row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         "domain": domain,
         "split": split,
         "label": 0 if split == "train" else label,
-        "attributes": "",
+        "attributes": _attributes(record, place),
     }
+
+
+def _attributes(record: Mapping[str, Any], place: str) -> str:
+    """Read the column ``attributes``, which a manifest may have: operating conditions, in words of one's own."""
+    found = record.get("attributes")
+    text = "" if found is None else str(found).strip()
+    if problem := name_problem(text):
+        raise UserError(f"{place}: attributes {shown(text)!r}: {problem.removeprefix('has ')}")
+    return text
 
 
 def _label(word: str, place: str) -> int | None:

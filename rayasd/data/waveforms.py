@@ -218,7 +218,7 @@ def data_fingerprint(catalog: Catalog) -> dict[str, str]:
     prints = {}
     for machine in catalog.machines:
         table = catalog.of(machine)
-        columns = ("clip", "section", "domain", "split", "digest")
+        columns = ("clip", "section", "domain", "attributes", "split", "digest")
         prints[machine] = digest([table[name].to_pylist() for name in columns])
     return prints
 

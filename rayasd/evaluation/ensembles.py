@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayasd.config import GREEDY, EvaluationConfig
+from rayasd.config import EvaluationConfig
+from rayasd.ensemble_names import GREEDY, parse_ensemble
 from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import Key, Scored, SectionScores, System
@@ -50,24 +51,34 @@ def fuse_ensembles(
 
 
 def _averages(scored: Sequence[Scored], name: str, method: str, place: PathOf) -> list[Scored]:
-    over = name.split("+")
+    variants, over = parse_ensemble(name)
     groups: dict[tuple[str, str, int | None], list[Scored]] = {}
     for unit in scored:
-        groups.setdefault((unit.variant, unit.machine, None if "seeds" in over else unit.seed), []).append(unit)
+        if not variants or unit.variant in variants:
+            seed = None if "seeds" in over else unit.seed
+            groups.setdefault(("&".join(variants) or unit.variant, unit.machine, seed), []).append(unit)
     entries = []
     for (variant, machine, seed), units in groups.items():
+        if variants and {unit.variant for unit in units} != set(variants):
+            continue
         members: dict[Key, list[SectionScores]] = {}
         for unit in units:
             failed = {key[1:] for key, scores in unit.systems.items() if scores.failed}
+            last = max((key.checkpoint for key in unit.systems), default=0)
             for key, scores in unit.systems.items():
                 if "detectors" in over and key[1:] in failed:
                     continue  # one that cannot be fitted somewhere leaves the others their ensemble
-                checkpoint = 0 if "checkpoints" in over else key.checkpoint
+                if variants and key.checkpoint != last and "checkpoints" not in over:
+                    continue  # those of different variants have nothing in common
+                checkpoint = 0 if variants or "checkpoints" in over else key.checkpoint
                 detector = FUSED if "detectors" in over else key.detector
                 members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
+        if variants and "detectors" not in over:  # detectors that not all variants have
+            most = max(map(len, members.values()), default=0)
+            members = {key: of_key for key, of_key in members.items() if len(of_key) == most}
         if members and all(len(of_key) > 1 for of_key in members.values()):
             computed = {key: fused(of_key, method) for key, of_key in members.items()}
-            entry = f"{variant}+{name}"
+            entry = "+".join([variant, *over])
             entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
     return entries
 

@@ -98,7 +98,8 @@ def metadata(
     exposure, network, front_end = config.exposure, config.network, config.front_end
     learned = network.is_trained
     spectrogram = f"{'log-' if front_end.log else ''}mel spectrogram, {front_end.n_mels} bands"
-    method = [f"outlier exposure with {network.backbone}" if learned else network.extractor, *systems]
+    encoder = network.backbone if network.encoder == "mel-timm" else network.encoder
+    method = [f"{exposure.objective} with {encoder}" if learned else network.encoder, *systems]
     target = exposure.target_domain_per_batch
     return {
         "submission": {"label": label, "name": name, "abbreviation": abbreviation, "authors": list(authors)},

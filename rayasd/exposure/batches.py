@@ -1,4 +1,4 @@
-"""Balanced batches: every normal clip of the target machine once an epoch, beside as many pseudo-anomalous ones."""
+"""The clips of each training step, and their windows on the training device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ from torch import Tensor
 from rayasd.arrays import Indices
 from rayasd.config import Config
 from rayasd.exposure.clips import MachineClips, ResidentClips, fits_on, gather, standardise
-from rayasd.exposure.mixup import Targets
 from rayasd.randomness import generator
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's clips: ``members[m]`` are indices into machine m's clips, the target machine first."""
+    """One step's clips: ``members[m]`` are indices into the clips of the m-th machine."""
 
     step: int
     members: tuple[Indices, ...]
@@ -29,25 +28,36 @@ class Batch:
         return sum(map(len, self.members))
 
 
-def steps_per_epoch(target: MachineClips, config: Config) -> int:
-    """Batches of an epoch."""
-    per_batch = config.exposure.batch_size // 2 - config.exposure.target_domain_per_batch
-    return max(1, -(-len(_once_an_epoch(target, config)) // per_batch))
+def steps_per_epoch(machines: Sequence[MachineClips], config: Config) -> int:
+    """Batches of an epoch, by ``exposure.scope``."""
+    exposure = config.exposure
+    if exposure.scope == "all":
+        return max(1, -(-sum(len(machine.training) for machine in machines) // exposure.batch_size))
+    per_batch = exposure.batch_size // 2 - exposure.target_domain_per_batch
+    return max(1, -(-len(_once_an_epoch(machines[0], config)) // per_batch))
 
 
-def epoch_batches(
-    target: MachineClips, others: Sequence[MachineClips], config: Config, seed: int, epoch: int
-) -> Iterator[Batch]:
-    """Compose an epoch's batches.
+def shuffled_batches(machines: Sequence[MachineClips], config: Config, seed: int, epoch: int) -> Iterator[Batch]:
+    """Compose an epoch's batches of all machines' training clips, each once, shuffled; sizes differ by at most one."""
+    which = np.repeat(np.arange(len(machines)), [len(machine.training) for machine in machines])
+    clips = np.concatenate([machine.training for machine in machines])
+    order = generator(seed, "shuffled", epoch).permutation(len(clips))
+    for step, chosen in enumerate(np.array_split(order, steps_per_epoch(machines, config))):
+        yield Batch(step, tuple(clips[chosen[which[chosen] == m]] for m in range(len(machines))))
+
+
+def balanced_batches(machines: Sequence[MachineClips], config: Config, seed: int, epoch: int) -> Iterator[Batch]:
+    """Compose an epoch's batches of clips of the first machine, the target, and as many of the others.
 
     The target machine's training clips are shuffled and dealt into batches whose sizes differ by at most one, so that
     no batch is too small for batch normalisation. Each batch holds as many pseudo-anomalous clips, dealt in turn from
     all other machines; a machine's clips come back only when all of them have been used. Others with ``per_batch`` give
     so many clips to every batch, and the rest is dealt.
     """
+    target, *others = machines
     rng = generator(seed, "batches", target.name, epoch)
     once = rng.permutation(_once_an_epoch(target, config))
-    num_steps = steps_per_epoch(target, config)
+    num_steps = steps_per_epoch(machines, config)
     extra = config.exposure.target_domain_per_batch
     target_domain = target.training[target.in_target_domain(target.training)] if extra else once[:0]
     dealer = _deal(target_domain, rng) if len(target_domain) else None
@@ -70,39 +80,38 @@ def epoch_batches(
 
 
 class BatchLoader:
-    """Turns batches into standardised waveforms and targets on the training device."""
+    """Turns batches into waveforms and classes on the training device.
+
+    Args:
+        machines: that train together.
+        classes: class of each clip of each machine; -1: none.
+        config: of the variant.
+        device: of the training.
+        scaling: what the encoder wants, see ``Encoder.scaling``.
+        resident: keep all samples on the device; by default, where they fit.
+
+    """
 
     def __init__(
         self,
-        target: MachineClips,
-        others: Sequence[MachineClips],
+        machines: Sequence[MachineClips],
+        classes: Sequence[Indices],
         config: Config,
         device: torch.device,
+        scaling: str = "machine",
         *,
         resident: bool | None = None,
     ) -> None:
-        self.machines = (target, *others)
-        self.device = device
+        self.machines, self.classes, self.device = tuple(machines), tuple(classes), device
         self.length = config.window_length
-        self.products = torch.from_numpy(target.products())
-        self.num_products = len(target.sections)
-        scales = [(m.mean, m.deviation) for m in self.machines]
+        scales = [machine.scale(scaling) for machine in self.machines]
         if config.exposure.waveform_scaling == "target":
-            scales = [(target.mean, target.deviation)] * len(self.machines)
+            scales = [scales[0]] * len(scales)
         self.scales = torch.tensor(scales, dtype=torch.float32)
         if resident is None:
             resident = fits_on(device, self.machines)
         self.resident = [ResidentClips.of(machine, device) for machine in self.machines] if resident else []
         """Samples on the device, where they fit; else each batch's windows are sent there."""
-
-    def load(self, batch: Batch, start: Callable[[Indices], Indices]) -> tuple[Tensor, Targets]:
-        """Cut one window a clip; ``start`` maps the largest possible first sample of each clip to the chosen one.
-
-        Returns:
-            Waveforms (N, samples) and targets of the batch's clips, the target machine's first.
-
-        """
-        return self.waveforms(batch, self.starts(batch, start), np.arange(batch.num_clips)), self.targets(batch)
 
     def starts(self, batch: Batch, start: Callable[[Indices], Indices]) -> Indices:
         """Choose the first sample of each clip's window, (N,)."""
@@ -138,13 +147,11 @@ class BatchLoader:
         mean, deviation = self.scales[torch.from_numpy(which)].split(1, dim=1)
         return standardise(samples, mean, deviation)
 
-    def targets(self, batch: Batch) -> Targets:
-        """Give the targets of all the batch's clips."""
-        num_normal = len(batch.members[0])
-        machine = (torch.arange(batch.num_clips) < num_normal).float()
-        product = torch.zeros(batch.num_clips, self.num_products)
-        product[torch.arange(num_normal), self.products[torch.from_numpy(batch.members[0])]] = 1.0
-        return Targets(machine.to(self.device), product.to(self.device))
+    def classes_of(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the class of each of the batch's clips, (N,), and whether it is of the first machine, (N,)."""
+        chosen = np.concatenate([of[clips] for of, clips in zip(self.classes, batch.members, strict=True)])
+        of_first = torch.arange(batch.num_clips) < len(batch.members[0])
+        return torch.from_numpy(chosen).to(self.device), of_first.to(self.device)
 
 
 def random_starts(rng: np.random.Generator) -> Callable[[Indices], Indices]:
@@ -157,14 +164,25 @@ def central_starts(slack: Indices) -> Indices:
     return slack // 2
 
 
-def validation_batches(target: MachineClips, others: Sequence[MachineClips], batch_size: int) -> Iterator[Batch]:
-    """Held-out normal clips of the target machine, each with one held-out clip of another machine, evenly from all."""
+def validation_batches(machines: Sequence[MachineClips], config: Config) -> Iterator[Batch]:
+    """Compose batches of held-out clips.
+
+    With scope ``machine``, each of the target machine with one of another machine, evenly from all.
+    """
+    if config.exposure.scope == "all":
+        for m, machine in enumerate(machines):
+            for begin in range(0, len(machine.validation), config.exposure.batch_size):
+                chosen = machine.validation[begin : begin + config.exposure.batch_size]
+                none = chosen[:0]
+                yield Batch(0, tuple(chosen if m == own else none for own in range(len(machines))))
+        return
+    target, *others = machines
     pools = [(which, other.validation) for which, other in enumerate(others) if len(other.validation)]
     negatives: list[tuple[int, int]] = []
     for turn in range(len(target.validation) if pools else 0):
         which, pool = pools[turn % len(pools)]
         negatives.append((which, int(pool[turn // len(pools) % len(pool)])))
-    half = max(1, batch_size // 2)
+    half = max(1, config.exposure.batch_size // 2)
     for step, begin in enumerate(range(0, len(target.validation), half)):
         span = negatives[begin : begin + half]
         members = [np.array([c for w, c in span if w == which], np.int64) for which in range(len(others))]

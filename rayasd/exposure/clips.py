@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,6 +15,7 @@ from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
 from rayasd.randomness import generator
+from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 
@@ -37,15 +37,9 @@ class MachineClips:
     per_batch: int | None = None
     """Clips in each batch; None: an even share among all such."""
 
-    @property
-    def sections(self) -> list[str]:
-        """Sections that have training clips, sorted: the products of the product head."""
-        return sorted(pc.unique(self.table.filter(pc.field("split") == "train")["section"]).to_pylist())
-
-    def products(self) -> Indices:
-        """Give each clip's position among ``sections``, -1 for a section without training clips; shape (clips,)."""
-        position = {section: k for k, section in enumerate(self.sections)}
-        return np.array([position.get(section, -1) for section in self.table["section"].to_pylist()], np.int64)
+    def scale(self, scaling: str) -> tuple[float, float]:
+        """Return the mean and deviation by which an encoder with this ``scaling`` wants waveforms standardised."""
+        return (self.mean, self.deviation) if scaling == "machine" else (0.0, 1.0)
 
     def in_target_domain(self, clips: Indices) -> NDArray[np.bool_]:
         """Tell which of these clips are from the target domain."""
@@ -79,7 +73,7 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report 
         count = min(wanted, len(members) - 1) if fraction > 0 else 0
         rng = generator(spec.unit.seed, "validation", machine, name)
         split[rng.permutation(members)[: max(count, 0)]] = "validation"
-    if machine == spec.unit.machine:
+    if spec.unit.machine in (machine, ALL_MACHINES):
         aside = set_aside(table, machine, spec.config.exposure)
         split[aside.exposed], split[aside.reserved], split[aside.hidden] = "exposed", "reserved", "train"
         for name in sorted(set(section[aside.hidden])):
@@ -108,22 +102,24 @@ def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
     return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
 
 
-def load_target_and_others(
-    catalog: Catalog, spec: UnitSpec, report: Report = silent
-) -> tuple[MachineClips, list[MachineClips]]:
-    """Load the unit's machine and what its pseudo-anomalous clips come from.
+def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = silent) -> list[MachineClips]:
+    """Load the machines that a unit trains on.
 
-    These are the normal clips of all other machines that are present, and its own exposed anomalies.
+    For one machine type: it comes first, then all other machines that are present, as pseudo-anomalous clips, then its
+    own exposed anomalies. For all machine types: all that are present.
 
     Raises:
         UserError: there is no other machine with training clips.
 
     """
-    check_outlier_exposure(catalog, [spec.unit.machine])
-    target = load_machine(catalog, spec.unit.machine, spec, report)
-    others = [load_machine(catalog, name, spec, report) for name in sorted(catalog.trained - {target.name})]
+    name = spec.unit.machine
+    if name == ALL_MACHINES:
+        return [load_machine(catalog, each, spec, report) for each in sorted(catalog.trained)]
+    check_outlier_exposure(catalog, [name])
+    target = load_machine(catalog, name, spec, report)
+    others = [load_machine(catalog, other, spec, report) for other in sorted(catalog.trained - {name})]
     exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
-    return target, [*others, exposed] if len(exposed.training) else others
+    return [target, *others, exposed] if len(exposed.training) else [target, *others]
 
 
 def gather(

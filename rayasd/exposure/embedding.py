@@ -17,15 +17,19 @@ from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure.clips import gather, load_machine, standardise
 from rayasd.exposure.device import Compute, choose_compute
-from rayasd.exposure.network import WEIGHTS, Output, kept_weights, load_extractor, make_control
+from rayasd.exposure.network import Control, Network, load_network, weights_by_epochs
 from rayasd.files import replacing
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 _COLLAPSED = 1e-6  # of the largest value: what float32 leaves of equal embeddings
 
 
-def embedding_schema(dim: int) -> pa.Schema:
-    """Return the schema of an embeddings file: one row a window."""
+def embedding_schema(windows: pa.Schema) -> pa.Schema:
+    """Return the schema of an embeddings file, one row per window, given that of ``embed_windows``.
+
+    Beside the embedding it has a column for each output of the objective that detectors may read. The objective
+    ``two-bce`` has machine_logit, and product_logits, one for each section with training clips.
+    """
     return pa.schema(
         [
             ("clip", pa.string()),
@@ -36,9 +40,7 @@ def embedding_schema(dim: int) -> pa.Schema:
             ("window", pa.int16()),
             ("start", pa.float64()),  # seconds
             ("checkpoint", pa.int16()),  # epochs that the extractor had been trained for
-            ("embedding", pa.list_(pa.float32(), dim)),
-            ("machine_logit", pa.float32()),  # null for the statistics control
-            ("product_logits", pa.list_(pa.float32())),  # one a section with training clips; null likewise
+            *windows,
         ]
     )
 
@@ -62,26 +64,21 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     length = config.window_length
     num_windows = config.embedding.num_windows
     starts = np.stack([window_starts(int(n), length, num_windows) for n in clips.waveforms.frames])
-    schema = embedding_schema(config.network.embedding_dim)
     num_clips = clips.table.num_rows
     clips_a_batch = max(1, config.embedding.batch_size // num_windows)
     extractors = _extractors(spec)
     total = num_clips * len(extractors)
     report(Progress(0, total, note=compute.reason))
-    with (
-        replacing(spec.run.table(spec.unit)) as path,
-        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        written: Future[object] = pool.submit(int)  # nothing yet
+    with replacing(spec.run.table(spec.unit)) as path, _Writer(path) as writer:
         for number, (checkpoint, load) in enumerate(extractors.items()):
             extractor, span = compute.place(load()), Span()
+            scale = clips.scale(extractor.extractor.scaling)
             for begin in range(0, num_clips, clips_a_batch):
                 chosen = np.arange(begin, min(begin + clips_a_batch, num_clips))
                 rows = np.repeat(chosen, num_windows)
                 samples = np.empty((len(rows), length), np.int16)
                 gather(clips, rows, starts[chosen].ravel(), length, samples)
-                windows = embed_windows(extractor, compute, samples, (clips.mean, clips.deviation), config)
+                windows = embed_windows(extractor, compute, samples, scale, config)
                 span.add(windows["embedding"])
                 table = clips.table.take(rows)
                 columns = [
@@ -95,14 +92,41 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                     pa.array(np.full(len(rows), checkpoint, np.int16)),
                     *windows.columns,
                 ]
-                written.result()
-                rows_of_batch = pa.Table.from_arrays([_whole(c) for c in columns], schema=schema)
-                written = pool.submit(writer.write_table, rows_of_batch)  # while the next batch computes
+                schema = embedding_schema(windows.schema)
+                writer.write(pa.Table.from_arrays([_whole(column) for column in columns], schema=schema))
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
             if why := span.problem:
                 raise UserError(f"{spec.unit}: {why} after {checkpoint} epochs: lower exposure.learning_rate "
                                 f"(now {config.exposure.learning_rate:g}), or look at the clips")  # fmt: skip
-        written.result()
+
+
+class _Writer:
+    """Writes tables to a Parquet file while the next one is computed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._pool = path, ThreadPoolExecutor(1)
+        self._file: pq.ParquetWriter | None = None
+        self._written: Future[object] | None = None
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def write(self, table: pa.Table) -> None:
+        """Take a table; the first one settles the schema."""
+        if self._file is None:
+            self._file = pq.ParquetWriter(self._path, table.schema, compression="zstd", write_page_checksum=True)
+        if self._written is not None:
+            self._written.result()
+        self._written = self._pool.submit(self._file.write_table, table)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._written is not None:
+                self._written.result()
+        finally:
+            self._pool.shutdown()
+            if self._file is not None:
+                self._file.close()
 
 
 class Span:
@@ -130,65 +154,54 @@ class Span:
 
 @torch.inference_mode()
 def embed_windows(
-    extractor: torch.nn.Module,
+    extractor: Network | Control,
     compute: Compute,
     samples: NDArray[np.int16],
     scale: tuple[float, float],
     config: Config,
 ) -> pa.Table:
-    """Embed windows (n, samples): columns embedding, machine_logit and product_logits, as in an embeddings file.
+    """Embed windows (n, samples): the column ``embedding`` and those of the objective, as in an embeddings file.
 
     Args:
         extractor: on the device of ``compute``, in evaluation mode.
         compute: device and arithmetic.
         samples: of full scale 32768.
-        scale: mean and deviation of the machine's training samples, full scale 1.
-        config: with ``network.embedding_dim``, D.
+        scale: mean and deviation that waveforms are standardised with, full scale 1.
+        config: of the variant.
 
     Raises:
-        UserError: the extractor gave something other than (n, D) embeddings.
+        UserError: the extractor gave something other than (n, dim) embeddings.
 
     """
     mean, deviation = (torch.tensor([[value]]) for value in scale)
     on_device = torch.from_numpy(samples).to(compute.device)
     with compute.autocast():
         output = extractor(standardise(on_device, mean, deviation))
-    embedding = output.embedding if isinstance(output, Output) else output
-    if embedding.shape != (len(samples), config.network.embedding_dim):
+    embedding, dim = output["embedding"], extractor.extractor.dim
+    if embedding.shape != (len(samples), dim):
         raise UserError(
-            f"network.extractor {config.network.extractor} gave embeddings of shape {tuple(embedding.shape)} for "
-            f"{len(samples)} windows, not (windows, network.embedding_dim = {config.network.embedding_dim})"
+            f"network.encoder {config.network.encoder} gave embeddings of shape {tuple(embedding.shape)} for "
+            f"{len(samples)} windows, not (windows, dim = {dim})"
         )
-    columns = [_lists(embedding, pa.list_(pa.float32(), embedding.shape[1])), *_logits(output, len(samples))]
-    return pa.Table.from_arrays(columns, names=["embedding", "machine_logit", "product_logits"])
+    return pa.table({name: _column(values, fixed=name == "embedding") for name, values in output.items()})
 
 
-def _extractors(spec: UnitSpec) -> dict[int, Callable[[], torch.nn.Module]]:
+def _extractors(spec: UnitSpec) -> dict[int, Callable[[], Network | Control]]:
     """List what loads the unit's extractors, by the epochs that each was trained for."""
-    config, folder = spec.config, spec.run.output(spec.upstream("train"))
+    config = spec.config
     if not config.network.is_trained:
-        return {0: lambda: make_control(config).eval()}
-    weights = {**kept_weights(folder), config.exposure.epochs: folder / WEIGHTS}
-    return {epochs: partial(_load, folder, config, path) for epochs, path in weights.items()}
+        return {0: lambda: Control(config).eval()}
+    folder = spec.run.output(spec.upstream("train"))
+    return {epochs: partial(load_network, folder, config, path) for epochs, path in weights_by_epochs(folder).items()}
 
 
-def _load(folder: Path, config: Config, weights: Path) -> torch.nn.Module:
-    return load_extractor(folder, config, weights)[0]
-
-
-def _logits(output: Output | torch.Tensor, num_rows: int) -> list[pa.Array]:
-    """Machine logits and product logits of windows; null where the extractor has none."""
-    if not isinstance(output, Output):
-        return [pa.nulls(num_rows, pa.float32()), pa.nulls(num_rows, pa.list_(pa.float32()))]
-    machine = pa.array(output.machine_logit.float().cpu().numpy())
-    return [machine, _lists(output.product_logits, pa.list_(pa.float32()))]
-
-
-def _lists(values: torch.Tensor, kind: pa.DataType) -> pa.Array:
-    """Turn a tensor (N, D) into an Arrow array of N lists."""
+def _column(values: torch.Tensor, *, fixed: bool) -> pa.Array:
+    """Turn a tensor (N,) into N numbers, one (N, k) into N lists, of a fixed length if so asked."""
     flat = pa.array(values.float().cpu().numpy().ravel())
-    if pa.types.is_fixed_size_list(kind):
-        return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    if values.dim() == 1:
+        return flat
+    if fixed:
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     offsets = np.arange(0, values.numel() + 1, values.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
 

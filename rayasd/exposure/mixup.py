@@ -1,4 +1,4 @@
-"""Mixup of waveforms and of both targets, and how likely a step mixes over the course of training."""
+"""Mixup of waveforms and targets, and how likely a step mixes over the course of training."""
 
 import math
 from typing import NamedTuple
@@ -11,25 +11,17 @@ from torch import Tensor
 from rayasd.arrays import Indices
 
 
-class Targets(NamedTuple):
-    """Targets of N clips. Pseudo-anomalous clips: machine 0 and product all zero."""
-
-    machine: Tensor
-    """(N,), 1 for the target machine."""
-    product: Tensor
-    """(N, K), one-hot."""
-
-
 def mixup_probability(schedule: str, progress: float) -> float:
     """Probability that a step mixes, at ``progress`` 0 (start) to 1 (end of training).
 
-    ``cosine-down`` is cos(pi/2 t), from 1 to 0. ``cosine-up`` is (1 - cos(2 pi t)) / 2 until half-way, then 1.
+    ``cosine-down`` is cos(pi/2 t), from 1 to 0. ``cosine-up`` is (1 - cos(2 pi t)) / 2 until half-way, then 1. With
+    ``half``, every step mixes half of its clips.
     """
     if schedule == "cosine-down":
         return max(0.0, math.cos(math.pi / 2 * progress))
     if schedule == "cosine-up":
         return 1.0 if progress >= 0.5 else (1.0 - math.cos(2 * math.pi * progress)) / 2
-    return {"always": 1.0, "never": 0.0}[schedule]
+    return {"always": 1.0, "half": 1.0, "never": 0.0}[schedule]
 
 
 class Mix(NamedTuple):
@@ -41,10 +33,14 @@ class Mix(NamedTuple):
     """(N,), of the clip itself; its partner has the rest."""
 
 
-def draw_mix(num_clips: int, alpha: float, rng: np.random.Generator) -> Mix:
-    """Draw partners from the whole batch and weights from Beta(alpha, alpha), one a clip."""
+def draw_mix(num_clips: int, alpha: float, rng: np.random.Generator, *, share: float = 1.0) -> Mix:
+    """Draw partners from the whole batch and weights from Beta(alpha, alpha), one per clip.
+
+    ``share``: probability that a clip is mixed at all.
+    """
     partner = rng.permutation(num_clips)
-    return Mix(partner, rng.beta(alpha, alpha, num_clips).astype(np.float32))
+    weight = rng.beta(alpha, alpha, num_clips).astype(np.float32)
+    return Mix(partner, weight if share == 1.0 else np.where(rng.random(num_clips) < share, weight, np.float32(1.0)))
 
 
 def mixup(values: Tensor, held: Indices, mix: Mix, rows: Indices) -> Tensor:

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from rayasd.arrays import Indices
 from rayasd.errors import UserError
-from rayasd.exposure.network import Output
 from rayasd.host import end_with_parent, freed_memory_kept, how_it_ended
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
@@ -72,21 +72,21 @@ class Ranks:
         # would add those of three ranks in another order
         return torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False, find_unused_parameters=True)
 
-    def gather(self, output: Output, num_clips: int) -> Output:
-        """Return the whole batch's output, given that of this rank's rows.
-
-        All columns travel as one tensor, so that every head gets a gradient, even if a loss ignores it.
-        """
+    def gather(self, own: Tensor, num_clips: int) -> Tensor:
+        """Return the whole batch's embeddings (N, D), given those of this rank's rows."""
         if self.size == 1:
-            return output
+            return own
         from torch.distributed.nn.functional import all_gather
 
-        own = torch.cat([output.embedding, output.machine_logit.unsqueeze(1), output.product_logits], dim=1)
         padded = F.pad(own, (0, 0, 0, -(-num_clips // self.size) - len(own)))
-        whole = torch.stack(all_gather(padded), dim=1).flatten(0, 1)[:num_clips]
-        widths = [output.embedding.shape[1], 1, output.product_logits.shape[1]]
-        embedding, machine_logit, product_logits = whole.split(widths, dim=1)
-        return Output(embedding, machine_logit.squeeze(1), product_logits)
+        return torch.stack(all_gather(padded), dim=1).flatten(0, 1)[:num_clips]
+
+    def average_gradients(self, module: torch.nn.Module) -> None:
+        """Average the gradients of a module that each rank applies to the whole batch: on GPUs, roundings differ."""
+        for parameter in module.parameters() if self.size > 1 else ():
+            if parameter.grad is not None:
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.size
 
 
 Work = Callable[[Ranks, UnitSpec, Report], None]

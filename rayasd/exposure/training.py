@@ -1,4 +1,4 @@
-"""Train one machine's extractor by outlier exposure, from where the last checkpoint left off."""
+"""Train a network, from where the last checkpoint left off."""
 
 import io
 import json
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from rayasd.config import Config
@@ -23,16 +22,16 @@ from rayasd.exposure.batches import (
     Batch,
     BatchLoader,
     central_starts,
-    epoch_batches,
     random_starts,
     steps_per_epoch,
     validation_batches,
 )
-from rayasd.exposure.clips import MachineClips, load_target_and_others
+from rayasd.exposure.classes import Classes
+from rayasd.exposure.clips import MachineClips, load_training_machines
 from rayasd.exposure.device import Compute, choose_compute
-from rayasd.exposure.losses import Losses, find_losses, product_members
-from rayasd.exposure.mixup import Targets, draw_mix, mixup, mixup_probability
-from rayasd.exposure.network import Extractor, kept_path, kept_weights, save_extractor, save_weights
+from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
+from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
+from rayasd.exposure.objectives import Evaluated, find_objective
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import replacing
 from rayasd.randomness import generator, torch_seed
@@ -44,7 +43,7 @@ History = list[dict[str, Any]]
 
 
 def train(spec: UnitSpec, report: Report = silent) -> None:
-    """Train the extractor of ``spec.unit`` and write it to ``spec.output``.
+    """Train the network of ``spec.unit`` and write it to ``spec.output``.
 
     Writes model.safetensors, config.json, history.jsonl; every ``exposure.keep_every`` epochs, weights to choose from;
     and every ``exposure.checkpoint_every`` epochs, state.pt from which an interrupted training goes on to bit-identical
@@ -53,7 +52,7 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     ``spec.num_ranks`` processes share each batch. What is learned depends on their number: see docs/method.md.
 
     Raises:
-        UserError: no second machine to learn from, or a loss that is no longer finite.
+        UserError: no second machine to learn from, too few classes, or a loss that is no longer finite.
         Stopped: ``report`` answered True at an epoch's end; state.pt is of this epoch.
 
     """
@@ -65,10 +64,12 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
 
 def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     """Train as one of ``ranks``, all with equal weights; the first one alone validates, writes and is asked to stop."""
-    exposure, seed = spec.config.exposure, spec.unit.seed
-    target, others = load_target_and_others(read_catalog(spec.run.catalog, spec.data_root), spec, report)
-    num_epochs, num_steps = exposure.epochs, steps_per_epoch(target, spec.config)
-    training = Training.begin(ranks, spec, target, others, num_epochs * num_steps)
+    config, seed, machine = spec.config, spec.unit.seed, spec.unit.machine
+    exposure = config.exposure
+    machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
+    num_steps = steps_per_epoch(machines, config)
+    num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
+    training = Training.begin(ranks, spec, machines, num_epochs * num_steps)
     history = training.resume(spec)
     if ranks.first:
         _write_history(spec, history)  # an earlier training's may be longer
@@ -78,17 +79,19 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     report(Progress(len(history), num_epochs, note=_conditions(training, spec)))
 
     for epoch in range(len(history), num_epochs):
-        training.extractor.train()
-        sums = torch.zeros(3, device=training.compute.device)
-        for batch in epoch_batches(target, others, spec.config, seed, epoch):
+        training.network.train()
+        parts = ("loss", *training.network.objective.parts)
+        sums = torch.zeros(len(parts), device=training.compute.device)
+        for batch in training.network.objective.batches(machines, config, seed, epoch):
             learning_rate = training.learning_rate
             progress = (epoch * num_steps + batch.step) / (num_epochs * num_steps)
-            sums += training.step(batch, (seed, target.name, epoch), progress)
+            losses = training.step(batch, (seed, machine, epoch), progress)
+            sums += torch.stack([losses[part] for part in parts])
             report(Progress(epoch, num_epochs, batch.num_clips))
-        total, of_machine, of_product = (sums / num_steps).tolist()
-        if not math.isfinite(total):
+        means = dict(zip(parts, (sums / num_steps).tolist(), strict=True))
+        if not math.isfinite(means["loss"]):
             raise UserError(
-                f"{spec.unit}: the loss is {total} in epoch {epoch + 1}: lower exposure.learning_rate "
+                f"{spec.unit}: the loss is {means['loss']} in epoch {epoch + 1}: lower exposure.learning_rate "
                 f"(now {exposure.learning_rate:g})"
             )
         if not ranks.first:
@@ -97,77 +100,79 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
             "epoch": epoch + 1,
             "learning_rate": learning_rate,
             "mixup_probability": mixup_probability(exposure.mixup_schedule, (epoch + 1) / num_epochs),
-            "loss": total,
-            "machine_loss": of_machine,
-            "product_loss": of_product,
+            **means,
             **training.validate(),
         }
         history.append(row)
         _write_history(spec, history)
-        stop = report(Progress(epoch + 1, num_epochs, loss=total))
+        stop = report(Progress(epoch + 1, num_epochs, loss=means["loss"]))
         if epoch + 1 == num_epochs:
             break
         if exposure.keep_every and (epoch + 1) % exposure.keep_every == 0:
-            save_weights(kept_path(spec.output, epoch + 1), training.extractor)
+            save_weights(kept_path(spec.output, epoch + 1), training.network)
         if stop or (epoch + 1) % exposure.checkpoint_every == 0:
             training.save(spec, history)
         if stop:
             raise Stopped(f"stopped after epoch {epoch + 1}")
 
     if ranks.first:
-        save_extractor(spec.output, training.extractor, spec.config, target.sections)
+        save_network(spec.output, training.network, config, num_epochs)
         (spec.output / STATE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Training:
-    """An extractor in training, on one rank of those that train it."""
+    """A network in training, on one rank of those that train it."""
 
     ranks: Ranks
     config: Config
     compute: Compute
-    extractor: Extractor
-    model: torch.nn.Module
-    """What a step runs: the extractor, data-parallel where there are several ranks."""
+    network: Network
+    extractor: torch.nn.Module
+    """What makes embeddings in a step: the network's extractor, data-parallel where there are several ranks."""
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.OneCycleLR
-    losses: Losses
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    num_steps: int
     loader: BatchLoader
 
     @classmethod
-    def begin(
-        cls, ranks: Ranks, spec: UnitSpec, target: MachineClips, others: Sequence[MachineClips], num_steps: int
-    ) -> "Training":
-        """Make the extractor with the unit's initial weights, and all that trains it in ``num_steps`` steps.
+    def begin(cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int) -> "Training":
+        """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
         Raises:
-            UserError: an unknown loss or backbone, or ``exposure.compile`` where nothing can compile.
+            UserError: an unknown objective, encoder or backbone, too few classes, or ``exposure.compile`` where nothing
+                can compile.
 
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.precision)
-        torch.manual_seed(torch_seed(spec.unit.seed, "weights", target.name))
-        extractor = compute.place(Extractor(config, len(target.sections)))
-        model = ranks.data_parallel(extractor)
+        classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
+        torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
+        network = compute.place(Network(config, classes.names))
+        extractor = ranks.data_parallel(network.extractor)
         if exposure.compile:
             if not any(map(shutil.which, ("g++", "clang++"))):
                 raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
-            extractor.backbone.compile()
-        optimizer = torch.optim.AdamW(
-            extractor.parameters(), lr=exposure.learning_rate, weight_decay=exposure.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=exposure.learning_rate, total_steps=max(1, num_steps)
-        )
-        loader = BatchLoader(target, others, config, compute.device)
-        return cls(ranks, config, compute, extractor, model, optimizer, schedule, find_losses(exposure), loader)
+            getattr(network.extractor.encoder, "compilable", network.extractor.encoder).compile()
+        learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=exposure.learning_rate, weight_decay=exposure.weight_decay)
+        num_steps = max(1, num_steps)
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if exposure.schedule == "one-cycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=exposure.learning_rate, total_steps=num_steps
+            )
+        else:
+            schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        loader = BatchLoader(machines, classes.positions, config, compute.device, network.extractor.scaling)
+        return cls(ranks, config, compute, network, extractor, optimizer, schedule, num_steps, loader)
 
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> Tensor:
+    def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> dict[str, Tensor]:
         """Do one optimiser step.
 
         Args:
@@ -176,79 +181,61 @@ class Training:
             progress: share of the training that is done, 0 to 1.
 
         Returns:
-            Total, machine and product loss, (3,), on the device.
+            The loss and its parts by name, on the device.
 
         """
-        ranks, exposure = self.ranks, self.config.exposure
+        ranks, objective = self.ranks, self.network.objective
         waveforms, targets, mixed = self._load(batch, progress, generator(*key, batch.step, "step"))
         torch.manual_seed(torch_seed(*key, batch.step, "dropout", *(() if ranks.first else (ranks.rank,))))
         with self.compute.autocast():
-            output = self.model(waveforms)
-        output = ranks.gather(output, batch.num_clips)
-        machine_loss, product_loss = self.losses
-        members = product_members(targets, mixed=mixed, rule=exposure.mixup_product_loss)
-        of_machine, of_product = machine_loss(output, targets), product_loss(output, targets, members)
-        loss = exposure.lambda_machine * of_machine + exposure.lambda_product * of_product
+            embedding = self.extractor(waveforms)
+        embedding = ranks.gather(embedding, batch.num_clips)
+        torch.manual_seed(torch_seed(*key, batch.step, "objective"))  # every rank computes the whole batch's loss
+        losses = objective.losses(embedding, targets, mixed=mixed)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses["loss"].backward()
+        ranks.average_gradients(objective)
         self.optimizer.step()
-        if self.schedule.last_epoch + 1 < self.schedule.total_steps:  # the last step has the last rate
+        if self.schedule.last_epoch + 1 < self.num_steps:  # the last step has the last rate
             self.schedule.step()
-        return torch.stack([loss, of_machine, of_product]).detach()
+        return {name: value.detach() for name, value in losses.items()}
 
-    def _load(self, batch: Batch, progress: float, rng: np.random.Generator) -> tuple[Tensor, Targets, bool]:
+    def _load(self, batch: Batch, progress: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool]:
         """Load this rank's waveforms of a step and the whole batch's targets; tells whether they are mixed.
 
         Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
         """
         loader, exposure = self.loader, self.config.exposure
         rows, everyone = self.ranks.rows(batch.num_clips), np.arange(batch.num_clips)
-        starts, targets = loader.starts(batch, random_starts(rng)), loader.targets(batch)
+        starts = loader.starts(batch, random_starts(rng))
+        targets = self.network.objective.targets(*loader.classes_of(batch))
         if rng.random() >= mixup_probability(exposure.mixup_schedule, progress):
             return loader.waveforms(batch, starts, rows), targets, False
-        mix = draw_mix(batch.num_clips, exposure.mixup_alpha, rng)
+        share = 0.5 if exposure.mixup_schedule == "half" else 1.0
+        mix = draw_mix(batch.num_clips, exposure.mixup_alpha, rng, share=share)
         needed = np.union1d(rows, mix.partner[rows])
         waveforms = mixup(loader.waveforms(batch, starts, needed), needed, mix, rows)
-        return waveforms, Targets(*(mixup(values, everyone, mix, everyone) for values in targets)), True
+        return waveforms, mixup(targets, everyone, mix, everyone), True
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float | None]:
-        """Compute losses and hit rates on held-out clips, one central window each; nothing where none are held out."""
-        exposure, (target, *others) = self.config.exposure, self.loader.machines
-        self.extractor.eval()
-        machine_loss, product_loss = self.losses
-        machine_logits, machine_targets, sums, hits, count = [], [], [0.0, 0.0], 0, 0
-        for batch in validation_batches(target, others, exposure.batch_size):
-            waveforms, targets = self.loader.load(batch, central_starts)
+        """Evaluate the objective on held-out clips, one central window each; nothing where none are held out."""
+        self.network.eval()
+        return self.network.objective.evaluate(self._validation())
+
+    def _validation(self) -> Evaluated:
+        for batch in validation_batches(self.loader.machines, self.config):
+            starts = self.loader.starts(batch, central_starts)
+            waveforms = self.loader.waveforms(batch, starts, np.arange(batch.num_clips))
             with self.compute.autocast():
-                output = self.extractor(waveforms)
-            members = product_members(targets, mixed=False, rule=exposure.mixup_product_loss)
-            sums[0] += machine_loss(output, targets).item() * batch.num_clips
-            sums[1] += product_loss(output, targets, members).item() * int(members.sum())
-            guess = output.product_logits[members].argmax(dim=1)
-            hits += int((guess == targets.product[members].argmax(dim=1)).sum())
-            machine_logits.append(output.machine_logit)
-            machine_targets.append(targets.machine)
-            count += batch.num_clips
-        if not machine_logits:
-            return {}
-        logits, truth = torch.cat(machine_logits), torch.cat(machine_targets)
-        num_target = int(truth.sum())
-        of_machine, of_product = sums[0] / count, sums[1] / num_target
-        both_classes = 0 < num_target < len(truth)
-        return {
-            "validation_loss": exposure.lambda_machine * of_machine + exposure.lambda_product * of_product,
-            "validation_machine_loss": of_machine,
-            "validation_product_loss": of_product,
-            "validation_machine_auc": (float(roc_auc_score(truth.cpu(), logits.cpu())) if both_classes else None),
-            "validation_product_accuracy": hits / num_target,
-        }
+                embedding = self.network.extractor(waveforms)
+            yield embedding, self.network.objective.targets(*self.loader.classes_of(batch))
 
     def save(self, spec: UnitSpec, history: History) -> None:
         """Write state.pt, from which ``resume`` goes on."""
         state = {
             "identity": spec.identity,
-            "model": self.extractor.state_dict(),
+            "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": json.dumps(history),
@@ -272,7 +259,7 @@ class Training:
             return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
         if state["identity"] != spec.identity:  # of a configuration or data that have changed since
             return []
-        self.extractor.load_state_dict(state["model"])
+        self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         history: History = json.loads(state["history"])
@@ -282,7 +269,10 @@ class Training:
 def _conditions(training: Training, spec: UnitSpec) -> str:
     """Say what a person should know of how the unit is trained."""
     together = f", {training.ranks.size} ranks" if training.ranks.size > 1 else ""
-    weights = spec.config.network.pretrained or "random: network.pretrained names no file"
+    network = spec.config.network
+    if network.encoder != "mel-timm":
+        return f"{training.compute.reason}{together}; encoder {network.encoder}"
+    weights = network.pretrained or "random: network.pretrained names no file"
     return f"{training.compute.reason}{together}; backbone weights {weights}"
 
 

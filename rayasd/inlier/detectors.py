@@ -31,6 +31,7 @@ FAMILIES = {
     "banks": "rayasd.inlier.estimators.DomainBanks",
     "ldn": "rayasd.inlier.estimators.LocalDensityDistance",
     "kmeans": "rayasd.inlier.estimators.CentroidDistance",
+    "median": "rayasd.inlier.estimators.MedianDistance",
     "pca": "rayasd.inlier.estimators.PrincipalResidual",
     "mahalanobis": "rayasd.inlier.estimators.Mahalanobis",
     "product-logit": "rayasd.inlier.estimators.OwnProductLogit",

@@ -111,6 +111,20 @@ class CentroidDistance(BaseEstimator):
         return -self.clusters_.transform(X).min(axis=1)
 
 
+class MedianDistance(BaseEstimator):
+    """Euclidean distance to the median of the normal windows, dimension by dimension."""
+
+    def fit(self, X: Features) -> Self:
+        """Find the median of the normal windows (n, D)."""
+        need_samples(X, 1)
+        self.median_ = np.median(X.astype(np.float64), axis=0)
+        return self
+
+    def score_samples(self, X: Features) -> Scores:
+        """Score windows (m, D) as (m,)."""
+        return -np.linalg.norm(X - self.median_, axis=1)
+
+
 class PrincipalResidual(BaseEstimator):
     """Squared length of what the first ``n_components`` principal components of the normal windows do not explain."""
 

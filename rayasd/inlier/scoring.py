@@ -14,7 +14,7 @@ from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, wh
 from threadpoolctl import threadpool_limits
 
 from rayasd.arrays import Features, Scores
-from rayasd.config import Config, InlierConfig
+from rayasd.config import InlierConfig
 from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 from rayasd.inlier.detectors import (
@@ -32,13 +32,8 @@ from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
-COLUMNS = {
-    "embedding": ["embedding"],
-    "logits": ["product_logits"],
-    "both": ["embedding", "product_logits"],
-    "machine_logit": ["machine_logit"],
-}
-"""What detectors may see, and the columns that it is made of."""
+COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]}
+"""What ``inlier.features`` calls by another name, and the columns that it is made of."""
 
 
 def detect(spec: UnitSpec, report: Report = silent) -> None:
@@ -51,8 +46,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     inlier = spec.config.inlier
     detectors = parse_detectors(inlier.detectors, inlier)
     embeddings = read_parquet(spec.run.table(spec.upstream("embed")))
-    lacking = _untrained_heads(spec.config, embeddings)
-    detectors = [detector for detector in detectors if not _heads(detector) & lacking]
+    detectors = [detector for detector in detectors if _declared(detector) <= set(embeddings.column_names)]
     if not detectors:
         raise UserError(f"{spec.unit}: every detector reads an output that is not trained here: add knn, say")
     products = sorted(pc.unique(embeddings.filter(fit_rows("train"))["section"]).to_pylist())
@@ -76,24 +70,21 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     report(Progress(groups.num_rows, groups.num_rows))
 
 
-def _untrained_heads(config: Config, embeddings: pa.Table) -> set[str]:
-    """List outputs that mean nothing on their own: a control has none, and what is not trained is random."""
-    if embeddings["machine_logit"].null_count or config.exposure.epochs == 0:
-        return {"logits", "machine_logit"}
-    weights = {"logits": config.exposure.lambda_product, "machine_logit": config.exposure.lambda_machine}
-    return {head for head, weight in weights.items() if weight == 0}
-
-
-def _heads(detector: DetectorSpec | FusionSpec) -> set[str]:
-    """List outputs that a detector or its members declare to read."""
+def _declared(detector: DetectorSpec | FusionSpec) -> set[str]:
+    """List the columns that a detector or its members declare to read."""
     members = detector.members if isinstance(detector, FusionSpec) else (detector,)
-    return {features_of(member, "embedding") for member in members} - {"embedding"}
+    return {column for member in members for column in columns_of(features_of(member, "embedding"))}
 
 
 def features_of(detector: DetectorSpec, default: str) -> str:
-    """Return which of ``COLUMNS`` a detector sees: what its class says, else the default."""
+    """Return what a detector reads, a column or one of ``COLUMNS``: what its class declares, else the default."""
     declared = getattr(type(detector.build()), "features", None)
-    return declared if isinstance(declared, str) and declared in COLUMNS else default
+    return declared if isinstance(declared, str) else default
+
+
+def columns_of(which: str) -> list[str]:
+    """Return the columns of an embeddings file that make up what a detector reads."""
+    return COLUMNS.get(which, [which])
 
 
 def fit_rows(fit_on: str) -> pc.Expression:
@@ -193,7 +184,7 @@ class Section:
     def _folds_of(self, which: str) -> list[Fold]:
         """All normal windows against the test windows, then each part of the normal clips against the others."""
         if which not in self._folds:
-            X, X_test = features(self._bank, which), features(self._test, which)
+            X, X_test = (features(table, which, self._inlier.metric) for table in (self._bank, self._test))
             domains = np.array(self._bank["domain"].to_pylist(), dtype=object)
             clips = np.arange(len(X) // self._num_windows)
             part = np.repeat(clips % max(self._num_folds, 1), self._num_windows)  # a domain's clips lie together
@@ -208,24 +199,28 @@ class Section:
         return self._folds[which]
 
 
-def features(table: pa.Table, which: str) -> Features:
+def features(table: pa.Table, which: str, metric: str = "euclidean") -> Features:
     """Take what detectors see from an embeddings table.
 
     Args:
         table: n windows.
-        which: embedding (n, D), logits (n, K), both (n, D + K) or machine_logit (n, 1).
+        which: embedding (n, D), logits (n, K), both (n, D + K), or an output of the objective, (n, 1) or (n, k).
+        metric: with ``cosine``, embeddings are scaled to unit length.
 
     Raises:
         ValueError: there are none of these features, or they are not finite.
 
     """
     parts = []
-    for name in COLUMNS[which]:
-        column = table[name].combine_chunks()
-        if column.null_count:
+    for name in columns_of(which):
+        if name not in table.column_names:
             raise ValueError(f"these embeddings have no {name}")
-        flat = (column if name == "machine_logit" else column.flatten()).to_numpy(zero_copy_only=False)
-        parts.append(flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0))
+        column = table[name].combine_chunks()
+        flat = (column if pa.types.is_floating(column.type) else column.flatten()).to_numpy(zero_copy_only=False)
+        rows = flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0)
+        if metric == "cosine" and name == "embedding":
+            rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        parts.append(rows)
     stacked = np.hstack(parts).astype(np.float32, copy=False)
     if not np.isfinite(stacked).all():
         raise ValueError("the embeddings hold NaN or infinity")

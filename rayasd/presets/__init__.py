@@ -1,12 +1,13 @@
 """Presets: the configuration as TOML files, changed by ``a.b=value`` overrides."""
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rayasd.config import Config, from_dict
+from rayasd.config import WHOLE_RUN, Config, from_dict
 from rayasd.errors import UserError, unknown
 from rayasd.nested import merge, nest, split_list
 
@@ -93,3 +94,30 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # bare words need no quotes on the command line
+
+
+def varied(config: Config, variants: Sequence[str], key: str, values: Sequence[Any]) -> tuple[Config, tuple[str, ...]]:
+    """Add a variant per given variant and value of a setting, named ``<variant>-<setting>-<value>``.
+
+    Where the setting removes anomalies from the test, all variants remove as many as the largest value does.
+
+    Returns:
+        The configuration with the new variants, and their names.
+
+    Raises:
+        UserError: no such variant or setting, an invalid value, or a setting that all variants share.
+
+    """
+    if key.partition(".")[0] in WHOLE_RUN:
+        raise UserError(f"--vary {key}: {', '.join(WHOLE_RUN)} apply to the whole run, variants cannot differ in them")
+    made: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        for value in values:
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{variant}-{key.rpartition('.')[2]}-{value}").strip("-")
+            made[name] = {**config.overrides(variant), key: value}
+    result = from_dict(merge(config.as_dict(), {"variants": made}))
+    aside = {result.variant(name).exposure.anomalies_aside for name in made}
+    if len(aside) > 1:
+        made = {name: {**overrides, "exposure.reserved_anomalies": max(aside)} for name, overrides in made.items()}
+        result = from_dict(merge(config.as_dict(), {"variants": made}))
+    return result, tuple(made)

@@ -14,15 +14,15 @@ from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.scores import Key, System, read_scores
-from rayasd.exposure.network import WEIGHTS, kept_path
-from rayasd.files import digest, read_json
+from rayasd.exposure.network import class_names, weights_by_epochs
+from rayasd.files import digest
 from rayasd.inlier.detectors import single_detector
 from rayasd.inlier.pooling import find_pooling
 from rayasd.inlier.scoring import fit_rows
 from rayasd.parquet import read_parquet
 from rayasd.scoring.model import MachineModel, Parts
 from rayasd.scoring.packing import read_pack
-from rayasd.stages import stages_of
+from rayasd.stages import ALL_MACHINES, stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
@@ -91,7 +91,7 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
     """
     store = RunStore(folder)
     specs = store.specs()
-    machines = sorted({unit.machine for unit in specs})
+    machines = sorted({unit.machine for unit in specs} - {ALL_MACHINES})
     if choice.machine is None and len(machines) > 1:
         raise UserError(f"{folder} has several machines: name one of {', '.join(machines)}")
     machine = choice.machine or machines[0]
@@ -111,21 +111,20 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
             raise UserError(why)
     embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
     catalog = store.catalog()
-    products, weights = [], {}
+    classes: list[str] = []
+    weights = {}
     bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
     systems = chosen.systems(bank)
-    if not embeddings["machine_logit"].null_count:
+    if spec.config.network.is_trained:
         models = store.paths.output(spec.upstream("train"))
-        products = read_json(models / "config.json")["sections"]
-        for checkpoint in {system.checkpoint for system in systems.values()}:
-            last = checkpoint == spec.config.exposure.epochs
-            weights[checkpoint] = load_file(models / WEIGHTS if last else kept_path(models, checkpoint))
+        classes, found = class_names(models), weights_by_epochs(models)
+        weights = {epochs: load_file(found[epochs]) for epochs in {system.checkpoint for system in systems.values()}}
     bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
     manifest = store.manifest()
     return Parts(
         machine=machine,
         config=spec.config,
-        products=tuple(products),
+        classes=tuple(classes),
         weights=weights,
         scale=scaling(_clips(catalog, embeddings.filter(fit_rows("train")))),
         clip_seconds=_clip_seconds(catalog, machine, spec.config.data.sample_rate),

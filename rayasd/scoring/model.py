@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -22,7 +21,7 @@ from rayasd.evaluation.decisions import threshold
 from rayasd.evaluation.scores import System
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows, window_starts
-from rayasd.exposure.network import Extractor, make_control
+from rayasd.exposure.network import Control, Network, restored
 from rayasd.host import usable_cpus
 from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, single_detector
 from rayasd.inlier.neighbours import NeighbourSearch
@@ -39,10 +38,10 @@ class Parts:
     machine: str
     config: Config
     """The variant's resolved configuration."""
-    products: tuple[str, ...]
-    """Sections of the product head, in its order; none for a control."""
+    classes: tuple[str, ...]
+    """What the network tells apart; none for a control."""
     weights: Mapping[int, Mapping[str, Tensor]]
-    """Extractors by the epochs that they were trained for; none for a control."""
+    """Weights of networks by the epochs that they were trained for; none for a control."""
     scale: tuple[float, float]
     """Mean and deviation of the training samples, full scale 1."""
     clip_seconds: float
@@ -55,13 +54,18 @@ class Parts:
     """section and score of normal clips, by models that had not seen them."""
     provenance: Mapping[str, Any]
 
-    def extractor(self, epochs: int) -> torch.nn.Module:
-        """Make the extractor that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
-        if not self.weights:
-            return make_control(self.config).eval()
-        extractor = Extractor(self.config, len(self.products), load_pretrained=False)
-        extractor.load_state_dict(dict(self.weights[epochs]))
-        return extractor.eval()
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Sections of the product head, in its order; none of a network without one."""
+        return self.classes if self.config.exposure.objective == "two-bce" else ()
+
+    def extractor(self, epochs: int) -> Network | Control:
+        """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
+        return (
+            restored(self.config, self.classes, dict(self.weights[epochs]))
+            if self.weights
+            else (Control(self.config).eval())
+        )
 
     def systems_of(self, sections: Iterable[str]) -> str:
         """Name the detectors and poolings that score these sections."""
@@ -113,7 +117,8 @@ class _SectionModel:
         self._sees = features_of(spec, inlier.features)
         rows = (pc.field("section") == section) & (pc.field("checkpoint") == self.system.checkpoint)
         bank = parts.bank.filter(rows)
-        X = features(bank, self._sees)
+        self._metric = inlier.metric
+        X = features(bank, self._sees, self._metric)
         self._neighbours = NeighbourSearch(X, most_neighbours([spec]))
         self._detector = spec.build()
         with threadpool_limits(1):  # as units do: another number of threads adds up in another order
@@ -129,7 +134,7 @@ class _SectionModel:
     def window_scores(self, windows: pa.Table) -> NDArray[np.float64]:
         """Score embedded windows, (n,)."""
         with threadpool_limits(1):
-            scores = anomaly_scores(self._detector, features(windows, self._sees))
+            scores = anomaly_scores(self._detector, features(windows, self._sees, self._metric))
         self._neighbours.forget()
         return scores
 
@@ -140,7 +145,7 @@ class MachineModel:
     def __init__(self, parts: Parts, device: str = "auto") -> None:
         self.parts = parts
         self._compute = choose_compute(device, parts.config.network.precision)
-        self._extractors: dict[int, torch.nn.Module] = {}
+        self._extractors: dict[int, Network | Control] = {}
         self._sections: dict[str, _SectionModel] = {}
 
     @property
@@ -242,16 +247,15 @@ class MachineModel:
         if checkpoint not in tables:
             windows = np.concatenate([piece.windows for piece in pieces])
             size = self.parts.config.embedding.batch_size
+            extractor = self._extractor(checkpoint)
+            scale = self.parts.scale if extractor.extractor.scaling == "machine" else (0.0, 1.0)
             tables[checkpoint] = pa.concat_tables(
-                embed_windows(
-                    self._extractor(checkpoint), self._compute, windows[begin : begin + size], self.parts.scale,
-                    self.parts.config,
-                )
+                embed_windows(extractor, self._compute, windows[begin : begin + size], scale, self.parts.config)
                 for begin in range(0, len(windows), size)
-            )  # fmt: skip
+            )
         return tables[checkpoint]
 
-    def _extractor(self, checkpoint: int) -> torch.nn.Module:
+    def _extractor(self, checkpoint: int) -> Network | Control:
         if checkpoint not in self._extractors:
             self._extractors[checkpoint] = self._compute.place(self.parts.extractor(checkpoint))
         return self._extractors[checkpoint]

@@ -15,14 +15,15 @@ from safetensors.torch import load, save
 from rayasd.config import from_dict
 from rayasd.errors import UserError, one_line
 from rayasd.evaluation.scores import System
-from rayasd.exposure.network import CONTROLS
+from rayasd.exposure.encoders import ENCODERS
+from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
 from rayasd.inlier.detectors import FAMILIES
 from rayasd.inlier.pooling import POOLINGS
 from rayasd.registry import parse_call
 from rayasd.scoring.model import Parts
 
-VERSION = 1
+VERSION = 2
 _FACTS, _BANK, _TRAINING = "model.json", "bank.parquet", "training.parquet"
 
 
@@ -37,7 +38,7 @@ def write_pack(path: Path, parts: Parts, licence: str = "") -> None:
         "format": VERSION,
         "machine": parts.machine,
         "licence": licence,
-        "products": parts.products,
+        "classes": parts.classes,
         "scale": parts.scale,
         "clip_seconds": parts.clip_seconds,
         "systems": {section: system._asdict() for section, system in parts.systems.items()},
@@ -56,7 +57,7 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
 
     Args:
         path: the file.
-        trust: accept detectors, poolings and extractors that it names by import path, whose code then runs.
+        trust: accept detectors, poolings, encoders and objectives that it names by import path, whose code then runs.
 
     Raises:
         UserError: it is absent, damaged, of another version, or would run code of its maker's choice.
@@ -83,7 +84,7 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
         parts = Parts(
             machine=str(facts["machine"]),
             config=from_dict(facts["config"]),
-            products=tuple(map(str, facts["products"])),
+            classes=tuple(map(str, facts["classes"])),
             weights=weights,
             scale=(float(facts["scale"][0]), float(facts["scale"][1])),
             clip_seconds=float(facts["clip_seconds"]),
@@ -104,7 +105,10 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
 
 def _refuse_code(path: Path, parts: Parts) -> None:
     """Refuse what is named by import path: a packed file comes from somebody else."""
-    named = [parts.config.network.extractor] if parts.config.network.extractor not in ("network", *CONTROLS) else []
+    config = parts.config
+    named = _foreign_encoders(config.network.encoder)
+    if parse_call("exposure.objective", config.exposure.objective)[0] not in OBJECTIVES:
+        named.append(config.exposure.objective)
     for system in parts.systems.values():
         family, _, grid = system.detector.partition("-")
         if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", system.detector)[0] not in FAMILIES:
@@ -113,6 +117,14 @@ def _refuse_code(path: Path, parts: Parts) -> None:
             named.append(system.pooling)
     if named:
         raise UserError(f"{path} names code to run: {named[0]}; --trust accepts it, if you know who made the file")
+
+
+def _foreign_encoders(text: str) -> list[str]:
+    """List the encoders in a setting, those within branches too, that are named by import path."""
+    name, parameters = parse_call("network.encoder", text)
+    within = parameters.get("encoders", ())
+    found = [other for each in within for other in _foreign_encoders(str(each))]
+    return found if name in ENCODERS else [text, *found]
 
 
 def _table(content: bytes) -> pa.Table:

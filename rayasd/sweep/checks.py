@@ -15,7 +15,7 @@ from rayasd.files import file_digest
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
-from rayasd.stages import STAGES, NumClips, StageName, stages_of
+from rayasd.stages import ALL_MACHINES, STAGES, NumClips, StageName, stages_of
 from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
 from rayasd.wording import size
@@ -52,7 +52,9 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
         UserError: a machine has no training clips, outlier exposure no second machine, or a test too few anomalies.
 
     """
-    if any("train" in stages_of(config) for config in configs.values()):
+    if ALL_MACHINES in catalog.machines:
+        raise UserError(f"a machine type cannot be called {ALL_MACHINES}: rayasd uses the word for all of them")
+    if any("train" in stages_of(config) and config.exposure.scope == "machine" for config in configs.values()):
         check_outlier_exposure(catalog, machines)
     for machine in machines:
         clips = catalog.of(machine)
@@ -76,20 +78,20 @@ def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
 
 
 def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
-    """Make each extractor and find each loss once, so that what is wrong there is refused before every unit fails.
+    """Make each network once, so that what is wrong there is refused before every unit fails.
 
     Returns:
         Number of learned parameters by variant; nothing where that could not be found out.
 
     Raises:
-        UserError: an extractor that cannot be made, or an unknown loss.
+        UserError: an encoder or an objective that cannot be made.
 
     """
     alike = {variant: repr((config.network, config.exposure)) for variant, config in configs.items()}
     different = {alike[variant]: config for variant, config in configs.items()}
     # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
     with suppress(BrokenProcessPool), worker_pool(1) as pool:  # it was killed, for memory perhaps: the units will tell
-        sizes = dict(zip(different, pool.map(_make_extractor, different.values()), strict=True))
+        sizes = dict(zip(different, pool.map(_make_network, different.values()), strict=True))
         return {variant: sizes[alike[variant]] for variant in configs}
     return {}
 
@@ -132,12 +134,7 @@ def _trained_parameters(store: RunStore, variant: str) -> int:
     return max((path.stat().st_size // 4 for path in trained), default=0)
 
 
-def _make_extractor(config: Config) -> int:
-    from rayasd.exposure.losses import find_losses
-    from rayasd.exposure.network import Extractor, make_control
+def _make_network(config: Config) -> int:
+    from rayasd.exposure.network import num_parameters
 
-    if config.network.is_trained:
-        find_losses(config.exposure)
-        return sum(parameter.numel() for parameter in Extractor(config, 1).parameters())
-    make_control(config)
-    return 0
+    return num_parameters(config, read_files=True)

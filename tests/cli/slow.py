@@ -1,18 +1,19 @@
-"""A machine loss for sweeps that are to be stopped: slow where that is asked for, of the same value in any case."""
+"""An objective for sweeps that are to be stopped: slow where that is asked for, with the same results in any case."""
 
 import os
 import time
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from rayasd.exposure.losses import machine_bce
-from rayasd.exposure.mixup import Targets
-from rayasd.exposure.network import Output
+from rayasd.exposure.objectives.two_bce import TwoBCE
 
 PAUSE = "SLOW_LOSS_SECONDS"
 
 
-def bce(output: Output, targets: Targets) -> Tensor:
+class Slow(TwoBCE):
     """Sleep, which no other process feels, and do what the default does."""
-    time.sleep(float(os.environ.get(PAUSE, "0")))
-    return machine_bce(output, targets)
+
+    def losses(self, embedding: Tensor, targets: Tensor, *, mixed: bool) -> Mapping[str, Tensor]:
+        time.sleep(float(os.environ.get(PAUSE, "0")))
+        return super().losses(embedding, targets, mixed=mixed)

@@ -23,7 +23,7 @@ from tests.conftest import small_sweep
 ROOT = Path(__file__).parents[2]
 EPOCHS = 60
 LONG = ("--machines", "fan", "--set", f"exposure.epochs={EPOCHS}", "--set", "exposure.checkpoint_every=100000",
-        "--set", "exposure.machine_loss=tests.cli.slow.bce")  # fmt: skip
+        "--set", "exposure.objective=tests.cli.slow.Slow")  # fmt: skip
 """Long enough to be stopped, if asked to be slow; the only checkpoint is the one that the stop makes."""
 
 

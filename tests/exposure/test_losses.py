@@ -4,74 +4,115 @@ import numpy as np
 import pytest
 import torch
 
-from rayasd.config import ExposureConfig
+from rayasd.config import Config, ExposureConfig
 from rayasd.errors import UserError
-from rayasd.exposure.losses import find_losses, machine_bce, product_bce, product_cross_entropy, product_members
-from rayasd.exposure.mixup import Targets, draw_mix, mixup, mixup_probability
-from rayasd.exposure.network import Output
+from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
+from rayasd.exposure.objectives import ClassObjective, find_objective, make_objective
+from rayasd.exposure.objectives.margins import AdaCos, SubClusterAdaCos
+from rayasd.exposure.objectives.two_bce import TwoBCE, product_loss, product_members
 
 
-def targets(machine: list[float], product: list[list[float]]) -> Targets:
-    return Targets(torch.tensor(machine), torch.tensor(product))
-
-
-def output(machine_logit: torch.Tensor | None = None, product_logits: torch.Tensor | None = None) -> Output:
-    unused = torch.empty(0)
-    return Output(
-        unused,
-        unused if machine_logit is None else machine_logit,
-        unused if product_logits is None else product_logits,
-    )
+def with_objective(text: str) -> Config:
+    return Config(exposure=ExposureConfig(objective=text))
 
 
 def test_machine_loss_by_hand():
+    objective = TwoBCE(Config(), ["00"], [4])
+    embedding = torch.tensor([[1.0, -1.0, 1.0, -1.0], [2.0, 0.0, 0.0, -2.0]])
+    with torch.no_grad():
+        objective.machine_head.weight.fill_(1.0)
+        objective.machine_head.bias.fill_(0.0)  # logits: the mean squares, 1 and 2
+    found = objective.losses(embedding, torch.tensor([[1.0, 1.0], [0.0, 0.0]]), mixed=False)["machine_loss"]
     # -log sigmoid(1) and -log(1 - sigmoid(2)), averaged
-    by_hand = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2
-    loss = machine_bce(output(torch.tensor([1.0, 2.0])), targets([1.0, 0.0], [[1.0], [0.0]]))
-    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+    assert found.item() == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2))) / 2, rel=1e-6)
 
 
 def test_product_loss_by_hand_counts_members_only():
-    t = targets([1.0, 0.0], [[1.0, 0.0], [0.0, 0.0]])
+    machine, product = torch.tensor([1.0, 0.0]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     logits = torch.tensor([[2.0, -1.0], [50.0, 50.0]])
     by_hand = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1))) / 2
-    members = product_members(t, mixed=False, rule="target")
-    assert product_bce(output(product_logits=logits), t, members).item() == pytest.approx(by_hand, rel=1e-6)
-    assert product_bce(output(product_logits=logits), t, torch.zeros(2, dtype=torch.bool)).item() == 0.0
+    members = product_members(machine, mixed=False, rule="target")
+    assert product_loss(logits, product, members, "bce").item() == pytest.approx(by_hand, rel=1e-6)
+    assert product_loss(logits, product, torch.zeros(2, dtype=torch.bool), "bce").item() == 0.0
 
 
 def test_who_enters_the_product_loss():
-    t = targets([1.0, 0.3, 0.0], [[1.0], [0.3], [0.0]])
-    assert product_members(t, mixed=False, rule="all").tolist() == [True, True, False]
-    assert product_members(t, mixed=True, rule="target").tolist() == [True, True, False]
-    assert product_members(t, mixed=True, rule="all").tolist() == [True, True, True]
+    machine = torch.tensor([1.0, 0.3, 0.0])
+    assert product_members(machine, mixed=False, rule="all").tolist() == [True, True, False]
+    assert product_members(machine, mixed=True, rule="target").tolist() == [True, True, False]
+    assert product_members(machine, mixed=True, rule="all").tolist() == [True, True, True]
 
 
 def test_losses_have_right_gradients():
-    t = Targets(torch.tensor([1.0, 0.4, 0.0], dtype=torch.float64), torch.rand(3, 4, dtype=torch.float64))
-    members = torch.tensor([True, True, False])
+    targets, members = torch.rand(3, 4, dtype=torch.float64), torch.tensor([True, True, False])
     logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    scalar = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    for loss in (product_bce, product_cross_entropy):
-        assert torch.autograd.gradcheck(lambda x, loss=loss: loss(output(product_logits=x), t, members), logits)
-    assert torch.autograd.gradcheck(lambda x: machine_bce(output(x), t), scalar)
+    for kind in ("bce", "cross-entropy"):
+        assert torch.autograd.gradcheck(lambda x, kind=kind: product_loss(x, targets, members, kind), logits)
+    objective = TwoBCE(Config(), ["00", "01", "02"], [5]).double()
+    embedding = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda e: objective.losses(e, targets, mixed=True)["loss"], embedding)
 
 
 def test_softmax_cross_entropy_by_hand_weighs_by_the_mixed_target():
-    t = targets([1.0, 0.5, 0.0], [[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    product = torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
     logits = torch.tensor([[2.0, -1.0], [0.0, 0.0], [9.0, 9.0]])
     by_hand = (math.log(1 + math.exp(-3)) + 0.5 * math.log(2)) / 2
-    members = product_members(t, mixed=True, rule="target")
-    assert product_cross_entropy(output(product_logits=logits), t, members).item() == pytest.approx(by_hand, rel=1e-6)
+    members = product_members(torch.tensor([1.0, 0.5, 0.0]), mixed=True, rule="target")
+    assert product_loss(logits, product, members, "cross-entropy").item() == pytest.approx(by_hand, rel=1e-6)
 
 
-def test_losses_are_found_by_name_or_import_path():
-    assert find_losses(ExposureConfig()) == (machine_bce, product_bce)
-    mine = ExposureConfig(machine_loss="rayasd.exposure.losses.machine_bce", product_loss="cross-entropy")
-    assert find_losses(mine) == (machine_bce, product_cross_entropy)
-    for wrong, said in (("bse", "unknown exposure.machine_loss 'bse': did you mean 'bce'"), ("no.such.loss", "No mod")):
-        with pytest.raises(UserError, match=said):
-            find_losses(ExposureConfig(machine_loss=wrong))
+def test_outputs_whose_losses_have_no_weight_are_not_given_to_detectors():
+    embedding = torch.randn(2, 4)
+    for changes, names in (
+        ({}, {"machine_logit", "product_logits"}),
+        ({"lambda_machine": 0.0}, {"product_logits"}),
+        ({"lambda_product": 0.0}, {"machine_logit"}),
+    ):
+        objective = TwoBCE(Config(exposure=ExposureConfig(**changes)), ["00", "01"], [4])
+        assert set(objective.outputs(embedding)) == names
+
+
+def test_objectives_are_found_by_name_or_import_path():
+    assert find_objective(Config())[0] is TwoBCE
+    assert find_objective(with_objective("rayasd.exposure.objectives.two_bce.TwoBCE"))[0] is TwoBCE
+    assert find_objective(with_objective("adacos"))[0] is ClassObjective
+    made = make_objective(with_objective("sub-cluster-adacos(subclusters=3)"), ["a", "b"], [4, 4])
+    assert isinstance(made.head, SubClusterAdaCos)
+    assert made.head.vectors.shape == (6, 8)
+    assert isinstance(make_objective(with_objective("adacos"), ["a", "b"], [4]).head, AdaCos)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("adacoss", "unknown exposure.objective 'adacoss': did you mean 'adacos'"),
+        ("no.such.Objective", "exposure.objective no.such.Objective: No module named 'no'"),
+        ("os.path.join", "exposure.objective os.path.join: must be a subclass of Objective or ClassLoss"),
+        ("adacos(centres=3)", "exposure.objective adacos.*centres"),
+        ("feature-exchange", "exposure.objective feature-exchange: FeatureExchange needs .* two branches, not 1"),
+    ],
+)
+def test_objectives_that_cannot_be_made_are_refused_in_one_line(text: str, reason: str):
+    with pytest.raises(UserError, match=reason) as error:
+        make_objective(with_objective(text), ["a", "b"], [4])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("exposure", "reason"),
+    [
+        ({"scope": "all"}, "exposure.objective two-bce needs exposure.scope = machine"),
+        ({"objective": "adacos", "real_anomalies": 1}, "exposure.objective adacos cannot learn from exposure.real_ano"),
+    ],
+)
+def test_objectives_that_are_not_for_these_settings_are_refused(exposure: dict[str, object], reason: str):
+    with pytest.raises(UserError, match=reason):
+        find_objective(Config(exposure=ExposureConfig(**exposure)))  # type: ignore[arg-type]
+
+
+def test_one_class_is_nothing_to_tell_apart():
+    with pytest.raises(UserError, match="exposure.objective adacos: AdaCos needs at least two classes, not 1"):
+        make_objective(with_objective("adacos"), ["fan/00"], [4])
 
 
 @pytest.mark.parametrize(
@@ -88,18 +129,25 @@ def test_mixup_probability_at_start_quarter_half_and_end(schedule: str, values: 
     assert found == pytest.approx(values, abs=1e-12)
 
 
-def test_mixup_mixes_waveforms_and_both_targets_alike():
+def test_mixup_mixes_waveforms_and_targets_alike():
     num_clips = 200
     machine = (torch.arange(num_clips) < 100).float()
     product = torch.nn.functional.one_hot(torch.arange(num_clips) % 3, 3).float() * machine[:, None]
     # the waveform carries its own targets, so that equal mixing can be read from it
     waveforms = torch.cat([machine[:, None], product], dim=1)
     mix, everyone = draw_mix(num_clips, 0.2, np.random.default_rng(0)), np.arange(num_clips)
-    mixed, *both = (mixup(values, everyone, mix, everyone) for values in (waveforms, machine, product))
-    t = Targets(*both)
-    torch.testing.assert_close(mixed[:, 0], t.machine)
-    torch.testing.assert_close(mixed[:, 1:], t.product)
-    torch.testing.assert_close(t.product.sum(dim=1), t.machine)  # pseudo-anomalous parts add no product
-    between = (t.machine > 0.01) & (t.machine < 0.99)
-    assert between.float().mean() > 0.1  # one weight a clip, not one a batch
-    assert t.machine[between].unique().numel() > 20
+    mixed, targets = (mixup(values, everyone, mix, everyone) for values in (waveforms, waveforms.clone()))
+    torch.testing.assert_close(mixed, targets)
+    machine, product = targets[:, 0], targets[:, 1:]
+    torch.testing.assert_close(product.sum(dim=1), machine)  # pseudo-anomalous parts add no product
+    between = (machine > 0.01) & (machine < 0.99)
+    assert between.float().mean() > 0.1  # one weight for each clip, not one for a batch
+    assert machine[between].unique().numel() > 20
+
+
+def test_half_of_the_clips_are_mixed_if_asked_and_weights_are_uniform():
+    mix = draw_mix(4000, 1.0, np.random.default_rng(0), share=0.5)
+    mixed = mix.weight[mix.weight < 1]
+    assert len(mixed) == pytest.approx(2000, abs=150)
+    assert np.histogram(mixed, 4, (0, 1))[0] == pytest.approx([500] * 4, abs=100)
+    assert mixup_probability("half", 0.3) == 1.0

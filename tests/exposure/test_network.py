@@ -11,14 +11,10 @@ from rayasd import presets
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.device import choose_compute
-from rayasd.exposure.network import (
-    Extractor,
-    MelSpectrogram,
-    Statistics,
-    check_backbone,
-    load_extractor,
-    save_extractor,
-)
+from rayasd.exposure.encoders import make_encoder
+from rayasd.exposure.encoders.controls import Level, MaxStatistics, Statistics
+from rayasd.exposure.encoders.mel import MelSpectrogram, MelTimm, check_backbone
+from rayasd.exposure.network import Control, Extractor, Network, load_network, num_parameters, save_network
 
 
 def test_the_front_end_is_the_papers():
@@ -35,23 +31,92 @@ def test_the_front_end_is_the_papers():
 
 
 def test_heads_are_a_norm_criterion_and_a_linear_map_without_bias(small_config: Config):
-    extractor = Extractor(small_config, 3).eval()
-    output = extractor(torch.randn(4, 8000))
-    assert output.embedding.shape == (4, 128)
-    weight, bias = extractor.machine_head.weight.item(), extractor.machine_head.bias.item()
-    torch.testing.assert_close(output.machine_logit, weight * output.embedding.square().sum(dim=1) / 128 + bias)
-    torch.testing.assert_close(output.product_logits, output.embedding @ extractor.product_head.weight.T)
-    assert extractor.product_head.bias is None
+    network = Network(small_config, ["00", "01", "02"]).eval()
+    output, objective = network(torch.randn(4, 8000)), network.objective
+    assert output["embedding"].shape == (4, 128)
+    weight, bias = objective.machine_head.weight.item(), objective.machine_head.bias.item()
+    expected = weight * output["embedding"].square().sum(dim=1) / 128 + bias
+    torch.testing.assert_close(output["machine_logit"], expected)
+    torch.testing.assert_close(output["product_logits"], output["embedding"] @ objective.product_head.weight.T)
+    assert objective.product_head.bias is None
 
 
-def test_a_saved_extractor_says_the_same(small_config: Config, tmp_path: Path):
-    extractor = Extractor(small_config, 2).eval()
-    save_extractor(tmp_path, extractor, small_config, ["00", "03"])
-    loaded, sections = load_extractor(tmp_path, small_config)
+def test_a_saved_network_gives_the_same(small_config: Config, tmp_path: Path):
+    network = Network(small_config, ["00", "03"]).eval()
+    save_network(tmp_path, network, small_config, 7)
+    loaded = load_network(tmp_path, small_config)
     waveforms = torch.randn(3, 8000)
-    assert sections == ["00", "03"]
-    for a, b in zip(extractor(waveforms), loaded(waveforms), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert loaded.objective.classes == ("00", "03")
+    found, expected = loaded(waveforms), network(waveforms)
+    assert set(found) == set(expected) == {"embedding", "machine_logit", "product_logits"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def with_network(config: Config, **changes: object) -> Config:
+    return replace(config, network=replace(config.network, **changes))  # type: ignore[arg-type]
+
+
+def test_a_frozen_encoder_gives_its_features_and_a_head_trains_on_them(small_config: Config):
+    features = make_encoder(small_config).dim
+    assert Control(with_network(small_config, train="frozen")).extractor.dim == features != 128
+    assert num_parameters(with_network(small_config, train="frozen")) == 0
+    network = Network(with_network(small_config, train="head"), ["00"]).train()
+    assert network.extractor.dim == 128
+    assert not network.extractor.encoder.training  # its batch statistics stay
+    learned = [name for name, value in network.named_parameters() if value.requires_grad]
+    assert learned
+    assert not any(name.startswith("extractor.encoder.") for name in learned)
+
+
+def test_branches_stand_side_by_side(small_config: Config):
+    config = with_network(small_config, neck="none", encoder="branches(encoders=['max-statistics(bands=16)', 'level'])")
+    extractor = Extractor(config)
+    waveforms = torch.randn(3, 8000)
+    assert (extractor.dim, extractor.widths, extractor.scaling) == (17, (16, 1), "none")
+    both = torch.cat([MaxStatistics(config, bands=16)(waveforms), Level(config)(waveforms)], dim=1)
+    torch.testing.assert_close(extractor(waveforms), both)
+
+
+class Grid(torch.nn.Module):
+    """Somebody's own encoder: a grid of features."""
+
+    dim = 2
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        return waveforms[:, :24].reshape(len(waveforms), 3, 4, 2)
+
+
+class HighRate(Grid):
+    sample_rate = 48000
+
+
+def test_an_encoder_of_ones_own_may_give_a_grid(small_config: Config):
+    control = Control(with_network(small_config, encoder=f"{__name__}.Grid", train="frozen"))
+    waveforms = torch.randn(5, 8000)
+    expected = waveforms[:, :24].reshape(5, 12, 2).mean(dim=1)
+    torch.testing.assert_close(control(waveforms)["embedding"], expected)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "reason"),
+    [
+        ("mel-tim", "unknown network.encoder 'mel-tim': did you mean 'mel-timm'"),
+        ("branches", "network.encoder branches: .*encoders"),
+        ("branches(encoders=['level', 'statistics'])", "want waveforms scaled differently"),
+        ("branches(encoders=['level', 'nothing'])", "unknown network.encoder 'nothing'"),
+        ("stft-resnet(n_fft=16384)", "needs windows of 16384 samples"),
+        ("stft-resnet(n_ftt=512)", "n_ftt"),
+        ("fft(strides=((9000, 1),))", "needs windows of"),
+        (f"{__name__}.HighRate", "needs data.sample_rate = 48000, not 16000"),
+    ],
+)
+def test_encoders_that_cannot_be_made_are_refused_in_one_line(small_config: Config, encoder: str, reason: str):
+    with pytest.raises(UserError, match=reason) as error:
+        make_encoder(with_network(small_config, encoder=encoder))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -63,15 +128,15 @@ def test_pretrained_weights_come_from_a_local_file(small_config: Config, tmp_pat
     else:
         save_file(donor.state_dict(), path)
     config = replace(small_config, network=replace(small_config.network, pretrained=str(path)))
-    extractor = Extractor(config, 2)
-    torch.testing.assert_close(extractor.backbone.blocks[0][0].conv.weight, donor.blocks[0][0].conv.weight)
+    encoder = MelTimm(config)
+    torch.testing.assert_close(encoder.backbone.blocks[0][0].conv.weight, donor.blocks[0][0].conv.weight)
     summed = donor.conv_stem.weight.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(extractor.backbone.conv_stem.weight, summed)
+    torch.testing.assert_close(encoder.backbone.conv_stem.weight, summed)
 
 
 def test_unusable_pretrained_weights_are_named(small_config: Config, tmp_path: Path):
     def build(path: Path) -> None:
-        Extractor(replace(small_config, network=replace(small_config.network, pretrained=str(path))), 2)
+        MelTimm(replace(small_config, network=replace(small_config.network, pretrained=str(path))))
 
     with pytest.raises(UserError, match="no such file"):
         build(tmp_path / "gone.pth")

@@ -3,7 +3,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -21,10 +21,10 @@ from rayasd.data.catalog import Catalog, read_catalog
 from rayasd.errors import UserError
 from rayasd.exposure import ranks as ranks_module
 from rayasd.exposure import training
-from rayasd.exposure.batches import epoch_batches
-from rayasd.exposure.clips import load_target_and_others
-from rayasd.exposure.mixup import Targets
-from rayasd.exposure.network import Extractor, Output
+from rayasd.exposure.batches import balanced_batches
+from rayasd.exposure.clips import load_training_machines
+from rayasd.exposure.network import Extractor
+from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.exposure.training import train
 from rayasd.randomness import generator
@@ -47,24 +47,28 @@ def forked_ranks(forking_process: None, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ranks_module, "_start", forked.start)
 
 
-def spread(output: Output, targets: Targets) -> Tensor:
-    """Machine loss that couples all clips of the batch and ignores the machine head."""
-    return (output.embedding * (1 + targets.machine.unsqueeze(1))).std(dim=0).mean()
+class Spread(TwoBCE):
+    """Couples all clips of the batch and ignores the machine head."""
+
+    def losses(self, embedding: Tensor, targets: Tensor, *, mixed: bool) -> Mapping[str, Tensor]:
+        losses = super().losses(embedding, targets, mixed=mixed)
+        spread = (embedding * (1 + targets[:, :1])).std(dim=0).mean()
+        return {**losses, "loss": spread + losses["product_loss"], "machine_loss": spread}
 
 
 def in_double(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     """Do a few steps by each loss, in float64 and without what differs between ranks: batch statistics and dropout."""
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[assignment]
-    target, others = load_target_and_others(read_catalog(spec.run.catalog, spec.data_root), spec)
+    machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec)
     results = {}
-    for loss in ("bce", f"{__name__}.spread"):
-        config = with_exposure(spec.config, machine_loss=loss)
-        learner = training.Training.begin(ranks, replace(spec, config=config), target, others, 100)
-        learner.extractor.eval()
-        batches = islice(epoch_batches(target, others, config, 0, 0), 3)
-        results[loss] = torch.stack([learner.step(batch, (0, target.name, 0), 0.5) for batch in batches])
-        results |= {f"{loss} {name}": value.detach() for name, value in learner.extractor.named_parameters()}
+    for loss in ("two-bce", f"{__name__}.Spread", "sub-cluster-adacos(subclusters=2)"):
+        config = with_exposure(spec.config, objective=loss)
+        learner = training.Training.begin(ranks, replace(spec, config=config), machines, 100)
+        learner.network.eval()
+        batches = islice(balanced_batches(machines, config, 0, 0), 3)
+        results[loss] = torch.stack([learner.step(batch, (0, machines[0].name, 0), 0.5)["loss"] for batch in batches])
+        results |= {f"{loss} {name}": value.detach() for name, value in learner.network.named_parameters()}
     torch.save(results, spec.output / f"{ranks.size}-{ranks.rank}")
 
 
@@ -87,7 +91,7 @@ def train_and_keep(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     begin = training.Training.begin
     training.Training.begin = lambda *of: learners.append(begin(*of)) or learners[0]  # type: ignore[method-assign]
     training._train(ranks, spec, report)
-    torch.save(dict(learners[0].extractor.named_parameters()), spec.output / f"rank-{ranks.rank}")
+    torch.save(dict(learners[0].network.named_parameters()), spec.output / f"rank-{ranks.rank}")
 
 
 @pytest.mark.usefixtures("forked_ranks")
@@ -114,33 +118,32 @@ def test_a_training_on_ranks_learns_and_goes_on_to_the_same_bits(spec_of: SpecOf
 
 
 def test_batch_norms_for_gpus_keep_weights_and_activations(small_config: Config):
-    extractor = Extractor(small_config, 2).eval()
+    extractor = Extractor(small_config).eval()
     waveforms, names = torch.randn(2, small_config.window_length), list(extractor.state_dict())
     with torch.inference_mode():
         expected = extractor(waveforms)
         assert convert_sync_batchnorm(extractor) is extractor
         found = extractor(waveforms)
-    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in extractor.backbone.modules())
-    assert all(map(torch.equal, found, expected))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in extractor.encoder.modules())
+    assert torch.equal(found, expected)
     assert list(extractor.state_dict()) == names
 
 
 def test_ranks_load_the_clips_crops_and_mixtures_of_one_process(
     catalog: Catalog, spec_of: SpecOf, small_config: Config
 ):
-    target, others = load_target_and_others(catalog, spec_of())
+    machines = load_training_machines(catalog, spec_of())
     for schedule in ("never", "always"):
         spec = spec_of(config=with_exposure(small_config, mixup_schedule=schedule))
-        alone = training.Training.begin(Ranks(), spec, target, others, 1)
-        for batch in epoch_batches(target, others, small_config, seed=0, epoch=0):
+        alone = training.Training.begin(Ranks(), spec, machines, 1)
+        for batch in balanced_batches(machines, small_config, seed=0, epoch=0):
             whole, targets, mixed = alone._load(batch, 0.5, generator(1))
             assert mixed == (schedule == "always")
-            assert not mixed or len(set(targets.machine.tolist())) > 2
+            assert not mixed or len(set(targets[:, 0].tolist())) > 2
             for rank in range(3):
                 own, of_all, _ = replace(alone, ranks=Ranks(rank, 3))._load(batch, 0.5, generator(1))
                 assert torch.equal(own, whole[rank::3])
-                assert torch.equal(of_all.machine, targets.machine)
-                assert torch.equal(of_all.product, targets.product)
+                assert torch.equal(of_all, targets)
 
 
 @pytest.mark.parametrize("num_clips", [3, 10, 12])

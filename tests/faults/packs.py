@@ -9,10 +9,13 @@ from rayasd.evaluation.scores import System
 from rayasd.exposure.embedding import embedding_schema
 from rayasd.scoring.model import Parts
 
+SETTINGS = ["network.encoder=statistics", "network.train=frozen", "network.embedding_dim=4", "front_end.n_mels=2"]
+SCHEMA = embedding_schema(pa.schema([("embedding", pa.list_(pa.float32(), 4))]))
+
 
 def small_pack() -> Parts:
     """Return the parts of a model of one section with eight windows."""
-    config = presets.load("demo", ["network.extractor=statistics", "network.embedding_dim=4", "front_end.n_mels=2"])
+    config = presets.load("demo", SETTINGS)
     rng = np.random.default_rng(0)
     rows = [
         {"clip": f"fan/train/{n}.wav", "section": "00", "domain": "source", "split": "train", "label": 0, "window": 0,
@@ -21,7 +24,7 @@ def small_pack() -> Parts:
     ]  # fmt: skip
     training = {"section": ["00"] * 8, "score": rng.random(8)}
     return Parts(
-        machine="fan", config=config, products=("00",), weights={0: {"weight": torch.zeros(2)}}, scale=(0.0, 1.0),
+        machine="fan", config=config, classes=("00",), weights={0: {"weight": torch.zeros(2)}}, scale=(0.0, 1.0),
         clip_seconds=1.0, systems={"00": System("both", 0, "knn-1", "mean")},
-        bank=pa.Table.from_pylist(rows, embedding_schema(4)), training=pa.table(training), provenance={},
+        bank=pa.Table.from_pylist(rows, SCHEMA), training=pa.table(training), provenance={},
     )  # fmt: skip

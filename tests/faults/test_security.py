@@ -59,7 +59,7 @@ def test_a_pickle_in_place_of_pretrained_weights_is_refused(small_config, tmp_pa
     torch.save(Planted(sign), path)
     config = replace(small_config, network=replace(small_config.network, pretrained=str(path)))
     with pytest.raises(UserError, match="cannot load"):
-        Extractor(config, 2)
+        Extractor(config)
     assert not sign.exists()
 
 

@@ -97,7 +97,7 @@ def test_higher_is_more_anomalous(family: str):
         column = 2 if family == "product-logit" else 0
         np.testing.assert_array_equal(logits, -X_TEST[:, column].astype(float))
         return
-    scores = scores_of("mahalanobis" if family == "mahalanobis" else f"{family}-4")
+    scores = scores_of(family if family in ("mahalanobis", "median") else f"{family}-4")
     assert scores[10:].mean() > scores[:10].mean()
 
 

@@ -17,7 +17,7 @@ from tests.conftest import SpecOf
 @pytest.fixture
 def config(small_config: Config) -> Config:
     """Statistics need no training."""
-    return replace(small_config, network=replace(small_config.network, extractor="statistics"))
+    return replace(small_config, network=replace(small_config.network, encoder="statistics", train="frozen"))
 
 
 def scored(spec_of: SpecOf, config: Config, **inlier: object) -> pa.Table:

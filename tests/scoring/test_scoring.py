@@ -116,7 +116,9 @@ def test_a_clip_without_a_known_section_goes_to_the_nearest(run: Path, packed: P
         assert all(clip.by_product_head for clip in found)
     parts = read_pack(packed)
     swapped = {
-        checkpoint: {name: value.flip(0) if name == "product_head.weight" else value for name, value in tensors.items()}
+        checkpoint: {
+            name: value.flip(0) if name == "objective.product_head.weight" else value for name, value in tensors.items()
+        }
         for checkpoint, tensors in parts.weights.items()
     }
     other = {"00": "03", "03": "00"}
@@ -178,9 +180,14 @@ def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path
         path = repacked(packed, tmp_path / "bad", systems={"00": {**system, key: value}})
         with pytest.raises(UserError, match="names code to run"):
             load(path)
-    config = {**facts["config"], "network": {**facts["config"]["network"], "extractor": "os.system"}}
-    with pytest.raises(UserError, match="names code to run"):
-        load(repacked(packed, tmp_path / "bad", config=config))
+    for table, setting, value in (
+        ("network", "encoder", "os.system"),
+        ("network", "encoder", "branches(encoders=['fft', \"branches(encoders=['os.system'])\"])"),
+        ("exposure", "objective", "os.system"),
+    ):
+        config = {**facts["config"], table: {**facts["config"][table], setting: value}}
+        with pytest.raises(UserError, match="names code to run"):
+            load(repacked(packed, tmp_path / "bad", config=config))
     for detector in ("knn-3", "gmm-2", "mahalanobis", "knn(n_neighbors=2)"):
         load(repacked(packed, tmp_path / "good", systems={"00": {**system, "detector": detector}}))
     forest = "sklearn.ensemble.IsolationForest(n_estimators=5)"

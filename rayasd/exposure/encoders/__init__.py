@@ -1,0 +1,78 @@
+"""Encoders: what turns the waveform of a window into features. Each is a class in one file; a setting names it."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rayasd.config import Config
+from rayasd.errors import UserError
+from rayasd.registry import find, said
+
+
+class Encoder(nn.Module):
+    """Waveforms (N, samples) to features (N, dim), or to a grid (N, T, F, dim) whose mean is taken.
+
+    A subclass takes the ``Config`` first and its own parameters by name, and sets ``dim``. A control is an encoder
+    without weights. Any other ``torch.nn.Module`` that is made from a ``Config`` will do as well, with features of
+    ``network.embedding_dim`` values.
+    """
+
+    scaling: Literal["machine", "none"] = "machine"
+    """Waveforms that it wants: standardised with the machine's training mean and deviation, or at full scale 1."""
+    sample_rate: ClassVar[int | None] = None
+    """In Hz; None: any."""
+    dim: int
+    """Features of a window."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features of each branch, in order; they add up to ``dim``."""
+        return (self.dim,)
+
+    @property
+    def compilable(self) -> nn.Module:
+        """Part that ``exposure.compile`` compiles."""
+        return self
+
+
+ENCODERS = {
+    "mel-timm": "rayasd.exposure.encoders.mel.MelTimm",
+    "stft-resnet": "rayasd.exposure.encoders.spectral.StftResNet",
+    "fft": "rayasd.exposure.encoders.spectral.FftNetwork",
+    "branches": "rayasd.exposure.encoders.branches.Branches",
+    "statistics": "rayasd.exposure.encoders.controls.Statistics",
+    "max-statistics": "rayasd.exposure.encoders.controls.MaxStatistics",
+    "level": "rayasd.exposure.encoders.controls.Level",
+}
+"""Import paths by name."""
+
+
+def make_encoder(config: Config, text: str | None = None) -> nn.Module:
+    """Make the encoder that ``network.encoder``, or ``text``, names.
+
+    Raises:
+        UserError: there is none of this name, it cannot be made, or it needs another sample rate.
+
+    """
+    name = text or config.network.encoder
+    try:
+        encoder = find("network.encoder", name, ENCODERS)(config)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a constructor raises
+        raise UserError(f"network.encoder {name}: {said(error)}") from None
+    if not isinstance(encoder, nn.Module):
+        raise UserError(f"network.encoder {name}: must be a torch.nn.Module")
+    needed = getattr(encoder, "sample_rate", None)
+    if needed not in (None, config.data.sample_rate):
+        raise UserError(f"network.encoder {name} needs data.sample_rate = {needed}, not {config.data.sample_rate}")
+    return encoder
+
+
+def features_of_windows(encoder: nn.Module, waveforms: Tensor) -> Tensor:
+    """Encode waveforms (N, samples) as features (N, dim) in float32; of a grid, the mean."""
+    features: Tensor = encoder(waveforms)
+    # in bfloat16, embeddings would have 8 bits: their distances would tie
+    with torch.autocast(waveforms.device.type, enabled=False):
+        return features.float() if features.dim() != 4 else features.float().mean(dim=(1, 2))
