@@ -117,7 +117,7 @@ class DryRun:
         ]
         console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
         if not console.file.isatty():  # for scripts, with no name left out: slurm/array.sh
-            console.print(Text(f"machines: {','.join(self.plan.machines)}"), soft_wrap=True)
+            console.print(Text(f"machines: {','.join(self.plan.parts(self.config))}"), soft_wrap=True)
         console.print(Text(f"{counted(self.catalog.table.num_rows, 'clip')} in {self.catalog.root}"))
         if len(units) <= _LISTED:
             for unit in units:

@@ -69,7 +69,8 @@ def run_sweep(
     if ground_truth is None and store.exists:
         scanned = with_labels_of(scanned, read_catalog(store.paths.catalog, scanned.root))
     plan = Plan(choose("machine", machines, scanned.machines), chosen, parse_seeds(seeds))
-    part = plan.machines if only is None else choose("machine", only, list(plan.machines))
+    parts = plan.parts(config)
+    part = tuple(parts) if only is None else choose("machine", only, parts)
     if only is not None:
         store = RunStore(run_dir, part)
     check_data(scanned, plan.machines, configs)
