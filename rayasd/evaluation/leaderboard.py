@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import System
-from rayasd.evaluation.selection import LEAVE_ONE_OUT, CellRow, EntryCells, left_out, official, system_of
+from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT, CellRow, EntryCells, left_out, official, system_of
 from rayasd.files import digest
 from rayasd.nested import differing
 
@@ -91,6 +91,8 @@ class Leaderboard:
     """Whether there were labelled sections to choose on."""
     criterion: str = "official"
     """What chose: the official score or the mean AUC."""
+    controls: tuple[str, ...] = ()
+    """Variants of which nothing is trained."""
 
     @property
     def part(self) -> str:
@@ -103,9 +105,22 @@ class Leaderboard:
         return [s for s in self.standings if s.rank is not None]
 
     @property
+    def beaten_by_control(self) -> tuple[Standing, list[Standing]] | None:
+        """The best control and the trained entries that have a lower mean AUC than it; None if there are none."""
+        known = [entry for entry in self.ranked if entry.auc is not None and not entry.variant.startswith(ANY_VARIANT)]
+        controls = [entry for entry in known if entry.variant.partition("+")[0] in self.controls]
+        best = max(controls, key=_mean_auc, default=None)
+        beaten = [e for e in known if best and e not in controls and _mean_auc(e) < _mean_auc(best)]
+        return (best, beaten) if best and beaten else None
+
+    @property
     def oracle(self) -> Standing | None:
         """Return the best system in hindsight, where ranking and choosing sections differ."""
         return next((s for s in self.standings if s.oracle), None)
+
+
+def _mean_auc(standing: Standing) -> float:
+    return standing.auc or 0.0
 
 
 def rank(

@@ -102,7 +102,10 @@ class RunReport:
             )
         if not scored:
             raise UserError(f"nothing to report: no unit of {root} has been scored yet")
-        return compute_results(scored, self.catalog.table, self.evaluation, planned, self.store.paths.ensemble)
+        results = compute_results(scored, self.catalog.table, self.evaluation, planned, self.store.paths.ensemble)
+        resolved = {variant: self.store.config().variant(variant) for variant in planned}
+        controls = (v for v, c in resolved.items() if not (c.network.is_trained and c.exposure.epochs))
+        return replace(results, leaderboard=replace(results.leaderboard, controls=tuple(controls)))
 
     @cached_property
     def is_current(self) -> bool:

@@ -115,6 +115,12 @@ def footnotes(
             "No better than chance: no entry's mean AUC is surely above 50. Do labels and clips belong together? "
             "docs/troubleshooting.md, 'The table looks wrong'."
         )
+    if (found := leaderboard.beaten_by_control) is not None:
+        control, beaten = found
+        notes.append(
+            f"Beaten by a control: {control.variant}, of which nothing is trained, has a higher mean AUC "
+            f"({percent(control.auc)}) than {', '.join(entry.variant for entry in beaten)}."
+        )
     if leaderboard.criterion == "auc" and leaderboard.chosen:
         notes.append("Chosen by the mean AUC, not by the official score.")
     notes.append(

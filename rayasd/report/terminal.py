@@ -59,7 +59,9 @@ def print_leaderboard(
     for remark in remarks:
         console.print(Text(remark, style="yellow"), soft_wrap=True)
     for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle, all_systems=all_systems):
-        console.print(Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete")) else "dim"))
+        console.print(
+            Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete", "Beaten")) else "dim")
+        )
 
 
 def print_sections(console: Console, cells: pa.Table, variant: str) -> None:
