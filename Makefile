@@ -57,7 +57,7 @@ bench: venv
 gpu: venv
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
-# The reference of settings, from rayasd/config.py.
+# The reference of settings, from rayasd/config/.
 docs-settings: venv
 	$(BIN)/rayasd settings --format md > docs/settings.md
 

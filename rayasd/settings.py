@@ -1,4 +1,4 @@
-"""Every setting with its default, allowed values and meaning, as rayasd/config.py declares them."""
+"""Every setting with its default, allowed values and meaning, as rayasd/config/ declares them."""
 
 import ast
 import inspect
@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, get_type_hints
 
 from rayasd import config
+from rayasd.config import tables
 from rayasd.errors import UserError
 from rayasd.nested import allowed
 
@@ -75,10 +76,11 @@ def find_settings(name: str) -> list[Setting]:
 
 
 def _meanings() -> dict[tuple[str, str], str]:
-    """Read the string below each field of config.py, by class and field: Python does not keep it at run time."""
+    """Read the string below each field of rayasd/config/, by class and field: Python does not keep it at run time."""
     return {
         (node.name, field.target.id): " ".join(str(below.value.value).split())
-        for node in ast.parse(inspect.getsource(config)).body
+        for module in (config, tables)
+        for node in ast.parse(inspect.getsource(module)).body
         if isinstance(node, ast.ClassDef)
         for field, below in pairwise(node.body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)

@@ -1,5 +1,6 @@
 """Embed every clip of one machine, window by window, into Parquet."""
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,7 @@ from rayasd.exposure.clips import gather, load_machine, standardise
 from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.network import Control, Network, load_network, weights_by_epochs
 from rayasd.files import replacing
+from rayasd.parquet import CLASSES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 _COLLAPSED = 1e-6  # of the largest value: what float32 leaves of equal embeddings
@@ -28,7 +30,8 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
     """Return the schema of an embeddings file, one row per window, given that of ``embed_windows``.
 
     Beside the embedding it has a column for each output of the objective that detectors may read. The objective
-    ``two-bce`` has machine_logit, and product_logits, one for each section with training clips.
+    ``two-bce`` has machine_logit, and product_logits, one for each section with training clips. The file's metadata
+    name the classes of the objective (``CLASSES``, JSON).
     """
     return pa.schema(
         [
@@ -93,6 +96,8 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                     *windows.columns,
                 ]
                 schema = embedding_schema(windows.schema)
+                if isinstance(extractor, Network):
+                    schema = schema.with_metadata({CLASSES: json.dumps(extractor.objective.classes)})
                 writer.write(pa.Table.from_arrays([_whole(column) for column in columns], schema=schema))
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
             if why := span.problem:

@@ -32,6 +32,7 @@ from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
 from rayasd.exposure.objectives import Evaluated, find_objective
+from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import replacing
 from rayasd.randomness import generator, torch_seed
@@ -72,6 +73,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     training = Training.begin(ranks, spec, machines, num_epochs * num_steps)
     history = training.resume(spec)
     if ranks.first:
+        write_clusters(spec.output, training.loader.machines)
         _write_history(spec, history)  # an earlier training's may be longer
         for epochs, path in kept_weights(spec.output).items():
             if epochs > len(history):
@@ -146,6 +148,7 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.precision)
+        machines = [with_pseudo_attributes(clips, config, compute) for clips in machines]
         classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))

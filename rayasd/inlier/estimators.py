@@ -2,7 +2,7 @@
 
 ``fit(X)`` takes the normal windows of one section, (n, D). Further parameters of ``fit`` are given by their names:
 ``domains``, (n,) strings source, target or unknown; ``neighbours``, a search in X that other detectors share;
-``product``, the position of the section's own product logit.
+``product``, the positions of the section's own product logits.
 """
 
 from collections.abc import Iterable, Iterator
@@ -224,18 +224,20 @@ class Mixture(GaussianMixture):
 
 
 class OwnProductLogit(BaseEstimator):
-    """Outlier exposure alone: the product logit of the section itself, with no inlier model."""
+    """Outlier exposure alone: the largest product logit of the section itself, with no inlier model."""
 
     features = "logits"
 
-    def fit(self, X: Features, product: int) -> Self:
-        """Keep which of the K logits of normal windows (n, K) is the section's own; nothing is learned."""
-        self.product_ = product
+    def fit(self, X: Features, product: ArrayLike) -> Self:
+        """Keep which of the K logits of normal windows (n, K) are the section's own; nothing is learned."""
+        self.product_ = np.atleast_1d(product)
+        if not len(self.product_):
+            raise ValueError("the section has no product logit")
         return self
 
     def score_samples(self, X: Features) -> Scores:
         """Score windows (m, K) as (m,)."""
-        return X[:, self.product_].astype(np.float64)
+        return X[:, self.product_].max(axis=1).astype(np.float64)
 
 
 class MachineLogit(BaseEstimator):

@@ -1,7 +1,8 @@
 """Fit every detector of one machine's sections to normal embeddings; score its test clips and its normal clips."""
 
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn import mixture, neighbors  # noqa: F401 - loads BLAS and OpenMP, which the thread limit then reaches
 from threadpoolctl import threadpool_limits
 
-from rayasd.arrays import Features, Scores
+from rayasd.arrays import Features, Indices, Scores
 from rayasd.config import InlierConfig
 from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
@@ -29,7 +30,7 @@ from rayasd.inlier.fusion import fuse
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
 from rayasd.inlier.scores_file import SCHEMA
-from rayasd.parquet import read_parquet
+from rayasd.parquet import CLASSES, read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]}
@@ -49,7 +50,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     detectors = [detector for detector in detectors if _declared(detector) <= set(embeddings.column_names)]
     if not detectors:
         raise UserError(f"{spec.unit}: every detector reads an output that is not trained here: add knn, say")
-    products = sorted(pc.unique(embeddings.filter(fit_rows("train"))["section"]).to_pylist())
+    classes = json.loads((embeddings.schema.metadata or {}).get(CLASSES, b"[]"))
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]
     groups = test.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)
@@ -62,8 +63,8 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
             report(Progress(done, groups.num_rows))
             of_group = (pc.field("checkpoint") == group["checkpoint"]) & (pc.field("section") == group["section"])
             bank = embeddings.filter(of_group & fit_rows(inlier.fit_on))
-            product = products.index(group["section"]) if group["section"] in products else -1
-            section = Section(bank, test.filter(of_group), inlier, most_neighbours(detectors), product)
+            own = own_products(classes, group["section"])
+            section = Section(bank, test.filter(of_group), inlier, most_neighbours(detectors), own)
             tables = [table for detector in detectors for table in section.rows(detector)]
             # one row group a section: readers open a file of hundreds of small ones slowly
             writer.write_table(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
@@ -74,6 +75,11 @@ def _declared(detector: DetectorSpec | FusionSpec) -> set[str]:
     """List the columns that a detector or its members declare to read."""
     members = detector.members if isinstance(detector, FusionSpec) else (detector,)
     return {column for member in members for column in columns_of(features_of(member, "embedding"))}
+
+
+def own_products(classes: Sequence[str], section: str) -> Indices:
+    """Return the positions of a section's product logits: one, or several where clusters divide it."""
+    return np.array([k for k, name in enumerate(classes) if name.partition("/")[0] == section], np.int64)
 
 
 def features_of(detector: DetectorSpec, default: str) -> str:
@@ -103,8 +109,8 @@ class Fold:
     domains: NDArray[np.object_]
     """Of the bank's windows."""
     neighbours: NeighbourSearch
-    product: int
-    """Position of the section's own product logit."""
+    product: Indices
+    """Positions of the section's own product logits."""
     clips: NDArray[np.int64]
     """Which clips are scored."""
     windows: Features
@@ -117,7 +123,7 @@ class Section:
     Windows of a clip lie together, and every clip has equally many.
     """
 
-    def __init__(self, bank: pa.Table, test: pa.Table, inlier: InlierConfig, most: int, product: int) -> None:
+    def __init__(self, bank: pa.Table, test: pa.Table, inlier: InlierConfig, most: int, product: Indices) -> None:
         self._inlier = inlier
         self._bank = bank
         self._test = test

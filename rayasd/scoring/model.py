@@ -26,7 +26,7 @@ from rayasd.host import usable_cpus
 from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, single_detector
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
-from rayasd.inlier.scoring import features, features_of
+from rayasd.inlier.scoring import features, features_of, own_products
 
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
@@ -125,7 +125,7 @@ class _SectionModel:
             fit_detector(
                 self._detector, X, domains=np.array(bank["domain"].to_pylist(), dtype=object),
                 neighbours=self._neighbours,
-                product=parts.products.index(section) if section in parts.products else -1,
+                product=own_products(parts.products, section),
             )  # fmt: skip
         scores = parts.training.filter(pc.field("section") == section)["score"].drop_null().to_numpy()
         self.training = np.sort(scores[np.isfinite(scores)])
@@ -230,7 +230,8 @@ class MachineModel:
 
     def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: dict[int, pa.Table]) -> list[str]:
         """Name the section with the highest mean product logit of each clip's windows."""
-        products = [k for k, name in enumerate(self.parts.products) if name in self.parts.systems]
+        sections = [name.partition("/")[0] for name in self.parts.products]  # clusters divide them, if there are any
+        products = [k for k, name in enumerate(sections) if name in self.parts.systems]
         if not products:
             asked = "no section is given" if section is None else f"section {section} is not known"
             raise UserError(f"{asked}, and this model has no product head: there are {', '.join(self.sections)}")
@@ -241,7 +242,7 @@ class MachineModel:
         for piece, rows in zip(pieces, np.split(per_window, len(pieces)), strict=True):
             of_clip.setdefault(piece.clip, []).append(rows)
         means = {clip: np.concatenate(rows).mean(axis=0)[products] for clip, rows in of_clip.items()}
-        return [self.parts.products[products[int(means[piece.clip].argmax())]] for piece in pieces]
+        return [sections[products[int(means[piece.clip].argmax())]] for piece in pieces]
 
     def _embedded(self, pieces: Sequence[_Piece], checkpoint: int, tables: dict[int, pa.Table]) -> pa.Table:
         if checkpoint not in tables:

@@ -20,6 +20,7 @@ from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
 from rayasd.inlier.detectors import FAMILIES
 from rayasd.inlier.pooling import POOLINGS
+from rayasd.nested import merge
 from rayasd.registry import parse_call
 from rayasd.scoring.model import Parts
 
@@ -43,7 +44,7 @@ def write_pack(path: Path, parts: Parts, licence: str = "") -> None:
         "clip_seconds": parts.clip_seconds,
         "systems": {section: system._asdict() for section, system in parts.systems.items()},
         "provenance": dict(parts.provenance),
-        "config": parts.config.as_dict() | {"variants": {}},
+        "config": merge(parts.config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
     }
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:

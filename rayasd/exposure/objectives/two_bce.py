@@ -31,11 +31,13 @@ class TwoBCE(Objective):
 
     @classmethod
     def labels(cls, config: Config, clips: MachineClips, target: str) -> list[str | None]:
-        """Name each clip's section; clips of other machines have no class."""
+        """Name each clip's section, with its cluster where there are any; clips of other machines have no class."""
         if clips.name != target:
             return [None] * clips.table.num_rows
-        sections: list[str | None] = clips.table["section"].to_pylist()
-        return sections
+        sections, attributes = (clips.table[name].to_pylist() for name in ("section", "attributes"))
+        if not config.exposure.clusters:
+            return sections
+        return [f"{s}/{a}" if a.startswith("cluster-") else s for s, a in zip(sections, attributes, strict=True)]
 
     def targets(self, classes: Tensor, of_target: Tensor) -> Tensor:
         """Put the machine target before the one-hot products; (N, 1 + K). All zero for pseudo-anomalous clips."""

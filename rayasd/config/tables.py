@@ -1,15 +1,9 @@
-"""The configuration: one frozen dataclass per table of settings; ``rayasd settings`` prints the text below a field."""
+"""The tables of settings, one frozen dataclass each; ``rayasd settings`` prints the text below a field."""
 
-import dataclasses
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from rayasd.ensemble_names import GREEDY, parse_ensemble
-from rayasd.errors import UserError, unknown
-from rayasd.nested import bounded, build, merge, nest
+from rayasd.nested import bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +87,13 @@ class ExposureConfig:
         "machine", "section", "attributes", "domain",
     )  # fmt: skip
     """Columns of the catalog that make up a clip's class, for all objectives but 'two-bce'."""
+    clusters: int = bounded(0, minimum=0)
+    """Clusters of each section's training clips that serve as attributes ("pseudo-attributes") where a machine has
+    none; with 'two-bce', each is a product of its own. 0: none."""
+    clusters_by: str = "statistics"
+    """Encoder whose features are clustered; it is not trained."""
+    clusters_method: Literal["ward", "k-means"] = "ward"
+    """Agglomerative clustering by Ward's criterion, or k-means."""
     scope: Literal["machine", "all"] = "machine"
     """A network for each machine type, trained against the clips of all others; or one network for all of them."""
     epochs: int = bounded(300, minimum=0)
@@ -210,107 +211,3 @@ class EvaluationConfig:
     """How ensembles combine scores, after scaling each by the training scores of its section."""
     threshold_percentile: float = bounded(90.0, minimum=0.0, maximum=100.0)
     """Clips above this percentile of a gamma distribution fitted to their section's training scores are anomalous."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that decides a run's numbers."""
-
-    data: DataConfig = DataConfig()
-    front_end: FrontEndConfig = FrontEndConfig()
-    network: NetworkConfig = NetworkConfig()
-    exposure: ExposureConfig = ExposureConfig()
-    embedding: EmbeddingConfig = EmbeddingConfig()
-    inlier: InlierConfig = InlierConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Named sets of overrides; each table [variants.NAME] is trained and ranked as a system of its own. One with
-    'extends = "OTHER"' starts from the overrides of a variant before it."""
-
-    @property
-    def window_length(self) -> int:
-        """Samples that the network sees at once."""
-        return round(self.front_end.window_seconds * self.data.sample_rate)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary, ready for JSON or TOML."""
-        tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: dict(v) if k == "variants" else dataclasses.asdict(v) for k, v in tables.items()}
-
-    def variant(self, name: str) -> "Config":
-        """Return this configuration with one variant's overrides applied; it is built once.
-
-        Raises:
-            UserError: there is no such variant.
-
-        """
-        if name not in self._resolved:
-            self._resolved[name] = from_dict(merge(self.as_dict(), nest(self.overrides(name))))
-        return self._resolved[name]
-
-    @cached_property
-    def _resolved(self) -> dict[str, "Config"]:
-        return {}
-
-    def overrides(self, name: str) -> dict[str, Any]:
-        """Return what a variant changes, settings by their dotted names, with those of the one that it extends.
-
-        Raises:
-            UserError: there is no such variant.
-
-        """
-        if name not in self.variants:
-            raise unknown("variant", name, self.variants)
-        own = dict(self.variants[name])
-        base = own.pop(EXTENDS, None)
-        return own if base is None else {**self.overrides(base), **own}
-
-
-EXTENDS = "extends"
-"""Key of a variant that names the one it starts from."""
-WHOLE_RUN = ("data", "evaluation")
-"""Tables that variants cannot differ in."""
-
-
-def from_dict(values: Mapping[str, Any]) -> Config:
-    """Build a checked configuration from nested tables.
-
-    Raises:
-        UserError: an unknown key, a value of the wrong type or out of range, or values that do not fit together.
-
-    """
-    config: Config = build(Config, values)
-    data, front_end, exposure = config.data, config.front_end, config.exposure
-    if front_end.f_min >= front_end.f_max:
-        raise UserError("front_end.f_min must be below front_end.f_max")
-    if front_end.f_max > data.sample_rate / 2:
-        raise UserError(f"front_end.f_max = {front_end.f_max:g} is above half of data.sample_rate = {data.sample_rate}")
-    if exposure.target_domain_per_batch >= exposure.batch_size // 2:
-        raise UserError("exposure.target_domain_per_batch must be smaller than half of exposure.batch_size")
-    if exposure.real_anomalies and exposure.real_anomalies_per_batch >= exposure.batch_size // 2:
-        raise UserError("exposure.real_anomalies_per_batch must be smaller than half of exposure.batch_size")
-    for where in config.evaluation.development:
-        if where.isdecimal() and len(where) < 2:
-            raise UserError(f"evaluation.development: write section {where} as '{int(where):02}'")
-    for name in config.evaluation.ensembles:
-        for variant in parse_ensemble(name).variants if name != GREEDY else ():
-            config.overrides(variant)
-    _check_variants(config.variants)
-    if exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
-        raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
-    if config.window_length <= front_end.n_fft / 2:
-        raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
-    if not (data.channel in ("only", "mean") or data.channel.isdecimal()):
-        raise UserError(f"data.channel = {data.channel!r}: choose only, mean or a channel's number from 0")
-    return config
-
-
-def _check_variants(variants: Mapping[str, Mapping[str, Any]]) -> None:
-    for number, (name, overrides) in enumerate(variants.items()):
-        if (base := overrides.get(EXTENDS)) is not None and base not in (before := list(variants)[:number]):
-            raise unknown(f"variant that variants.{name} extends, among those before it", str(base), before)
-        for key in overrides:
-            if key.partition(".")[0] in WHOLE_RUN:
-                raise UserError(f"variants.{name}.{key}: {', '.join(WHOLE_RUN)} apply to the whole run")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise UserError(f"variant {name!r}: a name is made of letters, digits, '.', '_' and '-'")

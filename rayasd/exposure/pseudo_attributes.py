@@ -1,0 +1,105 @@
+"""Pseudo-attributes: clusters of normal clips, for machines whose recordings tell no operating conditions."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.cluster import AgglomerativeClustering, KMeans
+
+from rayasd.arrays import Indices
+from rayasd.config import Config
+from rayasd.errors import UserError
+from rayasd.exposure.clips import MachineClips, gather
+from rayasd.exposure.device import Compute
+from rayasd.exposure.embedding import embed_windows, window_starts
+from rayasd.exposure.network import Control
+from rayasd.files import write_csv
+
+FILE = "clusters.csv"
+_FEWEST = 5
+"""Clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)."""
+
+
+def with_pseudo_attributes(clips: MachineClips, config: Config, compute: Compute) -> MachineClips:
+    """Give a machine without attributes clusters of its training clips as attributes: ``cluster-0`` and so on.
+
+    Each section's training clips, held-out ones too, are clustered by the mean features of their windows under the
+    encoder ``exposure.clusters_by``, each feature standardised. Test clips get none: nothing is learned from them. A
+    machine whose training clips have attributes stays as it is.
+
+    Raises:
+        UserError: an encoder that cannot be made.
+
+    """
+    table, count = clips.table, config.exposure.clusters
+    train = np.flatnonzero(np.isin(clips.split, ["train", "validation"]))
+    attributes = table["attributes"].to_pylist()
+    if not count or len({attributes[clip] for clip in train}) > 1:
+        return clips
+    found = np.full(table.num_rows, "", dtype=object)
+    section = np.array(table["section"].to_pylist(), dtype=object)
+    features = _features(clips, train, config, compute)
+    for name in sorted(set(section[train])):
+        members = section[train] == name
+        places = _clustered(features[members], count, config.exposure.clusters_method)
+        found[train[members]] = [f"cluster-{place}" for place in places]
+    column = table.column_names.index("attributes")
+    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())))
+
+
+def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
+    """Write which cluster each training clip is in (CSV); nothing where no machine has clusters."""
+    rows = [
+        (row["clip"], row["machine"], row["section"], row["attributes"])
+        for clips in machines
+        for row in clips.table.to_pylist()
+        if row["attributes"].startswith("cluster-")
+    ]
+    if rows:
+        write_csv(folder / FILE, [("clip", "machine", "section", "cluster"), *rows])
+
+
+def _features(clips: MachineClips, chosen: Indices, config: Config, compute: Compute) -> NDArray[np.float32]:
+    """Return the mean features of each clip's windows, (n, dim)."""
+    network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
+    config = replace(config, network=network)
+    encoder = compute.place(Control(config)).eval()
+    scale, windows = clips.scale(encoder.extractor.scaling), config.embedding.num_windows
+    means = []
+    for clip in chosen:
+        starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, windows)
+        samples = np.empty((windows, config.window_length), np.int16)
+        gather(clips, np.full(windows, clip), starts, config.window_length, samples)
+        column = embed_windows(encoder, compute, samples, scale, config)["embedding"].combine_chunks()
+        means.append(column.flatten().to_numpy().reshape(windows, -1).mean(axis=0))
+    features = np.stack(means)
+    if not np.isfinite(features).all():
+        raise UserError(f"exposure.clusters_by = {config.exposure.clusters_by}: gives NaN or infinity for {clips.name}")
+    return features
+
+
+def _clustered(features: NDArray[np.float32], count: int, method: str) -> list[int]:
+    """Cluster n clips; returns the number of each one's cluster, counted in the order of their first clips."""
+    deviation = features.std(axis=0)
+    X = ((features - features.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)).astype(np.float64)
+    count = max(1, min(count, len(X) // _FEWEST))
+    if count == 1:
+        return [0] * len(X)
+    if method == "ward":
+        places = AgglomerativeClustering(count, linkage="ward").fit_predict(X)
+    else:
+        places = KMeans(count, n_init=10, random_state=0).fit_predict(X)
+    while len(sizes := Counter(places.tolist())) > 1 and min(sizes.values()) < _FEWEST:
+        smallest = min(sizes, key=lambda place: (sizes[place], place))
+        centres = {place: X[places == place].mean(axis=0) for place in sizes}
+        nearest = min(
+            (place for place in sizes if place != smallest),
+            key=lambda place: float(np.linalg.norm(centres[place] - centres[smallest])),
+        )
+        places[places == smallest] = nearest
+    order = {place: number for number, place in enumerate(dict.fromkeys(places.tolist()))}
+    return [order[place] for place in places.tolist()]
