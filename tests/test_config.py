@@ -163,3 +163,14 @@ def test_vary_makes_a_variant_for_each_value_tested_on_the_same_clips():
 def test_vary_refuses_what_variants_cannot_have(key: str, values: list, said: str):
     with pytest.raises(UserError, match=said):
         varied(load("demo"), ["both"], key, values)
+
+
+def test_a_variant_extends_one_before_it():
+    variants = {"a": {"exposure.epochs": 3, "network.dropout": 0.1}, "b": {"extends": "a", "exposure.epochs": 4}}
+    config = from_dict({"variants": variants})
+    resolved = config.variant("b")
+    assert (resolved.exposure.epochs, resolved.network.dropout) == (4, 0.1)
+    assert config.overrides("b") == {"exposure.epochs": 4, "network.dropout": 0.1}
+    for wrong in ({"b": {"extends": "a"}, "a": {}}, {"a": {"extends": "a"}}, {"b": {"extends": "nothing"}}):
+        with pytest.raises(UserError, match="extends"):
+            from_dict({"variants": wrong})

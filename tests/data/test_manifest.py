@@ -141,3 +141,14 @@ def test_a_manifests_clip_that_cannot_be_opened_is_an_oddity_and_names_of_folder
     (tmp_path / "clips.csv").write_text("\n".join([*lines, "a.wav,..,00,source,train,0"]))
     with pytest.raises(UserError, match="machine and section must be plain names"):
         scan(tmp_path / "clips.csv")
+
+
+def test_a_manifest_may_have_attributes(tmp_path: Path):
+    write_clip(tmp_path / "x.wav", 300, seconds=0.1)
+    lines = "path,machine,section,domain,split,label,attributes\nx.wav,fan,00,source,train,normal,{}\n"
+    (tmp_path / "clips.csv").write_text(lines.format("speed 3"))
+    (clip,) = scan(tmp_path / "clips.csv").table.to_pylist()
+    assert clip["attributes"] == "speed 3"
+    (tmp_path / "clips.csv").write_text(lines.format("a\x07b"))
+    with pytest.raises(UserError, match="row 1: attributes .* control character"):
+        scan(tmp_path / "clips.csv")

@@ -267,3 +267,24 @@ def test_a_disk_or_host_that_fails_leaves_no_clip_out(tmp_path: Path, monkeypatc
     with pytest.raises(StorageError, match=r"_0003_.*cannot be read as audio: .*look at its disk"):
         decode(catalog, DataConfig(on_bad_clip="skip"), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*.parquet"))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_clips_may_be_scaled_to_one_level(tmp_path: Path, subtype: str):
+    levels, shapes = [], []
+    for number, gain in enumerate((1.0, 0.01)):
+        path = tmp_path / f"{number}.wav"
+        tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
+        soundfile.write(path, 0.5 * gain * tone, RATE, subtype=subtype)
+        samples = read(path, level="clip") / 32768
+        levels.append(np.sqrt(np.mean(samples**2)))
+        shapes.append(samples)
+        assert np.array_equal(read(path), read(path, level="keep"))
+    np.testing.assert_allclose(levels, 2.0**-6, rtol=1e-3)
+    np.testing.assert_allclose(shapes[0], shapes[1], atol=2e-3 * 2.0**-6 * 50)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(100), RATE, subtype=subtype)
+    assert not read(tmp_path / "silent.wav", level="clip").any()
+    impulse = np.zeros(RATE)
+    impulse[5] = 1.0  # a crest beyond what fits is clipped, not wrapped
+    soundfile.write(tmp_path / "impulse.wav", impulse, RATE, subtype=subtype)
+    assert read(tmp_path / "impulse.wav", level="clip")[5] == 32767

@@ -199,3 +199,31 @@ def test_seeds_that_share_no_normal_clip_give_no_greedy_ensemble(units: list[Sco
         own = pc.or_(pc.equal(table["split"], "test"), pc.equal(pc.bit_wise_and(last, 1), seed))
         pq.write_table(table.filter(own), unit.path)
     assert fuse_ensembles(units[:2], labels_of(catalog()), rules("greedy"), run.ensemble) == []
+
+
+def test_variants_are_fused_detector_by_detector_at_their_last_checkpoints(tmp_path: Path, run: RunDirectory):
+    two = {"a": {"00": 1.0}, "b": {"00": 0.5}}
+    units = [
+        Scored(variant, "fan", seed, scores_file(tmp_path / f"{variant}{seed}.parquet", quality, seed=9 * seed + n))
+        for n, (variant, quality) in enumerate({"both": two, "shared": two, "other": two}.items())
+        for seed in (0, 1)
+    ]
+    entries = fuse_ensembles(units, {}, rules("both&shared"), run.ensemble)
+    assert [(entry.variant, entry.seed) for entry in entries] == [("both&shared", 0), ("both&shared", 1)]
+    (over_seeds,) = fuse_ensembles(units, {}, rules("both&shared+seeds"), run.ensemble)
+    assert (over_seeds.variant, over_seeds.seed) == ("both&shared+seeds", None)
+    of_units = [unit.systems for unit in units if unit.variant != "other"]
+    for key, scores in over_seeds.systems.items():
+        members = [
+            next(s for k, s in of.items() if (k.section, k.detector) == (key.section, key.detector)) for of in of_units
+        ]
+        z = [(member.scores - member.training.mean()) / member.training.std() for member in members]
+        np.testing.assert_allclose(scores.scores, np.mean(z, axis=0))
+    assert fuse_ensembles(units[:2], {}, rules("both&shared"), run.ensemble) == []
+
+
+def test_an_ensemble_of_a_variant_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="unknown variant 'shared'"):
+        from_dict({"evaluation": {"ensembles": ["both&shared"]}, "variants": {"both": {}}})
+    with pytest.raises(UserError, match="nor variants joined by &"):
+        from_dict({"evaluation": {"ensembles": ["both&both"]}, "variants": {"both": {}}})

@@ -310,3 +310,16 @@ def test_a_table_no_better_than_chance_says_so(tmp_path: Path, low: float | None
     first = replace(board.standings[0], auc_interval=None if low is None else (low, 0.7))
     board = replace(board, standings=(first, *board.standings[1:]))
     assert any(note.startswith("No better than chance") for note in footnotes(board, synthetic=False)) == hinted
+
+
+def test_a_control_that_beats_what_was_trained_is_named(tmp_path: Path):
+    quality = {"both": {"a": {"00": 0.3, "03": 0.3}}, "statistics": {"a": {"00": 3.0, "03": 3.0}}}
+    units = [Scored(v, "fan", 0, scores_file(tmp_path / f"{v}.parquet", of)) for v, of in quality.items()]
+    board = board_of(units, {"both": 4, "statistics": 4})
+    assert board.beaten_by_control is None
+    assert not any(note.startswith("Beaten") for note in footnotes(board, synthetic=False))
+    board = replace(board, controls=("statistics",))
+    (note,) = (note for note in footnotes(board, synthetic=False) if note.startswith("Beaten"))
+    assert "statistics, of which nothing is trained, has a higher mean AUC" in note
+    assert note.endswith("than both.")
+    assert replace(board, controls=("both",)).beaten_by_control is None
