@@ -81,10 +81,15 @@ class RunStore:
             text, _, checksum = self.paths.config.read_text(encoding="utf-8").partition(_CHECKSUM_LINE)
             if checksum and checksum.strip() != digest(text):
                 raise ValueError("it is not what was written")
-            return from_dict(tomllib.loads(text))
+            values = tomllib.loads(text)
         except (ValueError, OSError) as error:
             reason = f"{self.paths.config} is damaged ({error})"
             raise UserError(f"{reason}: restore it or choose another --run-dir") from None
+        try:
+            return from_dict(values)
+        except UserError as error:
+            raise UserError(f"{self.paths.config} is of another version of rayasd ({error}): choose another --run-dir"
+                            ) from None  # fmt: skip
 
     def catalog(self) -> Catalog:
         """Read the decoded catalog, with the labels as they are known now.
