@@ -3,7 +3,8 @@
 #SBATCH --nodes=1 --ntasks=1
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 # A sweep without a cluster, where many small jobs start sooner than one large one: a job that decodes and writes the
-# plan, then one array task a machine type, all into the same run directory, then a report of whatever came of them.
+# plan, then one array task per machine type, all into the same run directory, then a report of whatever came of them.
+# Networks of all machine types together (exposure.scope = "all") are trained by a task of their own before the array.
 # Run it on a login node; words before -- are sbatch's, for each task:
 #
 #   slurm/array.sh --cpus-per-task=8 --mem=32G --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night
@@ -34,10 +35,16 @@ case ${RAYASD_PART:-} in
         batch "$1" --output="rayasd-%j.log" "${without_gpus[@]}" "${@:2}"
     )
     plan_job=$(small plan) || exit
-    machine_jobs=$(batch machine --output="rayasd-%A-%a.log" "${options[@]}" --array="0-$((${#names[@]} - 1))" \
-        --dependency="afterok:$plan_job" --kill-on-invalid-dep=yes) || exit
+    after=afterok:$plan_job
+    tasks() { batch machine --output="rayasd-%A-%a.log" "${options[@]}" --array="0-$1" --dependency="$after" --kill-on-invalid-dep=yes; }
+    if [ "${names[0]}" = shared ]; then
+        shared_job=$(RAYASD_MACHINES=shared tasks 0) || exit
+        after=$after,afterany:$shared_job RAYASD_MACHINES=${RAYASD_MACHINES#shared,}
+        names=("${names[@]:1}")
+    fi
+    machine_jobs=$(tasks $((${#names[@]} - 1))) || exit
     report_job=$(small report --dependency="afterany:$machine_jobs") || exit
-    echo "plan $plan_job, ${#names[@]} machines $machine_jobs, report $report_job"
+    echo "plan $plan_job, ${shared_job:+shared network $shared_job, }${#names[@]} machines $machine_jobs, report $report_job"
     ;;
 plan) "${rayasd[@]}" sweep "$@" --set-up-only ;;
 machine)

@@ -82,6 +82,16 @@ def test_an_array_has_a_task_for_each_machine(site: Site):
     assert site.calls[-1] == ["rayasd", "sweep", "--data", "x", "--executor", "local", "--only", "pump of two words"]
 
 
+def test_a_network_of_all_machines_is_trained_before_the_array(site: Site):
+    said = {"SAYS_rayasd": "machines: shared,fan,pump", "SAYS_sbatch": "7"}
+    done = site.run(site.scripts / "array.sh", "--time=1", "--", "--data", "x", **said, NOTED="RAYASD_MACHINES")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "plan 7, shared network 7, 2 machines 7, report 7\n"
+    _, _, shared, machines, _ = site.calls
+    assert {"--array=0-0", "--dependency=afterok:7", "RAYASD_MACHINES=shared"} <= set(shared)
+    assert {"--array=0-1", "--dependency=afterok:7,afterany:7", "RAYASD_MACHINES=fan,pump"} <= set(machines)
+
+
 def test_without_machines_nothing_is_submitted(site: Site):
     for said in ("machines: ", "3 machines (fan, pump, valve)"):
         done = site.run(site.scripts / "array.sh", "--", "--data", "x", SAYS_rayasd=said)
