@@ -24,8 +24,16 @@ class StorageError(UserError):
     """A place that is full, read-only, forbidden or gone: nothing that is held against who came upon it."""
 
 
+class StorageLostError(StorageError):
+    """Storage failed while units ran: what is done stays done, the same command does the rest (exit code 1)."""
+
+
 class Interrupted(KeyboardInterrupt):
     """What cannot go on now but can later, said in one line; ends a command as Ctrl-C does."""
+
+
+class RunStopped(Interrupted):
+    """Somebody asked the run to stop (exit code 77)."""
 
 
 def one_line(error: object, most: int = 200) -> str:
