@@ -17,7 +17,9 @@ EXIT_STOPPED = 77
 
 
 class UserError(Exception):
-    """Usage, configuration or data that cannot work: one line that a person can act on (exit code 2)."""
+    """Usage, configuration or data that cannot work: one line that a person can act on."""
+
+    exit_code = EXIT_USAGE
 
 
 class StorageError(UserError):
@@ -25,7 +27,9 @@ class StorageError(UserError):
 
 
 class StorageLostError(StorageError):
-    """Storage failed while units ran: what is done stays done, the same command does the rest (exit code 1)."""
+    """Storage failed while units ran: what is done stays done, the same command does the rest."""
+
+    exit_code = EXIT_UNITS_FAILED
 
 
 class Interrupted(KeyboardInterrupt):

@@ -21,15 +21,7 @@ from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
 from rayasd.cli.track import track
-from rayasd.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_UNITS_FAILED,
-    EXIT_USAGE,
-    Interrupted,
-    StorageLostError,
-    UserError,
-    one_line,
-)
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError, one_line
 from rayasd.files import storage_error
 
 _SOMEWHERE = "the folder that is written to"
@@ -82,7 +74,7 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
-        code = EXIT_UNITS_FAILED if isinstance(error, StorageLostError) else EXIT_USAGE
+        code = error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click turns the first into the second
         why = error.__cause__ if isinstance(error.__cause__, Interrupted) else error
         said = f"{why}: " if isinstance(why, Interrupted) else ""

@@ -57,7 +57,7 @@ class Screen(Watcher):
     def driving(self, store: RunStore) -> Iterator[None]:
         """Show running units, and listen to signals until this process ends."""
         self._paths, self._began, self._shown = store.paths, time.monotonic(), 0
-        self._interrupted = note_interruptions(store.stop_file, self.grace)  # before Ray started, it would be undone
+        self._interrupted = note_interruptions(store.stop_file, self.grace)  # after Ray's start, which sets its own
         self._live = (
             Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         )
