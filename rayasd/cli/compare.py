@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from rayasd.cli.options import PART, output_format
+from rayasd.errors import UserError
 
 
 @click.command()
@@ -67,7 +68,6 @@ def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
     from rich.text import Text
 
     from rayasd.cli.display import wide_console
-    from rayasd.errors import UserError
     from rayasd.nested import split_list
     from rayasd.report.side_by_side import Contestant, compare_pair
     from rayasd.report.tables import percent
@@ -80,13 +80,9 @@ def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
     found = compare_pair(pair[0], pair[1], part)
     systems = [f"{each.report.store.paths.root.name} {each.system}" for each in found.pair]
     scores = ((found.official.first, found.auc.first), (found.official.second, found.auc.second))
-    _print_table(
-        ["system", f"official {found.year} {found.where}", "AUC", "source AUC", "target AUC"],
-        [
-            [name, *map(percent, (*figures, *each.domain_aucs))]
-            for name, figures, each in zip(systems, scores, found.pair, strict=True)
-        ],
-    )
+    titles = ["system", f"official {found.year} {found.where}", "AUC", "source AUC", "target AUC"]
+    rows = zip(systems, scores, found.pair, strict=True)
+    _print_table(titles, [[name, *map(percent, (*two, *each.domain_aucs))] for name, two, each in rows])
     for measure, result in ((f"official {found.year} score", found.official), ("mean AUC", found.auc)):
         verdict = f"better: {systems[result.lead <= 0]}" if result.sure else "no sure difference"
         text = (
@@ -99,14 +95,11 @@ def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
 
 
 def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from rayasd.cli.display import wide_console
+    from rayasd.cli.display import plain_table, wide_console
 
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for title in titles:
-        table.add_column(title, justify="left" if title in ("system", "from") else "right", no_wrap=True)
+    table = plain_table(titles, {*titles} - {"system", "from"}, header="bold", no_wrap=True)
     for line in lines:
         table.add_row(*map(Text, line), style="dim" if line[-1].startswith("published") else "")
     wide_console().print(table)

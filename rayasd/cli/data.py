@@ -207,17 +207,15 @@ def index(root: Path, pattern: str, test_fraction: float | None, seed: int, out:
 
 
 def _counts(catalog: "Catalog", facts: Mapping[str, "AudioFacts"]) -> "Table":
-    from rich.table import Table
     from rich.text import Text
+
+    from rayasd.cli.display import plain_table
 
     groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
     for row in catalog.table.to_pylist():
         groups.setdefault((row["machine"], row["section"], row["domain"], row["split"]), []).append(row)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("machine", "section", "domain", "split"):
-        table.add_column(name)
-    for name in ("normal", "anomalous", "unlabelled", "seconds", "Hz"):
-        table.add_column(name, justify="right")
+    numbers = ("normal", "anomalous", "unlabelled", "seconds", "Hz")
+    table = plain_table(("machine", "section", "domain", "split", *numbers), numbers, header="bold")
     for key, rows in sorted(groups.items()):
         labels = Counter(row["label"] for row in rows)
         known = [facts[row["clip"]] for row in rows if row["clip"] in facts]

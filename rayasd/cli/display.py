@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,14 @@ from rayasd.wording import counted, elapsed
 _SHOWN_REASONS = 10
 
 
+def plain_table(titles: Iterable[str], right: Collection[str] = (), *, header: str = "dim", **column: Any) -> Table:
+    """Make a table without lines; titles in ``right`` are those of numbers."""
+    table = Table(box=None, pad_edge=False, header_style=header)
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", **column)
+    return table
+
+
 def counts(sweep: Sweep) -> str:
     """Say how many units are in each state."""
     return ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
@@ -29,11 +37,8 @@ def counts(sweep: Sweep) -> str:
 
 def running_table(progress: Mapping[Unit, Mapping[str, Any]]) -> Table:
     """Lay out running units, one a row."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("stage", "left"), ("machine", "left"), ("variant", "left"), ("seed", "right"),
-                          ("", "left"), ("done", "right"), ("loss", "right"), ("clips/s", "right"),
-                          ("left", "right"), ("host", "left")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    numbers = ("seed", "done", "loss", "clips/s", "left")
+    table = plain_table(("stage", "machine", "variant", "seed", "", *numbers[1:], "host"), numbers)
     for unit, state in progress.items():
         done, total = state.get("done", 0), state.get("total", 0)
         loss, rate = state.get("loss"), state.get("clips_per_second", 0.0)

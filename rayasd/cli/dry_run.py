@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from rayasd.cli.display import plain_table
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
 from rayasd.nested import bounded, build
@@ -76,11 +76,10 @@ class DryRun:
 
     def print_plan(self, console: Console) -> None:
         """Print what the sweep would do, and about how much disk it would take."""
-        units = self.study.plan.units(self.study.config)
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("stage", "units", "each asks for", "disk, about"):
-            table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
-        clips, gpus = NumClips.of(self.study.catalog.table), self.execution.gpus_per_unit
+        plan, catalog = self.study.plan, self.study.catalog
+        units = plan.units(self.study.config)
+        table = plain_table(("stage", "units", "each asks for", "disk, about"), ("units", "disk, about"))
+        clips, gpus = NumClips.of(catalog.table), self.execution.gpus_per_unit
         for stage in STAGES:
             chosen = [unit for unit in units if unit.stage == stage]
             request = f"{self.execution.cpus_per_unit:g} CPU"
@@ -93,21 +92,14 @@ class DryRun:
                 for unit in chosen
             ]
             table.add_row(stage, str(len(chosen)), request, size(sum(sizes)))
-        recordings = sum(self.study.catalog.table["size"].to_pylist())
-        table.add_row("decode", str(len(self.study.catalog.machines)), "each host", size(recordings))
+        recordings = sum(catalog.table["size"].to_pylist())
+        table.add_row("decode", str(len(catalog.machines)), "each host", size(recordings))
         console.print(table)
-        dimensions = [
-            f"{counted(len(names), what)} ({_listed(names)})"
-            for what, names in (
-                ("machine", self.study.plan.machines),
-                ("variant", self.study.plan.variants),
-                ("seed", self.study.plan.seeds),
-            )
-        ]
+        dimensions = [f"{counted(len(names), what[:-1])} ({_listed(names)})" for what, names in vars(plan).items()]
         console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
         if not console.file.isatty():  # for scripts, with no name left out: slurm/array.sh
-            console.print(Text(f"machines: {','.join(self.study.plan.machines)}"), soft_wrap=True)
-        console.print(Text(f"{counted(self.study.catalog.table.num_rows, 'clip')} in {self.study.catalog.root}"))
+            console.print(Text(f"machines: {','.join(plan.machines)}"), soft_wrap=True)
+        console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))
         if len(units) <= _LISTED:
             for unit in units:
                 console.print(Text(f"  {unit}"))

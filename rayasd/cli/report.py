@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from rayasd.cli.options import RUN
+from rayasd.errors import UserError
 
 
 @click.command()
@@ -23,15 +24,9 @@ from rayasd.cli.options import RUN
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
-    run: Path,
-    ground_truth: Path | None,
-    overrides: tuple[str, ...],
-    all_systems: bool,
-    oracle: bool,
-    sections: bool,
-    with_audio: bool,
-    out: Path | None,
-) -> None:
+    run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
+    with_audio: bool, out: Path | None,
+) -> None:  # fmt: skip
     """Compute RUN's leaderboard afresh, print it, write its page.
 
     It is made from all finished scores. The run's own report is written into RUN, with the page RUN/report.html; one by
@@ -47,7 +42,6 @@ def report(
     from rayasd.cli.display import wide_console
     from rayasd.data.catalog import write_catalog
     from rayasd.data.ground_truth import with_ground_truth
-    from rayasd.errors import UserError
     from rayasd.report.terminal import print_report, print_sections
     from rayasd.study.study import Study
     from rayasd.sweep.states import State

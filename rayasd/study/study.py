@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ class Study:
             watcher: is told on the way.
 
         Returns:
-            States of all units of the run. Failed units raise nothing.
+            States of all units of the run; failed units raise nothing.
 
         Raises:
             UserError: it cannot work as asked; ``StorageLostError``: storage failed while units ran.
@@ -173,12 +173,12 @@ class Study:
 
         """
         how, watcher = execution or Execution(executor=executor), watcher or Watcher()
-        if how.executor == "mpi":
-            from rayasd.sweep.executors.mpi import on_rank_0
+        run = partial(self._run, how, stages, only, accept_changes, watcher)
+        if how.executor != "mpi":
+            return run()
+        from rayasd.sweep.executors.mpi import on_rank_0
 
-            sweep = on_rank_0(lambda: self._run(how, stages, only, accept_changes, watcher))
-            return sweep or survey(self.store.specs(), (), retry_failed=False)  # on the other ranks
-        return self._run(how, stages, only, accept_changes, watcher)
+        return on_rank_0(run) or survey(self.store.specs(), (), retry_failed=False)  # on the other ranks
 
     def report(self) -> RunReport:
         """Report what is done so far, by the run's own rules; writes nothing.
@@ -190,13 +190,9 @@ class Study:
         return RunReport.of(self.store.paths.root)
 
     def _run(
-        self,
-        how: Execution,
-        stages: Sequence[StageName],
-        only: str | Sequence[str] | None,
-        accept_changes: bool,
+        self, how: Execution, stages: Sequence[StageName], only: str | Sequence[str] | None, accept_changes: bool,
         watcher: Watcher,
-    ) -> Sweep:
+    ) -> Sweep:  # fmt: skip
         check_execution(how)
         units: list[Unit] = list(self.store.specs()) if self._is_set_up else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
