@@ -85,11 +85,19 @@ def test_no_type_name_has_two_meanings():
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
-def test_a_sweep_is_refused_before_heavy_imports_are_paid_for():
-    needed = "rayasd.study.study, rayasd.cli.dry_run, rayasd.cli.screen, rayasd.cli.sweep"
-    code = f"import {needed}, sys; print(*{{'torch', 'sklearn', 'scipy', 'pandas', 'ray'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+def test_a_sweep_is_refused_before_heavy_imports_are_paid_for(tree: Path):
+    code = """if True:
+        import sys
+        from rayasd.cli.main import main
+        try:
+            main()
+        finally:
+            print(*{"torch", "sklearn", "scipy", "ray"} & set(sys.modules))
+    """
+    command = [sys.executable, "-c", code, "sweep", "--data", str(tree), "--machines", "fann", "--preset", "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "")
+    assert "did you mean 'fan'?" in done.stderr
 
 
 def test_tests_of_ports_and_hosts_share_one_process(request: pytest.FixtureRequest):

@@ -69,10 +69,10 @@ def data_source(given: str | Path | None) -> Path:
     )
 
 
-def cache_folder(given: Path | None) -> Path:
+def cache_folder(given: str | Path | None) -> Path:
     """Return where decoded waveforms go: as given, else $RAYASD_CACHE, else the user's cache folder."""
     if given is not None:
-        return given.absolute()
+        return Path(given).absolute()
     if place := os.environ.get("RAYASD_CACHE"):
         return Path(place).absolute()
     base = os.environ.get("XDG_CACHE_HOME")

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from rayasd.errors import unknown
+from rayasd.errors import UserError, unknown
 
 ExecutorName = Literal["ray", "local", "mpi"]
 DeviceName = Literal["auto", "cpu", "cuda"]
+_LEAST = {"gpus_per_unit": 0, "ranks_per_unit": 1, "max_tries": 1, "hang_seconds": 0, "grace": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class Execution:
     """Where and how units run.
 
     Raises:
-        UserError: an unknown executor or device.
+        UserError: an unknown executor or device, or a number that is too small.
 
     """
 
@@ -42,10 +43,15 @@ class Execution:
     """Start nothing more after the first failed unit."""
     verify: bool = False
     """First compare every file of finished units with its checksum."""
-    cache: Path | None = None
+    cache: str | Path | None = None
     """Of decoded waveforms; default $RAYASD_CACHE, else the user's cache folder."""
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise UserError(f"{name} = {value:g}: give at least {least}")
+        if self.cpus_per_unit <= 0:
+            raise UserError(f"cpus_per_unit = {self.cpus_per_unit:g}: give more than 0")
         for kind, names in (("executor", ExecutorName), ("device", DeviceName)):
             if getattr(self, kind) not in get_args(names):
                 raise unknown(kind, getattr(self, kind), get_args(names))

@@ -49,7 +49,7 @@ class Study:
         command: words that the manifest keeps of what was asked; default: these arguments.
 
     Raises:
-        UserError: an unknown preset, setting or variant, or seeds that are none. Data are looked at later.
+        UserError: an unknown preset, setting or variant, or seeds that are none. Data are listed later, and once.
 
     """
 
@@ -71,7 +71,7 @@ class Study:
         self.seeds = parse_seeds(seeds)
         self._data, self._machines = data, machines
         self._ground_truth = None if ground_truth is None else Path(ground_truth)
-        self._command, self._is_set_up = command, False
+        self._command, self._is_opened = command, False
 
     @classmethod
     def open(cls, run_dir: str | Path) -> "Study":
@@ -86,7 +86,7 @@ class Study:
         variants, seeds = ([each for plan in plans for each in getattr(plan, name)] for name in ("variants", "seeds"))
         study = cls(config=store.config(), run_dir=run_dir, variants=variants, seeds=seeds)
         study._machines = [machine for plan in plans for machine in plan.machines]
-        study._is_set_up = True
+        study._is_opened = True
         return study
 
     @cached_property
@@ -102,7 +102,7 @@ class Study:
             UserError: there are none.
 
         """
-        if self._is_set_up:
+        if self._is_opened:
             return self.store.catalog()
         if isinstance(self._data, Catalog):
             found = replace(self._data, table=self._data.table.select(SCHEMA.names))
@@ -127,9 +127,9 @@ class Study:
         return plan
 
     def set_up(
-        self, *, cache: Path | None = None, accept_changes: bool = False, watcher: Watcher | None = None
+        self, *, cache: str | Path | None = None, accept_changes: bool = False, watcher: Watcher | None = None
     ) -> None:
-        """Decode the clips and write the plan into the run directory; ``run`` does this, too.
+        """Decode the clips and write the plan into the run directory; ``run`` does this, too. Nothing for a run opened.
 
         Args:
             cache: of decoded waveforms; default $RAYASD_CACHE, else the user's cache folder.
@@ -140,6 +140,8 @@ class Study:
             UserError: the data, the configuration or the run directory do not allow it.
 
         """
+        if self._is_opened:
+            return
         _ = self.plan
         with self.store.held():
             self._set_up(self.store, cache, accept_changes, watcher or Watcher())
@@ -158,7 +160,8 @@ class Study:
 
         Args:
             execution: where and how units run.
-            executor: where they run, if nothing else is to be said about it.
+            executor: where they run, if the rest is as usual. "mpi": on the ranks of a script that mpirun starts, which
+                all call this; rank 0 drives.
             stages: do these alone; what they build on must be done.
             only: do these machines alone, of a run that is set up; others may do the rest at the same time.
             accept_changes: go on in a run of another configuration or other data; redo what that changes.
@@ -194,13 +197,13 @@ class Study:
         watcher: Watcher,
     ) -> Sweep:  # fmt: skip
         check_execution(how)
-        units: list[Unit] = list(self.store.specs()) if self._is_set_up else self.plan.units(self.config)
+        units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
         part = choose("machine", machines if only is None else only, machines)
-        is_whole = only is None or (self._is_set_up and set(part) == set(machines))
+        is_whole = only is None or (self._is_opened and set(part) == set(machines))
         store = self.store if is_whole else RunStore(self.store.paths.root, part)
         with store.held():
-            if not self._is_set_up:
+            if not self._is_opened:
                 self._set_up(store, how.cache, accept_changes, watcher)
             asked = [unit for unit in units if unit.machine in part and unit.stage in stages]
             return complete(store, asked, how, watcher)
@@ -209,7 +212,7 @@ class Study:
     def _weights(self) -> dict[str, str]:
         return check_variants(self.configs)
 
-    def _set_up(self, store: RunStore, cache: Path | None, accept_changes: bool, watcher: Watcher) -> None:
+    def _set_up(self, store: RunStore, cache: str | Path | None, accept_changes: bool, watcher: Watcher) -> None:
         config, plan = self.config, self.plan
         num_parameters = {} if store.exists and store.config() == config else check_extractors(self.configs)
         with watcher.decoding() as on_progress:
