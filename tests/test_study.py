@@ -127,12 +127,14 @@ def test_bad_input_is_one_line(small: Callable[..., Study], given: dict[str, obj
 def test_a_wrong_execution_is_one_line(small: Callable[..., Study], tmp_path: Path):
     with pytest.raises(UserError, match="unknown executor 'lokal': did you mean 'local'"):
         small().run(executor="lokal")
+    with pytest.raises(UserError, match="unknown stage 'trian': did you mean 'train'"):
+        small().run(executor="local", stages=["trian"])
     with pytest.raises(UserError, match="max_tries = 0: give at least 1"):
         Execution(max_tries=0)
     with pytest.raises(UserError, match="cpus_per_unit = 0: give more than 0"):
         Execution(cpus_per_unit=0)
     with pytest.raises(UserError, match="999 CPUs and 0 GPUs, but the largest node has"):
-        small().run(Execution(executor="local", cpus_per_unit=999))
+        small().run(Execution(cpus_per_unit=999), executor="local")
     with pytest.raises(UserError, match="is not a run directory"):
         Study.open(tmp_path)
     with pytest.raises(UserError, match="has not been set up for this"):

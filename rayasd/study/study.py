@@ -16,7 +16,7 @@ from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labe
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.report.run_report import RunReport
-from rayasd.stages import STAGES, StageName
+from rayasd.stages import STAGES
 from rayasd.study.choices import cache_folder, choose, data_source, parse_seeds
 from rayasd.study.driving import check_execution, complete
 from rayasd.study.execution import Execution, ExecutorName
@@ -150,8 +150,8 @@ class Study:
         self,
         execution: Execution | None = None,
         *,
-        executor: ExecutorName = "ray",
-        stages: Sequence[StageName] = tuple(STAGES),
+        executor: ExecutorName | None = None,
+        stages: str | Sequence[str] = "all",
         only: str | Sequence[str] | None = None,
         accept_changes: bool = False,
         watcher: Watcher | None = None,
@@ -160,8 +160,8 @@ class Study:
 
         Args:
             execution: where and how units run.
-            executor: where they run, if the rest is as usual. "mpi": on the ranks of a script that mpirun starts, which
-                all call this; rank 0 drives.
+            executor: where they run: instead of what ``execution`` names. "mpi": on the ranks of a script that mpirun
+                starts, which all call this; rank 0 drives.
             stages: do these alone; what they build on must be done.
             only: do these machines alone, of a run that is set up; others may do the rest at the same time.
             accept_changes: go on in a run of another configuration or other data; redo what that changes.
@@ -175,8 +175,9 @@ class Study:
             KeyboardInterrupt: units are left that could still be done; the same call continues.
 
         """
-        how, watcher = execution or Execution(executor=executor), watcher or Watcher()
-        run = partial(self._run, how, stages, only, accept_changes, watcher)
+        how = execution or Execution()
+        how = how if executor is None else replace(how, executor=executor)
+        run = partial(self._run, how, choose("stage", stages, list(STAGES)), only, accept_changes, watcher or Watcher())
         if how.executor != "mpi":
             return run()
         from rayasd.sweep.executors.mpi import on_rank_0
@@ -193,7 +194,7 @@ class Study:
         return RunReport.of(self.store.paths.root)
 
     def _run(
-        self, how: Execution, stages: Sequence[StageName], only: str | Sequence[str] | None, accept_changes: bool,
+        self, how: Execution, stages: Sequence[str], only: str | Sequence[str] | None, accept_changes: bool,
         watcher: Watcher,
     ) -> Sweep:  # fmt: skip
         check_execution(how)
