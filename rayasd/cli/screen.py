@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs, a live table in a terminal, plain lines elsewhere; and what signals do."""
+"""What a sweep prints while it runs, a live table in a terminal, plain lines elsewhere; and what signals do."""
 
 import signal
 import time
@@ -29,7 +29,7 @@ _PLAIN_SECONDS = 15.0
 
 
 class Screen(Watcher):
-    """Prints what a study tells; turns signals into interruptions while units run."""
+    """Prints what a study reports; turns signals into interruptions while units run."""
 
     def __init__(self, console: Console, grace: float = Execution.grace) -> None:
         self.console, self.grace = console, grace

@@ -1,4 +1,4 @@
-"""What is missing of a run, done: resources, executor, driver, leaderboard."""
+"""Do what is missing of a run: resources, executor, driver, leaderboard."""
 
 import os
 import time
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 
 def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Watcher, *, again: bool = True) -> Sweep:
-    """Do the units asked for that are not done, then write the leaderboard; for who holds the run.
+    """Do the units asked for that are not done, then write the leaderboard. The caller holds the run's lock.
 
     Args:
         store: the run, or a part of it, which gets no leaderboard.
-        asked: units.
-        how: where they run.
-        watcher: is told.
+        asked: units to do.
+        how: where and how they run.
+        watcher: gets lines, states and the report on the way.
         again: do once more what turns out to be damaged on the way.
 
     Returns:
@@ -44,7 +44,7 @@ def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Wa
 
     Raises:
         UserError: no node can give what a unit asks for; ``StorageLostError``: storage failed while units ran.
-        KeyboardInterrupt: units are left that could still be done; ``RunStopped``: since somebody asked for it.
+        KeyboardInterrupt: units are left that could still be done; ``RunStopped``: somebody asked the run to stop.
 
     """
     specs = store.specs(

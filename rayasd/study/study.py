@@ -134,7 +134,7 @@ class Study:
         Args:
             cache: of decoded waveforms; default $RAYASD_CACHE, else the user's cache folder.
             accept_changes: go on in a run of another configuration or other data.
-            watcher: is told.
+            watcher: gets lines on the way.
 
         Raises:
             UserError: the data, the configuration or the run directory do not allow it.
@@ -165,7 +165,7 @@ class Study:
             stages: do these alone; what they build on must be done.
             only: do these machines alone, of a run that is set up; others may do the rest at the same time.
             accept_changes: go on in a run of another configuration or other data; redo what that changes.
-            watcher: is told on the way.
+            watcher: gets lines, states and the report on the way.
 
         Returns:
             States of all units of the run; failed units raise nothing.

@@ -1,4 +1,4 @@
-"""What a study tells on its way, to whoever wants to know."""
+"""What a study reports while it works."""
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -11,16 +11,16 @@ from rayasd.unit import Unit
 
 
 class Watcher:
-    """Methods that a study calls; each does nothing here. What one raises ends the run as an error or Ctrl-C does."""
+    """Methods that a study calls; each does nothing here. What one raises ends the run."""
 
     interval: float = 15.0
     """Seconds between two calls of ``progressed``, at least."""
 
     def say(self, line: str) -> None:
-        """Take a line about what happens."""
+        """Get a line about what happens."""
 
     def warn(self, line: str) -> None:
-        """Take a line about something odd."""
+        """Get a line about something odd."""
 
     def decoding(self) -> AbstractContextManager[Callable[[int, int], None]]:
         """Surround the decoding of clips; the context's value gets the number of clips done, and of all."""
@@ -31,13 +31,13 @@ class Watcher:
         return nullcontext()
 
     def changed(self, sweep: Sweep) -> None:
-        """See the sweep: at least every half second while units run."""
+        """Get the sweep, at least every half second while units run."""
 
     def progressed(self, sweep: Sweep, progress: Reported) -> None:
-        """See how far running units are."""
+        """Get how far running units are, as their progress files have it."""
 
     def ended(self, sweep: Sweep, asked: Collection[Unit]) -> None:
-        """See the states of all units, once none of those asked for can go on."""
+        """Get the states of all units, once none of those asked for can continue."""
 
     def reported(self, report: RunReport, *, is_new: bool) -> None:
-        """See the report: ``is_new`` if it is about to be written, else as it is on disk."""
+        """Get the report: ``is_new`` if it is about to be written, else as it is on disk."""
