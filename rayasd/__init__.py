@@ -1,3 +1,21 @@
 """Anomalous sound detection when only normal sounds exist for training: from wav files to a leaderboard."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayasd.study.execution import Execution
+    from rayasd.study.study import Study
+
+__all__ = ["Execution", "Study"]
 __version__ = "0.1.0"
+
+_HOMES = {"Execution": "rayasd.study.execution", "Study": "rayasd.study.study"}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import what is exported when it is first used: ``import rayasd`` stays light."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)

@@ -17,15 +17,27 @@ EXIT_STOPPED = 77
 
 
 class UserError(Exception):
-    """Usage, configuration or data that cannot work: one line that a person can act on (exit code 2)."""
+    """Usage, configuration or data that cannot work: one line that a person can act on."""
+
+    exit_code = EXIT_USAGE
 
 
 class StorageError(UserError):
     """A place that is full, read-only, forbidden or gone: nothing that is held against who came upon it."""
 
 
+class StorageLostError(StorageError):
+    """Storage failed while units ran: what is done stays done, the same command does the rest."""
+
+    exit_code = EXIT_UNITS_FAILED
+
+
 class Interrupted(KeyboardInterrupt):
     """What cannot go on now but can later, said in one line; ends a command as Ctrl-C does."""
+
+
+class RunStopped(Interrupted):
+    """Somebody asked the run to stop (exit code 77)."""
 
 
 def one_line(error: object, most: int = 200) -> str:

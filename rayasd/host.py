@@ -7,10 +7,13 @@ import os
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 _NO_GPU = ("", "-1", "NoDevFiles")  # the last is Slurm's word where it knows of no device files
 
@@ -82,10 +85,32 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
         os.kill(os.getpid(), number)
 
 
+class _Spawned(SpawnProcess):
+    """A spawned process that does not run the script of its parent: it needs nothing of it, and would start a sweep."""
+
+    def start(self) -> None:
+        """Start it, with the parent's main module out of sight."""
+        main = vars(sys.modules["__main__"])
+        hidden: dict[str, Any] = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
+        main["__spec__"] = None
+        try:
+            super().start()
+        finally:
+            main.update(hidden)
+
+
+class _Spawning(SpawnContext):
+    Process = _Spawned
+
+
+spawning = _Spawning()
+"""For processes that are not forked: a forked child has threads' locks, and torch's threads, in an unknown state."""
+
+
 @contextmanager
 def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Give processes that leave Ctrl-C to us and end with us, even if we are killed; not forked: threads hold locks."""
-    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=_begin_to_work)
+    """Give processes that leave Ctrl-C to us and end with us, even if we are killed."""
+    pool = ProcessPoolExecutor(num_processes, spawning, initializer=_begin_to_work)
     try:
         yield pool
     except BaseException:

@@ -82,11 +82,11 @@ def call(*arguments: object, cache: Path, folder: Path | None = None, given: str
     out, err = io.StringIO(), io.StringIO()
     words = [str(word) for word in arguments]
     with (
-        _signals_kept(), _working_in(folder), _importing_from(variables.get("PYTHONPATH")),
+        signals_kept(), _working_in(folder), _importing_from(variables.get("PYTHONPATH")),
         redirect_stdout(out), redirect_stderr(err),
         mock.patch.dict(os.environ, environment(cache, **variables), clear=True),
         mock.patch.object(sys, "argv", ["rayasd", *words]), mock.patch.object(sys, "stdin", io.StringIO(given)),
-        mock.patch("rayasd.cli.execution.LocalExecutor", SameProcess),
+        mock.patch("rayasd.study.driving.LocalExecutor", SameProcess),
         mock.patch("rayasd.sweep.checks.worker_pool", same_process),
     ):  # fmt: skip
         try:
@@ -108,7 +108,7 @@ def call_process(
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
+def signals_kept() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     left, began = signal.setitimer(signal.ITIMER_REAL, 0)[0], time.monotonic()  # pytest's own time limit
     try:

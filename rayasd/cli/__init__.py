@@ -1,6 +1,4 @@
-"""The command line: what a command takes, and what it then does.
+"""The command line: each module parses what one command takes, and prints what came of it.
 
-Options and help stand in modules named after commands (sweep, report, score, export, data …), which import nothing
-heavy, so that ``--help`` is quick. What a command does, once its imports are paid for, stands beside them: sweeping,
-reporting, comparing, scoring, exporting, fetching, recordings.
+At their top, modules import nothing heavy, so that ``--help`` is quick. What commands do is in the rooms below.
 """

@@ -1,11 +1,23 @@
 """``rayasd data``: fetch, check and index recordings, make synthetic ones."""
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayasd.cli.options import GROUND_TRUTH
+from rayasd.errors import UserError, unknown
+from rayasd.study.choices import choose
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rayasd.data.audio import AudioFacts
+    from rayasd.data.catalog import Catalog
+
+_SHOWN_PATHS = 3
 
 
 @click.group()
@@ -29,9 +41,42 @@ def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: boo
         rayasd data fetch dcase2021 --out data/dcase2021
         rayasd data fetch dcase2021 --out data/dcase2021 --machines fan,pump --parts dev
     """
-    from rayasd.cli.fetching import fetch_data
+    from rich.markup import escape
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+    from rich.text import Text
 
-    fetch_data(dataset, out, machines, parts, keep_archives)
+    from rayasd.cli.display import wide_console
+    from rayasd.data.fetch import DataRoot
+    from rayasd.data.zenodo import RECORDS, list_archives
+    from rayasd.sweep.lock import locked
+    from rayasd.wording import counted, size
+
+    console = wide_console()
+    if dataset not in RECORDS:
+        raise unknown("data set", dataset, RECORDS)
+    archives = list_archives(dataset, choose("part", parts, list(RECORDS[dataset])))
+    available = sorted({archive.machine for archive in archives if archive.machine is not None})
+    if machines != "all" and not available:
+        raise UserError("the ground truth is one archive of all machines: leave --machines out, or add --parts eval")
+    chosen = choose("machine", machines, available)
+    archives = [archive for archive in archives if archive.machine is None or archive.machine in chosen]
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".fetch.lock"):
+        root = DataRoot(dataset, out)
+        missing = [archive for archive in archives if not root.has(archive)]
+        to_download = size(sum(map(root.bytes_to_download, missing)))
+        plan = f"{dataset}: {counted(len(missing), 'archive')} to fetch from Zenodo, {to_download}"
+        console.print(Text(plan), soft_wrap=True)
+        columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+            bar = bars.add_task("", total=None)
+
+            def update(name: str, done: int, total: int) -> None:
+                bars.update(bar, description=escape(name), completed=done, total=total)
+
+            root.fetch(missing, keep_archives=keep_archives, on_progress=update)
+    done = f"{counted(len(missing), 'archive')} unpacked in {out}, {len(archives) - len(missing)} there already"
+    console.print(Text(f"{done}: rayasd data check {out}"), soft_wrap=True)
 
 
 @data.command()
@@ -47,9 +92,33 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
         rayasd data check data/synthetic
         rayasd data check recordings.csv --set data.resample=true --set data.channel=mean
     """
-    from rayasd.cli.recordings import check_data
+    from rich.text import Text
 
-    raise SystemExit(check_data(root, ground_truth, overrides))
+    from rayasd import presets
+    from rayasd.cli.display import clip_progress, wide_console
+    from rayasd.data.ground_truth import scan_labelled
+    from rayasd.data.inspection import inspect_clips
+    from rayasd.wording import counted
+
+    console = wide_console()
+    config = presets.load("eusipco2022", overrides)
+    catalog = scan_labelled(root, ground_truth)
+    with clip_progress(console, "reading") as on_progress:
+        facts, oddities = inspect_clips(catalog, config, on_progress)
+    console.print(_counts(catalog, facts))
+    if catalog.synthetic:
+        console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
+    by_problem: dict[tuple[bool, str], list[str]] = {}
+    for odd in oddities:
+        by_problem.setdefault((not odd.unusable, odd.problem), []).append(odd.path)
+    for (harmless, problem), paths in sorted(by_problem.items()):
+        word, style = ("note", "yellow") if harmless else ("unusable", "red")
+        more = f", and {len(paths) - _SHOWN_PATHS} more" if len(paths) > _SHOWN_PATHS else ""
+        console.print(Text(f"{word}  {', '.join(paths[:_SHOWN_PATHS])}{more}: {problem}", style=style), soft_wrap=True)
+    unusable = sum(odd.unusable for odd in oddities)
+    clips, notes = counted(catalog.table.num_rows, "clip"), counted(len(oddities) - unusable, "note")
+    console.print(f"{clips}, {notes}, {unusable} unusable")
+    raise SystemExit(1 if unusable else 0)
 
 
 @data.command()
@@ -77,9 +146,14 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
     \b
         rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
     """
-    from rayasd.cli.recordings import synthesize_data
+    from rayasd.cli.display import clip_progress, wide_console
+    from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
 
-    synthesize_data(out, machines, plan)
+    console = wide_console()
+    chosen = choose("machine", machines, list(MACHINE_TYPES))
+    with clip_progress(console, "writing") as on_progress:
+        count = synthesize(out, SynthesisPlan(machines=chosen, **plan), on_progress=on_progress)
+    console.print(f"{count} synthetic clips in {out}" if count else f"{out} is there already, made by the same plan")
 
 
 @data.command()
@@ -113,6 +187,40 @@ def index(root: Path, pattern: str, test_fraction: float | None, seed: int, out:
     A manifest is a CSV or Parquet table of path (relative to it), machine, section, domain, split and label, which you
     may as well write yourself.
     """
-    from rayasd.cli.recordings import index_data
+    from rayasd.cli.display import wide_console
+    from rayasd.data.manifest import index_tree, write_manifest
 
-    index_data(root, pattern, test_fraction, seed, out)
+    out = out or root / "clips.csv"
+    rows = index_tree(root, pattern, test_fraction=test_fraction, seed=seed)
+    try:
+        base = out.parent.resolve()
+        for row in rows:
+            row["path"] = (root.resolve() / row["path"]).relative_to(base).as_posix()
+    except ValueError:
+        raise UserError(
+            f"--out {out}: a manifest lies in a folder above its clips, for example {root / 'clips.csv'}"
+        ) from None
+    write_manifest(out, rows)
+    counts = Counter((row["machine"], row["split"]) for row in rows)
+    summary = ", ".join(f"{machine} {split} {n}" for (machine, split), n in sorted(counts.items()))
+    wide_console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
+
+
+def _counts(catalog: "Catalog", facts: Mapping[str, "AudioFacts"]) -> "Table":
+    from rich.text import Text
+
+    from rayasd.cli.display import plain_table
+
+    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for row in catalog.table.to_pylist():
+        groups.setdefault((row["machine"], row["section"], row["domain"], row["split"]), []).append(row)
+    numbers = ("normal", "anomalous", "unlabelled", "seconds", "Hz")
+    table = plain_table(("machine", "section", "domain", "split", *numbers), numbers, header="bold")
+    for key, rows in sorted(groups.items()):
+        labels = Counter(row["label"] for row in rows)
+        known = [facts[row["clip"]] for row in rows if row["clip"] in facts]
+        lengths = sorted({round(fact.seconds, 2) for fact in known})
+        span = "–" if not lengths else f"{lengths[0]:g}" if len(lengths) == 1 else f"{lengths[0]:g}–{lengths[-1]:g}"
+        rates = ", ".join(str(rate) for rate in sorted({fact.sample_rate for fact in known}))
+        table.add_row(*(Text(part) for part in key), *(str(labels[label]) for label in (0, 1, None)), span, rates)
+    return table

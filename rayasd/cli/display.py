@@ -1,98 +1,33 @@
-"""What a person sees while a sweep runs: a live table in a terminal, plain lines elsewhere."""
+"""Tables, bars and consoles of the command line."""
 
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayasd.files import read_record
-from rayasd.sweep.executors import Reported
 from rayasd.sweep.states import State, Sweep
-from rayasd.unit import RunDirectory, Unit
+from rayasd.unit import Unit
 from rayasd.wording import counted, elapsed
 
-_REDRAW_SECONDS = 0.5
-_PLAIN_SECONDS = 15.0
 _SHOWN_REASONS = 10
 
 
-class Display:
-    """Draws a sweep from the units' states and their progress files; only the driver draws."""
-
-    def __init__(
-        self,
-        console: Console,
-        paths: RunDirectory,
-        began: float,
-        publish: Callable[[Sweep, Reported], None] = lambda sweep, progress: None,
-    ) -> None:
-        self.console, self.paths, self.began, self.publish = console, paths, began, publish
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._next, self._shown = 0.0, 0
-        self._said: set[str] = set()
-
-    def __enter__(self) -> "Display":
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def update(self, sweep: Sweep) -> None:
-        """Say what changed, and redraw when it is time."""
-        for unit, state in sweep.moves[self._shown :]:
-            self._announce(sweep, unit, state)
-        self._shown = len(sweep.moves)
-        began = time.monotonic()
-        if began < self._next:
-            return
-        progress = read_progress(self.paths, sweep)
-        for reported in progress.values():
-            for note in reported.get("notes", ()):
-                self.say_once(f"device   {note}")
-        self.publish(sweep, progress)
-        if self._live:
-            self._live.update(Group(running_table(progress), Text(self._summary(sweep), style="bold")), refresh=True)
-        else:
-            self._line(self._summary(sweep))
-        ended = time.monotonic()  # where many units run, reading how far they are takes time
-        self._next = ended + max(_REDRAW_SECONDS if self._live else _PLAIN_SECONDS, 5 * (ended - began))
-
-    def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
-        if state is State.DONE:
-            marker = read_record(self.paths.marker(unit, "DONE"))
-            for note in marker.get("notes", ()):
-                self.say_once(f"device   {note}")
-            if not self._live:
-                self._line(f"done     {unit}, {marker.get('seconds', 0):.1f} s")
-        elif state is State.FAILED:
-            self._line(f"failed   {unit}: {sweep.reasons[unit]}", "red")
-
-    def say_once(self, line: str) -> None:
-        """Print a line that has not been printed before."""
-        if line not in self._said:
-            self._said.add(line)
-            self._line(line, "dim")
-
-    def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)  # one line in a log, however long
-
-    def _summary(self, sweep: Sweep) -> str:
-        return f"{elapsed(time.monotonic() - self.began)}  {counts(sweep)}"
+def plain_table(titles: Iterable[str], right: Collection[str] = (), *, header: str = "dim", **column: Any) -> Table:
+    """Make a table without lines; titles in ``right`` are those of numbers."""
+    table = Table(box=None, pad_edge=False, header_style=header)
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", **column)
+    return table
 
 
 def counts(sweep: Sweep) -> str:
@@ -100,18 +35,10 @@ def counts(sweep: Sweep) -> str:
     return ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
 
 
-def read_progress(paths: RunDirectory, sweep: Sweep) -> dict[Unit, dict[str, Any]]:
-    """Read how far each running unit is; empty for one that has not begun."""
-    return {unit: read_record(paths.progress(unit)) for unit in sweep.units(State.RUNNING)}
-
-
 def running_table(progress: Mapping[Unit, Mapping[str, Any]]) -> Table:
     """Lay out running units, one a row."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("stage", "left"), ("machine", "left"), ("variant", "left"), ("seed", "right"),
-                          ("", "left"), ("done", "right"), ("loss", "right"), ("clips/s", "right"),
-                          ("left", "right"), ("host", "left")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    numbers = ("seed", "done", "loss", "clips/s", "left")
+    table = plain_table(("stage", "machine", "variant", "seed", "", *numbers[1:], "host"), numbers)
     for unit, state in progress.items():
         done, total = state.get("done", 0), state.get("total", 0)
         loss, rate = state.get("loss"), state.get("clips_per_second", 0.0)

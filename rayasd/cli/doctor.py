@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder, output_format
+from rayasd.cli.options import CACHE, TEMP_DIR, output_format
 
 
 @click.command()
@@ -34,6 +34,7 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
     from rayasd import __version__
     from rayasd.cli.display import wide_console
     from rayasd.cluster.doctor import examine
+    from rayasd.study.choices import cache_folder
     from rayasd.wording import counted
 
     if source is None and "RAYASD_DATA" in os.environ:

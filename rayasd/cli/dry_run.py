@@ -6,22 +6,20 @@ from functools import cached_property
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from rayasd.cli.options import Execution
-from rayasd.config import Config
-from rayasd.data.catalog import Catalog
+from rayasd.cli.display import plain_table
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
 from rayasd.nested import bounded, build
 from rayasd.stages import STAGES, NumClips, StageName, stages_of
+from rayasd.study.execution import Execution
+from rayasd.study.study import Study
 from rayasd.sweep.driver import check_request
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.forecast import least_seconds, measured_speeds
-from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
-from rayasd.unit import RunDirectory, UnitSpec
+from rayasd.unit import UnitSpec
 from rayasd.wording import counted, elapsed, size
 
 _LISTED = 100  # units
@@ -65,33 +63,23 @@ class Simulation:
 class DryRun:
     """A sweep that is not started."""
 
-    plan: Plan
-    config: Config
-    catalog: Catalog
-    """Of the data, not decoded."""
+    study: Study
     execution: Execution
-    run: Path
-
-    @cached_property
-    def configs(self) -> dict[str, Config]:
-        """Each variant's resolved configuration."""
-        return {variant: self.config.variant(variant) for variant in self.plan.variants}
 
     @cached_property
     def parameters(self) -> dict[str, int]:
         """Learned parameters of each trained variant's network."""
         from rayasd.exposure.network import num_parameters  # imports torch: 3 s
 
-        trained = {variant: config for variant, config in self.configs.items() if "train" in stages_of(config)}
+        trained = {variant: config for variant, config in self.study.configs.items() if "train" in stages_of(config)}
         return {variant: num_parameters(config) for variant, config in trained.items()}
 
     def print_plan(self, console: Console) -> None:
         """Print what the sweep would do, and about how much disk it would take."""
-        units = self.plan.units(self.config)
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("stage", "units", "each asks for", "disk, about"):
-            table.add_column(name, justify="right" if name in ("units", "disk, about") else "left")
-        clips, gpus = NumClips.of(self.catalog.table), self.execution.gpus_per_unit
+        plan, catalog = self.study.plan, self.study.catalog
+        units = plan.units(self.study.config)
+        table = plain_table(("stage", "units", "each asks for", "disk, about"), ("units", "disk, about"))
+        clips, gpus = NumClips.of(catalog.table), self.execution.gpus_per_unit
         for stage in STAGES:
             chosen = [unit for unit in units if unit.stage == stage]
             request = f"{self.execution.cpus_per_unit:g} CPU"
@@ -99,26 +87,19 @@ class DryRun:
                 request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
             sizes = [
                 STAGES[stage].output_bytes(
-                    unit.machine, self.configs[unit.variant], clips, self.parameters.get(unit.variant, 0)
+                    unit.machine, self.study.configs[unit.variant], clips, self.parameters.get(unit.variant, 0)
                 )
                 for unit in chosen
             ]
             table.add_row(stage, str(len(chosen)), request, size(sum(sizes)))
-        recordings = sum(self.catalog.table["size"].to_pylist())
-        table.add_row("decode", str(len(self.catalog.machines)), "each host", size(recordings))
+        recordings = sum(catalog.table["size"].to_pylist())
+        table.add_row("decode", str(len(catalog.machines)), "each host", size(recordings))
         console.print(table)
-        dimensions = [
-            f"{counted(len(names), what)} ({_listed(names)})"
-            for what, names in (
-                ("machine", self.plan.machines),
-                ("variant", self.plan.variants),
-                ("seed", self.plan.seeds),
-            )
-        ]
+        dimensions = [f"{counted(len(names), what[:-1])} ({_listed(names)})" for what, names in vars(plan).items()]
         console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
         if not console.file.isatty():  # for scripts, with no name left out: slurm/array.sh
-            console.print(Text(f"machines: {','.join(self.plan.parts(self.config))}"), soft_wrap=True)
-        console.print(Text(f"{counted(self.catalog.table.num_rows, 'clip')} in {self.catalog.root}"))
+            console.print(Text(f"machines: {','.join(plan.parts(self.study.config))}"), soft_wrap=True)
+        console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))
         if len(units) <= _LISTED:
             for unit in units:
                 console.print(Text(f"  {unit}"))
@@ -134,17 +115,16 @@ class DryRun:
         nodes = [Resources(simulation.cpus_per_node or float(usable_cpus()), gpus)] * simulation.nodes
         request = Request(self.execution.cpus_per_unit, min(gpus, 1.0) if asked is None else asked)
         check_request(request, nodes)
-        run = RunDirectory(self.run)
         specs = {
             unit: UnitSpec(
-                unit=unit, config=self.configs[unit.variant], run=run, cache=Path(),
-                data_root=self.catalog.root, data="",
+                unit=unit, config=self.study.configs[unit.variant], run=self.study.store.paths, cache=Path(),
+                data_root=self.study.catalog.root, data="",
             )
-            for unit in self.plan.units(self.config)
+            for unit in self.study.plan.units(self.study.config)
         }  # fmt: skip
         stages = [stage for stage in STAGES if any(unit.stage == stage for unit in specs)]
-        speeds = _speeds(simulation, stages, self.run)
-        bounds = least_seconds(specs, NumClips.of(self.catalog.table), speeds, request.usable(nodes), request)
+        speeds = _speeds(simulation, stages, self.study.store)
+        bounds = least_seconds(specs, NumClips.of(self.study.catalog.table), speeds, request.usable(nodes), request)
         console.print(
             f"\non {counted(len(nodes), 'node')} of {nodes[0]}, with unit speeds of "
             + ", ".join(f"{stage} {speeds[stage]:.3g} {STAGES[stage].work_unit}/s" for stage in stages),
@@ -155,10 +135,10 @@ class DryRun:
         console.print(f"at least {elapsed(tightest[0][1])}: bound by {bound_by}", highlight=False)
 
 
-def _speeds(simulation: Simulation, stages: Sequence[StageName], run: Path) -> dict[StageName, float]:
+def _speeds(simulation: Simulation, stages: Sequence[StageName], planned: RunStore) -> dict[StageName, float]:
     speeds: dict[StageName, float] = {stage: getattr(simulation, stage) for stage in stages}
     lacking = [stage for stage in stages if not speeds[stage]]
-    store = RunStore(Path(simulation.like) if simulation.like else run)
+    store = RunStore(Path(simulation.like)) if simulation.like else planned
     measured = measured_speeds(store) if lacking and store.exists else {}
     for stage in lacking:
         if stage not in measured:

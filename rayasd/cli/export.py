@@ -28,7 +28,7 @@ def export() -> None:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.threshold_percentile=95"
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Default RUN/submission/LABEL.")
-def dcase(run: Path, **options: Any) -> None:
+def dcase(run: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Write RUN's scores and decisions as official CSV files.
 
     With them goes the description of the system, as YAML.
@@ -38,6 +38,13 @@ def dcase(run: Path, **options: Any) -> None:
         rayasd export dcase runs/first --system-label Doe_Lab_task2_2 --variant both+seeds \\
             --author Doe,Jo,jo@lab.org,Lab
     """
-    from rayasd.cli.exporting import export_dcase
+    from rich.text import Text
 
-    export_dcase(run, **options)
+    from rayasd.cli.display import wide_console
+    from rayasd.report.dcase import write_submission
+    from rayasd.study.study import Study
+
+    written, *notes = write_submission(Study.open(run).report().by_settings(overrides), **options)
+    wide_console().print(Text(written), soft_wrap=True)
+    for note in notes:
+        wide_console().print(note, style="yellow")

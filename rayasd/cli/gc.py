@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import CACHE, TEMP_DIR, cache_folder
+from rayasd.cli.options import CACHE, TEMP_DIR
 
 
 @click.command()
@@ -32,6 +32,7 @@ def gc(
     """
     from rayasd.cluster.folder import abandoned, root_of_own
     from rayasd.errors import UserError
+    from rayasd.study.choices import cache_folder
     from rayasd.sweep import leftovers
     from rayasd.sweep.store import RunStore
     from rayasd.wording import counted, size

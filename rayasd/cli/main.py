@@ -8,19 +8,20 @@ from pathlib import Path
 import click
 
 from rayasd import __version__
+from rayasd.cli.compare import compare, leaderboard
 from rayasd.cli.data import data
 from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
 from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
-from rayasd.cli.report import compare, leaderboard, report
+from rayasd.cli.report import report
 from rayasd.cli.score import pack, score
 from rayasd.cli.settings import settings
 from rayasd.cli.status import status, stop
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
 from rayasd.cli.track import track
-from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, EXIT_USAGE, Interrupted, UserError, one_line
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError, one_line
 from rayasd.files import storage_error
 
 _SOMEWHERE = "the folder that is written to"
@@ -73,7 +74,7 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         click.echo(f"error: {error}", err=True)
-        code = EXIT_USAGE
+        code = error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click turns the first into the second
         why = error.__cause__ if isinstance(error.__cause__, Interrupted) else error
         said = f"{why}: " if isinstance(why, Interrupted) else ""

@@ -1,10 +1,11 @@
-"""``rayasd report``, ``leaderboard`` and ``compare``: what came of runs."""
+"""``rayasd report``: what came of a run."""
 
 from pathlib import Path
 
 import click
 
-from rayasd.cli.options import PART, RUN, output_format
+from rayasd.cli.options import RUN
+from rayasd.errors import UserError
 
 
 @click.command()
@@ -23,15 +24,9 @@ from rayasd.cli.options import PART, RUN, output_format
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
-    run: Path,
-    ground_truth: Path | None,
-    overrides: tuple[str, ...],
-    all_systems: bool,
-    oracle: bool,
-    sections: bool,
-    with_audio: bool,
-    out: Path | None,
-) -> None:
+    run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
+    with_audio: bool, out: Path | None,
+) -> None:  # fmt: skip
     """Compute RUN's leaderboard afresh, print it, write its page.
 
     It is made from all finished scores. The run's own report is written into RUN, with the page RUN/report.html; one by
@@ -42,46 +37,42 @@ def report(
         rayasd report runs/first --with-audio
         rayasd report runs/first --set evaluation.year=2022 --set evaluation.ensembles=seeds,greedy --out by-2022
     """
-    from rayasd.cli.reporting import report_run
+    from dataclasses import replace
 
-    report_run(run, ground_truth, overrides, all_systems=all_systems, oracle=oracle, sections=sections,
-               with_audio=with_audio, out=out)  # fmt: skip
+    from rayasd.cli.display import wide_console
+    from rayasd.data.catalog import write_catalog
+    from rayasd.data.ground_truth import with_ground_truth
+    from rayasd.report.terminal import print_report, print_sections
+    from rayasd.study.study import Study
+    from rayasd.sweep.states import State
+    from rayasd.unit import RunDirectory
+    from rayasd.wording import counted, size
 
+    console, found = wide_console(), Study.open(run).report()
 
-@click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
-@PART
-@output_format("table", "md", "csv", "json")
-def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
-    """Rank the chosen systems of several RUNS together.
+    def write(to: RunDirectory | None) -> None:
+        console.print(found.write(to), highlight=False, soft_wrap=True)
+        num_bytes = found.write_page(to, with_audio=with_audio)
+        sounds = ", most of it sounds: mono, 16 bits" if with_audio else ""
+        written = f"written: {(to or found.store.paths).html} ({size(num_bytes)}{sounds})"
+        console.print(written, highlight=False, soft_wrap=True)
 
-    By the official score on one part. Runs on the whole of DCASE 2021 Task 2 stand among published systems, with
-    the source of each number.
-
-    \b
-        rayasd leaderboard runs/first runs/ablation
-        rayasd leaderboard runs/* --part development --format md
-    """
-    from rayasd.cli.comparing import show_leaderboard
-
-    show_leaderboard(runs, part, form)
-
-
-@click.command()
-@click.argument("first", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("second", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
-@PART
-def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
-    """Say which of two runs is better, and how sure that is.
-
-    By a paired bootstrap over test clips, of the official score and of the mean AUC. FIRST and SECOND may be the
-    same run, to compare two of its variants.
-
-    \b
-        rayasd compare runs/mine runs/theirs
-        rayasd compare runs/ablation runs/ablation --variants both,no-mixup
-    """
-    from rayasd.cli.comparing import compare_runs
-
-    compare_runs((first, second), variants, part)
+    if ground_truth is not None:
+        found = replace(found, catalog=with_ground_truth(found.catalog, ground_truth))
+    found = found.by_settings(overrides)
+    print_report(console, found, all_systems=all_systems, oracle=oracle)
+    if sections:
+        print_sections(console, found.results.cells, found.results.leaderboard.standings[0].variant)
+    if missing := len(found.sweep.states) - found.sweep.count(State.DONE) + len(found.damaged):
+        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
+    if out is not None:
+        if (out / "manifest.json").exists():
+            raise UserError(f"--out {out} is a run directory, whose own report would be lost: choose another folder")
+        write(RunDirectory(out.absolute()))
+    elif overrides:
+        console.print("nothing written: these are not the run's own rules; --out FOLDER writes them there", style="dim")
+    else:
+        with found.store.held("--out FOLDER writes the report elsewhere"):
+            if ground_truth is not None:  # every later report and sweep knows these labels
+                write_catalog(found.store.paths.catalog, found.catalog)
+            write(None)

@@ -1,11 +1,18 @@
 """``rayasd score`` and ``rayasd pack``: what a run has learned, used on new clips."""
 
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayasd.cli.options import DEVICE, RUN, output_format
+from rayasd.errors import UserError
+
+if TYPE_CHECKING:
+    from rayasd.scoring.model import ClipScore
 
 _MODEL = [
     click.option("--machine", help="Of the run; may be left out where it has one alone."),
@@ -23,12 +30,6 @@ def choose_model(command: Any) -> Any:
     return command
 
 
-def chosen(options: dict[str, Any]) -> dict[str, Any]:
-    """Take out of a command's options those that choose a model."""
-    names = ("machine", "variant", "seed", "detector", "pooling")
-    return {name: options.pop(name) for name in names if name in options}
-
-
 @click.command()
 @click.argument("words", nargs=-1, metavar="[RUN] CLIP|FOLDER|-…")
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
@@ -39,7 +40,10 @@ def chosen(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
 @DEVICE
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
-def score(words: tuple[str, ...], **options: Any) -> None:
+def score(
+    words: tuple[str, ...], model: Path | None, section: str | None, form: str, out: Path | None, watch: bool,
+    device: str, trust: bool, **choice: Any,
+) -> None:  # fmt: skip
     """Score new clips of one machine.
 
     Each gets a score, a decision, its percentile among normal training clips and its worst window. RUN is a run
@@ -51,10 +55,59 @@ def score(words: tuple[str, ...], **options: Any) -> None:
         rayasd score --model fan.rayasd recording.wav --format jsonl
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
-    from rayasd.cli.scoring import score_clips
-    from rayasd.scoring.loading import Choice
+    from rayasd.cli.display import wide_console
+    from rayasd.scoring.arrivals import arriving
+    from rayasd.scoring.loading import load
+    from rayasd.scoring.output import json_line, write_scores
 
-    raise SystemExit(score_clips(words, choice=Choice(**chosen(options)), **options))
+    if model is None:
+        if not words:
+            raise UserError("name a run directory or --model FILE, and clips: rayasd score --help")
+        model, words = Path(words[0]), words[1:]
+    if not words:
+        raise UserError("no clips: name files, folders, or - for names from the input")
+    if form == "parquet" and out is None:
+        raise UserError("--format parquet needs --out FILE")
+    if watch and (out is not None or form not in ("table", "jsonl")):
+        raise UserError("--watch writes JSON lines to the terminal: leave --format and --out away")
+    for folder in words if watch else ():
+        if not Path(folder).is_dir():
+            raise UserError(f"--watch {folder}: no such folder")
+    clips = [] if watch else list(_clips(words))
+    if not clips and not watch:
+        raise UserError(f"no audio files in {', '.join(words)}")
+    loaded = load(model, device=device, trust=trust, **choice)
+    if watch:
+        print(f"watching {', '.join(words)}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        with suppress(KeyboardInterrupt):
+            for ready in arriving([Path(word) for word in words]):
+                for each in loaded.score(ready, section):
+                    print(json_line(each), flush=True)
+        return
+    failed = 0
+
+    def counted() -> Iterator["ClipScore"]:
+        nonlocal failed
+        for each in loaded.score(clips, section):
+            failed += each.reason is not None
+            yield each
+
+    write_scores(counted(), form, wide_console() if out is None else out, loaded)
+    raise SystemExit(1 if failed else 0)
+
+
+def _clips(words: Iterable[str]) -> Iterator[str]:
+    from rayasd.scoring.arrivals import audio_files
+
+    for word in words:
+        if word == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        elif Path(word).is_dir():
+            yield from map(str, audio_files(Path(word)))
+        elif Path(word).exists():
+            yield word
+        else:
+            raise UserError(f"no such file or folder: {word}")
 
 
 @click.command()
@@ -62,7 +115,7 @@ def score(words: tuple[str, ...], **options: Any) -> None:
 @choose_model
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd")
 @click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
-def pack(run: Path, **options: Any) -> None:
+def pack(run: Path, out: Path | None, licence: str, **choice: Any) -> None:
     """Make one file of RUN's model of one machine.
 
     For rayasd score --model on any host. It holds weights (safetensors), normal embeddings (Parquet), configuration
@@ -71,7 +124,16 @@ def pack(run: Path, **options: Any) -> None:
     \b
         rayasd pack runs/first --machine fan -o fan.rayasd
     """
-    from rayasd.cli.scoring import pack_model
-    from rayasd.scoring.loading import Choice
+    from rich.text import Text
 
-    pack_model(run, Choice(**chosen(options)), **options)
+    from rayasd.cli.display import wide_console
+    from rayasd.scoring.loading import Choice, parts_of_run
+    from rayasd.scoring.packing import write_pack
+    from rayasd.wording import size
+
+    parts = parts_of_run(run, Choice(**choice))
+    path = out or Path(f"{parts.machine}.rayasd")
+    write_pack(path, parts, licence)
+    systems = parts.systems_of(parts.systems)
+    written = f"{path}: {parts.machine}, sections {', '.join(sorted(parts.systems))}, {systems}"
+    wide_console().print(Text(f"{written}, {size(path.stat().st_size)}"), soft_wrap=True)

@@ -80,8 +80,7 @@ def stop(run: Path, wait_seconds: float) -> None:
 
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
-    from rayasd.cli.display import read_progress
-    from rayasd.sweep.states import State, survey
+    from rayasd.sweep.states import State, read_progress, survey
 
     specs = store.specs()
     holders = store.holders()

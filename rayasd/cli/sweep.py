@@ -1,16 +1,20 @@
 """``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import GROUND_TRUTH, RUN, Execution, execution_options
+from rayasd.cli.options import GROUND_TRUTH, RUN, chosen_execution, execution_options
+from rayasd.errors import EXIT_STOPPED, RunStopped, UserError
+from rayasd.study.execution import Execution
 
 if TYPE_CHECKING:
+    from rayasd.cli.screen import Screen
     from rayasd.stages import StageName
+    from rayasd.study.study import Study
 
 
 @click.command()
@@ -53,19 +57,62 @@ def sweep(**options: Any) -> None:
         rayasd sweep --machines fan,pump --set exposure.epochs=50 --dry-run
         rayasd sweep --vary exposure.real_anomalies=0,1,2,4,8,16,32 --run-dir runs/few-anomalies
     """
-    from rayasd.cli.sweeping import run_sweep
-
-    execution = Execution.taken_from(options)
-    raise SystemExit(_run(execution, lambda: run_sweep(**options, execution=execution, command=sys.argv)))
+    execution = chosen_execution(options)
+    raise SystemExit(_on_rank_0(execution, lambda: _sweep(execution, **options)))
 
 
-def _run(execution: Execution, command: Callable[[], int]) -> int:
+def _sweep(
+    execution: Execution, *, source: Path | None, ground_truth: Path | None, on_bad_clip: str | None, machines: str,
+    preset: str, variants: str | Sequence[str], seeds: str, detectors: str | None, overrides: Sequence[str],
+    vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool, simulate: str | None, set_up_only: bool,
+    only: str | None,
+) -> int:  # fmt: skip
+    from rayasd import presets
+    from rayasd.cli.display import wide_console
+    from rayasd.cli.dry_run import DryRun, Simulation
+    from rayasd.cli.screen import Screen
+    from rayasd.study.choices import choose
+    from rayasd.study.study import Study
+
+    if simulate is not None and not dry_run:
+        raise UserError("--simulate goes with --dry-run")
+    simulation = None if simulate is None else Simulation.parse(simulate)
+    short = {"inlier.detectors": detectors, "data.on_bad_clip": on_bad_clip}
+    config = presets.load(preset, [*overrides, *(f"{k}={value}" for k, value in short.items() if value is not None)])
+    if vary is not None:
+        chosen = choose("variant", variants, sorted(config.variants))
+        config, variants = presets.varied(config, chosen, *presets.parse_values(vary))
+    study = Study(config=config, data=source, run_dir=run_dir, machines=machines, variants=variants, seeds=seeds,
+                  ground_truth=ground_truth, command=sys.argv)  # fmt: skip
+    screen = Screen(wide_console(), execution.grace)
+    if dry_run:
+        dry = DryRun(study, execution)
+        dry.print_plan(screen.console)
+        if simulation is not None:
+            dry.simulate(screen.console, simulation)
+    elif set_up_only:
+        study.set_up(cache=execution.cache, accept_changes=accept_changes, watcher=screen)
+        screen.say(f"set up: {study.store.paths.root}, machines {', '.join(study.plan.machines)}")
+    else:
+        return _run(study, execution, screen, only=only, accept_changes=accept_changes)
+    return 0
+
+
+def _run(study: "Study", execution: Execution, screen: "Screen", **what: Any) -> int:
+    """Run a study; returns the exit code."""
+    try:
+        return screen.exit_code(study.run(execution, watcher=screen, **what))
+    except RunStopped:  # which the screen has shown
+        return EXIT_STOPPED
+
+
+def _on_rank_0(execution: Execution, command: Callable[[], int]) -> int:
     """Run a command here, or on rank 0 of an MPI job while the other ranks work for it."""
     if execution.executor != "mpi":
         return command()
     from rayasd.sweep.executors.mpi import on_rank_0
 
-    return on_rank_0(command)
+    return on_rank_0(command) or 0
 
 
 def _stage_command(stage: "StageName", text: str, example: str) -> click.Command:
@@ -75,12 +122,19 @@ def _stage_command(stage: "StageName", text: str, example: str) -> click.Command
                   help="all, or some; others may be done by another command at the same time.")  # fmt: skip
     @execution_options
     def command(run: Path, machines: str, **options: Any) -> None:
-        from rayasd.cli.sweeping import run_stages
-
-        execution = Execution.taken_from(options)
-        raise SystemExit(_run(execution, lambda: run_stages(run, (stage,), machines, execution)))
+        execution = chosen_execution(options)
+        only = None if machines == "all" else machines
+        raise SystemExit(_on_rank_0(execution, lambda: _run_stage(run, stage, only, execution)))
 
     return command
+
+
+def _run_stage(run: Path, stage: "StageName", only: str | None, execution: Execution) -> int:
+    from rayasd.cli.display import wide_console
+    from rayasd.cli.screen import Screen
+    from rayasd.study.study import Study
+
+    return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=(stage,), only=only)
 
 
 train = _stage_command("train", "Train what is missing of RUN's extractors.", "--machines fan,pump")

@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,14 @@ def join(address: str, where: str, **options: Any) -> Any:
         raise UserError(f"no Ray cluster answers at {address}: {reason}")
     import ray
 
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         return ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # plain ones too: a dashboard that does not start in time
         raise UserError(f"cannot start or reach {where}: {one_line(error, 300)}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's would end this process at once
 
 
 def write_token(path: Path, secret: str) -> None:

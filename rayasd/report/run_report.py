@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd import __version__
-from rayasd.config import EvaluationConfig
+from rayasd import __version__, presets
+from rayasd.config import EvaluationConfig, from_dict
 from rayasd.data.catalog import Catalog
 from rayasd.data.oddities import counted_problems, odd_contents
 from rayasd.errors import UserError
@@ -59,6 +59,21 @@ class RunReport:
     def by_rules(self, evaluation: EvaluationConfig) -> "RunReport":
         """Report the same run by other rules."""
         return replace(self, evaluation=evaluation)
+
+    def by_settings(self, overrides: Sequence[str]) -> "RunReport":
+        """Report the same run by rules changed as in ``evaluation.year=2022``.
+
+        Raises:
+            UserError: another setting than of ``evaluation``, or a wrong value.
+
+        """
+        changes = presets.parse_overrides(overrides)
+        for key in changes:
+            if not key.startswith("evaluation."):
+                raise UserError(
+                    f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep"
+                )
+        return self.by_rules(from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation)
 
     @cached_property
     def units(self) -> dict[Unit, Scored]:
@@ -186,15 +201,16 @@ class RunReport:
             "inputs": self._inputs(self.damaged),
         }
 
-    def write(self, to: RunDirectory | None = None) -> None:
+    def write(self, to: RunDirectory | None = None) -> str:
         """Write ensembles, cells and leaderboard, into the run or a folder that is laid out as one.
 
         The run's own are those that ``rayasd score`` and ``pack`` choose by: only for who holds its lock, by its own
-        rules.
+        rules. Returns a line that names the files.
         """
-        variants = self.store.config().variants
+        variants, paths = self.store.config().variants, to or self.store.paths
         results = self.results if to is None else replace(self.results, scored=_moved(self.results.scored, to))
-        write_results(to or self.store.paths, results, self.provenance(), variants)
+        write_results(paths, results, self.provenance(), variants)
+        return f"written: {paths.leaderboard('md')} (.csv, .parquet), {paths.cells}"
 
     def write_page(self, to: RunDirectory | None = None, *, with_audio: bool = False) -> int:
         """Write report.html and its charts, likewise; returns the page's size in bytes."""

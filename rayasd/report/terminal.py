@@ -10,13 +10,28 @@ from rich.text import Text
 
 from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.colours import heat_colours
-from rayasd.report.curves import Curve, curve_rows
+from rayasd.report.curves import Curve, curve_rows, find_curves
+from rayasd.report.run_report import RunReport
 from rayasd.report.tables import footnotes, heading, percent, row
+from rayasd.wording import counted
 
 _WORDS = {"variant", "detector", "pooling"}
 _MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("precision", "recall", "F1"))
 _LAST = ("AUC interval", "pAUC interval")
 _PARTS = {"development": "dev", "evaluation": "eval"}
+
+
+def print_report(console: Console, report: RunReport, *, all_systems: bool = False, oracle: bool = False) -> None:
+    """Print a run's leaderboard and its curves."""
+    leaderboard = report.results.leaderboard
+    machines, name = sorted(leaderboard.standings[0].machines), report.store.paths.root.name
+    print_leaderboard(
+        console, leaderboard, machines, title=f"{name}: {counted(len(machines), 'machine type')}",
+        synthetic=report.synthetic, all_systems=all_systems, oracle=oracle,
+        remarks=[f"{what}: {text}" for what, text in report.remarks().items() if text != "none"],
+    )  # fmt: skip
+    for curve in find_curves(report.store.config().variants, leaderboard):
+        print_curve(console, curve, leaderboard)
 
 
 def print_leaderboard(

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
+from rayasd.files import read_record
 from rayasd.stages import STAGES, StageName
 from rayasd.sweep import markers
 from rayasd.sweep.executors import Counts
 from rayasd.sweep.plan import prerequisite
-from rayasd.unit import Unit, UnitSpec
+from rayasd.unit import RunDirectory, Unit, UnitSpec
 
 
 class State(StrEnum):
@@ -116,3 +118,8 @@ def survey(
                 sweep.again[unit] = "a file is not what it wrote"
     sweep.moves.clear()
     return sweep
+
+
+def read_progress(paths: RunDirectory, sweep: Sweep) -> dict[Unit, dict[str, Any]]:
+    """Read how far each running unit is; empty for one that has not begun."""
+    return {unit: read_record(paths.progress(unit)) for unit in sweep.units(State.RUNNING)}

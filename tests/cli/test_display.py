@@ -5,13 +5,16 @@ import pytest
 from rich.console import Console
 
 from rayasd import config as configuration
-from rayasd.cli.display import Display, print_failures
-from rayasd.cli.options import choose, parse_seeds
+from rayasd.cli.display import print_failures
+from rayasd.cli.screen import Screen
 from rayasd.errors import UserError
 from rayasd.files import write_json
-from rayasd.sweep.states import State, Sweep
+from rayasd.study.choices import choose, parse_seeds
+from rayasd.sweep.states import State, Sweep, read_progress
+from rayasd.sweep.store import RunStore
 from rayasd.unit import RunDirectory, Unit
 from rayasd.wording import elapsed
+from tests.command import signals_kept
 
 TRAIN, EMBED = Unit("train", "both", "fan", 0), Unit("embed", "both", "fan", 0)
 
@@ -44,8 +47,9 @@ def sweep(tmp_path: Path) -> tuple[Sweep, RunDirectory]:
 def test_a_terminal_shows_stage_epoch_loss_speed_and_time_left(sweep):
     state, run = sweep
     screen = console(terminal=True)
-    with Display(screen, run, 0.0) as display:
-        display.update(state)
+    with signals_kept(), (display := Screen(screen)).driving(RunStore(run.root)):
+        display.changed(state)
+        display.progressed(state, read_progress(run, state))
     shown = output(screen)
     for word in ("train", "fan", "5/20", "1.2500", "321", "0:00:30", "1 waiting, 1 running", "on a cpu"):
         assert word in shown
@@ -54,12 +58,13 @@ def test_a_terminal_shows_stage_epoch_loss_speed_and_time_left(sweep):
 def test_a_log_gets_plain_lines_once(sweep):
     state, run = sweep
     log = console(terminal=False)
-    with Display(log, run, 0.0) as display:
-        display.update(state)
+    with signals_kept(), (display := Screen(log)).driving(RunStore(run.root)):
+        display.changed(state)
+        display.progressed(state, read_progress(run, state))
         write_json(run.marker(TRAIN, "DONE"), {"seconds": 12.34, "notes": ["on a cpu"]})
         state.move(TRAIN, State.DONE)
         state.move(EMBED, State.FAILED, "bad [data]")
-        display.update(state)
+        display.changed(state)
     lines = output(log).splitlines()
     assert "done     train fan both seed 0, 12.3 s" in lines
     assert "failed   embed fan both seed 0: bad [data]" in lines  # brackets are text, not markup

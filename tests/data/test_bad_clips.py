@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from rayasd.cli.recordings import check_data
+from rayasd.cli.data import check
 from rayasd.config import DataConfig
 from rayasd.data import decoding
 from rayasd.data.audio import BadClipError, read_samples
@@ -146,11 +146,12 @@ def test_checking_says_it(case: Case, root: Path, capsys: pytest.CaptureFixture[
     with reader(case, root):
         if case.answer == "always refused":
             with pytest.raises(UserError, match=re.escape(case.says)):
-                check_data(root, None, sets)
+                check.callback(root=root, ground_truth=None, overrides=sets)
             return
-        code = check_data(root, None, sets)
+        with pytest.raises(SystemExit) as ended:
+            check.callback(root=root, ground_truth=None, overrides=sets)
     printed = capsys.readouterr().out
-    assert code == (case.answer == "refused")
+    assert ended.value.code == (case.answer == "refused")
     assert case.says in printed
     if case.says:
         line = next(line for line in printed.splitlines() if case.says in line)

@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayasd.cli.fetching import fetch_data
-from rayasd.cli.recordings import check_data
+from rayasd.cli import data as commands
 from rayasd.data import download, fetch, zenodo
 from rayasd.data.catalog import scan
 from rayasd.data.ground_truth import scan_labelled
@@ -168,7 +167,9 @@ def get(site: Site, tmp_path: Path) -> Get:
     """Fetch what ``rayasd data fetch`` would; fan's development clips if nothing else is said."""
 
     def run(dataset: str = "dcase2021", machines: str = "fan", parts: str = "dev", keep_archives: bool = False) -> None:
-        fetch_data(dataset, tmp_path / "root", machines, parts, keep_archives)
+        commands.fetch.callback(
+            dataset=dataset, out=tmp_path / "root", machines=machines, parts=parts, keep_archives=keep_archives
+        )
 
     return run
 
@@ -200,7 +201,9 @@ def test_a_whole_data_set_passes_the_check_and_comes_once(
     assert None not in scan_labelled(root, None).table["label"].to_pylist()
     assert {path.name for path in root.iterdir()} == {"dev_data", "eval_data", "ground_truth_data", "fetched.json"}
     assert len(files_below(root / "ground_truth_data")) == 4
-    assert check_data(root, None, ()) == 0
+    with pytest.raises(SystemExit) as ended:
+        commands.check.callback(root=root, ground_truth=None, overrides=())
+    assert ended.value.code == 0
     said = capsys.readouterr().out
     assert "7 archives unpacked" in said
     site.asked.clear()

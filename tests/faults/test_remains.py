@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from rayasd.cli.reporting import with_overrides
 from rayasd.host import end_with_parent
 from rayasd.report import write
 from rayasd.report.run_report import RunReport
@@ -161,8 +160,8 @@ def test_a_leaderboard_of_which_only_a_part_was_replaced_does_not_stand(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run = bench.copy(tmp_path / "run")
-    rules = with_overrides(RunReport.of(run).store.config(), ["evaluation.year=2022"])
-    report = RunReport.of(run).by_rules(rules)
+    report = RunReport.of(run).by_settings(["evaluation.year=2022"])
+    rules = report.evaluation
 
     def killed(*arguments: object) -> str:
         raise KeyboardInterrupt

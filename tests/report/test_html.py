@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from rayasd.cli.reporting import report_run
+from rayasd.cli.report import report as report_command
 from rayasd.evaluation.scores import SectionScores
 from rayasd.report.html import figures, maps
 from rayasd.report.html.evidence import FPR, SectionResult, mean_roc, most_wrong
@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 def report(run: Path, **options: bool) -> Page:
     default = dict.fromkeys(("all_systems", "oracle", "sections", "with_audio"), False)
-    report_run(run, None, (), **(default | options))
+    report_command.callback(run=run, ground_truth=None, overrides=(), out=None, **(default | options))
     return Page(RunDirectory(run).html)
 
 

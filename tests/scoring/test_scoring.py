@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from rayasd.cli.scoring import _harmless
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
 from rayasd.scoring import load
 from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.scoring.model import MachineModel, _spans
+from rayasd.scoring.output import _harmless
 from rayasd.scoring.packing import read_pack, write_pack
 from tests.command import Rayasd, command_line, environment
 from tests.conftest import RATE, run_locally

@@ -1,6 +1,5 @@
 """Units in worker processes on this host: no cluster, no Ray."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -8,12 +7,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from rayasd.host import end_with_parent, how_it_ended, usable_cpus, visible_gpus
+from rayasd.host import end_with_parent, how_it_ended, spawning, usable_cpus, visible_gpus
 from rayasd.sweep.executors import Resources
 from rayasd.sweep.worker import Outcome, do_unit
 from rayasd.unit import Unit, UnitSpec
-
-_spawn = multiprocessing.get_context("spawn")  # a forked child would inherit torch's threads in an unknown state
 
 
 @dataclass
@@ -100,9 +97,9 @@ class LocalExecutor:
         return tuple(g for g in range(len(used)) if used[g] == 0)[: round(wanted)]
 
     def _start(self, gpus: tuple[int, ...]) -> _Worker:
-        ours, theirs = _spawn.Pipe()
+        ours, theirs = spawning.Pipe()
         visible = ",".join(self.gpus[gpu] for gpu in gpus)
-        process = _spawn.Process(target=_serve, args=(theirs, visible), daemon=True)
+        process = spawning.Process(target=_serve, args=(theirs, visible), daemon=True)
         process.start()
         theirs.close()
         worker = _Worker(process, ours, gpus)

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from rayasd.errors import UserError
 from rayasd.host import visible_gpus
@@ -18,6 +18,7 @@ from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit, UnitSpec
 
+Result = TypeVar("Result")
 _world: "_World | None" = None
 
 
@@ -53,10 +54,22 @@ class _World:
         self.pool: Any = None
 
 
-def on_rank_0(command: Callable[[], int]) -> int:
-    """Run ``command`` on rank 0; the other ranks do units until it ends. Returns the exit code."""
+def on_rank_0(command: Callable[[], Result]) -> Result | None:
+    """Run ``command`` on rank 0 and return what it returns; the other ranks do units until it ends: None.
+
+    Within itself, it only calls the command.
+    """
     global _world
+    if _world is not None:
+        return command()
     _world = _World()
+    try:
+        return _on_rank_0(_world, command)
+    finally:
+        _world = None
+
+
+def _on_rank_0(world: _World, command: Callable[[], Result]) -> Result | None:
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
@@ -66,9 +79,9 @@ def on_rank_0(command: Callable[[], int]) -> int:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # mpirun hands it to all ranks, but it is the driver's
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as pool:
         if pool is None:
-            _world.local.close()
-            return 0
-        _world.pool = pool
+            world.local.close()
+            return None
+        world.pool = pool
         return command()
 
 

@@ -1,4 +1,4 @@
-"""What ``rayasd export`` does."""
+"""A run's results as the official files of DCASE Task 2: scores, decisions, description."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -8,8 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd.cli.display import wide_console
-from rayasd.cli.reporting import with_overrides
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
@@ -21,8 +19,8 @@ from rayasd.unit import Unit
 from rayasd.wording import counted
 
 
-def export_dcase(
-    run_dir: Path,
+def write_submission(
+    report: RunReport,
     *,
     label: str,
     variant: str | None,
@@ -30,15 +28,30 @@ def export_dcase(
     name: str,
     abbreviation: str,
     authors: Sequence[str],
-    overrides: Sequence[str],
     out: Path | None,
-) -> None:
-    """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder."""
+) -> list[str]:
+    """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder.
+
+    Args:
+        report: of the run.
+        label: of the system, ``Lastname_Institute_task2_1``.
+        variant: entry of the leaderboard; default: the first in rank.
+        seed: which, where the entry is no ensemble of seeds; default: the lowest.
+        name: of the system.
+        abbreviation: of the name, at most 10 characters.
+        authors: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one first.
+        out: folder; default: ``submission/LABEL`` in the run.
+
+    Returns:
+        Lines for a person: what was written, then what it lacks.
+
+    Raises:
+        UserError: an unknown entry or seed, a section without scores or threshold, a wrong label or author.
+
+    """
     check_label(label)
-    report = RunReport.of(run_dir)
-    store = report.store
-    config = replace(store.config(), evaluation=with_overrides(store.config(), overrides))
-    report = report.by_rules(config.evaluation)
+    store, evaluation = report.store, report.evaluation
+    config = replace(store.config(), evaluation=evaluation)
     entries = report.entries(single_variant=True)
     if variant is not None and variant not in entries:
         raise unknown("entry", variant, entries)
@@ -59,14 +72,14 @@ def export_dcase(
         scores = files[entry, machine, chosen].systems[key]
         if scores.failed:
             raise UserError(f"{entry} {key.detector} has no scores of {machine} section {key.section}: {scores.reason}")
-        limit = threshold(scores.calibrating, config.evaluation.threshold_percentile)
+        limit = threshold(scores.calibrating, evaluation.threshold_percentile)
         if limit is None:
             raise UserError(
                 f"{machine} section {key.section} has no scores of normal training clips to set a threshold by: "
                 "inlier.calibration_folds needs to be 2 or more, the section as many normal clips, and an ensemble "
                 "clips that all its members have scored (inlier.fit_on=train)"
             )
-        num_files += write_results(folder, config.evaluation.year, machine, key.section, scores, limit)
+        num_files += write_results(folder, evaluation.year, machine, key.section, scores, limit)
     members = _members(entry, report.sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
@@ -82,13 +95,13 @@ def export_dcase(
     )
     write_metadata(folder / f"{label}.meta.yaml", description)
     of_seed = "" if chosen is None else f", seed {chosen}"
-    text = f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"
-    wide_console().print(text, highlight=False, soft_wrap=True)
-    ok, expected = (entries[entry][name] for name in ("cells_ok", "cells_expected"))
+    lines = [f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"]
+    ok, expected = (entries[entry][key] for key in ("cells_ok", "cells_expected"))
     if ok < expected:
-        wide_console().print(f"incomplete: {ok} of {expected} labelled cells have scores", style="yellow")
+        lines.append(f"incomplete: {ok} of {expected} labelled cells have scores")
     if not authors:
-        wide_console().print("no --author given: add authors to the description before you hand it in", style="yellow")
+        lines.append("no --author given: add authors to the description before you hand it in")
+    return lines
 
 
 def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequence[Scored]) -> dict[str, int]:

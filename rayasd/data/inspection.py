@@ -1,0 +1,91 @@
+"""Every clip read, and what is odd about it, as ``rayasd data check`` shows it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rayasd.config import Config
+from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
+from rayasd.data.catalog import Catalog
+from rayasd.data.decoding import DECODED_COLUMNS, content
+from rayasd.data.oddities import CONTENT, Oddity, odd_contents
+from rayasd.host import usable_cpus
+
+_CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",)}
+_MUCH_CLIPPED = 0.01
+
+
+def inspect_clips(
+    catalog: Catalog, config: Config, on_progress: Callable[[int, int], None]
+) -> tuple[dict[str, AudioFacts], list[Oddity]]:
+    """Read every clip.
+
+    Args:
+        catalog: not decoded.
+        config: how clips are read.
+        on_progress: gets the number of clips read, and of all.
+
+    Returns:
+        What headers say, by clip; and what is odd about clips, about the catalog, and about clips set side by side.
+
+    """
+    rows = catalog.table.select(CONTENT[:4]).to_pylist()
+
+    def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
+        clip, facts = row["clip"], None
+        try:
+            facts = read_facts(catalog.root / clip)
+            samples = read_samples(catalog.root / clip, config.data)
+        except BadClipError as error:
+            return facts, {}, [Oddity(clip, str(error), True)]
+        odd = []
+        if facts.container not in _CONTAINERS.get(Path(clip).suffix.lower(), (facts.container,)):
+            odd.append(f"{facts.container} inside, whatever its name says")
+        if samples.min() == samples.max():
+            odd.append("silent or constant")
+        elif np.mean((samples == 32767) | (samples <= -32767)) > _MUCH_CLIPPED:
+            odd.append("clipped: more than 1 % of its samples at full scale")
+        if len(samples) < config.window_length:
+            odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
+        held = row | dict(zip(CONTENT[4:], content(samples), strict=True))
+        return facts, held, [Oddity(clip, problem, False) for problem in odd]
+
+    facts, contents, oddities = {}, [], list(catalog.oddities)
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        for done, (row, (fact, held, odd)) in enumerate(zip(rows, pool.map(read, rows), strict=True), 1):
+            if fact is not None:
+                facts[row["clip"]] = fact
+            if held:
+                contents.append(held)
+            oddities += odd
+            if done % 50 == 0 or done == len(rows):
+                on_progress(done, len(rows))
+    schema = pa.schema(
+        [catalog.table.schema.field(n) for n in CONTENT[:4]] + [DECODED_COLUMNS.field(n) for n in CONTENT[4:]]
+    )
+    held_by_all = pa.Table.from_pylist(contents, schema)
+    return facts, [*oddities, *_of_the_whole(catalog), *odd_contents(held_by_all)]
+
+
+def _of_the_whole(catalog: Catalog) -> list[Oddity]:
+    """Oddities of machines and sections, not of single clips."""
+    rows = catalog.table.select(["machine", "section", "split"]).to_pylist()
+    sections: dict[str, dict[str, set[str]]] = {}
+    for row in rows:
+        sections.setdefault(row["machine"], {}).setdefault(row["split"], set()).add(row["section"])
+    oddities = []
+    if len(sections) == 1:
+        oddities.append(Oddity(str(catalog.root), "one machine type: outlier exposure needs a second", False))
+    for machine, splits in sections.items():
+        train, test = splits.get("train", set()), splits.get("test", set())
+        if len(train) == 1:
+            oddities.append(Oddity(machine, "one section: the product loss has nothing to tell apart", False))
+        if missing := sorted(test - train):
+            oddities.append(Oddity(machine, f"test clips but no training clips in section {', '.join(missing)}", False))
+        if not train:
+            oddities.append(Oddity(machine, "no training clips", False))
+    return oddities

@@ -1,0 +1,90 @@
+"""Scores of clips as a table, CSV, JSON lines or Parquet."""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rayasd.files import replacing
+from rayasd.scoring.model import ClipScore, MachineModel
+
+_COLUMNS = [field.name for field in fields(ClipScore)]
+_SCHEMA = pa.schema(
+    [(name, {"clip": pa.string(), "section": pa.string(), "reason": pa.string(), "by_product_head": pa.bool_(),
+             "anomalous": pa.bool_()}.get(name, pa.float64())) for name in _COLUMNS]
+)  # fmt: skip
+
+
+def write_scores(scores: Iterable[ClipScore], form: str, out: Path | Console, model: MachineModel) -> None:
+    """Write scores as they come.
+
+    Args:
+        scores: of clips.
+        form: table, csv, jsonl or parquet.
+        out: a file, which is complete or absent; or a console, which no Parquet goes to.
+        model: that gave them.
+
+    """
+    if isinstance(out, Console):
+        _write_text(scores, form, out.file, out, model)
+    elif form == "parquet":
+        with replacing(out) as path:
+            pq.write_table(pa.Table.from_pylist([asdict(each) for each in scores], _SCHEMA), path)
+    else:
+        with replacing(out) as path, path.open("w", encoding="utf-8", newline="") as file:
+            _write_text(scores, form, file, Console(file=file, width=200), model)
+
+
+def json_line(score: ClipScore) -> str:
+    """Write a clip's score as one line of JSON, without its end."""
+    return json.dumps(asdict(score), ensure_ascii=False)
+
+
+def _write_text(scores: Iterable[ClipScore], form: str, file: IO[str], console: Console, model: MachineModel) -> None:
+    if form == "jsonl":
+        for each in scores:
+            file.write(json_line(each) + "\n")
+    elif form == "csv":
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(_harmless(asdict(each)) for each in scores)
+    else:
+        console.print(_table(list(scores), model))
+
+
+def _harmless(row: dict[str, object]) -> dict[str, object]:
+    """Keep spreadsheets from taking a file's name for a formula."""
+    return {key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+            for key, value in row.items()}  # fmt: skip
+
+
+def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
+    pieces = any(each.start > 0 for each in scores)
+    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
+    for name in ("clip", *(["seconds"] if pieces else []), "section", "score", "threshold", "percentile", "decision",
+                 "worst at"):  # fmt: skip
+        table.add_column(name, justify="right" if name in ("score", "threshold", "percentile", "worst at") else "left",
+                         overflow="fold")  # fmt: skip
+    for each in scores:
+        span = [f"{each.start:.1f}–{each.end:.1f}"] if pieces else []
+        if each.reason is not None:
+            table.add_row(Text(each.clip), *span, "", "", "", "", Text(each.reason, style="yellow"), "")
+            continue
+        decision = {None: Text("no training scores", style="dim"), True: Text("anomalous", style="bold red"),
+                    False: Text("normal", style="green")}[each.anomalous]  # fmt: skip
+        table.add_row(
+            Text(each.clip), *span, f"{each.section}{' (nearest)' if each.by_product_head else ''}",
+            f"{each.score:.4g}", "" if each.threshold is None else f"{each.threshold:.4g}",
+            "" if each.percentile is None else f"{each.percentile:.0f} %", decision, f"{each.worst:.1f} s",
+        )  # fmt: skip
+    used = {each.section for each in scores if each.section is not None}
+    table.caption = f"{model.parts.machine}: {model.parts.systems_of(used)}. Higher scores are more anomalous."
+    return table

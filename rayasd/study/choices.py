@@ -1,0 +1,79 @@
+"""What a person may leave out or write short: names, seeds, folders."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rayasd.errors import UserError, unknown
+
+DEFAULT_DATA = Path("data")
+MAX_SEEDS = 10_000
+
+
+def choose(kind: str, names: str | Iterable[str], available: Sequence[str]) -> tuple[str, ...]:
+    """Resolve 'all', a comma-separated choice or a list of names among what is available.
+
+    Raises:
+        UserError: an unknown name, or none.
+
+    """
+    if names == "all":
+        return tuple(available)
+    parts = names.split(",") if isinstance(names, str) else names
+    chosen = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    for name in chosen:
+        if name not in available:
+            raise unknown(kind, name, available)
+    if not chosen:
+        raise UserError(f"no {kind} chosen: all, or some of {', '.join(available)}")
+    return chosen
+
+
+def parse_seeds(given: str | int | Iterable[int]) -> tuple[int, ...]:
+    """Read seeds such as '0,1,2', '0-4', 3 or [0, 1].
+
+    Raises:
+        UserError: not whole numbers from 0.
+
+    """
+    text = str(given) if isinstance(given, str | int) else ",".join(map(str, given))
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UserError(f"--seeds {text}: give whole numbers from 0, for example 0,1,2 or 0-4")
+        if int(last or first) - int(first) >= MAX_SEEDS:
+            raise UserError(f"--seeds {text}: more than {MAX_SEEDS} seeds")
+        seeds += range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise UserError(f"--seeds {text}: an empty range")
+    return tuple(dict.fromkeys(seeds))
+
+
+def data_source(given: str | Path | None) -> Path:
+    """Return where the clips are: as given, else $RAYASD_DATA, else data/.
+
+    Raises:
+        UserError: none of them exists; names two ways to get some.
+
+    """
+    if given is not None:
+        return Path(given)
+    if place := os.environ.get("RAYASD_DATA"):
+        return Path(place)
+    if DEFAULT_DATA.is_dir():
+        return DEFAULT_DATA
+    raise UserError(
+        "no data: give --data ROOT or set RAYASD_DATA; to make some, 'rayasd data synth data' (synthetic machines) or "
+        "'rayasd data index FOLDER' (your own recordings)"
+    )
+
+
+def cache_folder(given: str | Path | None) -> Path:
+    """Return where decoded waveforms go: as given, else $RAYASD_CACHE, else the user's cache folder."""
+    if given is not None:
+        return Path(given).absolute()
+    if place := os.environ.get("RAYASD_CACHE"):
+        return Path(place).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rayasd"
