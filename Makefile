@@ -21,7 +21,7 @@ venv: $(VENV)/.installed
 
 demo: venv
 	$(BIN)/rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
-	$(BIN)/rayasd sweep --data data/synthetic --preset demo --variants both,untrained,statistics --run-dir runs/demo
+	$(BIN)/rayasd sweep --data data/synthetic --preset demo --variants both,shared,untrained,statistics --run-dir runs/demo
 
 # Everything but what is marked long: 12 minutes on 2 idle cores. Two processes: one for all that owns ports, cgroups or
 # hosts (Ray, Slurm, MPI), one for the rest (tests/conftest.py).

@@ -102,6 +102,7 @@ def test_objectives_that_cannot_be_made_are_refused_in_one_line(text: str, reaso
     ("exposure", "reason"),
     [
         ({"scope": "all"}, "exposure.objective two-bce needs exposure.scope = machine"),
+        ({"objective": "adacos", "classes": ()}, "exposure.classes names no column: exposure.objective adacos"),
         ({"objective": "adacos", "real_anomalies": 1}, "exposure.objective adacos cannot learn from exposure.real_ano"),
     ],
 )

@@ -147,6 +147,8 @@ def find_objective(config: Config) -> tuple[type[Objective], Callable[..., Objec
     cls = found.func if isinstance(found, partial) else found
     if isinstance(cls, type) and issubclass(cls, ClassLoss):
         cls, found = ClassObjective, partial(ClassObjective, loss=found)
+        if not exposure.classes:
+            raise UserError(f"exposure.classes names no column: exposure.objective {name} needs classes")
     if not (isinstance(cls, type) and issubclass(cls, Objective)):
         raise UserError(f"exposure.objective {name}: must be a subclass of Objective or ClassLoss (docs/extending.md)")
     if exposure.scope not in cls.scopes:
