@@ -12,7 +12,7 @@ class Ensemble(NamedTuple):
     """What an ensemble averages over."""
 
     variants: tuple[str, ...]
-    """Of these variants together; empty: of each variant alone."""
+    """Variants that are fused; empty: each variant has an ensemble of its own."""
     over: tuple[str, ...]
     """Some of ``DIMENSIONS``."""
 

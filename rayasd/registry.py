@@ -38,7 +38,7 @@ def find(kind: str, text: str, registry: Mapping[str, Any]) -> Any:
         try:
             found = getattr(importlib.import_module(module), name)
         except Exception as error:  # importing runs whatever a person wrote there
-            raise UserError(f"{kind} {text}: {said(error)}") from None
+            raise UserError(f"{kind} {text}: {error_line(error)}") from None
     if not callable(found):
         raise UserError(f"{kind} {text}: {path} is neither a class nor a function")
     if not parameters:
@@ -71,7 +71,7 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{kind} {text!r}: write a name, or package.name(parameter=value)") from None
 
 
-def said(error: Exception) -> str:
-    """One line of what somebody else's code raised; its kind too, unless that says nothing more."""
+def error_line(error: Exception) -> str:
+    """Return one line for an error of somebody else's code, with its kind unless that adds nothing."""
     text = one_line(error)
     return text if isinstance(error, ImportError | AttributeError | TypeError) else f"{type(error).__name__}: {text}"

@@ -3,7 +3,7 @@
 #SBATCH --nodes=1 --ntasks-per-node=1 --no-kill
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 #SBATCH --output=rayasd-%j.log
-# Embed and score what is missing of a run whose extractors stand, and rank it afresh: after --set-up-only with more
+# Embed and score what is missing of a run whose networks are trained, and rank it afresh: after --set-up-only with more
 # detectors or windows, or after a training by hand. Resources as for train.sh; options after RUN are of `rayasd embed`:
 #
 #   sbatch --nodes=2 --cpus-per-task=16 --mem=32G slurm/score.sh runs/night --cpus-per-unit 2

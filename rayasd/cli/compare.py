@@ -16,7 +16,7 @@ from rayasd.errors import UserError
 def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
     """Rank the chosen systems of several RUNS together.
 
-    By the official score on one part. Runs on the whole of DCASE 2021 Task 2 stand among published systems, with
+    By the official score on one part. Runs on the whole of DCASE 2021 Task 2 are ranked among published systems, with
     the source of each number.
 
     \b

@@ -159,7 +159,7 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
 @data.command()
 @click.argument("root", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--pattern", default="{machine}/id_{section}/{label}/*.wav", show_default=True,
-              help="Where machine, section, domain, split and label stand in a path; * is anything.")  # fmt: skip
+              help="Where machine, section, domain, split and label are in a path; * matches anything.")  # fmt: skip
 @click.option("--test-fraction", type=click.FloatRange(min=0, max=0.5), default=None,
               help="Share of normal clips held out for the test; default: as many as there are anomalies.")  # fmt: skip
 @click.option(

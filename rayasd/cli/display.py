@@ -83,7 +83,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
     if sweep.lacking:
         console.print("Nothing is held against these units: the same command does them.", highlight=False)
     elif failed:
-        console.print("Tracebacks stand in each unit's FAILED file; --retry-failed tries again.", highlight=False)
+        console.print("Each unit's FAILED file has the traceback; --retry-failed tries again.", highlight=False)
 
 
 def print_failed_cells(console: Console, cells: pa.Table) -> int:

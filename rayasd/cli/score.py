@@ -47,7 +47,7 @@ def score(
     """Score new clips of one machine.
 
     Each gets a score, a decision, its percentile among normal training clips and its worst window. RUN is a run
-    directory whose report stands. Folders are searched for audio files; - reads names from the input, one a line.
+    directory that has a report. Folders are searched for audio files; - reads names from the input, one per line.
     Recordings longer than training clips are scored piece by piece.
 
     \b

@@ -137,8 +137,8 @@ def _run_stage(run: Path, stage: "StageName", only: str | None, execution: Execu
     return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=(stage,), only=only)
 
 
-train = _stage_command("train", "Train what is missing of RUN's extractors.", "--machines fan,pump")
-embed = _stage_command("embed", "Embed what is missing of RUN. Its extractors must stand.", "--executor local")
+train = _stage_command("train", "Train missing networks of RUN.", "--machines fan,pump")
+embed = _stage_command("embed", "Compute missing embeddings of RUN. Its networks must be trained.", "--executor local")
 detect = _stage_command(
-    "detect", "Fit and apply what is missing of RUN's inlier models. Its embeddings must stand.", "--retry-failed"
+    "detect", "Fit and apply missing inlier models of RUN. Its embeddings must be complete.", "--retry-failed"
 )

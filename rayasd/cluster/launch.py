@@ -1,8 +1,8 @@
 """Run a command on a Ray cluster of its own, made of one launcher a node, and end exactly what was started.
 
 The launchers meet in a folder that all nodes see. The head (rank 0) puts its address and the job's secret there, starts
-Ray, waits for the others, runs the command and puts its exit code there; the others start Ray, and end it when the exit
-code stands. Whatever goes wrong on a node is written there too, so that all end with its reason.
+Ray, waits for the others, runs the command and puts its exit code there; the others start Ray, and end it once the exit
+code is there. Whatever goes wrong on a node is written there too, so that all end with its reason.
 """
 
 import os
@@ -53,7 +53,7 @@ class Meeting:
 
     @property
     def complete(self) -> Path:
-        """Stands once all nodes have come together."""
+        """File that exists once all nodes have come together."""
         return self.folder / "complete.json"
 
     @property
@@ -70,7 +70,7 @@ class Meeting:
         return self.folder / "trouble.json"
 
     def report(self, trouble: str) -> None:
-        """Tell all launchers what went wrong on this node, unless another was first; that stands then."""
+        """Tell all launchers what went wrong on this node, unless another node was first: its message is kept."""
         own = self.folder / f".trouble.{secrets.token_hex(4)}"
         with suppress(OSError):
             write_json(own, {"trouble": trouble})
@@ -181,7 +181,7 @@ def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds:
             driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
         time.sleep(_POLL_SECONDS)
     code = driver.returncode
-    if code < 0:  # killed, for memory or by somebody: all that was finished stands
+    if code < 0:  # killed, for memory or by somebody: all that was finished is kept
         print(f"the driver was ended by {how_it_ended(code)}", file=sys.stderr, flush=True)
         code = EXIT_INTERRUPTED
     write_json(meeting.end, {"code": code})

@@ -60,7 +60,7 @@ def index_tree(root: Path, pattern: str, *, test_fraction: float | None = None, 
     """Make manifest rows from the paths below ``root`` that match ``pattern``.
 
     ``pattern`` is a relative path in which ``{machine}``, ``{section}``, ``{domain}``, ``{split}`` and ``{label}``
-    stand for the folder or part of a name that says so, and ``*`` for anything within one level, for example
+    match the folder or part of a name that has it, and ``*`` for anything within one level, for example
     ``{machine}/id_{section}/{label}/*.wav``. What the pattern does not tell is filled in: section 00, domain source,
     anomalous clips to the test split. Normal clips without a split: as many as a section has anomalous ones
     (or ``test_fraction`` of them) go to the test, drawn by ``seed``; where a section has no anomalies, all train.

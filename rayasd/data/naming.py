@@ -65,7 +65,7 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
 
 
 def name_problem(name: str) -> str | None:
-    """Tell why a path cannot stand in a table, a log or a terminal; None where it can."""
+    """Return why a path cannot be shown in a table, a log or a terminal; None where it can."""
     try:
         name.encode()
     except UnicodeEncodeError:

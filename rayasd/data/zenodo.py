@@ -43,7 +43,7 @@ class Archive:
     split: str | None = None
     """train or test; None: both."""
     revision: int = 0
-    """Of several archives of the same clips, the highest revision counts."""
+    """Revision of an archive: among archives of the same clips, the highest counts."""
 
     def place_of(self, path: PurePosixPath) -> PurePosixPath | None:
         """Return a member's path below the root; None unless it is a clip, a table of attributes or ground truth."""

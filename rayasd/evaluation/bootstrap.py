@@ -31,7 +31,7 @@ class CellScores:
     domains: NDArray[np.object_]
     """(clips,)"""
     metrics: tuple[str, ...] = ("auc", "pauc")
-    """Which of the two the year's score counts of this cell."""
+    """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
 
     @classmethod
     def stacked(cls, seeds: Sequence["CellScores"]) -> "CellScores":
@@ -42,7 +42,7 @@ class CellScores:
 Replicates = NDArray[np.float64]
 """(seeds, replicates)"""
 MetricReplicates = Mapping[Cell, Mapping[str, Replicates]]
-"""Of each metric of each cell."""
+"""One value for each metric of each cell."""
 
 
 def metric_replicates(

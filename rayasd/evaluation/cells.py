@@ -146,7 +146,7 @@ def labelled_cells(catalog: pa.Table, evaluation: EvaluationConfig) -> dict[str,
 
 
 def _members(clips: Words, kind: CellKind, labels: Labels) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which clips are the cell's anomalous ones, and which are its clips, normal or anomalous; (clips,) each."""
+    """Return two masks (clips,): the cell's anomalous clips, and all its clips."""
     label = np.array([labels.get(clip) for clip in clips], dtype=object)
     anomalous = (label == 1) & kind.anomalous
     return anomalous, anomalous | ((label == 0) & kind.normal)

@@ -169,9 +169,9 @@ class _ChoosingCell(NamedTuple):
     where: Where
     metric: str
     anomalous: NDArray[np.bool_]
-    """Of the cell's clips."""
+    """Which of the cell's clips are anomalous."""
     members: NDArray[np.bool_]
-    """Which of the section's clips these are."""
+    """Which of the section's clips are in the cell."""
 
 
 def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_ChoosingCell]:

@@ -40,7 +40,7 @@ class Standing:
     num_seeds: int
     """0: an ensemble over seeds."""
     rank: int | None
-    """Of an entry; None for all other systems."""
+    """Rank of an entry; None for all other systems."""
     oracle: bool
     """The best of all systems on the very sections that rank: what better choosing could give, never ranked."""
     development: float | None
@@ -84,7 +84,7 @@ class Leaderboard:
 
     standings: tuple[Standing, ...]
     year: int
-    """Whose rule the official scores follow."""
+    """DCASE year whose rule the official scores follow."""
     ranked_on: str
     """evaluation; development, where no evaluation section has labels; or leave-one-section-out."""
     chosen: bool

@@ -36,7 +36,7 @@ def partial_auc(labels: ArrayLike, scores: ArrayLike, max_fpr: float = MAX_FPR) 
     order = np.argsort(-values, axis=1, kind="stable")
     ranked = np.take_along_axis(values, order, axis=1)
     hits = anomalous[order]
-    # The ROC curve has a corner only where a run of equal scores ends; elsewhere the last corner stands.
+    # The ROC curve has a corner only where a run of equal scores ends; elsewhere the last corner counts.
     corner = np.ones_like(hits)
     corner[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
     position = np.maximum.accumulate(np.where(corner, np.arange(1, hits.shape[1] + 1), 0), axis=1)

@@ -26,7 +26,7 @@ class Published:
 
 
 def published_systems(part: str) -> list[Published]:
-    """List the systems with a score on this part, best first. Scores of different parts never stand side by side."""
+    """List the systems with a score on this part, best first. Scores of different parts are never compared."""
     systems = [
         Published(system["name"], system[part] / 100, system["source"])
         for system in _data()["systems"]

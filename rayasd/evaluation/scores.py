@@ -55,7 +55,7 @@ class SectionScores:
     training: Scores
     """(n,); NaN where the detector failed."""
     held_out: NDArray[np.bool_]
-    """Which of them the extractor was not trained on, (n,)."""
+    """Whether each of them was held out of the extractor's training, (n,)."""
 
     @property
     def calibrating(self) -> Scores:

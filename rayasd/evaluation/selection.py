@@ -27,7 +27,7 @@ def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Ent
     By development sections: the system with the best official score there, averaged over seeds, counts everywhere.
     Leave-one-section-out: in each section, the system that is best on all other sections counts (with one section, in
     each machine the one that is best on all others); and there are entries whose variant is chosen in the same way.
-    Where nothing can be chosen for want of labels, the first complete system stands. Systems with failed cells are
+    Where nothing can be chosen for want of labels, the first complete system is taken. Systems with failed cells are
     chosen only if every other has them too; ties go to the one that comes first.
 
     Returns:

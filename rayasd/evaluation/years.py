@@ -38,7 +38,7 @@ class CellKind(NamedTuple):
     """Clips whose domain lets them in if they are normal, (clips,)."""
     anomalous: NDArray[np.bool_]
     metrics: tuple[str, ...]
-    """Of auc and pauc."""
+    """auc, pauc or both."""
     problem: str | None = None
     """Why the cell cannot be evaluated, whatever the labels."""
 

@@ -33,7 +33,7 @@ class MachineClips:
     anomaly that is not used."""
     mean: float
     deviation: float
-    """Of the training split's samples, full scale 1."""
+    """Mean and deviation of the training split's samples, full scale 1."""
     per_batch: int | None = None
     """Clips in each batch; None: an even share among all such."""
 

@@ -25,7 +25,7 @@ def mixup_probability(schedule: str, progress: float) -> float:
 
 
 class Mix(NamedTuple):
-    """Who is mixed with whom in a batch of N clips."""
+    """Partners and weights of a mixup of N clips."""
 
     partner: Indices
     """(N,), a permutation of the batch's clips."""

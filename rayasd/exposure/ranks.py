@@ -30,7 +30,7 @@ from rayasd.host import end_with_parent, freed_memory_kept, how_it_ended
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 _TIMEOUT = timedelta(hours=1)
-"""Of one communication: longer than a validation by the first rank, for which the others wait."""
+"""Limit of one communication: longer than a validation by the first rank, for which the others wait."""
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,7 @@ class Training:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> dict[str, Tensor]:

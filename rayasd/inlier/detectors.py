@@ -20,7 +20,7 @@ from rayasd.config import InlierConfig
 from rayasd.errors import UserError, unknown
 from rayasd.inlier.fusion import FUSIONS
 from rayasd.nested import split_list
-from rayasd.registry import find, parse_call, said
+from rayasd.registry import error_line, find, parse_call
 
 FAMILIES = {
     "knn": "rayasd.inlier.estimators.MeanNeighbourDistance",
@@ -78,7 +78,7 @@ class DetectorSpec:
         try:
             return factory(**{**seeded, **self.parameters})
         except Exception as error:  # whatever a constructor raises
-            raise UserError(f"detector {self.name}: {said(error)}") from None
+            raise UserError(f"detector {self.name}: {error_line(error)}") from None
 
 
 @dataclass(frozen=True)

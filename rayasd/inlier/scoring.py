@@ -107,14 +107,14 @@ class Fold:
 
     bank: Features
     domains: NDArray[np.object_]
-    """Of the bank's windows."""
+    """Domain of each of the bank's windows."""
     neighbours: NeighbourSearch
     product: Indices
     """Positions of the section's own product logits."""
     clips: NDArray[np.int64]
-    """Which clips are scored."""
+    """Clips that are scored."""
     windows: Features
-    """Of these clips, clip by clip."""
+    """Windows of these clips, clip by clip."""
 
 
 class Section:

@@ -83,7 +83,7 @@ class PairedResult:
     """What the sections are called that they were compared on."""
     num_cells: int
     note: str
-    """Which seeds were left out."""
+    """Seeds that were left out."""
 
 
 def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResult:

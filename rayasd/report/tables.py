@@ -78,7 +78,7 @@ def between(interval: Interval | None) -> str:
 
 
 def coverage(standing: Standing) -> str:
-    """Cells that stand behind a system's scores, of those that have labels."""
+    """Write how many labelled cells a system has, of those that it should have."""
     return f"{standing.cells_ok}/{standing.cells_expected}"
 
 
@@ -94,7 +94,7 @@ def footnotes(
     if all(s.auc_all is None for s in leaderboard.standings):
         notes.append("No cell could be evaluated.")
     elif not leaderboard.chosen:
-        notes.append("No labelled sections to choose on: nothing could be chosen, the first complete system stands.")
+        notes.append("No labelled sections to choose on: nothing could be chosen, the first complete system is shown.")
     elif leaderboard.ranked_on == LEAVE_ONE_OUT:
         notes.append(
             "Held out: each section's cells count under the checkpoint, detector and pooling that are best on all "
@@ -131,17 +131,18 @@ def footnotes(
         f"Of the {cells} cells: AUC, pAUC, precision, recall and F1, arithmetic means; source, target and machines, "
         "harmonic means of AUC. AUC all: arithmetic mean over all labelled cells. In percent."
     )
-    notes.append(
-        f"95 % intervals: over the {cells} cells, bootstrap over test clips; the spread over seeds stands after ±."
-    )
+    notes.append(f"95 % intervals: over the {cells} cells, bootstrap over test clips; the spread over seeds follows ±.")
     if any(s.f1 is not None for s in leaderboard.ranked):
         notes.append(
             "Precision, recall, F1: of decisions by a threshold on each section's scores of normal training clips. "
             f"Where fewer than {FEWEST_HELD_OUT} of these were held out of the extractor's training, it is set on "
             "clips that the extractor knows: more normal clips are called anomalous than the percentile says."
         )
-    if any("+" in s.variant for s in leaderboard.ranked):
-        notes.append("Entries with a +: ensembles, over what stands after it; scores scaled by training scores alone.")
+    if any(set("+&") & set(s.variant) for s in leaderboard.ranked):
+        notes.append(
+            "Entries with a + or &: ensembles, over what follows the +, of the variants joined by &; scores are scaled "
+            "by training scores alone."
+        )
     best = leaderboard.oracle
     if (oracle or all_systems) and best is not None:
         notes.append(

@@ -47,7 +47,7 @@ def print_leaderboard(
 ) -> None:
     """Print the entries, or all systems, then what the table means; a narrow terminal gets fewer columns.
 
-    ``remarks``, of the data, stand first below the table.
+    ``remarks`` about the data come first below the table.
 
     With ``oracle``, the best system in hindsight is added below the entries, unranked.
     """

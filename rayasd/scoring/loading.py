@@ -30,7 +30,7 @@ from rayasd.unit import Unit
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which of a run's models is meant; what is None, the run chooses."""
+    """Choice of one of a run's models; the run decides what is None."""
 
     machine: str | None = None
     """May be left out where the run has one alone."""
@@ -139,7 +139,7 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
 
 
 class _Chosen:
-    """Which system scores: what the run's report chose, where nothing else is asked for."""
+    """System that scores: the one that the run's report chose, where nothing else is asked for."""
 
     def __init__(self, store: RunStore, machine: str, choice: Choice) -> None:
         self._choice = choice

@@ -45,7 +45,7 @@ class Parts:
     scale: tuple[float, float]
     """Mean and deviation of the training samples, full scale 1."""
     clip_seconds: float
-    """Of a training clip."""
+    """Length of a training clip."""
     systems: Mapping[str, System]
     """What scores each section."""
     bank: pa.Table

@@ -145,7 +145,7 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -
     """Write the leaderboard where it is not current; damaged scores are noted in the sweep instead."""
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
     if not has_run and report.is_current:
-        watcher.say(f"its leaderboard stands: {store.paths.leaderboard('md')}")
+        watcher.say(f"its leaderboard exists: {store.paths.leaderboard('md')}")
         watcher.reported(report, is_new=False)
         return
     for unit, why in report.damaged.items():

@@ -27,12 +27,12 @@ class Execution:
     cpus_per_unit: float = 1.0
     """CPU cores of one unit, and its threads."""
     gpus_per_unit: float | None = None
-    """Of a training unit, a fraction or several of one host; default 1 if there are any."""
+    """GPUs of a training unit, a fraction or several of one host; default 1 if there are any."""
     ranks_per_unit: int | None = None
     """Processes that train a unit together; default: one per GPU."""
     device: DeviceName = "auto"
     max_tries: int = 2
-    """Of a unit whose worker dies or whose code raises."""
+    """How often a unit is tried whose worker dies or whose code raises."""
     hang_seconds: float = 900.0
     """Without a sign of life for so long, a unit is ended and tried again; 0: never."""
     grace: float = 60.0
@@ -44,7 +44,7 @@ class Execution:
     verify: bool = False
     """First compare every file of finished units with its checksum."""
     cache: str | Path | None = None
-    """Of decoded waveforms; default $RAYASD_CACHE, else the user's cache folder."""
+    """Folder of decoded waveforms; default $RAYASD_CACHE, else the user's cache folder."""
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

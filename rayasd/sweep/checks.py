@@ -109,7 +109,7 @@ def check_space(
         num_parameters: learned, by variant; of one that is not named, as its trained weights say.
 
     Raises:
-        StorageError: what units leave that stand nowhere yet is more than is free.
+        StorageError: units that are not done need more room than is free.
 
     """
     clips, needed = NumClips.of(catalog.table), Counter[StageName]()

@@ -1,4 +1,4 @@
-"""Who drives a run: a lock file that its holder renews, so that a holder that is gone is recognised from any host.
+"""The lock of a run: a file that its holder renews, so that a lost holder is recognised from any host.
 
 ``filelock`` has such leases, but it replaces one that was left behind by an exchange of two names (``renameat2``), and
 file systems such as NFS have none. Tried with filelock 4.3.1 on bindfs (FUSE): the lock of a killed process stays.

@@ -1,4 +1,4 @@
-"""Which units a sweep has and the state of each: read from a run directory, changed by the driver alone."""
+"""Units of a sweep and the state of each: read from a run directory, changed by the driver alone."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping

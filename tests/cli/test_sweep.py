@@ -58,7 +58,7 @@ def test_a_second_run_does_nothing_and_says_so_at_once(finished: Path, tree: Pat
     assert time.process_time() - began < 5
     assert again.returncode == 0
     assert "nothing to do: 15 units" in again.stdout
-    assert "its leaderboard stands" in again.stdout
+    assert "its leaderboard exists" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
     RunDirectory(finished).leaderboard("md").unlink()
     assert "written:" in rayasd(*small_sweep(tree, finished, "--variants", "both,statistics")).stdout

@@ -348,7 +348,7 @@ def test_a_run_on_the_benchmark_has_a_place_among_published_systems():
     assert lines[0] == ("both", "99.00 ± 1.00", "this run", True)
     assert ("challenge winner", "66.80", "DCASE 2021 Task 2, challenge results", False) in lines
     run.why_not_published = "the data are synthetic"
-    assert published_rank(run) == ("Published systems do not stand here: the data are synthetic.", [])  # type: ignore[arg-type]
+    assert published_rank(run) == ("Published systems are not listed: the data are synthetic.", [])  # type: ignore[arg-type]
 
 
 def test_ticks_are_round_and_within_the_range():

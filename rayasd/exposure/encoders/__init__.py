@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.registry import find, said
+from rayasd.registry import error_line, find
 
 
 class Encoder(nn.Module):
@@ -61,7 +61,7 @@ def make_encoder(config: Config, text: str | None = None) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever a constructor raises
-        raise UserError(f"network.encoder {name}: {said(error)}") from None
+        raise UserError(f"network.encoder {name}: {error_line(error)}") from None
     if not isinstance(encoder, nn.Module):
         raise UserError(f"network.encoder {name}: must be a torch.nn.Module")
     needed = getattr(encoder, "sample_rate", None)

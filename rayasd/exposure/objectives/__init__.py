@@ -13,7 +13,7 @@ from rayasd.errors import UserError
 from rayasd.exposure.batches import Batch, balanced_batches, shuffled_batches
 from rayasd.exposure.clips import MachineClips
 from rayasd.exposure.objectives.margins import ClassLoss
-from rayasd.registry import find, said
+from rayasd.registry import error_line, find
 
 Evaluated = Iterable[tuple[Tensor, Tensor]]
 """Embeddings (n, D) and targets (n, W) of validation clips, batch by batch."""
@@ -170,4 +170,4 @@ def make_objective(config: Config, classes: Sequence[str], widths: Sequence[int]
     except UserError as error:
         raise UserError(f"exposure.objective {config.exposure.objective}: {error}") from None
     except Exception as error:  # whatever a constructor raises
-        raise UserError(f"exposure.objective {config.exposure.objective}: {said(error)}") from None
+        raise UserError(f"exposure.objective {config.exposure.objective}: {error_line(error)}") from None

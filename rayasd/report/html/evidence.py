@@ -1,4 +1,4 @@
-"""What stands behind an entry of the leaderboard: the clip scores of its systems, its ROC curves, its worst clips."""
+"""Evidence for an entry of the leaderboard: the clip scores of its systems, its ROC curves, its worst clips."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class SectionResult:
     threshold: float | None
     """Score above which a clip is called anomalous."""
     domains: tuple[str, ...]
-    """Of the cells that are ok and have an AUC."""
+    """Values of the cells that are ok and have an AUC."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def mean_roc(
 
 
 def most_wrong(results: Sequence[SectionResult], year: int, labels: Labels, number: int) -> list[WrongClip]:
-    """List the clips of one machine that stand farthest on the wrong side, worst first; ties go to the more extreme."""
+    """List the clips of one machine that score farthest on the wrong side, worst first; ties go to the more extreme."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     facts: dict[str, Mapping[str, Any]] = {}
     for result in results:

@@ -14,7 +14,7 @@ from rayasd.report.html.maps import EmbeddingMap
 from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, text, ticks
 
 NUM_COLOURS = 8
-"""Of chart.css: c0 to c7."""
+"""Colours of chart.css: c0 to c7."""
 NUM_BINS = 30
 LABELS = {0: "normal", 1: "anomalous", None: "unknown"}
 DOMAINS = ("source", "target", "unknown")
@@ -28,7 +28,7 @@ class HeatCell(NamedTuple):
     auc: float | None
     """Mean over seeds, fraction of 1."""
     note: str
-    """What stands behind it, or why there is nothing."""
+    """The chart, or why there is none."""
 
 
 Column = tuple[str, str, str]

@@ -34,7 +34,7 @@ class EmbeddingMap:
     """How much of the variance the plane shows, where the method tells."""
     places: Coordinates
     groups: tuple[Group, ...]
-    """Of each clip."""
+    """One entry for each clip."""
     sections: tuple[str, ...]
     """All sections of the machine, sorted."""
 

@@ -45,7 +45,7 @@ class ReportedRun:
     """Why a planned unit is not done."""
     provenance: Mapping[str, Any]
     why_not_published: str | None
-    """Why published systems cannot stand beside this run; None when they can."""
+    """Why published systems cannot be compared with this run; None when they can."""
 
     @property
     def part(self) -> str:
@@ -97,7 +97,7 @@ def published_rank(run: ReportedRun) -> tuple[str, list[tuple[str, str, str, boo
 
     """
     if run.why_not_published is not None:
-        return f"Published systems do not stand here: {run.why_not_published}.", []
+        return f"Published systems are not listed: {run.why_not_published}.", []
     ours = [(s.variant, getattr(s, run.part), getattr(s, f"{run.part}_std")) for s in run.entries if s.complete]
     lines = [(name, score, percent(score, deviation), "this run", True)
              for name, score, deviation in ours if score is not None]  # fmt: skip
@@ -106,7 +106,7 @@ def published_rank(run: ReportedRun) -> tuple[str, list[tuple[str, str, str, boo
     rows = [(name, score, source, own) for name, _, score, source, own in lines]
     place = next((i for i, row in enumerate(rows, 1) if row[3]), None)
     if place is None:
-        return "No entry is complete: none can stand among published systems.", rows
+        return "No entry is complete: none can be ranked among published systems.", rows
     return f"{rows[place - 1][0]} is number {place} of {len(rows)} by the official score on the {run.part} set.", rows
 
 

@@ -14,7 +14,7 @@ from rayasd.config import Config
 from rayasd.data.audio import BadClipError, read_samples
 
 MAX_SECONDS = 10.0
-"""Of a clip that are shown and heard."""
+"""Seconds of a clip that are shown and heard."""
 _WIDTH, _HEIGHT = 192, 64  # pixels, at most
 _COLOURS = np.array(
     [[0, 0, 4], [29, 17, 71], [81, 18, 124], [131, 38, 129], [183, 55, 121], [231, 82, 99], [252, 137, 97],
