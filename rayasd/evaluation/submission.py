@@ -97,7 +97,8 @@ def metadata(
         raise UserError(f"--abbreviation {abbreviation}: at most {MAX_ABBREVIATION} characters")
     exposure, network, front_end = config.exposure, config.network, config.front_end
     learned = network.is_trained
-    spectrogram = f"{'log-' if front_end.log else ''}mel spectrogram, {front_end.n_mels} bands"
+    of_mel = f"{'log-' if front_end.log else ''}mel spectrogram, {front_end.n_mels} bands"
+    features = of_mel if network.encoder == "mel-timm" else network.encoder
     encoder = network.backbone if network.encoder == "mel-timm" else network.encoder
     method = [f"{exposure.objective} with {encoder}" if learned else network.encoder, *systems]
     target = exposure.target_domain_per_batch
@@ -108,7 +109,7 @@ def metadata(
                 "input_sampling_rate": f"{config.data.sample_rate / 1000:g} kHz",
                 "data_augmentation": "mixup" if learned and exposure.mixup_schedule != "never" else None,
                 "front_end": None,
-                "acoustic_features": spectrogram,
+                "acoustic_features": features,
                 "embeddings": network.backbone if network.pretrained else None,
                 "machine_learning_method": "; ".join(method),
                 "aggregation_method": f"{config.embedding.num_windows} windows a clip",

@@ -62,7 +62,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
 
     """
     config = spec.config
-    compute = choose_compute(spec.device, config.network.precision)
+    compute = choose_compute(spec.device, config.network.arithmetic)
     clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec, report)
     length = config.window_length
     num_windows = config.embedding.num_windows

@@ -62,7 +62,7 @@ class Ranks:
         On GPUs, batch norms then take their statistics over all ranks. On CPUs, each rank takes those of its own rows:
         torch has no SyncBatchNorm for CPUs. Running statistics are then those of the first rank, which writes them.
         """
-        if self.size == 1:
+        if self.size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         if next(network.parameters()).is_cuda:
             from timm.layers import convert_sync_batchnorm  # torch's own would drop the activations of timm's layers

@@ -147,7 +147,7 @@ class Training:
 
         """
         config, exposure = spec.config, spec.config.exposure
-        compute = choose_compute(spec.device, config.network.precision)
+        compute = choose_compute(spec.device, config.network.arithmetic)
         machines = [with_pseudo_attributes(clips, config, compute) for clips in machines]
         classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))

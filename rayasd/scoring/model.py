@@ -57,7 +57,7 @@ class Parts:
     @property
     def products(self) -> tuple[str, ...]:
         """Sections of the product head, in its order; none of a network without one."""
-        return self.classes if self.config.exposure.objective == "two-bce" else ()
+        return self.classes if "product_logits" in self.bank.column_names else ()
 
     def extractor(self, epochs: int) -> Network | Control:
         """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
@@ -144,7 +144,7 @@ class MachineModel:
 
     def __init__(self, parts: Parts, device: str = "auto") -> None:
         self.parts = parts
-        self._compute = choose_compute(device, parts.config.network.precision)
+        self._compute = choose_compute(device, parts.config.network.arithmetic)
         self._extractors: dict[int, Network | Control] = {}
         self._sections: dict[str, _SectionModel] = {}
 
