@@ -69,8 +69,9 @@ class NetworkConfig:
 
     encoder: str = "mel-timm"
     """What turns a window into features: 'mel-timm' (mel spectrogram, timm model), 'stft-resnet', 'fft', 'branches'
-    (several, side by side), a control without weights ('statistics', 'max-statistics', 'level'), or an import path.
-    Parameters go in parentheses: 'stft-resnet(n_fft=4096, hop_length=2048)'."""
+    (several, side by side), a pretrained one ('beats', 'ast', 'wav2vec2', 'audiomae', see docs/encoders.md), a control
+    without weights ('statistics', 'max-statistics', 'level'), or an import path. Parameters go in parentheses:
+    'stft-resnet(n_fft=4096, hop_length=2048)'."""
     train: str = "full"
     """What training changes: 'full', everything; 'head', all but the encoder; 'lora', that and low-rank updates of
     layers of the encoder, 'lora(rank=64, alpha=8, targets=["q", "v"])'; 'frozen', nothing (features are embeddings)."""
@@ -79,7 +80,7 @@ class NetworkConfig:
     backbone: str = "tf_efficientnet_b0.ns_jft_in1k"
     """Name of the timm model of the encoder 'mel-timm'."""
     pretrained: str = ""
-    """Local file of backbone weights (safetensors or torch); empty: random weights."""
+    """Local file of weights of network.backbone (safetensors or torch); empty: random weights."""
     embedding_dim: int = bounded(128, minimum=2)
     """Length of an embedding (D) where the neck makes it; even for the encoder 'statistics'."""
     dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
