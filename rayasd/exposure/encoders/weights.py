@@ -56,6 +56,8 @@ def read_weights(path: str) -> Any:
         return torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
+    except pickle.UnpicklingError:  # whose text is long, and advises to trust the file
+        raise cannot_load(path, "it is damaged, or holds other things than weights, which could run code") from None
     except TROUBLES as error:
         raise cannot_load(path, error) from None
 
