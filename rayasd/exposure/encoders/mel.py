@@ -1,6 +1,6 @@
 """The paper's encoder: a mel spectrogram, then a timm model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
-from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weights
+from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
 
 
 class MelSpectrogram(nn.Module):
@@ -108,7 +108,7 @@ def _filled_up(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
-    there = read_weights(pretrained) if pretrained else {}
+    there = _state(pretrained) if pretrained else {}
     overlay = {"file": pretrained, "hf_hub_id": None, "url": ""}  # never a download
     fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
     if fixed and _is_plain(name) and "fc_norm.weight" not in there:
@@ -129,7 +129,7 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
         )
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
-        _check_all_loaded(backbone, name, pretrained)
+        _check_all_loaded(backbone, name, pretrained, there)
         mark_as_base(backbone)
     for module in backbone.modules():
         if getattr(module, "inplace", False):
@@ -141,9 +141,18 @@ def _is_plain(name: str) -> bool:
     return bool(timm.models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
 
 
-def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str) -> None:
+def _state(path: str) -> Mapping[str, Any]:
+    read_weights(path)  # refuses what is damaged, which timm does not
+    try:
+        state: Mapping[str, Any] = timm.models.load_state_dict(path)  # weights by name, wherever they are in the file
+    except TROUBLES as error:
+        raise cannot_load(path, error) from None
+    return state
+
+
+def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str, there: Mapping[str, Any]) -> None:
     """Refuse a file that lacks weights or buffers of the backbone: timm would leave them as made, without a warning."""
-    wanted, there = backbone.state_dict(), timm.models.load_state_dict(pretrained)
+    wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in there and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
