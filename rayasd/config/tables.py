@@ -75,8 +75,9 @@ class NetworkConfig:
     train: str = "full"
     """What training changes: 'full', everything; 'head', all but the encoder; 'lora', that and low-rank updates of
     layers of the encoder, 'lora(rank=64, alpha=8, targets=["q", "v"])'; 'frozen', nothing (features are embeddings)."""
-    neck: Literal["mlp", "none"] = "mlp"
-    """Between features and embedding: dropout and two linear layers, as in the paper; or nothing."""
+    neck: Literal["mlp", "attentive", "none"] = "mlp"
+    """Between features and embedding: dropout and two linear layers, as in the paper; attentive statistics pooling of a
+    grid and a linear layer; or nothing."""
     backbone: str = "tf_efficientnet_b0.ns_jft_in1k"
     """Name of the timm model of the encoder 'mel-timm'."""
     pretrained: str = ""

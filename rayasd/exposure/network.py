@@ -15,6 +15,7 @@ from rayasd.exposure.encoders import features_of_windows, make_encoder
 from rayasd.exposure.encoders.weights import base_names
 from rayasd.exposure.lora import NAMES as LORA
 from rayasd.exposure.lora import add_lora
+from rayasd.exposure.necks import AttentiveStatistics, mlp
 from rayasd.exposure.objectives import make_objective
 from rayasd.files import read_json, replacing, write_json
 from rayasd.pretrained import base_paths, check_unchanged, fingerprint, without_replaced
@@ -30,8 +31,14 @@ class Extractor(nn.Module):
         network = config.network
         self.encoder = make_encoder(config)
         features = getattr(self.encoder, "dim", network.embedding_dim)
-        with_neck = network.is_trained and network.neck == "mlp"
-        self.neck = _mlp(features, network.embedding_dim, network.dropout) if with_neck else nn.Identity()
+        with_neck = network.is_trained and network.neck != "none"
+        self.neck: nn.Module = nn.Identity()
+        if with_neck and network.neck == "mlp":
+            self.neck = mlp(features, network.embedding_dim, network.dropout)
+        elif with_neck:
+            if not getattr(self.encoder, "gives_grid", False):
+                raise UserError(f"network.neck = attentive needs an encoder of grids, which {network.encoder} is not")
+            self.neck = AttentiveStatistics(features, network.embedding_dim)
         self.dim = network.embedding_dim if with_neck else features
         self.widths = (self.dim,) if with_neck else getattr(self.encoder, "widths", (features,))
         self.scaling: str = getattr(self.encoder, "scaling", "machine")
@@ -56,7 +63,10 @@ class Extractor(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Embed waveforms, scaled as ``scaling`` says."""
-        features = features_of_windows(self.encoder, waveforms)
+        if isinstance(self.neck, AttentiveStatistics):
+            features = self.encoder(waveforms).float()
+        else:
+            features = features_of_windows(self.encoder, waveforms)
         with torch.autocast(waveforms.device.type, enabled=False):
             embedding: Tensor = self.neck(features)
             return embedding
@@ -188,12 +198,6 @@ def _made(config: Config) -> Network | Control:
     if not config.network.is_trained:
         return Control(config)
     return Network(config, ["0"] if config.exposure.objective == "two-bce" else ["0", "1"])
-
-
-def _mlp(features: int, dim: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(features, dim), nn.BatchNorm1d(dim), nn.PReLU(), nn.Linear(dim, dim)
-    )
 
 
 def _facts(folder: Path) -> dict[str, Any]:

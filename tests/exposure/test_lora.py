@@ -15,6 +15,7 @@ from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.encoders import make_encoder
 from rayasd.exposure.lora import LoraLinear, add_lora, merge_lora
+from rayasd.exposure.necks import AttentiveStatistics
 from rayasd.exposure.network import Network, load_network, num_saved_parameters
 from rayasd.exposure.training import train
 from rayasd.pretrained import relocated
@@ -179,6 +180,20 @@ def test_a_packed_model_reads_no_file_that_it_does_not_hold(tree: Path, cache: P
     write_pack(tmp_path / "stray", replace(parts, config=stray, files={"base-0/x": b""}))
     with pytest.raises(UserError, match="builds on weights that it does not hold: /etc/passwd"):
         read_pack(tmp_path / "stray")
+
+
+def test_attention_pools_a_grid(small_config: Config, tmp_path: Path):
+    pool, grid = AttentiveStatistics(5, 3), torch.randn(2, 4, 3, 5)
+    places = grid.reshape(2, 12, 5)
+    scores = torch.tanh(places @ pool.attention[0].weight.T + pool.attention[0].bias) @ pool.attention[2].weight[0]
+    weights = scores.exp() / scores.exp().sum(dim=1, keepdim=True)
+    mean = torch.einsum("nl,nld->nd", weights, places)
+    deviation = (torch.einsum("nl,nld->nd", weights, places.square()) - mean.square() + 1e-6).sqrt()
+    torch.testing.assert_close(pool(grid), pool.linear(torch.cat([mean, deviation], dim=1)), rtol=1e-4, atol=1e-5)
+    network = Network(of(small_config, write_audiomae(tmp_path), train="head", neck="attentive"), ["00"]).eval()
+    assert network(torch.randn(2, 8000))["embedding"].shape == (2, 128)
+    with pytest.raises(UserError, match="attentive needs an encoder of grids, which level is not"):
+        Network(of(small_config, "level", train="head", neck="attentive"), ["00"])
 
 
 def test_embeddings_of_lora_are_those_of_the_trained_network(small_config: Config, tmp_path: Path, spec_of: SpecOf):

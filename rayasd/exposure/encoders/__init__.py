@@ -22,6 +22,8 @@ class Encoder(nn.Module):
     """Waveforms that it wants: standardised with the machine's training mean and deviation, or at full scale 1."""
     sample_rate: ClassVar[int | None] = None
     """In Hz; None: any."""
+    gives_grid: ClassVar[bool] = False
+    """Whether it gives grids, which the neck 'attentive' needs."""
     dim: int
     """Features of a window."""
 

@@ -56,6 +56,7 @@ class Pretrained(Encoder):
 
     scaling = "none"
     sample_rate: ClassVar[int | None] = 16000
+    gives_grid = True
 
     def __init__(self, layers: Sequence[int] | None) -> None:
         super().__init__()
