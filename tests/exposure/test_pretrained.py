@@ -328,6 +328,16 @@ def test_vision_transformers_of_fixed_size_take_spectrograms(small_config: Confi
     assert encoder(torch.randn(2, 8000)).shape == (2, 192)
 
 
+@pytest.mark.slow
+def test_a_backbone_that_is_trained_needs_its_file_no_more(spec_of: SpecOf, small_config: Config, tmp_path: Path):
+    path = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), path)
+    config = of(small_config, "mel-timm", backbone="test_vit", pretrained=str(path), train="full")
+    train(spec_of(config=config))
+    path.unlink()
+    embed(spec_of("embed", config=config))
+
+
 def test_one_channel_is_three_equal_ones(small_config: Config, tmp_path: Path):
     donor = timm.create_model("test_efficientnet", num_classes=0).eval()
     save_file(donor.state_dict(), tmp_path / "w.safetensors")
@@ -374,8 +384,9 @@ def test_spectrograms_are_normalised_where_asked(small_config: Config):
     torch.testing.assert_close(seen["[0.5, 2.0]"], (bands - 0.5) / 2)
     torch.testing.assert_close(seen["'window'"].mean(dim=(1, 2, 3)), torch.zeros(2), atol=1e-4, rtol=0)
     torch.testing.assert_close(seen["'window'"].std(dim=(2, 3)), torch.ones(2, 1), atol=1e-3, rtol=0)
-    with pytest.raises(UserError, match="normalise = 'clip'"):
-        make_encoder(of(small_config, "mel-timm(normalise='clip')"))
+    for wrong in ("'clip'", "[1.0]", "['a', 'b']"):
+        with pytest.raises(UserError, match="network.encoder mel-timm"):
+            make_encoder(of(small_config, f"mel-timm(normalise={wrong})"))
 
 
 def test_a_backbone_that_timm_cannot_make_so_is_refused(small_config: Config):

@@ -1,6 +1,6 @@
 """The paper's encoder: a mel spectrogram, then a timm model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
-from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
+from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weights
 
 
 class MelSpectrogram(nn.Module):
@@ -64,7 +64,8 @@ class MelTimm(Encoder):
         super().__init__()
         if not (normalise in (None, "window") or (isinstance(normalise, list | tuple) and len(normalise) == 2)):
             raise UserError(f"normalise = {normalise!r}: 'window', or a mean and a deviation")
-        self.normalise = normalise
+        self.by_window = normalise == "window"
+        self.shift, self.width = (0.0, 1.0) if isinstance(normalise, str | None) else map(float, normalise)
         self.front_end = MelSpectrogram(config.front_end, config.data.sample_rate)
         frames = config.window_length // config.front_end.hop_length + 1
         name, size = config.network.backbone, (config.front_end.n_mels, frames)
@@ -87,12 +88,10 @@ class MelTimm(Encoder):
         return features
 
     def _normalised(self, bands: Tensor) -> Tensor:
-        if self.normalise is None:
-            return bands
-        if self.normalise == "window":
+        if self.by_window:
             deviation, mean = torch.std_mean(bands, dim=(2, 3), keepdim=True)
             return (bands - mean) / (deviation + 1e-6)
-        return (bands - float(self.normalise[0])) / float(self.normalise[1])
+        return (bands - self.shift) / self.width if (self.shift, self.width) != (0.0, 1.0) else bands
 
 
 def _has_fixed_size(name: str) -> bool:
@@ -108,11 +107,12 @@ def _filled_up(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
-    there = _state(pretrained) if pretrained else {}
+    if pretrained:
+        read_weights(pretrained)  # refuses what is damaged, which timm does not
     overlay = {"file": pretrained, "hf_hub_id": None, "url": ""}  # never a download
     fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
-    if fixed and _is_plain(name) and "fc_norm.weight" not in there:
-        fixed["fc_norm"] = False  # as published: the norm is before the mean, not after it
+    if fixed and _is_plain(name):
+        fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
     try:
         backbone: nn.Module = timm.create_model(
             name,
@@ -129,7 +129,7 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
         )
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
-        _check_all_loaded(backbone, name, pretrained, there)
+        _check_all_loaded(backbone, name, pretrained)
         mark_as_base(backbone)
     for module in backbone.modules():
         if getattr(module, "inplace", False):
@@ -141,18 +141,9 @@ def _is_plain(name: str) -> bool:
     return bool(timm.models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
 
 
-def _state(path: str) -> Mapping[str, Any]:
-    read_weights(path)  # refuses what is damaged, which timm does not
-    try:
-        state: Mapping[str, Any] = timm.models.load_state_dict(path)  # weights by name, wherever they are in the file
-    except TROUBLES as error:
-        raise cannot_load(path, error) from None
-    return state
-
-
-def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str, there: Mapping[str, Any]) -> None:
+def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str) -> None:
     """Refuse a file that lacks weights or buffers of the backbone: timm would leave them as made, without a warning."""
-    wanted = backbone.state_dict()
+    wanted, there = backbone.state_dict(), timm.models.load_state_dict(pretrained)
     missing = [key for key in wanted if key not in there and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
