@@ -20,7 +20,7 @@ from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
 from rayasd.stages import StageName
 from rayasd.sweep.checks import check_data, check_extractors, check_space, check_variants, check_what_is_left
-from rayasd.sweep.plan import Plan
+from rayasd.sweep.plan import Plan, check_asked
 from rayasd.sweep.store import RunStore
 from rayasd.wording import counted
 
@@ -111,6 +111,7 @@ def run_stages(run_dir: Path, stages: Sequence[StageName], machines: str, execut
     units = list(store.specs())
     available = sorted({unit.machine for unit in units})
     chosen = choose("machine", machines, available)
+    check_asked(units, stages, chosen)
     if set(chosen) != set(available):
         store = RunStore(run_dir, chosen)
     asked = [unit for unit in units if unit.stage in stages and unit.machine in chosen]

@@ -24,6 +24,11 @@ def models(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("model.safetensors"))}
 
 
+def scores(run: Path) -> dict[str, bytes]:
+    files = [*run.glob("scores/*/*/*/part-0.parquet"), run / "leaderboard.csv"]
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(files)}
+
+
 @pytest.fixture(scope="module")
 def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy of the finished run to which the tests of this file may write."""

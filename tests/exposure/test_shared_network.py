@@ -23,10 +23,7 @@ from rayasd.stages import ALL_MACHINES, NumClips
 from rayasd.sweep.plan import Plan, prerequisite
 from rayasd.unit import Progress, Stopped, Unit
 from tests.command import Rayasd
-from tests.conftest import SpecOf, run_locally, small_sweep, write_clip
-
-OBJECTIVE = "sub-cluster-adacos(subclusters=2)"
-SHARED = {"objective": OBJECTIVE, "scope": "all", "schedule": "constant", "mixup_schedule": "half"}
+from tests.conftest import SHARED, SpecOf, run_locally, small_sweep, write_clip
 
 
 def shared(config: Config, **exposure: object) -> Config:
@@ -188,6 +185,15 @@ def test_parts_of_a_run_share_out_the_network_and_the_machines(
     whole = swept / "scores/variant=one/machine=fan/seed=0/part-0.parquet"
     part = run / "scores/variant=one/machine=fan/seed=0/part-0.parquet"
     assert pq.read_table(part).equals(pq.read_table(whole))
+
+
+def test_a_stage_without_units_of_the_machines_asked_for_is_refused(swept: Path, rayasd: Rayasd):
+    assert rayasd("train", swept, "--machines", f"fan,{ALL_MACHINES}", "--executor", "local").returncode == 0
+    done = rayasd("embed", swept, "--machines", ALL_MACHINES, "--executor", "local")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: this run has nothing to embed for {ALL_MACHINES} alone: give --machines fan,pump,valve\n"
+    )
 
 
 def test_a_machine_cannot_have_the_name_of_them_all(tmp_path: Path, rayasd: Rayasd):
