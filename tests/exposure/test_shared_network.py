@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from rayasd.scoring import load
 from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.scoring.packing import write_pack
 from rayasd.stages import ALL_MACHINES, NumClips
+from rayasd.sweep.checks import check_data
 from rayasd.sweep.plan import Plan, prerequisite
 from rayasd.unit import Progress, Stopped, Unit
 from tests.command import Rayasd
@@ -119,6 +121,15 @@ def test_one_class_is_refused_in_one_line(spec_of: SpecOf, small_config: Config)
         train(spec)
 
 
+def test_anomalies_of_machines_that_are_only_trained_on_are_checked(catalog: Catalog, small_config: Config):
+    known = (pc.field("machine") != "pump") | pc.is_null(pc.field("label")) | (pc.field("label") == 0)
+    few = replace(catalog, table=catalog.table.filter(known))
+    config = shared(small_config, contamination=1)
+    with pytest.raises(UserError, match="^pump: exposure asks for 1 anomalies a section"):
+        check_data(few, ["fan"], {"one": config})
+    check_data(few, ["fan"], {"both": shared(small_config, contamination=1, scope="machine")})
+
+
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("preset") / "own.toml"
@@ -187,6 +198,7 @@ def test_parts_of_a_run_share_out_the_network_and_the_machines(
     assert pq.read_table(part).equals(pq.read_table(whole))
 
 
+@pytest.mark.slow
 def test_a_stage_without_units_of_the_machines_asked_for_is_refused(swept: Path, rayasd: Rayasd):
     assert rayasd("train", swept, "--machines", f"fan,{ALL_MACHINES}", "--executor", "local").returncode == 0
     done = rayasd("embed", swept, "--machines", ALL_MACHINES, "--executor", "local")
