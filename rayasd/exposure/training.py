@@ -70,7 +70,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
     num_steps = steps_per_epoch(machines, config)
     num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
-    training = Training.begin(ranks, spec, machines, num_epochs * num_steps)
+    training = Training.begin(ranks, spec, machines, num_epochs * num_steps, report)
     history = training.resume(spec)
     if ranks.first:
         write_clusters(spec.output, training.loader.machines)
@@ -138,7 +138,9 @@ class Training:
     loader: BatchLoader
 
     @classmethod
-    def begin(cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int) -> "Training":
+    def begin(
+        cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int, report: Report = silent
+    ) -> "Training":
         """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
         Raises:
@@ -148,7 +150,7 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.precision)
-        machines = [with_pseudo_attributes(clips, config, compute) for clips in machines]
+        machines = [with_pseudo_attributes(clips, config, compute, report) for clips in machines]
         classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))

@@ -21,7 +21,7 @@ from rayasd.exposure.pseudo_attributes import _clustered, with_pseudo_attributes
 from rayasd.exposure.training import train
 from rayasd.inlier.scoring import detect
 from rayasd.stages import ALL_MACHINES
-from rayasd.unit import RunDirectory
+from rayasd.unit import Progress, RunDirectory
 from tests.conftest import SpecOf, write_clip
 from tests.exposure.test_training import history, with_exposure
 
@@ -55,8 +55,10 @@ def hidden_spec(spec_of: SpecOf, hidden: Catalog, tmp_path: Path) -> SpecOf:
 def test_clusters_are_the_hidden_conditions(hidden: Catalog, hidden_spec: SpecOf, small_config: Config, method: str):
     config = with_exposure(small_config, clusters=3, clusters_method=method)
     clips = load_machine(hidden, "fan", hidden_spec(config=config))
-    found = with_pseudo_attributes(clips, config, choose_compute("cpu", "float32")).table
+    reports: list[Progress] = []
+    found = with_pseudo_attributes(clips, config, choose_compute("cpu", "float32"), reports.append).table
     train = [row for row in found.to_pylist() if row["split"] == "train"]
+    assert len(reports) == len(train)  # a sign of life for each: the driver ends a unit that is silent for long
     truth = [int(Path(row["clip"]).stem[-4:]) % 3 for row in train]
     assert adjusted_rand_score(truth, [row["attributes"] for row in train]) > 0.8
     assert {row["attributes"] for row in train} == {"cluster-0", "cluster-1", "cluster-2"}
