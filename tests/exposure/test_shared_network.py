@@ -1,6 +1,7 @@
 """One network for all machine types: trained once, embedded and scored by machine, resumed to the same bits."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rayasd.scoring.packing import write_pack
 from rayasd.stages import ALL_MACHINES, NumClips
 from rayasd.sweep.checks import check_data
 from rayasd.sweep.plan import Plan, prerequisite
+from rayasd.sweep.store import RunStore
 from rayasd.unit import Progress, Stopped, Unit
 from tests.command import Rayasd
 from tests.conftest import SHARED, SpecOf, run_locally, small_sweep, write_clip
@@ -196,6 +198,39 @@ def test_parts_of_a_run_share_out_the_network_and_the_machines(
     whole = swept / "scores/variant=one/machine=fan/seed=0/part-0.parquet"
     part = run / "scores/variant=one/machine=fan/seed=0/part-0.parquet"
     assert pq.read_table(part).equals(pq.read_table(whole))
+
+
+@pytest.mark.slow
+def test_a_damaged_shared_network_is_trained_and_applied_again(
+    swept: Path, preset: Path, tree: Path, rayasd: Rayasd, tmp_path: Path
+):
+    run = Path(shutil.copytree(swept, tmp_path / "run"))
+    weights = run / f"models/one/{ALL_MACHINES}/seed=0/model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    before = len(RunStore(run).events())
+    done = rayasd(*small_sweep(tree, run, "--preset", preset, "--variants", "both,one", "--verify",
+                               "--set", "evaluation.ensembles=both&one"))  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = RunStore(run).events()[before:]
+    assert sorted(event["unit"] for event in events if event["event"] == "unit started") == [
+        *(f"{stage} {machine} one seed 0" for stage in ("detect", "embed") for machine in ("fan", "pump", "valve")),
+        f"train {ALL_MACHINES} one seed 0",
+    ]
+    assert weights.read_bytes() == intact
+
+
+@pytest.mark.slow
+def test_a_shared_network_that_failed_is_named_once_and_tried_again(
+    preset: Path, tree: Path, rayasd: Rayasd, tmp_path: Path
+):
+    words = small_sweep(tree, tmp_path / "run", "--preset", preset, "--variants", "one",
+                        "--set", "exposure.learning_rate=1e30")  # fmt: skip
+    for more, tries in (((), 1), ((), 0), (("--retry-failed",), 1)):
+        done = rayasd(*words, *more)
+        assert done.returncode == 1
+        assert "1 unit failed, 6 not done because of others" in done.stdout
+        assert done.stdout.count("lower exposure.learning_rate") == 1 + tries  # when it fails, and at the end
 
 
 @pytest.mark.slow
