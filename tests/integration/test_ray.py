@@ -51,7 +51,7 @@ def metrics_of(driver: int) -> str:
 def test_a_ray_sweep_survives_killed_workers_and_gives_what_the_local_one_gives(
     undisturbed: Path, compared: tuple[object, ...], tree: Path, cache: Path, tmp_path: Path
 ):
-    run, killed = tmp_path / "run", {"both": "fan", "one": ALL_MACHINES}
+    run, killed = tmp_path / "run", {"one": ALL_MACHINES, "both": "fan"}  # as they start
     command = ray_sweep(tree, run, *compared)
     with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.STDOUT) as driver:  # fmt: skip
