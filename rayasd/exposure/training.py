@@ -34,7 +34,7 @@ from rayasd.exposure.network import Network, kept_path, kept_weights, save_netwo
 from rayasd.exposure.objectives import Evaluated, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
-from rayasd.files import replacing
+from rayasd.files import digest, replacing
 from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
@@ -236,10 +236,16 @@ class Training:
                 embedding = self.network.extractor(waveforms)
             yield embedding, self.network.objective.targets(*self.loader.classes_of(batch))
 
+    @property
+    def _classes(self) -> str:
+        """Digest of the classes and of each clip's."""
+        return digest([self.network.objective.classes, [of_clips.tolist() for of_clips in self.loader.classes]])
+
     def save(self, spec: UnitSpec, history: History) -> None:
         """Write state.pt, from which ``resume`` goes on."""
         state = {
             "identity": spec.identity,
+            "classes": self._classes,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -263,6 +269,8 @@ class Training:
         except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
             return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
         if state["identity"] != spec.identity:  # of a configuration or data that have changed since
+            return []
+        if state.get("classes") != self._classes:  # of a host on which clips were clustered into others
             return []
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
