@@ -18,18 +18,21 @@ from rayasd.exposure.device import Compute
 from rayasd.exposure.embedding import embed_windows, window_starts
 from rayasd.exposure.network import Control
 from rayasd.files import write_csv
+from rayasd.unit import Progress, Report, silent
 
 FILE = "clusters.csv"
 _FEWEST = 5
 """Clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)."""
 
 
-def with_pseudo_attributes(clips: MachineClips, config: Config, compute: Compute) -> MachineClips:
+def with_pseudo_attributes(
+    clips: MachineClips, config: Config, compute: Compute, report: Report = silent
+) -> MachineClips:
     """Give a machine without attributes clusters of its training clips as attributes: ``cluster-0`` and so on.
 
     Each section's training clips, held-out ones too, are clustered by the mean features of their windows under the
     encoder ``exposure.clusters_by``, each feature standardised. Test clips get none: nothing is learned from them. A
-    machine whose training clips have attributes stays as it is.
+    machine whose training clips have attributes stays as it is. ``report`` gets a sign of life for each clip.
 
     Raises:
         UserError: an encoder that cannot be made.
@@ -42,7 +45,7 @@ def with_pseudo_attributes(clips: MachineClips, config: Config, compute: Compute
         return clips
     found = np.full(table.num_rows, "", dtype=object)
     section = np.array(table["section"].to_pylist(), dtype=object)
-    features = _features(clips, train, config, compute)
+    features = _features(clips, train, config, compute, report)
     for name in sorted(set(section[train])):
         members = section[train] == name
         places = _clustered(features[members], count, config.exposure.clusters_method)
@@ -63,7 +66,9 @@ def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
         write_csv(folder / FILE, [("clip", "machine", "section", "cluster"), *rows])
 
 
-def _features(clips: MachineClips, chosen: Indices, config: Config, compute: Compute) -> NDArray[np.float32]:
+def _features(
+    clips: MachineClips, chosen: Indices, config: Config, compute: Compute, report: Report
+) -> NDArray[np.float32]:
     """Return the mean features of each clip's windows, (n, dim)."""
     network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
     config = replace(config, network=network)
@@ -71,6 +76,7 @@ def _features(clips: MachineClips, chosen: Indices, config: Config, compute: Com
     scale, windows = clips.scale(encoder.extractor.scaling), config.embedding.num_windows
     means = []
     for clip in chosen:
+        report(Progress(0, 0))
         starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, windows)
         samples = np.empty((windows, config.window_length), np.int16)
         gather(clips, np.full(windows, clip), starts, config.window_length, samples)

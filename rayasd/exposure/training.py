@@ -34,7 +34,7 @@ from rayasd.exposure.network import Network, kept_path, kept_weights, save_netwo
 from rayasd.exposure.objectives import Evaluated, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
-from rayasd.files import replacing
+from rayasd.files import digest, replacing
 from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
@@ -70,7 +70,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
     num_steps = steps_per_epoch(machines, config)
     num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
-    training = Training.begin(ranks, spec, machines, num_epochs * num_steps)
+    training = Training.begin(ranks, spec, machines, num_epochs * num_steps, report)
     history = training.resume(spec)
     if ranks.first:
         write_clusters(spec.output, training.loader.machines)
@@ -138,7 +138,9 @@ class Training:
     loader: BatchLoader
 
     @classmethod
-    def begin(cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int) -> "Training":
+    def begin(
+        cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int, report: Report = silent
+    ) -> "Training":
         """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
         Raises:
@@ -148,7 +150,7 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.arithmetic)
-        machines = [with_pseudo_attributes(clips, config, compute) for clips in machines]
+        machines = [with_pseudo_attributes(clips, config, compute, report) for clips in machines]
         classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))
@@ -234,10 +236,16 @@ class Training:
                 embedding = self.network.extractor(waveforms)
             yield embedding, self.network.objective.targets(*self.loader.classes_of(batch))
 
+    @property
+    def _classes(self) -> str:
+        """Digest of the classes and of each clip's."""
+        return digest([self.network.objective.classes, [of_clips.tolist() for of_clips in self.loader.classes]])
+
     def save(self, spec: UnitSpec, history: History) -> None:
         """Write state.pt, from which ``resume`` goes on."""
         state = {
             "identity": spec.identity,
+            "classes": self._classes,
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -261,6 +269,8 @@ class Training:
         except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
             return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
         if state["identity"] != spec.identity:  # of a configuration or data that have changed since
+            return []
+        if state.get("classes") != self._classes:  # of a host on which clips were clustered into others
             return []
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

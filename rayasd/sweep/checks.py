@@ -56,10 +56,12 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
         raise UserError(f"a machine type cannot be called {ALL_MACHINES}: rayasd uses the word for all of them")
     if any("train" in stages_of(config) and config.exposure.scope == "machine" for config in configs.values()):
         check_outlier_exposure(catalog, machines)
-    for machine in machines:
+    for machine in catalog.machines:
         clips = catalog.of(machine)
         for config in configs.values():
-            set_aside(clips, machine, config.exposure)
+            shared = config.exposure.scope == "all" and "train" in stages_of(config)
+            if machine in machines or (shared and machine in catalog.trained):
+                set_aside(clips, machine, config.exposure)
 
 
 def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
