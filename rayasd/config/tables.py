@@ -67,8 +67,8 @@ class NetworkConfig:
     dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
     """Dropout probability before the neck's linear layers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and the encoder is
-    trained: features of a frozen encoder are embeddings, whose distances need more than 8 bits."""
+    """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and all is
+    trained: distances between features of an encoder that is not trained need more than 8 bits."""
 
     @property
     def is_trained(self) -> bool:
@@ -78,7 +78,7 @@ class NetworkConfig:
     @property
     def arithmetic(self) -> str:
         """Precision as ``choose_compute`` takes it."""
-        return "float32" if self.precision == "auto" and not self.is_trained else self.precision
+        return "float32" if self.precision == "auto" and self.train != "full" else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)

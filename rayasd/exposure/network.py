@@ -14,6 +14,7 @@ from rayasd.errors import UserError
 from rayasd.exposure.encoders import features_of_windows, make_encoder
 from rayasd.exposure.objectives import make_objective
 from rayasd.files import read_json, replacing, write_json
+from rayasd.registry import error_line
 
 WEIGHTS = "model.safetensors"
 
@@ -67,11 +68,13 @@ class Network(nn.Module):
 
 
 class Control(nn.Module):
-    """An extractor without objective: nothing of it is trained."""
+    """An extractor without objective: nothing of it is trained. Weights that no file gives are the same everywhere."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.extractor = Extractor(config)
+        with torch.random.fork_rng([]):  # made on the CPU
+            torch.manual_seed(0)
+            self.extractor = Extractor(config)
 
     def forward(self, waveforms: Tensor) -> dict[str, Tensor]:
         """Return ``embedding`` (N, dim)."""
@@ -128,19 +131,32 @@ def restored(config: Config, classes: Sequence[str], state: dict[str, Tensor]) -
 
 
 def num_parameters(config: Config, *, read_files: bool = False) -> int:
-    """Make a variant's network once, with one class or two; returns the number of its parameters, 0 for a control.
+    """Make a variant's network once, with two classes; returns the number of its parameters, 0 for a control.
 
     Raises:
-        UserError: it cannot be made; with ``read_files``, also because of a file of pretrained weights.
+        UserError: it cannot be made, or its loss cannot be computed; with ``read_files``, also because of a file of
+            pretrained weights.
 
     """
     if not read_files:
         config = replace(config, network=replace(config.network, pretrained=""))
+    if config.exposure.clusters:
+        Control(replace(config, network=replace(config.network, encoder=config.exposure.clusters_by, train="frozen")))
     if not config.network.is_trained:
         Control(config)
         return 0
-    classes = ["0"] if config.exposure.objective == "two-bce" else ["0", "1"]
-    return sum(parameter.numel() for parameter in Network(config, classes).parameters())
+    network = Network(config, ["0", "1"]).eval()
+    objective = network.objective
+    embedding, classes = torch.randn(4, network.extractor.dim), torch.arange(4) % 2
+    try:
+        loss = objective.losses(embedding, objective.targets(classes, classes == 0), mixed=False)["loss"]
+    except Exception as error:  # whatever somebody's own objective raises
+        raise UserError(f"exposure.objective {config.exposure.objective}: {error_line(error)}") from None
+    if not torch.isfinite(loss):
+        raise UserError(
+            f"exposure.objective {config.exposure.objective}: its loss is {loss.item()} before any training"
+        )
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _mlp(features: int, dim: int, dropout: float) -> nn.Sequential:

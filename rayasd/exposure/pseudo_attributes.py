@@ -21,6 +21,8 @@ from rayasd.files import write_csv
 from rayasd.unit import Progress, Report, silent
 
 FILE = "clusters.csv"
+_WINDOWS = 10
+"""Windows of a clip whose features are averaged: its own number, since embedding.num_windows decides no training."""
 _FEWEST = 5
 """Clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)."""
 
@@ -41,7 +43,7 @@ def with_pseudo_attributes(
     table, count = clips.table, config.exposure.clusters
     train = np.flatnonzero(np.isin(clips.split, ["train", "validation"]))
     attributes = table["attributes"].to_pylist()
-    if not count or len({attributes[clip] for clip in train}) > 1:
+    if not count or clips.per_batch is not None or len({attributes[clip] for clip in train}) > 1:
         return clips
     found = np.full(table.num_rows, "", dtype=object)
     section = np.array(table["section"].to_pylist(), dtype=object)
@@ -51,7 +53,7 @@ def with_pseudo_attributes(
         places = _clustered(features[members], count, config.exposure.clusters_method)
         found[train[members]] = [f"cluster-{place}" for place in places]
     column = table.column_names.index("attributes")
-    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())))
+    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())), clustered=True)
 
 
 def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
@@ -59,8 +61,9 @@ def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
     rows = [
         (row["clip"], row["machine"], row["section"], row["attributes"])
         for clips in machines
+        if clips.clustered
         for row in clips.table.to_pylist()
-        if row["attributes"].startswith("cluster-")
+        if row["attributes"]
     ]
     if rows:
         write_csv(folder / FILE, [("clip", "machine", "section", "cluster"), *rows])
@@ -73,7 +76,7 @@ def _features(
     network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
     config = replace(config, network=network)
     encoder = compute.place(Control(config)).eval()
-    scale, windows = clips.scale(encoder.extractor.scaling), config.embedding.num_windows
+    scale, windows = clips.scale(encoder.extractor.scaling), _WINDOWS
     means = []
     for clip in chosen:
         report(Progress(0, 0))

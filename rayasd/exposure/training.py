@@ -84,7 +84,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         training.network.train()
         parts = ("loss", *training.network.objective.parts)
         sums = torch.zeros(len(parts), device=training.compute.device)
-        for batch in training.network.objective.batches(machines, config, seed, epoch):
+        for batch in training.network.objective.batches(training.loader.machines, config, seed, epoch):
             learning_rate = training.learning_rate
             progress = (epoch * num_steps + batch.step) / (num_epochs * num_steps)
             losses = training.step(batch, (seed, machine, epoch), progress)
@@ -160,6 +160,8 @@ class Training:
                 raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
             getattr(network.extractor.encoder, "compilable", network.extractor.encoder).compile()
         learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if not learned:
+            raise UserError("neither encoder nor neck nor objective has parameters: set network.train = frozen")
         optimizer = torch.optim.AdamW(learned, lr=exposure.learning_rate, weight_decay=exposure.weight_decay)
         num_steps = max(1, num_steps)
         schedule: torch.optim.lr_scheduler.LRScheduler

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rayasd.config import Config
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import BadClipError, at_level, read_samples
 from rayasd.errors import UserError
 from rayasd.evaluation.decisions import threshold
 from rayasd.evaluation.scores import System
@@ -186,10 +186,12 @@ class MachineModel:
         rate, windows = self.parts.config.data.sample_rate, self.parts.config.embedding.num_windows
         length = self.parts.config.window_length
         pieces: list[_Piece | ClipScore] = []
-        for start, end in _spans(len(samples), round(self.parts.clip_seconds * rate)):
+        spans = _spans(len(samples), round(self.parts.clip_seconds * rate))
+        for start, end in spans:
+            piece = samples if len(spans) == 1 else at_level(samples[start:end], self.parts.config.data)
             first = window_starts(end - start, length, windows)
-            place = start + (first[:, None] + np.arange(length)) % (end - start)
-            pieces.append(_Piece(clip, start, end, samples[place], start + first))
+            place = (first[:, None] + np.arange(length)) % (end - start)
+            pieces.append(_Piece(clip, start, end, piece[place], start + first))
         return pieces
 
     def _score(self, pieces: Sequence[_Piece], section: str | None) -> list[ClipScore]:

@@ -124,6 +124,8 @@ def _foreign_encoders(text: str) -> list[str]:
     """List the encoders in a setting, those within branches too, that are named by import path."""
     name, parameters = parse_call("network.encoder", text)
     within = parameters.get("encoders", ())
+    if not isinstance(within, list | tuple):
+        return [text]
     found = [other for each in within for other in _foreign_encoders(str(each))]
     return found if name in ENCODERS else [text, *found]
 

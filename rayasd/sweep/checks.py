@@ -89,7 +89,7 @@ def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
         UserError: an encoder or an objective that cannot be made.
 
     """
-    alike = {variant: repr((config.network, config.exposure)) for variant, config in configs.items()}
+    alike = {v: repr((c.data, c.front_end, c.network, c.exposure)) for v, c in configs.items()}
     different = {alike[variant]: config for variant, config in configs.items()}
     # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
     with suppress(BrokenProcessPool), worker_pool(1) as pool:  # it was killed, for memory perhaps: the units will tell

@@ -131,3 +131,15 @@ def test_a_training_begins_anew_where_its_clips_are_clustered_into_others(
     train(spec, reports.append)  # as on another host: features of a GPU are not those of a CPU
     begun = next(report for report in reports if report.total)
     assert begun.done == 0  # what heads have learned is of other classes
+
+
+def test_clusters_depend_on_nothing_that_training_does_not(hidden: Catalog, hidden_spec: SpecOf, small_config: Config):
+    found = []
+    for windows in (1, 4):
+        config = with_exposure(small_config, clusters=3, clusters_by="mel-timm")
+        config = replace(config, embedding=replace(config.embedding, num_windows=windows))
+        clips = load_machine(hidden, "fan", hidden_spec(config=config))
+        clustered = with_pseudo_attributes(clips, config, choose_compute("cpu", "float32"))
+        assert clustered.clustered
+        found.append(clustered.table["attributes"].to_pylist())
+    assert found[0] == found[1]

@@ -182,6 +182,7 @@ def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path
             load(path)
     for table, setting, value in (
         ("network", "encoder", "os.system"),
+        ("network", "encoder", "branches(encoders=5)"),
         ("network", "encoder", "branches(encoders=['fft', \"branches(encoders=['os.system'])\"])"),
         ("exposure", "objective", "os.system"),
     ):
