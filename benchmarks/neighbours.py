@@ -15,7 +15,7 @@ from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbour
 from rayasd.inlier.neighbours import NeighbourSearch
 
 WINDOWS, DIM, TEST_CLIPS = 10, 128, 400
-DETECTORS = ("knn", "lof", "banks", "ldn")
+DETECTORS = ("knn", "lof", "varmin", "ldn")
 
 
 def seconds(bank: np.ndarray, test: np.ndarray, *, shared: bool) -> tuple[float, list[np.ndarray]]:
