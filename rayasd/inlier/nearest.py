@@ -34,7 +34,7 @@ class MeanNeighbourDistance(BaseEstimator):
         self.smote_neighbors = smote_neighbors
         self.random_state = random_state
 
-    def fit(self, X: Features, domains: ArrayLike = (), neighbours: NeighbourSearch | None = None) -> Self:
+    def fit(self, X: Features, neighbours: NeighbourSearch | None = None, domains: ArrayLike = ()) -> Self:
         """Keep the normal windows (n, D); of domains (n,), which only ``smote`` asks for."""
         need_samples(X, self.n_neighbors)
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
@@ -138,7 +138,7 @@ class CentroidDistance(BaseEstimator):
         self.raw_target = raw_target
         self.random_state = random_state
 
-    def fit(self, X: Features, domains: ArrayLike = (), neighbours: NeighbourSearch | None = None) -> Self:
+    def fit(self, X: Features, neighbours: NeighbourSearch | None = None, domains: ArrayLike = ()) -> Self:
         """Cluster the normal windows (n, D); of domains (n,), which only ``raw_target`` asks for."""
         raw = _in_target(domains, X) if self.raw_target else np.zeros(len(X), bool)
         need_samples(X[~raw], self.n_clusters)
