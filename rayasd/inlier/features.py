@@ -39,8 +39,8 @@ def samples(table: pa.Table, which: str, metric: str = "euclidean", level: str =
         ValueError: as ``features``.
 
     """
-    X = features(table, which, metric, level)
     num_windows = windows_per_clip(table)
+    X = features(table, which, metric, level, num_windows)
     domains = np.array(table["domain"].to_pylist(), dtype=object)
     groups = np.arange(len(domains)) // num_windows
     each = slice(None) if level == WINDOWS else slice(None, None, num_windows)
@@ -52,7 +52,9 @@ def windows_per_clip(table: pa.Table) -> int:
     return int(pc.max(table["window"]).as_py() or 0) + 1
 
 
-def features(table: pa.Table, which: str, metric: str = "euclidean", level: str = WINDOWS) -> Features:
+def features(
+    table: pa.Table, which: str, metric: str = "euclidean", level: str = WINDOWS, num_windows: int = 1
+) -> Features:
     """Take the numbers that detectors see from an embeddings table.
 
     Args:
@@ -60,6 +62,7 @@ def features(table: pa.Table, which: str, metric: str = "euclidean", level: str 
         which: embedding (n, D), logits (n, K), both (n, D + K), or an output of the objective, (n, 1) or (n, k).
         metric: with ``cosine``, embeddings are scaled to unit length, those of clips after they were pooled.
         level: ``WINDOWS``, or the clip pooling that makes one row of each clip's windows.
+        num_windows: windows of each clip; only clip poolings need it.
 
     Raises:
         ValueError: there are none of these features, or they are not finite.
@@ -73,7 +76,7 @@ def features(table: pa.Table, which: str, metric: str = "euclidean", level: str 
         flat = (column if pa.types.is_floating(column.type) else column.flatten()).to_numpy(zero_copy_only=False)
         rows = flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0)
         if level != WINDOWS and len(rows):
-            of_clips = rows.reshape(-1, windows_per_clip(table), rows.shape[1])
+            of_clips = rows.reshape(-1, num_windows, rows.shape[1])
             rows = find_clip_pooling(level)(of_clips.astype(np.float64))
         if metric == "cosine" and name == "embedding":
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)

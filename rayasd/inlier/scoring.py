@@ -127,7 +127,9 @@ class Section:
         which = features_of(spec, self._inlier.features)
         if (which, level) not in self._tests:
             try:
-                self._tests[which, level] = features(self._test, which, self._inlier.metric, level)
+                self._tests[which, level] = features(
+                    self._test, which, self._inlier.metric, level, self._bank.num_windows
+                )
             except ValueError as error:
                 return [reason(error)] * 2
         test = scores_or_reason(detector, self._tests[which, level])

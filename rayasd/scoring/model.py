@@ -136,7 +136,7 @@ class _SectionModel:
     def scores(self, windows: pa.Table, num_clips: int) -> tuple[Scores, Scores | None]:
         """Score the embedded windows of clips: clips (n,), and windows (n, windows) unless the detector sees clips."""
         with threadpool_limits(1):
-            X = features(windows, self._sees, self._metric, self._level)
+            X = features(windows, self._sees, self._metric, self._level, len(windows) // num_clips)
             scores = anomaly_scores(self._detector, X)
         self._neighbours.forget()
         if is_clip_level(self.system.pooling):

@@ -123,9 +123,9 @@ def test_a_bank_of_the_machine_holds_the_clips_of_all_sections(spec_of: SpecOf, 
     assert table.drop(["score"]).equals(own.drop(["score"]))  # the same clips, each once, under its own section
     assert table["score"].null_count == 0
     level = level_of(pooling)
-    bank = features(bank_of(spec_of, None), "embedding", level=level)
+    bank = features(bank_of(spec_of, None), "embedding", level=level, num_windows=3)
     for section in ("00", "03"):
-        test = features(bank_of(spec_of, section, "test"), "embedding", level=level)
+        test = features(bank_of(spec_of, section, "test"), "embedding", level=level, num_windows=3)
         nearest = np.linalg.norm(test[:, None] - bank, axis=2).min(axis=1).reshape(12, -1).min(axis=1)
         of = (pc.field("section") == section) & (pc.field("split") == "test") & (pc.field("detector") == "knn-1")
         np.testing.assert_allclose(table.filter(of)["score"].to_numpy(), nearest, rtol=1e-4, atol=1e-5)
