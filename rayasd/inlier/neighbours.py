@@ -65,6 +65,8 @@ class NeighbourSearch:
         """
         if k > self.num_others:
             raise ValueError(f"needs {k} normal windows or clips besides each one's own, there are {self.num_others}")
+        if self._largest == 1:
+            return self.within(k)
         if self._others is None or self._others[0].shape[1] < k:
             wanted = min(max(k, self._most), self.num_others)
             distances, positions = self._index.kneighbors(None, wanted + self._largest - 1)
