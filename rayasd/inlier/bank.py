@@ -129,9 +129,8 @@ def _fit_fold(spec: DetectorSpec, fold: Fold, product: Indices) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # convergence and duplicate warnings, once a grid point
             detector = spec.build()
-            fit_detector(
-                detector, fold.fit.X, domains=fold.fit.domains, neighbours=fold.neighbours, product=product
-            )  # fmt: skip
+            fit = fold.fit
+            fit_detector(detector, fit.X, domains=fit.domains, neighbours=fold.neighbours, product=product)
             return detector
     except Exception as error:  # any class may be plugged in: whatever it raises is its cells' reason
         return reason(error)

@@ -1,6 +1,6 @@
 """Features of a clip's windows pooled to one vector of the clip, so that detectors see clips instead of windows.
 
-Such a pooling stands among ``inlier.poolings`` as ``clip-mean``, ``clip-mean-std``, ``clip-gem-3`` or ``clip-rdp-4``.
+Such a pooling is named in ``inlier.poolings``: ``clip-mean``, ``clip-mean-std``, ``clip-gem-3`` or ``clip-rdp-4``.
 All poolings take (clips, windows, D), compute in float64 and return (clips, D), ``clip-mean-std`` (clips, 2 D).
 """
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from rayasd.config import Config
 from rayasd.errors import UserError
+from rayasd.exposure.embedding import embed
 from rayasd.exposure.training import train
 from rayasd.inlier.clip_pooling import find_clip_pooling, level_of
 from rayasd.inlier.features import features
 from rayasd.inlier.pooling import check_poolings
+from rayasd.inlier.scoring import detect
 from tests.conftest import SpecOf
 from tests.inlier.test_scoring import scored
 
@@ -143,3 +145,19 @@ def test_outlier_exposure_alone_stays_with_its_section(spec_of: SpecOf, small_co
     assert table.equals(own)
     by_pooling = [table.filter(pc.field("pooling") == name)["score"].to_numpy() for name in ("mean", "clip-mean")]
     np.testing.assert_allclose(*by_pooling, rtol=1e-4, atol=1e-5)  # a mean of logits either way
+
+
+@pytest.mark.parametrize("per", ["section", "machine"])
+def test_a_bank_without_clips_is_a_reason(spec_of: SpecOf, config: Config, per: str):
+    spec = spec_of("embed", config=config)
+    embed(spec)
+    path = spec.run.table(spec.unit)
+    table = pq.read_table(path)
+    pq.write_table(table.filter((pc.field("split") == "test") | (pc.field("section") == "03")), path)
+    inlier = replace(config.inlier, detectors=("knn-1",), poolings=("mean", "clip-mean"), fit_on="train", per=per)
+    spec = spec_of("detect", config=replace(config, inlier=inlier))
+    detect(spec)
+    rows = pq.read_table(spec.run.table(spec.unit)).filter(pc.field("section") == "00")
+    assert rows.num_rows == 12 * 2  # no normal clips, and a bank of the other section or none
+    reasons = {"section": {"the section has no normal clips to fit to"}, "machine": {None}}
+    assert set(rows["reason"].to_pylist()) == reasons[per]
