@@ -112,7 +112,7 @@ exposure.weight_decay = 0.01
 inlier.features = "both"
 
 [variants.all-detectors]
-inlier.detectors = ["lof", "gmm", "knn", "ocsvm", "kde", "banks", "ldn", "kmeans", "pca", "mahalanobis", \
+inlier.detectors = ["lof", "gmm", "knn", "ocsvm", "kde", "ldn", "kmeans", "pca", "mahalanobis", \
 "product-logit", "machine-logit", "z-mean(knn-1, mahalanobis)"]
 inlier.fit_on = "train"
 inlier.poolings = ["min", "mean", "median", "lower-half-mean", "max", "upper-half-mean"]

@@ -174,24 +174,28 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InlierConfig:
-    """Inlier models: detectors, fitted per section to normal clips."""
+    """Inlier models: detectors, fitted to normal clips of a section or machine."""
 
     detectors: tuple[str, ...] = ("lof", "gmm", "knn")
     """Families (with each h of inlier.grid), grid points ('knn-4') or calls such as 'package.Class(parameter=3)'."""
     grid: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Values of h (knn, lof, banks, ldn: neighbours; gmm, pca: components; kmeans: clusters; ocsvm: nu = 1/(2h); kde:
+    """Values of h (knn, lof, ldn, varmin: neighbours; gmm, pca: components; kmeans: clusters; ocsvm: nu = 1/(2h); kde:
     bandwidth)."""
     gmm_covariance: Literal["full", "tied", "diag", "spherical"] = "full"
     """Covariance type of the Gaussian mixtures."""
     fit_on: Literal["validation", "train", "source"] = "validation"
-    """Clips to fit detectors to: held-out training clips, all training clips, or all source-domain training clips."""
+    """Clips to fit detectors to: held-out training clips (source domain only), all training clips, or all source-domain
+    training clips."""
+    per: Literal["section", "machine"] = "section"
+    """Detectors are fitted for each section to its own clips, or once to the clips of all sections of the machine."""
     features: Literal["embedding", "logits", "both"] = "embedding"
     """Input of the detectors: the embedding, the product logits, or both concatenated."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance between embeddings; 'cosine' scales each embedding to unit length first."""
     poolings: tuple[str, ...] = ("min", "mean", "median", "lower-half-mean")
-    """How the anomaly scores of a clip's windows become the clip's score: mean, median, max, min, upper-half-mean,
-    lower-half-mean, gwrp-0.5 (weighted ranks), or an import path."""
+    """How windows become a clip. The anomaly scores of a clip's windows: mean, median, max, min, upper-half-mean,
+    lower-half-mean, gwrp-0.5 (weighted ranks), or an import path. Or their features, before the detector, which then
+    compares clips: clip-mean, clip-mean-std, clip-gem-3 (generalised mean), clip-rdp-4 (relative deviation)."""
     calibration_folds: int = bounded(5, minimum=0)
     """Cross-validation folds used to score normal training clips, for thresholds, fusions and ensembles; 0 disables."""
 
