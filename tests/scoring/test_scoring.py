@@ -304,5 +304,5 @@ def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path,
     assert Path(scored["clip"]).name == "slow.wav"
     assert scored["reason"] is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert process.stdout.read() == ""  # once, and whole
