@@ -40,7 +40,8 @@ def write_run(run: Path) -> None:
     weights = rng.standard_normal((3, 4)).astype(np.float32)
     weights[2, 1] = NAN[0]
     for name in (WEIGHTS, KEPT):
-        save_file({"extractor.neck.weight": weights, "steps": np.array(7), "half": weights.astype(np.float16)}, run / name)
+        tensors = {"extractor.neck.weight": weights, "steps": np.array(7), "half": weights.astype(np.float16)}
+        save_file(tensors, run / name)
     rows = [{"epoch": n, "loss": 1 / (n + 3), "validation_loss": None} for n in range(3)]
     (run / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
     logits = pa.array([[0.5, 1.5], None, [2.5]], pa.list_(pa.float32()))
