@@ -9,7 +9,7 @@
 #
 #   slurm/array.sh --cpus-per-task=8 --mem=32G --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night
 #
-# The first and the last job ask for no GPUs. Wrong options are refused before anything is submitted. Prints the ids of the three jobs.
+# The first and the last job ask for no GPUs. Wrong options are refused before anything is submitted. Prints the ids of the jobs.
 set -u
 # Slurm runs a copy of this script. Where it came from knows the script if it submitted itself, else the job.
 script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)

@@ -1,5 +1,6 @@
 """A tiny machine-sound tree and ways to run rayasd on it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,14 @@ SMALL = (
     'inlier.detectors=["knn-1", "gmm-1"]',
 )
 """Overrides of the demo preset for tests: seconds on one core."""
+
+SHARED = {
+    "objective": "sub-cluster-adacos(subclusters=2)",
+    "scope": "all",
+    "schedule": "constant",
+    "mixup_schedule": "half",
+}
+"""Settings of ``exposure`` that train one network for all machine types."""
 
 
 def write_clip(path: Path, frequency: float, *, seconds: float = 1.0, seed: int = 0, **options: object) -> None:
@@ -79,6 +88,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Waveform cache that the whole test session shares."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def shared_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the demo preset with a variant more: ``one``, a network for all machine types."""
+    path = tmp_path_factory.mktemp("preset") / "own.toml"
+    settings = "\n".join(f"exposure.{key} = {json.dumps(value)}" for key, value in SHARED.items())
+    path.write_text(f'extends = "demo"\n[variants.one]\n{settings}\n')
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -112,7 +111,7 @@ exposure.weight_decay = 0.01
 inlier.features = "both"
 
 [variants.all-detectors]
-inlier.detectors = ["lof", "gmm", "knn", "ocsvm", "kde", "banks", "ldn", "kmeans", "pca", "mahalanobis", \
+inlier.detectors = ["lof", "gmm", "knn", "ocsvm", "kde", "ldn", "kmeans", "pca", "mahalanobis", \
 "product-logit", "machine-logit", "z-mean(knn-1, mahalanobis)"]
 inlier.fit_on = "train"
 inlier.poolings = ["min", "mean", "median", "lower-half-mean", "max", "upper-half-mean"]
@@ -325,7 +324,7 @@ def _files(root: Path, patterns: Sequence[str], renamed: Mapping[str, str], igno
 
 
 def _compare_files(name: str, earlier: Path, present: Path, comparison: Comparison, all_columns: bool) -> None:
-    ours, theirs = _columns(earlier, RENAMED_TENSORS), _columns(present)
+    ours, theirs = _columns(earlier), _columns(present)
     for column in dict.fromkeys((*ours, *theirs)):
         if column in ours and column in theirs:
             comparison.values += max(len(ours[column].bits), len(theirs[column].bits))
@@ -360,12 +359,12 @@ def _is_empty(column: Column) -> bool:
     return not column.is_tensor and bool((column.shape < 0).all())
 
 
-def _columns(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> dict[str, Column]:
+def _columns(path: Path) -> dict[str, Column]:
     """Read all that a file holds, tensors under their present names."""
     if path.suffix == ".safetensors":
         tensors = {name: _tensor(**tensor) for name, tensor in safetensors.deserialize(path.read_bytes())}
-        new = {name: next((to for old, to in renamed.items() if name.startswith(old)), "") for name in tensors}
-        old = {name: next((old for old in renamed if name.startswith(old)), "") for name in tensors}
+        new = {name: next((to for old, to in RENAMED_TENSORS.items() if name.startswith(old)), "") for name in tensors}
+        old = {name: next((old for old in RENAMED_TENSORS if name.startswith(old)), "") for name in tensors}
         return {new[name] + name.removeprefix(old[name]): tensor for name, tensor in tensors.items()}
     if path.suffix == ".parquet":
         table = pq.read_table(path, partitioning=None)

@@ -74,6 +74,10 @@ def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
             ["exposure.real_anomalies=1", "exposure.real_anomalies_per_batch=64"],
             "real_anomalies_per_batch must be small",
         ),
+        (
+            ["exposure.objective=adacos", "exposure.scope=all", "exposure.waveform_scaling=target"],
+            'exposure.waveform_scaling = "target" needs exposure.scope = "machine"',
+        ),
         (["evaluation.year=2021", "evaluation.year.x=1"], "evaluation.year = {'x': 1}: choose one of 2020"),
     ],
 )
@@ -173,4 +177,4 @@ def test_a_variant_extends_one_before_it():
     assert config.overrides("b") == {"exposure.epochs": 4, "network.dropout": 0.1}
     for wrong in ({"b": {"extends": "a"}, "a": {}}, {"a": {"extends": "a"}}, {"b": {"extends": "nothing"}}):
         with pytest.raises(UserError, match="extends"):
-            from_dict({"variants": wrong})
+            from_dict({"variants": wrong, "evaluation": {"ensembles": ["a&b"]}})

@@ -40,7 +40,8 @@ def write_run(run: Path) -> None:
     weights = rng.standard_normal((3, 4)).astype(np.float32)
     weights[2, 1] = NAN[0]
     for name in (WEIGHTS, KEPT):
-        save_file({"neck.weight": weights, "steps": np.array(7), "half": weights.astype(np.float16)}, run / name)
+        tensors = {"extractor.neck.weight": weights, "steps": np.array(7), "half": weights.astype(np.float16)}
+        save_file(tensors, run / name)
     rows = [{"epoch": n, "loss": 1 / (n + 3), "validation_loss": None} for n in range(3)]
     (run / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
     logits = pa.array([[0.5, 1.5], None, [2.5]], pa.list_(pa.float32()))
@@ -78,7 +79,7 @@ def differing(report: dict[str, Comparison]) -> dict[str, int]:
     return {kind: comparison.count for kind, comparison in report.items() if comparison.differences}
 
 
-def change_weights(path: Path, change: Callable[[np.ndarray], np.ndarray], name: str = "neck.weight") -> None:
+def change_weights(path: Path, change: Callable[[np.ndarray], np.ndarray], name: str = "extractor.neck.weight") -> None:
     tensors = load_file(path)
     save_file(tensors | {name: change(tensors[name])}, path)
 
@@ -115,7 +116,7 @@ def test_equal_runs_are_identical(sides: tuple[Path, Path], capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, KEPT])
-@pytest.mark.parametrize("name", ["neck.weight", "half", "steps"])
+@pytest.mark.parametrize("name", ["extractor.neck.weight", "half", "steps"])
 def test_one_flipped_bit_of_a_weight_is_found(sides: tuple[Path, Path], file: str, name: str):
     position = 0 if name == "steps" else 6
     change_weights(sides[1] / "first" / file, lambda values: flip(values, position), name)
@@ -172,7 +173,7 @@ def test_words_in_a_dictionary_are_like_words_written_out(sides: tuple[Path, Pat
 
 
 def test_a_nan_equals_a_nan_of_the_same_bits_alone(sides: tuple[Path, Path]):
-    assert np.isnan(load_file(sides[0] / "first" / WEIGHTS)["neck.weight"]).sum() == 1
+    assert np.isnan(load_file(sides[0] / "first" / WEIGHTS)["extractor.neck.weight"]).sum() == 1
 
     def other_nan(values: np.ndarray) -> np.ndarray:
         values = values.copy()
@@ -250,7 +251,7 @@ def test_a_table_names_the_first_difference(sides: tuple[Path, Path], capsys: py
     change_weights(sides[1] / "first" / WEIGHTS, lambda values: values + 1)
     assert not print_report(compare_runs(*sides))
     shown = capsys.readouterr().out
-    assert f"weights: 1 files differ, first first/{WEIGHTS}, neck.weight, element [0, 0]: earlier " in shown
+    assert f"weights: 1 files differ, first first/{WEIGHTS}, extractor.neck.weight, element [0, 0]: earlier " in shown
     assert ["weights", "2", "50", "11"] in [line.split() for line in shown.splitlines()]  # NaN + 1 is the same NaN
     assert shown.endswith("DIFFERENT\n")
 

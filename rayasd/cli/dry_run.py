@@ -96,7 +96,7 @@ class DryRun:
         table.add_row("decode", str(len(catalog.machines)), "each host", size(recordings))
         console.print(table)
         dimensions = [f"{counted(len(names), what[:-1])} ({_listed(names)})" for what, names in vars(plan).items()]
-        console.print(Text(f"{' x '.join(dimensions)} = {counted(len(units), 'unit')}"))
+        console.print(Text(f"{' x '.join(dimensions)}: {counted(len(units), 'unit')}"))
         if not console.file.isatty():  # for scripts, with no name left out: slurm/array.sh
             console.print(Text(f"machines: {','.join(plan.parts(self.study.config))}"), soft_wrap=True)
         console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))

@@ -107,10 +107,12 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     for where in config.evaluation.development:
         if where.isdecimal() and len(where) < 2:
             raise UserError(f"evaluation.development: write section {where} as '{int(where):02}'")
+    if exposure.scope == "all" and exposure.waveform_scaling == "target":
+        raise UserError('exposure.waveform_scaling = "target" needs exposure.scope = "machine": all have no target')
+    _check_variants(config.variants)
     for name in config.evaluation.ensembles:
         for variant in parse_ensemble(name).variants if name != GREEDY else ():
             config.overrides(variant)
-    _check_variants(config.variants)
     if exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
     if config.window_length <= front_end.n_fft / 2:

@@ -88,7 +88,7 @@ class NetworkConfig:
     """Dropout probability before the neck's linear layers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and the encoder is
-    trained: features of a frozen encoder are embeddings, whose distances need more than 8 bits."""
+    trained, if by low-rank updates: distances between features of one that is not trained need more than 8 bits."""
 
     @property
     def is_trained(self) -> bool:
@@ -116,7 +116,7 @@ class NetworkConfig:
     @property
     def arithmetic(self) -> str:
         """Precision as ``choose_compute`` takes it."""
-        return "float32" if self.precision == "auto" and not self.is_trained else self.precision
+        return "float32" if self.precision == "auto" and self.train in ("head", "frozen") else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,24 +212,28 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InlierConfig:
-    """Inlier models: detectors, fitted per section to normal clips."""
+    """Inlier models: detectors, fitted to normal clips of a section or machine."""
 
     detectors: tuple[str, ...] = ("lof", "gmm", "knn")
     """Families (with each h of inlier.grid), grid points ('knn-4') or calls such as 'package.Class(parameter=3)'."""
     grid: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Values of h (knn, lof, banks, ldn: neighbours; gmm, pca: components; kmeans: clusters; ocsvm: nu = 1/(2h); kde:
+    """Values of h (knn, lof, ldn, varmin: neighbours; gmm, pca: components; kmeans: clusters; ocsvm: nu = 1/(2h); kde:
     bandwidth)."""
     gmm_covariance: Literal["full", "tied", "diag", "spherical"] = "full"
     """Covariance type of the Gaussian mixtures."""
     fit_on: Literal["validation", "train", "source"] = "validation"
-    """Clips to fit detectors to: held-out training clips, all training clips, or all source-domain training clips."""
+    """Clips to fit detectors to: held-out training clips (source domain only), all training clips, or all source-domain
+    training clips."""
+    per: Literal["section", "machine"] = "section"
+    """Detectors are fitted for each section to its own clips, or once to the clips of all sections of the machine."""
     features: Literal["embedding", "logits", "both"] = "embedding"
     """Input of the detectors: the embedding, the product logits, or both concatenated."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance between embeddings; 'cosine' scales each embedding to unit length first."""
     poolings: tuple[str, ...] = ("min", "mean", "median", "lower-half-mean")
-    """How the anomaly scores of a clip's windows become the clip's score: mean, median, max, min, upper-half-mean,
-    lower-half-mean, gwrp-0.5 (weighted ranks), or an import path."""
+    """How windows become a clip. The anomaly scores of a clip's windows: mean, median, max, min, upper-half-mean,
+    lower-half-mean, gwrp-0.5 (weighted ranks), or an import path. Or their features, before the detector, which then
+    compares clips: clip-mean, clip-mean-std, clip-gem-3 (generalised mean), clip-rdp-4 (relative deviation)."""
     calibration_folds: int = bounded(5, minimum=0)
     """Cross-validation folds used to score normal training clips, for thresholds, fusions and ensembles; 0 disables."""
 

@@ -149,7 +149,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
         if facts.container == "FLAC" and flac_differs(descriptor, audio):
             raise BadClipError("is damaged: its samples are not those that were encoded")
     if plain:
-        return audio if config.level == "keep" else _rounded(_levelled(audio / 32768.0))
+        return at_level(audio, config)
     if not np.isfinite(audio).all():
         raise BadClipError("holds NaN or infinite samples")
     if (peak := max(audio.max(), -audio.min())) > _MOST_OVER_FULL_SCALE:
@@ -160,6 +160,11 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
 
         mono = resample_poly(mono, *_ratio(facts.sample_rate, config.sample_rate))[:expected]
     return _rounded(mono if config.level == "keep" else _levelled(mono))
+
+
+def at_level(samples: NDArray[np.int16], config: DataConfig) -> NDArray[np.int16]:
+    """Scale samples (n,) as ``data.level`` asks for."""
+    return samples if config.level == "keep" else _rounded(_levelled(samples / 32768.0))
 
 
 def _levelled(samples: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -52,34 +52,64 @@ def fuse_ensembles(
 
 def _averages(scored: Sequence[Scored], name: str, method: str, place: PathOf) -> list[Scored]:
     variants, over = parse_ensemble(name)
+    if variants:
+        return _across(scored, variants, over, method, place)
     groups: dict[tuple[str, str, int | None], list[Scored]] = {}
     for unit in scored:
-        if not variants or unit.variant in variants:
-            seed = None if "seeds" in over else unit.seed
-            groups.setdefault(("&".join(variants) or unit.variant, unit.machine, seed), []).append(unit)
+        groups.setdefault((unit.variant, unit.machine, None if "seeds" in over else unit.seed), []).append(unit)
     entries = []
     for (variant, machine, seed), units in groups.items():
-        if variants and {unit.variant for unit in units} != set(variants):
-            continue
-        members: dict[Key, list[SectionScores]] = {}
-        for unit in units:
-            failed = {key[1:] for key, scores in unit.systems.items() if scores.failed}
-            last = max((key.checkpoint for key in unit.systems), default=0)
-            for key, scores in unit.systems.items():
-                if "detectors" in over and key[1:] in failed:
-                    continue  # one that cannot be fitted somewhere leaves the others their ensemble
-                if variants and key.checkpoint != last and "checkpoints" not in over:
-                    continue  # those of different variants have nothing in common
-                checkpoint = 0 if variants or "checkpoints" in over else key.checkpoint
-                detector = FUSED if "detectors" in over else key.detector
-                members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
-        if variants and "detectors" not in over:  # detectors that not all variants have
-            most = max(map(len, members.values()), default=0)
-            members = {key: of_key for key, of_key in members.items() if len(of_key) == most}
+        members = _members(units, over)
         if members and all(len(of_key) > 1 for of_key in members.values()):
             computed = {key: fused(of_key, method) for key, of_key in members.items()}
-            entry = "+".join([variant, *over])
+            entry = f"{variant}+{name}"
             entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
+    return entries
+
+
+def _members(units: Sequence[Scored], over: Sequence[str]) -> dict[Key, list[SectionScores]]:
+    """Collect what is averaged, by the system that it becomes."""
+    members: dict[Key, list[SectionScores]] = {}
+    for unit in units:
+        failed = {key[1:] for key, scores in unit.systems.items() if scores.failed}
+        for key, scores in unit.systems.items():
+            if "detectors" in over and key[1:] in failed:
+                continue  # one that cannot be fitted somewhere leaves the others their ensemble
+            checkpoint = 0 if "checkpoints" in over else key.checkpoint
+            detector = FUSED if "detectors" in over else key.detector
+            members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
+    return members
+
+
+def _across(
+    scored: Sequence[Scored], variants: Sequence[str], over: Sequence[str], method: str, place: PathOf
+) -> list[Scored]:
+    """Fuse variants, each averaged over seeds, checkpoints or detectors first: all weigh the same.
+
+    Without ``checkpoints``, each variant's last one counts. What not all variants have, or what they have tested on
+    other clips, is left out.
+    """
+    entries = []
+    seeds = [None] if "seeds" in over else sorted({unit.seed for unit in scored if unit.seed is not None})
+    for machine in sorted({unit.machine for unit in scored}):
+        for seed in seeds:
+            of_variants = []
+            for variant in variants:
+                units = [u for u in scored if (u.variant, u.machine) == (variant, machine) and seed in (None, u.seed)]
+                members = _members(units, over)
+                last = max((key.checkpoint for key in members), default=0)
+                of_variants.append({
+                    key._replace(checkpoint=0): fused(of_key, method) if len(of_key) > 1 else of_key[0]
+                    for key, of_key in members.items() if key.checkpoint == last
+                })  # fmt: skip
+            computed = {}
+            for key, first in of_variants[0].items():
+                others = [of_variant[key] for of_variant in of_variants[1:] if key in of_variant]
+                if len(others) == len(variants) - 1 and all(list(o.clips) == list(first.clips) for o in others):
+                    computed[key] = fused([first, *others], method)
+            if computed:
+                entry = "+".join(["&".join(variants), *over])
+                entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
     return entries
 
 

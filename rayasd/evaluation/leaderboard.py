@@ -93,6 +93,8 @@ class Leaderboard:
     """What chose: the official score or the mean AUC."""
     controls: tuple[str, ...] = ()
     """Variants of which nothing is trained."""
+    source_only: tuple[str, ...] = ()
+    """Variants whose detectors are fitted to no target-domain clip, though there are some to train on."""
 
     @property
     def part(self) -> str:

@@ -32,7 +32,8 @@ def steps_per_epoch(machines: Sequence[MachineClips], config: Config) -> int:
     """Batches of an epoch, by ``exposure.scope``."""
     exposure = config.exposure
     if exposure.scope == "all":
-        return max(1, -(-sum(len(machine.training) for machine in machines) // exposure.batch_size))
+        count = sum(len(machine.training) for machine in machines)
+        return max(1, min(-(-count // exposure.batch_size), count // 2))  # batch norms need two clips
     per_batch = exposure.batch_size // 2 - exposure.target_domain_per_batch
     return max(1, -(-len(_once_an_epoch(machines[0], config)) // per_batch))
 

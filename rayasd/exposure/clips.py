@@ -36,6 +36,8 @@ class MachineClips:
     """Mean and deviation of the training split's samples, full scale 1."""
     per_batch: int | None = None
     """Clips in each batch; None: an even share among all such."""
+    clustered: bool = False
+    """Whether the attributes of its training clips are clusters."""
 
     def scale(self, scaling: str) -> tuple[float, float]:
         """Return the mean and deviation by which an encoder with this ``scaling`` wants waveforms standardised."""

@@ -49,7 +49,9 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
 
 
 def window_starts(frames: int, length: int, num_windows: int) -> NDArray[np.int64]:
-    """First samples of evenly spaced windows, the last flush with the clip's end; all 0 for a clip of one window."""
+    """First samples of evenly spaced windows, the last flush with the clip's end; a single window is in the middle."""
+    if num_windows == 1:
+        return np.array([max(frames - length, 0) // 2], np.int64)
     return np.linspace(0, max(frames - length, 0), num_windows).round().astype(np.int64)
 
 

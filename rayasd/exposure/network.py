@@ -19,6 +19,7 @@ from rayasd.exposure.necks import AttentiveStatistics, mlp
 from rayasd.exposure.objectives import make_objective
 from rayasd.files import read_json, replacing, write_json
 from rayasd.pretrained import base_paths, check_unchanged, fingerprint, without_replaced
+from rayasd.registry import error_line
 
 WEIGHTS = "model.safetensors"
 
@@ -108,11 +109,13 @@ class Network(nn.Module):
 
 
 class Control(nn.Module):
-    """An extractor without objective: nothing of it is trained."""
+    """An extractor without objective: nothing of it is trained. Weights that no file gives are the same everywhere."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.extractor = Extractor(config)
+        with torch.random.fork_rng([]):  # made on the CPU
+            torch.manual_seed(0)
+            self.extractor = Extractor(config)
 
     def forward(self, waveforms: Tensor) -> dict[str, Tensor]:
         """Return ``embedding`` (N, dim)."""
@@ -177,27 +180,46 @@ def restored(config: Config, classes: Sequence[str], state: dict[str, Tensor]) -
 
 
 def num_parameters(config: Config) -> int:
-    """Make a variant's network once, with one class or two; returns the number of its parameters, 0 for a control."""
-    config = replace(config, network=replace(config.network, pretrained=""))
-    network = _made(config)
-    return sum(map(torch.numel, network.parameters())) if isinstance(network, Network) else 0
+    """Make a variant's network once; returns the number of its parameters, 0 for a control.
+
+    Raises:
+        UserError: it cannot be made, or its loss cannot be computed.
+
+    """
+    network = _tried(replace(config, network=replace(config.network, pretrained="")))
+    return 0 if network is None else sum(parameter.numel() for parameter in network.parameters())
 
 
 def num_saved_parameters(config: Config) -> int:
-    """Count what a file of a variant's weights holds, 0 for a control; reads files of pretrained weights.
+    """Count what a file of a variant's weights holds, 0 for a control; files of pretrained weights are read.
 
     Raises:
-        UserError: the network cannot be made.
+        UserError: the network cannot be made, or its loss cannot be computed.
 
     """
-    network = _made(config)
-    return sum(map(torch.numel, network.saved_state().values())) if isinstance(network, Network) else 0
+    network = _tried(config)
+    return 0 if network is None else sum(value.numel() for value in network.saved_state().values())
 
 
-def _made(config: Config) -> Network | Control:
+def _tried(config: Config) -> Network | None:
+    """Make a variant's network with two classes, and try its loss; None for a control, which is made too."""
+    if config.exposure.clusters:
+        Control(replace(config, network=replace(config.network, encoder=config.exposure.clusters_by, train="frozen")))
     if not config.network.is_trained:
-        return Control(config)
-    return Network(config, ["0"] if config.exposure.objective == "two-bce" else ["0", "1"])
+        Control(config)
+        return None
+    network = Network(config, ["0", "1"]).eval()
+    objective = network.objective
+    embedding, classes = torch.randn(4, network.extractor.dim), torch.arange(4) % 2
+    try:
+        loss = objective.losses(embedding, objective.targets(classes, classes == 0), mixed=False)["loss"]
+    except Exception as error:  # whatever somebody's own objective raises
+        raise UserError(f"exposure.objective {config.exposure.objective}: {error_line(error)}") from None
+    if not torch.isfinite(loss):
+        raise UserError(
+            f"exposure.objective {config.exposure.objective}: its loss is {loss.item()} before any training"
+        )
+    return network
 
 
 def _facts(folder: Path) -> dict[str, Any]:

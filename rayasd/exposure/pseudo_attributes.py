@@ -18,18 +18,23 @@ from rayasd.exposure.device import Compute
 from rayasd.exposure.embedding import embed_windows, window_starts
 from rayasd.exposure.network import Control
 from rayasd.files import write_csv
+from rayasd.unit import Progress, Report, silent
 
 FILE = "clusters.csv"
+_WINDOWS = 10
+"""Windows of a clip whose features are averaged: its own number, since embedding.num_windows decides no training."""
 _FEWEST = 5
 """Clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)."""
 
 
-def with_pseudo_attributes(clips: MachineClips, config: Config, compute: Compute) -> MachineClips:
+def with_pseudo_attributes(
+    clips: MachineClips, config: Config, compute: Compute, report: Report = silent
+) -> MachineClips:
     """Give a machine without attributes clusters of its training clips as attributes: ``cluster-0`` and so on.
 
     Each section's training clips, held-out ones too, are clustered by the mean features of their windows under the
     encoder ``exposure.clusters_by``, each feature standardised. Test clips get none: nothing is learned from them. A
-    machine whose training clips have attributes stays as it is.
+    machine whose training clips have attributes stays as it is. ``report`` gets a sign of life for each clip.
 
     Raises:
         UserError: an encoder that cannot be made.
@@ -38,17 +43,17 @@ def with_pseudo_attributes(clips: MachineClips, config: Config, compute: Compute
     table, count = clips.table, config.exposure.clusters
     train = np.flatnonzero(np.isin(clips.split, ["train", "validation"]))
     attributes = table["attributes"].to_pylist()
-    if not count or len({attributes[clip] for clip in train}) > 1:
+    if not count or clips.per_batch is not None or len({attributes[clip] for clip in train}) > 1:
         return clips
     found = np.full(table.num_rows, "", dtype=object)
     section = np.array(table["section"].to_pylist(), dtype=object)
-    features = _features(clips, train, config, compute)
+    features = _features(clips, train, config, compute, report)
     for name in sorted(set(section[train])):
         members = section[train] == name
         places = _clustered(features[members], count, config.exposure.clusters_method)
         found[train[members]] = [f"cluster-{place}" for place in places]
     column = table.column_names.index("attributes")
-    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())))
+    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())), clustered=True)
 
 
 def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
@@ -56,21 +61,25 @@ def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
     rows = [
         (row["clip"], row["machine"], row["section"], row["attributes"])
         for clips in machines
+        if clips.clustered
         for row in clips.table.to_pylist()
-        if row["attributes"].startswith("cluster-")
+        if row["attributes"]
     ]
     if rows:
         write_csv(folder / FILE, [("clip", "machine", "section", "cluster"), *rows])
 
 
-def _features(clips: MachineClips, chosen: Indices, config: Config, compute: Compute) -> NDArray[np.float32]:
+def _features(
+    clips: MachineClips, chosen: Indices, config: Config, compute: Compute, report: Report
+) -> NDArray[np.float32]:
     """Return the mean features of each clip's windows, (n, dim)."""
     network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
     config = replace(config, network=network)
     encoder = compute.place(Control(config)).eval()
-    scale, windows = clips.scale(encoder.extractor.scaling), config.embedding.num_windows
+    scale, windows = clips.scale(encoder.extractor.scaling), _WINDOWS
     means = []
     for clip in chosen:
+        report(Progress(0, 0))
         starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, windows)
         samples = np.empty((windows, config.window_length), np.int16)
         gather(clips, np.full(windows, clip), starts, config.window_length, samples)

@@ -34,7 +34,7 @@ from rayasd.exposure.network import Network, kept_path, kept_weights, save_netwo
 from rayasd.exposure.objectives import Evaluated, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
-from rayasd.files import replacing
+from rayasd.files import digest, replacing
 from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
@@ -70,7 +70,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
     num_steps = steps_per_epoch(machines, config)
     num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
-    training = Training.begin(ranks, spec, machines, num_epochs * num_steps)
+    training = Training.begin(ranks, spec, machines, num_epochs * num_steps, report)
     history = training.resume(spec)
     if ranks.first:
         write_clusters(spec.output, training.loader.machines)
@@ -84,7 +84,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         training.network.train()
         parts = ("loss", *training.network.objective.parts)
         sums = torch.zeros(len(parts), device=training.compute.device)
-        for batch in training.network.objective.batches(machines, config, seed, epoch):
+        for batch in training.network.objective.batches(training.loader.machines, config, seed, epoch):
             learning_rate = training.learning_rate
             progress = (epoch * num_steps + batch.step) / (num_epochs * num_steps)
             losses = training.step(batch, (seed, machine, epoch), progress)
@@ -138,7 +138,9 @@ class Training:
     loader: BatchLoader
 
     @classmethod
-    def begin(cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int) -> "Training":
+    def begin(
+        cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int, report: Report = silent
+    ) -> "Training":
         """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
         Raises:
@@ -148,7 +150,7 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.arithmetic)
-        machines = [with_pseudo_attributes(clips, config, compute) for clips in machines]
+        machines = [with_pseudo_attributes(clips, config, compute, report) for clips in machines]
         classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))
@@ -158,6 +160,8 @@ class Training:
                 raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
             getattr(network.extractor.encoder, "compilable", network.extractor.encoder).compile()
         learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if not learned:
+            raise UserError("neither encoder nor neck nor objective has parameters: set network.train = frozen")
         optimizer = torch.optim.AdamW(learned, lr=exposure.learning_rate, weight_decay=exposure.weight_decay)
         num_steps = max(1, num_steps)
         schedule: torch.optim.lr_scheduler.LRScheduler
@@ -234,10 +238,16 @@ class Training:
                 embedding = self.network.extractor(waveforms)
             yield embedding, self.network.objective.targets(*self.loader.classes_of(batch))
 
+    @property
+    def _classes(self) -> str:
+        """Digest of the classes and of each clip's."""
+        return digest([self.network.objective.classes, [of_clips.tolist() for of_clips in self.loader.classes]])
+
     def save(self, spec: UnitSpec, history: History) -> None:
         """Write state.pt, from which ``resume`` goes on."""
         state = {
             "identity": spec.identity,
+            "classes": self._classes,
             "model": self.network.saved_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -261,6 +271,8 @@ class Training:
         except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
             return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
         if state["identity"] != spec.identity:  # of a configuration or data that have changed since
+            return []
+        if state.get("classes") != self._classes:  # of a host on which clips were clustered into others
             return []
         self.network.load_saved_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -23,14 +23,15 @@ from rayasd.nested import split_list
 from rayasd.registry import error_line, find, parse_call
 
 FAMILIES = {
-    "knn": "rayasd.inlier.estimators.MeanNeighbourDistance",
-    "lof": "rayasd.inlier.estimators.OutlierFactor",
+    "knn": "rayasd.inlier.nearest.MeanNeighbourDistance",
+    "lof": "rayasd.inlier.nearest.OutlierFactor",
     "gmm": "rayasd.inlier.estimators.Mixture",
     "ocsvm": "sklearn.svm.OneClassSVM",
-    "kde": "rayasd.inlier.estimators.KernelDensity",
-    "banks": "rayasd.inlier.estimators.DomainBanks",
-    "ldn": "rayasd.inlier.estimators.LocalDensityDistance",
-    "kmeans": "rayasd.inlier.estimators.CentroidDistance",
+    "kde": "rayasd.inlier.nearest.KernelDensity",
+    "ldn": "rayasd.inlier.nearest.LocalDensityDistance",
+    "varmin": "rayasd.inlier.nearest.VarianceMinimised",
+    "domain-nn": "rayasd.inlier.nearest.DomainDistance",
+    "kmeans": "rayasd.inlier.nearest.CentroidDistance",
     "median": "rayasd.inlier.estimators.MedianDistance",
     "pca": "rayasd.inlier.estimators.PrincipalResidual",
     "mahalanobis": "rayasd.inlier.estimators.Mahalanobis",
@@ -45,8 +46,8 @@ _GRID: dict[str, Callable[[int, InlierConfig], dict[str, Any]]] = {
     "gmm": lambda h, config: {"n_components": h, "covariance_type": config.gmm_covariance},
     "ocsvm": lambda h, config: {"nu": 1 / (2 * h)},
     "kde": lambda h, config: {"bandwidth": float(h)},
-    "banks": lambda h, config: {"n_neighbors": h},
     "ldn": lambda h, config: {"n_neighbors": h},
+    "varmin": lambda h, config: {"n_neighbors": h},
     "kmeans": lambda h, config: {"n_clusters": h},
     "pca": lambda h, config: {"n_components": h},
 }

@@ -8,6 +8,7 @@ import numpy as np
 
 from rayasd.arrays import Scores
 from rayasd.errors import UserError
+from rayasd.inlier.clip_pooling import find_clip_pooling, is_clip_level
 from rayasd.registry import find
 
 Pooling = Callable[[Scores], Scores]
@@ -68,7 +69,7 @@ def pool(name: str, windows: Scores) -> Scores:
 
 
 def check_poolings(names: Sequence[str]) -> None:
-    """Make sure that every pooling is known.
+    """Make sure that every pooling is known, of window scores or of clips' features.
 
     Raises:
         UserError: one is not, or is named twice, or there is none.
@@ -77,4 +78,4 @@ def check_poolings(names: Sequence[str]) -> None:
     if not names or len(set(names)) < len(names):
         raise UserError(f"inlier.poolings = {', '.join(names) or 'none'}: name at least one, each once")
     for name in names:
-        find_pooling(name)
+        find_clip_pooling(name) if is_clip_level(name) else find_pooling(name)

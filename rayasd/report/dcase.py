@@ -67,6 +67,7 @@ def write_submission(
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
+    members = _members(entry, report.sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
     num_files = 0
     for machine, key in systems:
         scores = files[entry, machine, chosen].systems[key]
@@ -80,7 +81,6 @@ def write_submission(
                 "clips that all its members have scored (inlier.fit_on=train)"
             )
         num_files += write_results(folder, evaluation.year, machine, key.section, scores, limit)
-    members = _members(entry, report.sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
         label=label,
@@ -112,10 +112,12 @@ def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequen
         chosen = {(member.variant, member.checkpoint) for member in greedy}
         seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
         return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
-    count = len({u.seed for u in units if u.variant == variant}) if "seeds" in ensemble else 1
-    if "checkpoints" in ensemble:
-        count *= config.variant(variant).exposure.num_checkpoints
-    return {variant: count}
+    counts = {}
+    for name in variant.split("&"):
+        counts[name] = len({u.seed for u in units if u.variant == name}) if "seeds" in ensemble else 1
+        if "checkpoints" in ensemble:
+            counts[name] *= config.variant(name).exposure.num_checkpoints
+    return counts
 
 
 def _parameters(members: dict[str, int], config: Config) -> int:

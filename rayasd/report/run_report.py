@@ -119,8 +119,12 @@ class RunReport:
             raise UserError(f"nothing to report: no unit of {root} has been scored yet")
         results = compute_results(scored, self.catalog.table, self.evaluation, planned, self.store.paths.ensemble)
         resolved = {variant: self.store.config().variant(variant) for variant in planned}
-        controls = (v for v, c in resolved.items() if not (c.network.is_trained and c.exposure.epochs))
-        return replace(results, leaderboard=replace(results.leaderboard, controls=tuple(controls)))
+        controls = tuple(v for v, c in resolved.items() if not (c.network.is_trained and c.exposure.epochs))
+        of_target = (pc.field("split") == "train") & (pc.field("domain") == "target")
+        has_target = self.catalog.table.filter(of_target).num_rows > 0
+        source_only = tuple(v for v, c in resolved.items() if has_target and c.inlier.fit_on != "train")
+        board = replace(results.leaderboard, controls=controls, source_only=source_only)
+        return replace(results, leaderboard=board)
 
     @cached_property
     def is_current(self) -> bool:

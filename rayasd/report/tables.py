@@ -121,6 +121,11 @@ def footnotes(
             f"Beaten by a control: {control.variant}, of which nothing is trained, has a higher mean AUC "
             f"({percent(control.auc)}) than {', '.join(entry.variant for entry in beaten)}."
         )
+    if leaderboard.source_only:
+        notes.append(
+            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)}: only "
+            'source-domain clips are held out (docs/method.md, Inlier models); inlier.fit_on = "train" shows them all.'
+        )
     if leaderboard.criterion == "auc" and leaderboard.chosen:
         notes.append("Chosen by the mean AUC, not by the official score.")
     notes.append(

@@ -1,6 +1,7 @@
 """Cells and leaderboard of a run: computed in memory, written as files."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,13 @@ def _expected(
     expected = {}
     for unit in everything:
         variant, _, ensemble = unit.variant.partition("+")
-        machines = planned.get(variant) or sorted({m for of_variant in planned.values() for m in of_variant})
+        of_variants = [planned[name] for name in variant.split("&") if name in planned] or [*planned.values()]
+        machines = sorted({machine for of_variant in of_variants for machine in of_variant})
+        if "&" in variant:  # each seed that all its variants are planned for
+            times = min(Counter(of_variant).most_common(1)[0][1] for of_variant in of_variants)
+            machines = sorted(set.intersection(*map(set, of_variants))) * times
+        elif variant in planned:
+            machines = list(planned[variant])
         once = ensemble and unit.seed is None
         expected[unit.variant] = sum(labelled.get(machine, 0) for machine in (set(machines) if once else machines))
     return expected

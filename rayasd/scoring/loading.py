@@ -17,8 +17,8 @@ from rayasd.evaluation.scores import Key, System, read_scores
 from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
 from rayasd.inlier.detectors import single_detector
-from rayasd.inlier.pooling import find_pooling
-from rayasd.inlier.scoring import fit_rows
+from rayasd.inlier.features import fit_rows
+from rayasd.inlier.pooling import check_poolings
 from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.scoring.model import MachineModel, Parts
@@ -63,7 +63,7 @@ def load(
         variant: of a run.
         seed: of a run.
         detector: of a run.
-        pooling: of a run; how window scores become a clip's.
+        pooling: of a run; how windows become a clip.
         device: auto, cpu, cuda or cuda:N.
         trust: run detectors, poolings and extractors that a packed file names by import path.
 
@@ -106,7 +106,7 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
     if choice.detector is not None:
         single_detector(choice.detector, spec.config.inlier)
     if choice.pooling is not None:
-        find_pooling(choice.pooling)
+        check_poolings([choice.pooling])
     for stage in stages_of(spec.config):
         if why := why_unusable(specs[spec.upstream(stage)]):
             raise UserError(why)

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from rayasd.arrays import Scores
 from rayasd.config import Config
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import BadClipError, at_level, read_samples
 from rayasd.errors import UserError
 from rayasd.evaluation.decisions import threshold
 from rayasd.evaluation.scores import System
@@ -23,10 +24,11 @@ from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows, window_starts
 from rayasd.exposure.network import Control, Network, restored
 from rayasd.host import usable_cpus
+from rayasd.inlier.clip_pooling import is_clip_level, level_of
 from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, single_detector
+from rayasd.inlier.features import features, features_of, own_products, samples
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
-from rayasd.inlier.scoring import features, features_of, own_products
 from rayasd.pretrained import unpacked
 
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
@@ -94,7 +96,7 @@ class ClipScore:
     percentile: float | None = None
     """Share of the section's normal training clips that score lower, in percent."""
     worst: float | None = None
-    """Start of the window that scores highest."""
+    """Start of the window that scores highest; None where a clip's windows are pooled before the detector."""
     reason: str | None = None
     """Why there is no score."""
 
@@ -117,28 +119,32 @@ class _SectionModel:
         inlier, self.system = parts.config.inlier, parts.systems[section]
         spec = single_detector(self.system.detector, inlier)
         self._sees = features_of(spec, inlier.features)
-        rows = (pc.field("section") == section) & (pc.field("checkpoint") == self.system.checkpoint)
-        bank = parts.bank.filter(rows)
-        self._metric = inlier.metric
-        X = features(bank, self._sees, self._metric)
-        self._neighbours = NeighbourSearch(X, most_neighbours([spec]))
+        rows = pc.field("checkpoint") == self.system.checkpoint
+        if inlier.per == "section":
+            rows &= pc.field("section") == section
+        self._metric, self._level = inlier.metric, level_of(self.system.pooling)
+        normal = samples(parts.bank.filter(rows), self._sees, self._metric, self._level)
+        self._neighbours = NeighbourSearch(normal.X, most_neighbours([spec]), normal.groups)
         self._detector = spec.build()
         with threadpool_limits(1):  # as units do: another number of threads adds up in another order
             fit_detector(
-                self._detector, X, domains=np.array(bank["domain"].to_pylist(), dtype=object),
-                neighbours=self._neighbours,
+                self._detector, normal.X, domains=normal.domains, neighbours=self._neighbours,
                 product=own_products(parts.products, section),
             )  # fmt: skip
         scores = parts.training.filter(pc.field("section") == section)["score"].drop_null().to_numpy()
         self.training = np.sort(scores[np.isfinite(scores)])
         self.threshold = threshold(self.training, parts.config.evaluation.threshold_percentile)
 
-    def window_scores(self, windows: pa.Table) -> NDArray[np.float64]:
-        """Score embedded windows, (n,)."""
+    def scores(self, windows: pa.Table, num_clips: int) -> tuple[Scores, Scores | None]:
+        """Score the embedded windows of clips: clips (n,), and windows (n, windows) unless the detector sees clips."""
         with threadpool_limits(1):
-            scores = anomaly_scores(self._detector, features(windows, self._sees, self._metric))
+            X = features(windows, self._sees, self._metric, self._level, len(windows) // num_clips)
+            scores = anomaly_scores(self._detector, X)
         self._neighbours.forget()
-        return scores
+        if is_clip_level(self.system.pooling):
+            return scores, None
+        of_windows = scores.reshape(num_clips, -1)
+        return pool(self.system.pooling, of_windows), of_windows
 
 
 class MachineModel:
@@ -188,10 +194,12 @@ class MachineModel:
         rate, windows = self.parts.config.data.sample_rate, self.parts.config.embedding.num_windows
         length = self.parts.config.window_length
         pieces: list[_Piece | ClipScore] = []
-        for start, end in _spans(len(samples), round(self.parts.clip_seconds * rate)):
+        spans = _spans(len(samples), round(self.parts.clip_seconds * rate))
+        for start, end in spans:
+            piece = samples if len(spans) == 1 else at_level(samples[start:end], self.parts.config.data)
             first = window_starts(end - start, length, windows)
-            place = start + (first[:, None] + np.arange(length)) % (end - start)
-            pieces.append(_Piece(clip, start, end, samples[place], start + first))
+            place = (first[:, None] + np.arange(length)) % (end - start)
+            pieces.append(_Piece(clip, start, end, piece[place], start + first))
         return pieces
 
     def _score(self, pieces: Sequence[_Piece], section: str | None) -> list[ClipScore]:
@@ -207,10 +215,10 @@ class MachineModel:
             table = self._embedded(pieces, model.system.checkpoint, tables)
             per_piece = len(pieces[0].windows)
             rows = (np.array(members)[:, None] * per_piece + np.arange(per_piece)).ravel()
-            windows = model.window_scores(table.take(rows)).reshape(len(members), per_piece)
-            pooled = pool(model.system.pooling, windows)
-            for number, score, of_windows in zip(members, pooled, windows, strict=True):
-                found[number] = self._said(pieces[number], name, not known, model, float(score), of_windows)
+            pooled, windows = model.scores(table.take(rows), len(members))
+            worst = [None] * len(members) if windows is None else windows.argmax(axis=1).tolist()
+            for number, score, window in zip(members, pooled, worst, strict=True):
+                found[number] = self._said(pieces[number], name, not known, model, float(score), window)
         return [found[number] for number in range(len(pieces))]
 
     def _said(
@@ -220,14 +228,15 @@ class MachineModel:
         nearest: bool,
         model: _SectionModel,
         score: float,
-        windows: NDArray[np.float64],
+        worst: int | None,
     ) -> ClipScore:
         rate, training = self.parts.config.data.sample_rate, model.training
         below = 100.0 * float(np.searchsorted(training, score)) / len(training) if len(training) else None
         return ClipScore(
             clip=piece.clip, start=piece.start / rate, end=piece.end / rate, section=section, by_product_head=nearest,
             score=score, anomalous=None if model.threshold is None else score > model.threshold,
-            threshold=model.threshold, percentile=below, worst=float(piece.starts[windows.argmax()]) / rate,
+            threshold=model.threshold, percentile=below,
+            worst=None if worst is None else float(piece.starts[worst]) / rate,
         )  # fmt: skip
 
     def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: dict[int, pa.Table]) -> list[str]:

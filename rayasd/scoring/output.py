@@ -83,7 +83,8 @@ def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
         table.add_row(
             Text(each.clip), *span, f"{each.section}{' (nearest)' if each.by_product_head else ''}",
             f"{each.score:.4g}", "" if each.threshold is None else f"{each.threshold:.4g}",
-            "" if each.percentile is None else f"{each.percentile:.0f} %", decision, f"{each.worst:.1f} s",
+            "" if each.percentile is None else f"{each.percentile:.0f} %", decision,
+            "" if each.worst is None else f"{each.worst:.1f} s",
         )  # fmt: skip
     used = {each.section for each in scores if each.section is not None}
     table.caption = f"{model.parts.machine}: {model.parts.systems_of(used)}. Higher scores are more anomalous."

@@ -18,6 +18,7 @@ from rayasd.evaluation.scores import System
 from rayasd.exposure.encoders import ENCODERS
 from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
+from rayasd.inlier.clip_pooling import is_clip_level
 from rayasd.inlier.detectors import FAMILIES
 from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
@@ -136,7 +137,8 @@ def _refuse_code(path: Path, parts: Parts) -> None:
         family, _, grid = system.detector.partition("-")
         if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", system.detector)[0] not in FAMILIES:
             named.append(system.detector)
-        if system.pooling not in POOLINGS and not re.fullmatch(r"gwrp-[\d.]+", system.pooling):
+        own = system.pooling in POOLINGS or is_clip_level(system.pooling)
+        if not own and not re.fullmatch(r"gwrp-[\d.]+", system.pooling):
             named.append(system.pooling)
     if named:
         raise UserError(f"{path} names code to run: {named[0]}; --trust accepts it, if you know who made the file")
@@ -146,6 +148,8 @@ def _foreign_encoders(text: str) -> list[str]:
     """List the encoders in a setting, those within branches too, that are named by import path."""
     name, parameters = parse_call("network.encoder", text)
     within = parameters.get("encoders", ())
+    if not isinstance(within, list | tuple):
+        return [text]
     found = [other for each in within for other in _foreign_encoders(str(each))]
     return found if name in ENCODERS else [text, *found]
 

@@ -16,13 +16,13 @@ from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labe
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.report.run_report import RunReport
-from rayasd.stages import STAGES
+from rayasd.stages import ALL_MACHINES, STAGES
 from rayasd.study.choices import cache_folder, choose, data_source, parse_seeds
 from rayasd.study.driving import check_execution, complete
 from rayasd.study.execution import Execution, ExecutorName
 from rayasd.study.watcher import Watcher
 from rayasd.sweep.checks import check_data, check_extractors, check_space, check_variants, check_what_is_left
-from rayasd.sweep.plan import Plan
+from rayasd.sweep.plan import Plan, check_asked
 from rayasd.sweep.states import Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
@@ -201,7 +201,9 @@ class Study:
         units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
         part = choose("machine", machines if only is None else only, machines)
-        is_whole = only is None or (self._is_opened and set(part) == set(machines))
+        is_whole = only is None or (self._is_opened and set(part) >= set(machines) - {ALL_MACHINES})
+        if self._is_opened:
+            check_asked(units, stages, part)
         store = self.store if is_whole else RunStore(self.store.paths.root, part)
         with store.held():
             if not self._is_opened:

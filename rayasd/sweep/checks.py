@@ -52,10 +52,12 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
         raise UserError(f"a machine type cannot be called {ALL_MACHINES}: rayasd uses the word for all of them")
     if any("train" in stages_of(config) and config.exposure.scope == "machine" for config in configs.values()):
         check_outlier_exposure(catalog, machines)
-    for machine in machines:
+    for machine in catalog.machines:
         clips = catalog.of(machine)
         for config in configs.values():
-            set_aside(clips, machine, config.exposure)
+            shared = config.exposure.scope == "all" and "train" in stages_of(config)
+            if machine in machines or (shared and machine in catalog.trained):
+                set_aside(clips, machine, config.exposure)
 
 
 def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
@@ -83,10 +85,7 @@ def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
         UserError: an encoder or an objective that cannot be made.
 
     """
-    alike = {
-        variant: repr((config.data, config.front_end, config.network, config.exposure))
-        for variant, config in configs.items()
-    }
+    alike = {v: repr((c.data, c.front_end, c.network, c.exposure)) for v, c in configs.items()}
     different = {alike[variant]: config for variant, config in configs.items()}
     # in a process of its own: timm brings torch, whose memory the driver would hold for the whole sweep
     with suppress(BrokenProcessPool), worker_pool(1) as pool:  # it was killed, for memory perhaps: the units will tell

@@ -1,12 +1,12 @@
 """How fast finished units were, and how long a plan takes at least."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from rayasd.files import read_record
 from rayasd.stages import STAGES, NumClips, StageName
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.markers import is_done
+from rayasd.sweep.plan import prerequisite
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit, UnitSpec
 
@@ -35,20 +35,18 @@ def least_seconds(
     """Return how long a plan takes at least, by what bounds it; the largest of these is near the truth.
 
     Args:
-        specs: units of the plan.
+        specs: units of the plan, each after the one it builds on.
         clips: of the data.
         speeds: work per second, by stage.
         usable: what units can use of all nodes together.
         request: what a unit gets.
 
     """
-    held, chains = Resources(0), Counter[tuple[str, str, int]]()
+    held, ends = Resources(0), dict[Unit, float]()
     for unit, spec in specs.items():
-        seconds, asked = (
-            spec.work(clips) / speeds[unit.stage],
-            request.of(unit.stage),
-        )
+        seconds, asked = spec.work(clips) / speeds[unit.stage], request.of(unit.stage)
         held = held.plus(Resources(asked.cpus * seconds, asked.gpus * seconds))
-        chains[unit.variant, unit.machine, unit.seed] += seconds  # type: ignore[assignment]
-    bounds = {"CPUs": held.cpus / usable.cpus, "the longest training and what follows it": max(chains.values())}
+        needed = prerequisite(unit, spec.config)
+        ends[unit] = seconds + (0.0 if needed is None else ends[needed])
+    bounds = {"CPUs": held.cpus / usable.cpus, "the longest training and what follows it": max(ends.values())}
     return bounds | ({"GPUs": held.gpus / usable.gpus} if held.gpus else {})

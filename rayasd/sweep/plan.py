@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayasd.config import Config
+from rayasd.errors import UserError
 from rayasd.stages import ALL_MACHINES, machine_of, stages_of
 from rayasd.unit import Unit
 
@@ -44,3 +45,16 @@ def prerequisite(unit: Unit, config: Config) -> Unit | None:
     stages = stages_of(config)
     place = stages.index(unit.stage)
     return unit.upstream(stages[place - 1], config) if place else None
+
+
+def check_asked(units: Sequence[Unit], stages: Sequence[str], machines: Sequence[str]) -> None:
+    """Make sure that some unit of a run does one of these stages for one of these machines, or that none does at all.
+
+    Raises:
+        UserError: only other machines have such units; says which.
+
+    """
+    of_stages = {unit.machine for unit in units if unit.stage in stages}
+    if of_stages and of_stages.isdisjoint(machines):
+        what, others = " or ".join(stages), ",".join(sorted(of_stages))
+        raise UserError(f"this run has nothing to {what} for {', '.join(machines)} alone: give --machines {others}")

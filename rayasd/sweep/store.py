@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,8 @@ class RunStore:
             if self.part is not None:
                 return  # other drivers read what is there
             plans = list(dict.fromkeys([*self.plans(), plan]))
-            config = replace(config, variants={**before.variants, **config.variants})
+            old = {name: table for name, table in before.variants.items() if name not in config.variants}
+            config = from_dict({**config.as_dict(), "variants": {**old, **config.variants}})
         invocation = describe_invocation(command)
         manifest |= {
             "data": dict(data),

@@ -1,4 +1,4 @@
-"""An objective for sweeps that are to be stopped: slow where that is asked for, with the same results in any case."""
+"""Objectives for sweeps that are to be stopped: slow where that is asked for, with the same results in any case."""
 
 import os
 import time
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from rayasd.exposure.objectives.margins import SubClusterAdaCos
 from rayasd.exposure.objectives.two_bce import TwoBCE
 
 PAUSE = "SLOW_LOSS_SECONDS"
@@ -17,3 +18,11 @@ class Slow(TwoBCE):
     def losses(self, embedding: Tensor, targets: Tensor, *, mixed: bool) -> Mapping[str, Tensor]:
         time.sleep(float(os.environ.get(PAUSE, "0")))
         return super().losses(embedding, targets, mixed=mixed)
+
+
+class SlowCentres(SubClusterAdaCos):
+    """The same of an objective for a network of all machine types."""
+
+    def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
+        time.sleep(float(os.environ.get(PAUSE, "0")))
+        return super().forward(embedding, targets)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from rayasd.cli import status
 from rayasd.cli.main import cli
 from rayasd.files import write_json
+from rayasd.stages import ALL_MACHINES
 from rayasd.sweep.store import RunStore
 from tests.cli import slow
 from tests.cli.test_sweep import models, wait_until
@@ -25,6 +26,9 @@ EPOCHS = 60
 LONG = ("--machines", "fan", "--set", f"exposure.epochs={EPOCHS}", "--set", "exposure.checkpoint_every=100000",
         "--set", "exposure.objective=tests.cli.slow.Slow")  # fmt: skip
 """Long enough to be stopped, if asked to be slow; the only checkpoint is the one that the stop makes."""
+ONE_FOR_ALL = ("--set", "exposure.objective=tests.cli.slow.SlowCentres(subclusters=2)", "--set", "exposure.scope=all",
+               "--set", "exposure.schedule=constant", "--set", "exposure.mixup_schedule=half")  # fmt: skip
+"""The same of one network for all machine types."""
 
 
 def begin(run: Path, tree: Path, cache: Path, *more: object) -> subprocess.Popen[str]:
@@ -35,7 +39,7 @@ def begin(run: Path, tree: Path, cache: Path, *more: object) -> subprocess.Popen
     )  # fmt: skip
 
     def trains() -> bool:
-        (progress,) = list(run.glob("models/both/fan/seed=0/progress.json")) or [None]
+        (progress,) = list(run.glob("models/both/*/seed=0/progress.json")) or [None]
         return progress is not None and json.loads(progress.read_text())["done"] > 2
 
     wait_until(trains, driver)
@@ -43,15 +47,18 @@ def begin(run: Path, tree: Path, cache: Path, *more: object) -> subprocess.Popen
 
 
 @pytest.mark.slow
-def test_a_run_is_seen_and_stopped_from_elsewhere_and_goes_on(tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd):
+@pytest.mark.parametrize(("network", "scope"), [("fan", ()), (ALL_MACHINES, ONE_FOR_ALL)], ids=["machine", "all"])
+def test_a_run_is_seen_and_stopped_from_elsewhere_and_goes_on(
+    tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd, network: str, scope: tuple[str, ...]
+):
     run = tmp_path / "run"
-    with begin(run, tree, cache) as driver:
+    with begin(run, tree, cache, *scope) as driver:
         shown = rayasd("status", run)
         assert f"driven by process {driver.pid} on" in shown.stdout
         assert "2 waiting, 1 running" in shown.stdout
         state = json.loads(rayasd("status", run, "--format", "json").stdout)
         assert state["states"] == {"done": 0, "waiting": 2, "running": 1, "failed": 0, "blocked": 0}
-        assert [unit["unit"] for unit in state["running"]] == ["train fan both seed 0"]
+        assert [unit["unit"] for unit in state["running"]] == [f"train {network} both seed 0"]
         assert state["running"][0]["total"] == EPOCHS
         assert state["running"][0]["host"] == os.uname().nodename
         stopped = rayasd("stop", run, "--wait", 240)
@@ -65,11 +72,11 @@ def test_a_run_is_seen_and_stopped_from_elsewhere_and_goes_on(tree: Path, cache:
     assert "3 waiting" in shown.stdout
     nobody = rayasd("stop", run)
     assert (nobody.returncode, nobody.stderr) == (2, f"error: nobody works on {run}\n")
-    assert (run / "models/both/fan/seed=0/state.pt").exists()
-    done = rayasd(*small_sweep(tree, run, *LONG))
+    assert (run / f"models/both/{network}/seed=0/state.pt").exists()
+    done = rayasd(*small_sweep(tree, run, *LONG, *scope))
     assert done.returncode == 0, done.stdout + done.stderr
     undisturbed = tmp_path / "undisturbed"
-    assert rayasd(*small_sweep(tree, undisturbed, *LONG)).returncode == 0
+    assert rayasd(*small_sweep(tree, undisturbed, *LONG, *scope)).returncode == 0
     assert models(run) == models(undisturbed)
     watched = rayasd("status", run, "--watch")  # ends, since nobody works on it
     assert "3 done" in watched.stdout

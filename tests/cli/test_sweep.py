@@ -24,6 +24,11 @@ def models(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("model.safetensors"))}
 
 
+def scores(run: Path) -> dict[str, bytes]:
+    files = [*run.glob("scores/*/*/*/part-0.parquet"), run / "leaderboard.csv"]
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(files)}
+
+
 @pytest.fixture(scope="module")
 def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy of the finished run to which the tests of this file may write."""
@@ -208,7 +213,7 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path
     planned = rayasd(*small_sweep(tree, run, "--variants", "both,untrained", "--seeds", "0-2", "--dry-run"))
     assert planned.returncode == 0
     assert (
-        "3 machines (fan, pump, valve) x 2 variants (both, untrained) x 3 seeds (0, 1, 2) = 54 units" in planned.stdout
+        "3 machines (fan, pump, valve) x 2 variants (both, untrained) x 3 seeds (0, 1, 2): 54 units" in planned.stdout
     )
     assert "train fan both seed 0" in planned.stdout
     assert not run.exists()

@@ -134,7 +134,7 @@ def test_a_machine_without_sound_and_one_with_an_odd_name_give_numbers(root: Pat
     shutil.copytree(root / "fan", root / odd)
     for clip in (root / odd).rglob("*.wav"):
         clip.write_bytes(clip.read_bytes()[:-2] + b"\x07\x00")
-    detectors = "knn,gmm,lof,kde,mahalanobis,kmeans,pca,ocsvm,ldn,banks"
+    detectors = "knn,gmm,lof,kde,mahalanobis,kmeans,pca,ocsvm,ldn,varmin,domain-nn"
     swept = rayasd(*small_sweep(root, tmp_path / "run", "--variants", "both,statistics"), "--detectors", detectors)
     assert "Traceback" not in swept.stderr
     assert f"note     {mute}: all training clips are silent or constant: nothing can be learned" in swept.stdout

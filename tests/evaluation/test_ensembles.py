@@ -212,13 +212,19 @@ def test_variants_are_fused_detector_by_detector_at_their_last_checkpoints(tmp_p
     assert [(entry.variant, entry.seed) for entry in entries] == [("both&shared", 0), ("both&shared", 1)]
     (over_seeds,) = fuse_ensembles(units, {}, rules("both&shared+seeds"), run.ensemble)
     assert (over_seeds.variant, over_seeds.seed) == ("both&shared+seeds", None)
-    of_units = [unit.systems for unit in units if unit.variant != "other"]
+
+    def z(scores: np.ndarray, training: np.ndarray) -> np.ndarray:
+        return (scores - training.mean()) / training.std()
+
     for key, scores in over_seeds.systems.items():
-        members = [
-            next(s for k, s in of.items() if (k.section, k.detector) == (key.section, key.detector)) for of in of_units
-        ]
-        z = [(member.scores - member.training.mean()) / member.training.std() for member in members]
-        np.testing.assert_allclose(scores.scores, np.mean(z, axis=0))
+        of_variants = []
+        for variant in ("both", "shared"):
+            of_seeds = [unit.systems for unit in units if unit.variant == variant]
+            members = [next(s for k, s in of.items() if (k.section, k.detector) == key[0:3:2]) for of in of_seeds]
+            order = [np.argsort(member.training_clips) for member in members]
+            training = np.mean([z(m.training[o], m.training) for m, o in zip(members, order, strict=True)], axis=0)
+            of_variants.append(z(np.mean([z(m.scores, m.training) for m in members], axis=0), training))
+        np.testing.assert_allclose(scores.scores, np.mean(of_variants, axis=0))
     assert fuse_ensembles(units[:2], {}, rules("both&shared"), run.ensemble) == []
 
 
@@ -227,3 +233,28 @@ def test_an_ensemble_of_a_variant_that_is_not_there_is_refused():
         from_dict({"evaluation": {"ensembles": ["both&shared"]}, "variants": {"both": {}}})
     with pytest.raises(UserError, match="nor variants joined by &"):
         from_dict({"evaluation": {"ensembles": ["both&both"]}, "variants": {"both": {}}})
+
+
+def test_variants_are_fused_only_where_all_have_tested_the_same_clips(tmp_path: Path, run: RunDirectory):
+    a, b = (scores_file(tmp_path / f"{n}.parquet", {"a": {"00": 1.0, "03": 1.0}}, seed=n) for n in range(2))
+    other = scores_file(tmp_path / "other.parquet", {"b": {"00": 1.0, "03": 1.0}})
+    table = pq.read_table(b)
+    fewer = table.filter(pc.invert(pc.and_(pc.equal(table["split"], "test"), pc.ends_with(table["clip"], "/7"))))
+    pq.write_table(fewer, tmp_path / "fewer.parquet")
+    for path, systems in ((b, 2), (tmp_path / "fewer.parquet", 0), (other, 0)):
+        units = [Scored("x", "fan", 0, a), Scored("y", "fan", 0, path)]
+        entries = fuse_ensembles(units, {}, rules("x&y"), run.ensemble)
+        assert sum(len(entry.systems) for entry in entries) == systems
+
+
+def test_an_ensemble_of_variants_is_complete_with_a_cell_for_each_seed(tmp_path: Path, run: RunDirectory):
+    units = [
+        Scored(variant, "fan", seed, scores_file(tmp_path / f"{variant}{seed}.parquet", QUALITY, seed=seed + 5 * n))
+        for n, variant in enumerate(("x", "y")) for seed in (0, 1)
+    ]  # fmt: skip
+    planned = {variant: ["fan", "fan"] for variant in ("x", "y")}
+    results = compute_results(units, catalog(), rules("x&y", "x&y+seeds"), planned, run.ensemble)
+    counts = {s.variant: (s.cells_ok, s.cells_expected) for s in results.leaderboard.ranked}
+    assert counts["x&y"] == counts["x"]
+    assert counts["x&y+seeds"] == tuple(count // 2 for count in counts["x"])
+    assert all(standing.complete for standing in results.leaderboard.ranked)

@@ -323,3 +323,12 @@ def test_a_control_that_beats_what_was_trained_is_named(tmp_path: Path):
     assert "statistics, of which nothing is trained, has a higher mean AUC" in note
     assert note.endswith("than both.")
     assert replace(board, controls=("both",)).beaten_by_control is None
+
+
+def test_variants_whose_detectors_see_no_target_domain_clip_are_named(tmp_path: Path):
+    board = board_of([Scored("both", "fan", 0, scores_file(tmp_path / "x.parquet", GOOD_ON_DEV))], {"both": 4})
+    assert not any("target-domain clip" in note for note in footnotes(board, synthetic=False))
+    (note,) = (
+        n for n in footnotes(replace(board, source_only=("both",)), synthetic=False) if "target-domain clip" in n
+    )
+    assert note.startswith("No target-domain clip is shown to the detectors of both: only source-domain clips")

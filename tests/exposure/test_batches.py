@@ -217,3 +217,14 @@ def test_one_machine_alone_is_refused(catalog: Catalog, spec_of: SpecOf):
     alone = replace(catalog, table=catalog.table.filter(pc.field("machine") == "fan"))
     with pytest.raises(UserError, match="needs a second machine type"):
         load_training_machines(alone, spec_of())
+
+
+@pytest.mark.parametrize(("count", "batch_size", "steps"), [(5, 2, 2), (2, 2, 1), (1, 8, 1), (48, 10, 5), (9, 8, 2)])
+def test_no_batch_of_all_machines_is_of_one_clip_where_there_are_more(count: int, batch_size: int, steps: int):
+    class Clips:
+        training = np.arange(count)
+
+    config = with_exposure(Config(), scope="all", objective="adacos", batch_size=batch_size)
+    batches = list(shuffled_batches([Clips()], config, 0, 0))  # type: ignore[list-item]
+    assert len(batches) == steps
+    assert min(batch.num_clips for batch in batches) >= min(2, count)

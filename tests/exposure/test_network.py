@@ -174,3 +174,30 @@ def test_device_and_precision_are_chosen_with_a_reason(monkeypatch: pytest.Monke
         choose_compute("cuda", "auto")
     with pytest.raises(UserError, match="choose auto, cpu, cuda"):
         choose_compute("gpu", "auto")
+
+
+def test_weights_of_a_frozen_encoder_are_the_same_wherever_it_is_made(small_config: Config):
+    config = with_network(small_config, train="frozen")
+    waveforms, before = torch.randn(3, 8000), torch.random.get_rng_state()
+    first, second = (Control(config).eval()(waveforms)["embedding"] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert config.network.arithmetic == "float32"
+
+
+@pytest.mark.parametrize(
+    ("exposure", "reason"),
+    [
+        ({"objective": "sub-cluster-adacos(subclusters=0)"}, "subclusters = 0: give at least 1"),
+        ({"objective": "adaproj(subspace=0)"}, "subspace = 0: give at least 1"),
+        ({"objective": "arcface(margin='x')"}, "exposure.objective arcface"),
+        ({"clusters": 2, "clusters_by": "statstics"}, "did you mean 'statistics'"),
+    ],
+)
+def test_what_cannot_be_trained_is_found_before_the_first_step(
+    small_config: Config, exposure: dict[str, object], reason: str
+):
+    config = replace(small_config, exposure=replace(small_config.exposure, **exposure))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=reason) as error:
+        num_parameters(config)
+    assert "\n" not in str(error.value)

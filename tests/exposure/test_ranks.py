@@ -28,8 +28,9 @@ from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.exposure.training import train
 from rayasd.randomness import generator
+from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
-from tests.conftest import SpecOf
+from tests.conftest import SHARED, SpecOf
 from tests.exposure import forked
 from tests.exposure.test_training import history, weights, with_exposure
 
@@ -96,9 +97,12 @@ def train_and_keep(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
 
 @pytest.mark.usefixtures("forked_ranks")
 @pytest.mark.slow
-def test_a_training_on_ranks_learns_and_goes_on_to_the_same_bits(spec_of: SpecOf, small_config: Config):
-    config = with_exposure(small_config, epochs=5, checkpoint_every=10)
-    spec, reports = spec_of(config=config, num_ranks=3), list[Progress]()
+@pytest.mark.parametrize(("machine", "scope"), [("fan", {}), (ALL_MACHINES, SHARED)], ids=["machine", "all"])
+def test_a_training_on_ranks_learns_and_goes_on_to_the_same_bits(
+    spec_of: SpecOf, small_config: Config, machine: str, scope: dict[str, str]
+):
+    config = with_exposure(small_config, epochs=5, checkpoint_every=10, **scope)
+    spec, reports = spec_of(machine=machine, config=config, num_ranks=3), list[Progress]()
     on_ranks(train_and_keep, spec, reports.append)
     expected, curve = weights(spec), [row["loss"] for row in history(spec)]
     assert curve[-1] < curve[0]
@@ -133,12 +137,12 @@ def test_ranks_load_the_clips_crops_and_mixtures_of_one_process(
     catalog: Catalog, spec_of: SpecOf, small_config: Config
 ):
     machines = load_training_machines(catalog, spec_of())
-    for schedule in ("never", "always"):
+    for schedule in ("never", "half", "always"):
         spec = spec_of(config=with_exposure(small_config, mixup_schedule=schedule))
         alone = training.Training.begin(Ranks(), spec, machines, 1)
         for batch in balanced_batches(machines, small_config, seed=0, epoch=0):
             whole, targets, mixed = alone._load(batch, 0.5, generator(1))
-            assert mixed == (schedule == "always")
+            assert mixed == (schedule != "never")
             assert not mixed or len(set(targets[:, 0].tolist())) > 2
             for rank in range(3):
                 own, of_all, _ = replace(alone, ranks=Ranks(rank, 3))._load(batch, 0.5, generator(1))

@@ -1,10 +1,12 @@
 """One network for all machine types: trained once, embedded and scored by machine, resumed to the same bits."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,13 +22,12 @@ from rayasd.scoring import load
 from rayasd.scoring.loading import Choice, parts_of_run
 from rayasd.scoring.packing import write_pack
 from rayasd.stages import ALL_MACHINES, NumClips
+from rayasd.sweep.checks import check_data
 from rayasd.sweep.plan import Plan, prerequisite
+from rayasd.sweep.store import RunStore
 from rayasd.unit import Progress, Stopped, Unit
 from tests.command import Rayasd
-from tests.conftest import SpecOf, run_locally, small_sweep, write_clip
-
-OBJECTIVE = "sub-cluster-adacos(subclusters=2)"
-SHARED = {"objective": OBJECTIVE, "scope": "all", "schedule": "constant", "mixup_schedule": "half"}
+from tests.conftest import SHARED, SpecOf, run_locally, small_sweep, write_clip
 
 
 def shared(config: Config, **exposure: object) -> Config:
@@ -122,6 +123,15 @@ def test_one_class_is_refused_in_one_line(spec_of: SpecOf, small_config: Config)
         train(spec)
 
 
+def test_anomalies_of_machines_that_are_only_trained_on_are_checked(catalog: Catalog, small_config: Config):
+    known = (pc.field("machine") != "pump") | pc.is_null(pc.field("label")) | (pc.field("label") == 0)
+    few = replace(catalog, table=catalog.table.filter(known))
+    config = shared(small_config, contamination=1)
+    with pytest.raises(UserError, match="^pump: exposure asks for 1 anomalies a section"):
+        check_data(few, ["fan"], {"one": config})
+    check_data(few, ["fan"], {"both": shared(small_config, contamination=1, scope="machine")})
+
+
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("preset") / "own.toml"
@@ -188,6 +198,49 @@ def test_parts_of_a_run_share_out_the_network_and_the_machines(
     whole = swept / "scores/variant=one/machine=fan/seed=0/part-0.parquet"
     part = run / "scores/variant=one/machine=fan/seed=0/part-0.parquet"
     assert pq.read_table(part).equals(pq.read_table(whole))
+
+
+@pytest.mark.slow
+def test_a_damaged_shared_network_is_trained_and_applied_again(
+    swept: Path, preset: Path, tree: Path, rayasd: Rayasd, tmp_path: Path
+):
+    run = Path(shutil.copytree(swept, tmp_path / "run"))
+    weights = run / f"models/one/{ALL_MACHINES}/seed=0/model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    before = len(RunStore(run).events())
+    done = rayasd(*small_sweep(tree, run, "--preset", preset, "--variants", "both,one", "--verify",
+                               "--set", "evaluation.ensembles=both&one"))  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    events = RunStore(run).events()[before:]
+    assert sorted(event["unit"] for event in events if event["event"] == "unit started") == [
+        *(f"{stage} {machine} one seed 0" for stage in ("detect", "embed") for machine in ("fan", "pump", "valve")),
+        f"train {ALL_MACHINES} one seed 0",
+    ]
+    assert weights.read_bytes() == intact
+
+
+@pytest.mark.slow
+def test_a_shared_network_that_failed_is_named_once_and_tried_again(
+    preset: Path, tree: Path, rayasd: Rayasd, tmp_path: Path
+):
+    words = small_sweep(tree, tmp_path / "run", "--preset", preset, "--variants", "one",
+                        "--set", "exposure.learning_rate=1e30")  # fmt: skip
+    for more, tries in (((), 1), ((), 0), (("--retry-failed",), 1)):
+        done = rayasd(*words, *more)
+        assert done.returncode == 1
+        assert "1 unit failed, 6 not done because of others" in done.stdout
+        assert done.stdout.count("lower exposure.learning_rate") == 1 + tries  # when it fails, and at the end
+
+
+@pytest.mark.slow
+def test_a_stage_without_units_of_the_machines_asked_for_is_refused(swept: Path, rayasd: Rayasd):
+    assert rayasd("train", swept, "--machines", f"fan,{ALL_MACHINES}", "--executor", "local").returncode == 0
+    done = rayasd("embed", swept, "--machines", ALL_MACHINES, "--executor", "local")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: this run has nothing to embed for {ALL_MACHINES} alone: give --machines fan,pump,valve\n"
+    )
 
 
 def test_a_machine_cannot_have_the_name_of_them_all(tmp_path: Path, rayasd: Rayasd):

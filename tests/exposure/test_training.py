@@ -198,7 +198,7 @@ def test_windows_are_even_and_the_last_is_flush():
     assert window_starts(160000, 32000, 10)[-1] == 128000
     assert window_starts(32000, 32000, 3).tolist() == [0, 0, 0]
     assert window_starts(100, 32000, 3).tolist() == [0, 0, 0]
-    assert window_starts(160000, 32000, 1).tolist() == [0]
+    assert window_starts(160000, 32000, 1).tolist() == [64000]
 
 
 def test_embeddings_are_the_contracts_table(spec_of: SpecOf):

@@ -13,6 +13,7 @@ import pytest
 from rayasd.evaluation import scores as scores_module
 from rayasd.parquet import read_parquet
 from rayasd.report.run_report import RunReport
+from rayasd.stages import DETECT
 from rayasd.unit import RunDirectory
 from tests.conftest import small_sweep
 from tests.faults.bench import Bench, says
@@ -214,7 +215,7 @@ def marked() -> Callable[[Path, str], str]:
             path.write_text(json.dumps(marker))
         return {
             "settings": "inlier.calibration_folds: 7 -> default",
-            "version": "version 4 of detect, which is now 5",
+            "version": f"version {DETECT.version - 1} of detect, which is now {DETECT.version}",
             "data": "other data, labels or pretrained weights",
             "0.1.0": "an earlier version of rayasd, which did not note its settings",
         }[what]

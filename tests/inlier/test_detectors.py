@@ -97,7 +97,7 @@ def test_higher_is_more_anomalous(family: str):
         column = 2 if family == "product-logit" else 0
         np.testing.assert_array_equal(logits, -X_TEST[:, column].astype(float))
         return
-    scores = scores_of(family if family in ("mahalanobis", "median") else f"{family}-4")
+    scores = scores_of(family if family in ("mahalanobis", "median", "domain-nn") else f"{family}-4")
     assert scores[10:].mean() > scores[:10].mean()
 
 
@@ -177,11 +177,11 @@ def test_poolings():
 
 
 def test_a_fusion_takes_families_and_calls_with_commas():
-    (fusion,) = parse_detectors(["z-min(knn, banks(n_neighbors=2, smote=0.1))"], CONFIG)
+    (fusion,) = parse_detectors(["z-min(knn, knn(n_neighbors=2, smote=0.1))"], CONFIG)
     assert isinstance(fusion, FusionSpec)
     assert fusion.method == "z-min"
-    assert [member.name for member in fusion.members] == ["knn-1", "knn-4", "banks(n_neighbors=2, smote=0.1)"]
-    config = load("demo", ["inlier.detectors=knn-1,z-mean(knn-1, banks(n_neighbors=2, smote=0.1)),lof-8"])
+    assert [member.name for member in fusion.members] == ["knn-1", "knn-4", "knn(n_neighbors=2, smote=0.1)"]
+    config = load("demo", ["inlier.detectors=knn-1,z-mean(knn-1, knn(n_neighbors=2, smote=0.1)),lof-8"])
     assert len(config.inlier.detectors) == 3
     assert most_neighbours([fusion]) == 4
     with pytest.raises(UserError, match="inlier.calibration_folds of at least 2"):

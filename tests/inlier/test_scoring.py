@@ -10,7 +10,8 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.training import train
-from rayasd.inlier.scoring import detect, features
+from rayasd.inlier.features import features
+from rayasd.inlier.scoring import detect
 from tests.conftest import SpecOf
 
 
@@ -128,9 +129,9 @@ def test_a_section_is_scored_against_its_own_normal_clips(spec_of: SpecOf, confi
 def test_a_detector_that_cannot_be_fitted_is_a_failed_row_with_its_reason(spec_of: SpecOf, config: Config):
     table = scored(spec_of, config, detectors=("knn-1", "knn-500", "gmm-500", "lof-500"), poolings=("mean",))
     for name, said in (
-        ("knn-500", "ValueError: needs 500 windows, the section has 27"),
+        ("knn-500", "ValueError: needs 500 normal windows or clips, there are 27"),
         ("gmm-500", "ValueError: "),
-        ("lof-500", "ValueError: needs 501 windows"),
+        ("lof-500", "ValueError: needs 501 normal windows or clips"),
     ):
         rows = table.filter(pc.field("detector") == name)
         assert rows["score"].null_count == rows.num_rows == 24 + 18

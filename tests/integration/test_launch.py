@@ -12,7 +12,6 @@ import pytest
 from tests.cli.test_sweep import models
 from tests.command import command_line, environment
 from tests.conftest import small_sweep
-from tests.integration.conftest import TRAINED
 
 ROOT = Path(f"/tmp/l{os.getpid()}")
 """Where Ray's files go: a short path of this process's own."""
@@ -65,9 +64,9 @@ def job(tmp_path: Path):
 
 
 def test_two_launchers_are_one_cluster_and_leave_nothing(
-    undisturbed: Path, tree: Path, cache: Path, tmp_path: Path, job: str
+    undisturbed: Path, compared: tuple[object, ...], tree: Path, cache: Path, tmp_path: Path, job: str
 ):
-    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *TRAINED)]
+    sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *compared)]
     sweep = [word for word in sweep if word not in ("--executor", "local")]
     launchers = [start(tmp_path, cache, rank, 2, job, *sweep) for rank in (1, 0)]
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_sweep import models, wait_until
+from rayasd.stages import ALL_MACHINES
+from tests.cli.test_sweep import models, scores, wait_until
 from tests.command import command_line, environment
 from tests.conftest import small_sweep
-from tests.integration.conftest import TRAINED
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def ray_sweep(tree: Path, run: Path) -> list[str]:
-    arguments = small_sweep(tree, run, *TRAINED)
+def ray_sweep(tree: Path, run: Path, *more: object) -> list[str]:
+    arguments = small_sweep(tree, run, *more)
     arguments[arguments.index("local")] = "ray"
     return command_line(*arguments)
 
@@ -48,39 +48,42 @@ def metrics_of(driver: int) -> str:
         return answer.read().decode()
 
 
-def test_a_ray_sweep_survives_a_killed_worker_and_gives_what_the_local_one_gives(
-    undisturbed: Path, tree: Path, cache: Path, tmp_path: Path
+def test_a_ray_sweep_survives_killed_workers_and_gives_what_the_local_one_gives(
+    undisturbed: Path, compared: tuple[object, ...], tree: Path, cache: Path, tmp_path: Path
 ):
-    run = tmp_path / "run"
-    command = ray_sweep(tree, run)
+    run, killed = tmp_path / "run", {"one": ALL_MACHINES, "both": "fan"}  # as they start
+    command = ray_sweep(tree, run, *compared)
     with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, text=True,
                           stderr=subprocess.STDOUT) as driver:  # fmt: skip
         wait_until(lambda: (run / "ray-token").exists() or (run / "events.jsonl").exists(), driver)
         assert (run / "ray-token").stat().st_mode & 0o777 == 0o600
-        wait_until(lambda: list(run.glob("models/both/fan/seed=0/state.pt")), driver, seconds=240)
-        worker = json.loads((run / "models/both/fan/seed=0/progress.json").read_text())["pid"]
-        assert worker in processes("ray::train fan both seed 0")
-        os.kill(worker, signal.SIGKILL)
+        for variant, machine in killed.items():
+            folder = run / f"models/{variant}/{machine}/seed=0"
+            wait_until((folder / "state.pt").exists, driver, seconds=240)
+            worker = json.loads((folder / "progress.json").read_text())["pid"]
+            assert worker in processes(f"ray::train {machine} {variant} seed 0")
+            os.kill(worker, signal.SIGKILL)
         output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, output
     assert "dashboard http://127.0.0.1:" in output
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     again = [event for event in events if event["event"] == "unit to be tried again"]
-    assert [event["unit"] for event in again] == ["train fan both seed 0"]
-    assert "Ray worker was lost" in again[0]["reason"]
+    assert sorted(event["unit"] for event in again) == ["train fan both seed 0", f"train {ALL_MACHINES} one seed 0"]
+    assert all("Ray worker was lost" in event["reason"] for event in again)
     assert models(run) == models(undisturbed)
-    assert (run / "leaderboard.csv").read_text() == (undisturbed / "leaderboard.csv").read_text()
+    assert scores(run) == scores(undisturbed)
     assert not (run / "ray-token").exists()
     assert list((run / "ray-logs").glob("worker-*"))  # the worker's last words
 
 
 @pytest.mark.long
 def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
-    undisturbed: Path, tree: Path, cache: Path, tmp_path: Path
+    undisturbed: Path, compared: tuple[object, ...], tree: Path, cache: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
     # Ray's own processes carry the session folder's name, which carries the driver's process id
-    with subprocess.Popen(ray_sweep(tree, run), env=environment(cache), stdout=subprocess.DEVNULL) as driver:
+    command = ray_sweep(tree, run, *compared)
+    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.DEVNULL) as driver:
         wait_until(lambda: list(run.glob("models/both/*/seed=0/state.pt")), driver, seconds=240)
         session = f"_{driver.pid}"
         assert processes(session)
@@ -88,8 +91,7 @@ def test_an_interrupted_ray_sweep_leaves_no_process_and_goes_on(
         driver.communicate(timeout=60)
     assert driver.returncode == 75
     wait_until(lambda: not processes(session), seconds=30)
-    done = subprocess.run(ray_sweep(tree, run), env=environment(cache), check=False, timeout=300,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(command, env=environment(cache), check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert models(run) == models(undisturbed)
 

@@ -26,7 +26,9 @@ from tests.conftest import RATE, run_locally
 
 pytestmark = pytest.mark.slow
 
-SYSTEMS = ("knn-1", "gmm-1", "lof-2", "machine-logit")
+SYSTEMS = ("knn-1", "gmm-1", "lof-2", "machine-logit", "ldn-2", "varmin-2", "domain-nn",
+           "knn(n_neighbors=1, smote=0.5)", "kmeans(n_clusters=2, raw_target=True)")  # fmt: skip
+POOLINGS = ("mean", "min", "clip-mean", "clip-rdp-4")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def run(finished: Path, tree: Path, cache: Path, tmp_path_factory: pytest.TempPa
     """Give the finished run other detectors and poolings."""
     folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("scored") / "run"))
     return run_locally(tree, cache, folder, "--variants", "both,statistics", "--detectors", ",".join(SYSTEMS),
-                       "--set", "inlier.poolings=mean,min", "--accept-changes")  # fmt: skip
+                       "--set", f"inlier.poolings={','.join(POOLINGS)}", "--accept-changes")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def of_sweep(run: Path, variant: str, section: str, detector: str, pooling: str)
     return dict(zip(scores.clips, scores.scores, strict=True))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "min"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("detector", SYSTEMS)
 def test_clips_score_as_they_did_in_the_sweep(run: Path, tree: Path, detector: str, pooling: str):
     expected = of_sweep(run, "both", "00", detector, pooling)
@@ -62,6 +64,20 @@ def test_clips_score_as_they_did_in_the_sweep(run: Path, tree: Path, detector: s
     scores = [found[str(tree / clip)].score for clip in expected]
     np.testing.assert_allclose(scores, list(expected.values()), rtol=1e-5)
     assert not any(clip.by_product_head for clip in found.values())
+
+
+def test_detectors_of_clips_and_of_a_machines_bank_score_packed_as_in_the_sweep(run: Path, tree: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    run_locally(tree, tmp_path / "cache", folder, "--variants", "both", "--detectors", "domain-nn,ldn-2",
+                "--set", "inlier.poolings=mean,clip-mean-std", "--set", "inlier.per=machine", "--set",
+                "inlier.metric=cosine", "--accept-changes")  # fmt: skip
+    for detector, pooling in (("domain-nn", "clip-mean-std"), ("ldn-2", "clip-mean-std"), ("ldn-2", "mean")):
+        expected = of_sweep(folder, "both", "03", detector, pooling)
+        choice = Choice(machine="fan", variant="both", detector=detector, pooling=pooling)
+        write_pack(tmp_path / "fan.rayasd", parts_of_run(folder, choice))
+        found = list(load(tmp_path / "fan.rayasd").score([tree / clip for clip in expected], section="03"))
+        np.testing.assert_allclose([clip.score for clip in found], list(expected.values()), rtol=1e-5)
+        assert all((clip.worst is None) == (pooling != "mean") for clip in found)
 
 
 def test_a_control_scores_as_it_did_in_the_sweep(run: Path, tree: Path):
@@ -182,6 +198,7 @@ def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path
             load(path)
     for table, setting, value in (
         ("network", "encoder", "os.system"),
+        ("network", "encoder", "branches(encoders=5)"),
         ("network", "encoder", "branches(encoders=['fft', \"branches(encoders=['os.system'])\"])"),
         ("exposure", "objective", "os.system"),
     ):
@@ -287,5 +304,5 @@ def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path,
     assert Path(scored["clip"]).name == "slow.wav"
     assert scored["reason"] is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     assert process.stdout.read() == ""  # once, and whole

@@ -72,9 +72,9 @@ def submit(hosts: Hosts, folder: Path, cache: Path, script: str, *words: object,
     return Job(hosts, done.stdout.strip().splitlines()[-1], folder)
 
 
-def events(run: Path) -> list[dict]:
-    """Read a run's events, all that stand by now."""
-    path = run / "events.jsonl"
+def events(run: Path, part: str = "") -> list[dict]:
+    """Read the events of a run, or of the driver of a part of it, all that exist by now."""
+    path = run / f"events{part}.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -91,10 +91,10 @@ class Training:
     pid: int
 
 
-def trainings(run: Path) -> dict[str, Training]:
+def trainings(run: Path, variant: str = "both") -> dict[str, Training]:
     """Return what trains each machine, with a checkpoint behind it, now or when it was killed."""
     found = {}
-    for path in run.glob("models/both/*/seed=0/progress.json"):
+    for path in run.glob(f"models/{variant}/*/seed=0/progress.json"):
         try:
             record = json.loads(path.read_text())
         except (OSError, ValueError):

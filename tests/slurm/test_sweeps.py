@@ -1,5 +1,6 @@
 """Sweeps under Slurm and MPI on two hosts: they end as a sweep of one process does, whatever happens on the way."""
 
+import re
 import subprocess
 import sys
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rayasd.stages import ALL_MACHINES
 from tests.conftest import run_locally
 from tests.slurm.hosts import Hosts, wait_for
 from tests.slurm.jobs import (
@@ -295,18 +297,50 @@ def test_ranks_that_are_each_alone_are_refused(hosts, tree, cache, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_array_does_the_same_without_a_cluster(hosts, undisturbed, tree, cache, tmp_path):
-    words = sweep_words(tree, tmp_path / "run", *SHORT)
+def submit_array(hosts: Hosts, folder: Path, cache: Path, *words: object) -> dict[str, Job]:
+    """Submit a sweep of two machines as an array; returns its jobs by what they do."""
     done = hosts.run(
-        ROOT / "slurm/array.sh", "--cpus-per-task=1", "--mem=100", "--", *words, cwd=tmp_path, timeout=90,
+        ROOT / "slurm/array.sh", "--cpus-per-task=1", "--mem=100", "--", *words, cwd=folder, timeout=90,
         RAYASD_CACHE=str(cache), RAYASD_VENV=sys.prefix,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    numbers = done.stdout.strip().splitlines()[-1].replace(",", "").split()
-    assert numbers[2:4] == ["2", "machines"]
-    report = Job(hosts, numbers[-1], tmp_path)
-    assert report.wait(300) == "COMPLETED", report.log
-    tasks = hosts.run("scontrol", "--oneliner", "show", "job", numbers[4]).stdout.splitlines()
-    assert [("JobState=COMPLETED" in task) for task in tasks] == [True, True]
+    parts = [part.rpartition(" ") for part in done.stdout.strip().splitlines()[-1].split(", ")]
+    return {what: Job(hosts, number, folder) for what, _, number in parts}
+
+
+def ends(array: Job) -> list[str]:
+    """Return the state of each task of an array."""
+    shown = array.hosts.run("scontrol", "--oneliner", "show", "job", array.number).stdout
+    return re.findall(r"JobState=(\w+)", shown)
+
+
+def test_an_array_does_the_same_without_a_cluster(hosts, undisturbed, tree, cache, tmp_path):
+    jobs = submit_array(hosts, tmp_path, cache, *sweep_words(tree, tmp_path / "run", *SHORT))
+    assert list(jobs) == ["plan", "2 machines", "report"]
+    assert jobs["report"].wait(300) == "COMPLETED", jobs["report"].log
+    assert ends(jobs["2 machines"]) == ["COMPLETED"] * 2
     assert results(tmp_path / "run").keys() == undisturbed.keys()
     assert results(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.long
+def test_an_arrays_shared_network_goes_on_in_the_queue_and_the_machines_wait(
+    hosts, shared_preset, tree, cache, tmp_path
+):
+    compared = ("--preset", shared_preset, "--variants", "both,one", "--machines", "fan,pump",
+                "--set", "exposure.epochs=60")  # fmt: skip
+    run, alone = tmp_path / "run", run_locally(tree, cache, tmp_path / "local", *compared)
+    jobs = submit_array(hosts, tmp_path, cache, *sweep_words(tree, run, *compared))
+    assert list(jobs) == ["plan", "shared network", "2 machines", "report"]
+    network = jobs["shared network"]
+    wait_for(lambda: ALL_MACHINES in trainings(run, "one"), 120)
+    hosts.run("scancel", "--batch", "--signal=USR1", network.number)  # as Slurm does before the time limit
+    network.wait(60, "PENDING")
+    assert "interrupted: back into the queue" in network.log
+    assert ends(jobs["2 machines"]) == ["PENDING"]
+    assert jobs["report"].wait(400) == "COMPLETED", jobs["report"].log
+    assert network.facts()["Restarts"] == "1"
+    assert [network.state(), *ends(jobs["2 machines"])] == ["COMPLETED"] * 3
+    happened = [(event["event"], event.get("unit")) for event in events(run, f"-{ALL_MACHINES}")]
+    assert ("unit stopped", f"train {ALL_MACHINES} one seed 0") in happened
+    assert results(run) == results(alone)

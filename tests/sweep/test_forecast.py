@@ -1,11 +1,13 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from rayasd import presets
+from rayasd.config import Config
 from rayasd.data.catalog import Catalog
-from rayasd.stages import NumClips
+from rayasd.stages import ALL_MACHINES, NumClips
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.forecast import least_seconds
 from rayasd.sweep.plan import Plan
@@ -15,11 +17,11 @@ CONFIG = presets.load("demo")
 WINDOWS = CONFIG.embedding.num_windows
 
 
-def specs_of(plan: Plan) -> dict[Unit, UnitSpec]:
+def specs_of(plan: Plan, config: Config = CONFIG) -> dict[Unit, UnitSpec]:
     return {
-        unit: UnitSpec(unit=unit, config=CONFIG.variant(unit.variant), run=RunDirectory(Path("run")), cache=Path(),
+        unit: UnitSpec(unit=unit, config=config.variant(unit.variant), run=RunDirectory(Path("run")), cache=Path(),
                        data_root=Path(), data="")
-        for unit in plan.units(CONFIG)
+        for unit in plan.units(config)
     }  # fmt: skip
 
 
@@ -47,3 +49,14 @@ def test_a_plan_on_simulated_nodes_tells_what_bounds_it():
     assert max(four, key=lambda what: four[what]).startswith("the longest training")
     no_gpu = Request(1, 0)
     assert "GPUs" not in least_seconds(specs, clips, speeds, no_gpu.usable([Resources(4)]), no_gpu)
+
+
+def test_what_follows_a_shared_training_is_counted_with_it():
+    shared = replace(CONFIG, exposure=replace(CONFIG.exposure, scope="all"))
+    specs = specs_of(Plan(("fan", "pump"), ("both",), (0,)), shared)
+    clips = NumClips.of(catalog(500, 1_000_000).table)
+    speeds = {"train": 100.0, "embed": 1000.0, "detect": 1000.0}
+    request = Request(1, 0)
+    bounds = least_seconds(specs, clips, speeds, request.usable([Resources(100)]), request)
+    training = clips.trained_on(ALL_MACHINES, shared) / 100
+    assert max(bounds.values()) == pytest.approx(training + (500 * WINDOWS + 500) / 1000)

@@ -144,7 +144,7 @@ class SubClusterAdaCos(_Angular):
         trainable: bool = True,
         adaptive: bool = False,
     ) -> None:
-        columns = num_classes * subclusters
+        columns = num_classes * _at_least_one("subclusters", subclusters)
         centres = _centres(columns, sum(widths))
         super().__init__(num_classes, centres, columns=columns, trainable=trainable, adaptive=adaptive)
 
@@ -156,7 +156,7 @@ class AdaProj(_Angular):
     """
 
     def __init__(self, num_classes: int, widths: Sequence[int], *, subspace: int = 32, adaptive: bool = False) -> None:
-        vectors = torch.randn(num_classes * subspace, sum(widths))
+        vectors = torch.randn(num_classes * _at_least_one("subspace", subspace), sum(widths))
         super().__init__(num_classes, vectors, columns=num_classes, trainable=False, adaptive=adaptive)
 
     def _cosines(self, unit: Tensor, vectors: Tensor) -> Tensor:
@@ -278,6 +278,12 @@ class Subspace(ClassLoss):
 
 def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def _at_least_one(name: str, number: int) -> int:
+    if number < 1:
+        raise UserError(f"{name} = {number}: give at least 1")
+    return number
 
 
 def _fixed_scale(columns: int) -> float:

@@ -35,9 +35,9 @@ class TwoBCE(Objective):
         if clips.name != target:
             return [None] * clips.table.num_rows
         sections, attributes = (clips.table[name].to_pylist() for name in ("section", "attributes"))
-        if not config.exposure.clusters:
+        if not clips.clustered:
             return sections
-        return [f"{s}/{a}" if a.startswith("cluster-") else s for s, a in zip(sections, attributes, strict=True)]
+        return [f"{s}/{a}" if a else s for s, a in zip(sections, attributes, strict=True)]
 
     def targets(self, classes: Tensor, of_target: Tensor) -> Tensor:
         """Put the machine target before the one-hot products; (N, 1 + K). All zero for pseudo-anomalous clips."""
