@@ -95,6 +95,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     """
     config: Config = build(Config, values)
     data, front_end, exposure = config.data, config.front_end, config.exposure
+    _ = config.network.lora  # checks network.train
     if front_end.f_min >= front_end.f_max:
         raise UserError("front_end.f_min must be below front_end.f_max")
     if front_end.f_max > data.sample_rate / 2:

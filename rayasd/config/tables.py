@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rayasd.errors import UserError
 from rayasd.nested import bounded
+from rayasd.registry import parse_call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +48,47 @@ class FrontEndConfig:
     """Use log(mel + 1e-6) instead of mel."""
 
 
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of an encoder's linear layers (Hu et al., ICLR 2022): alpha / rank times B A for each."""
+
+    rank: int = 64
+    alpha: float = 8.0
+    targets: tuple[str, ...] = ("q", "v")
+    """Names of layers, as they end; 'q' is also 'q_proj'."""
+
+    def __post_init__(self) -> None:
+        right = type(self.rank) is int and self.rank >= 1 and type(self.alpha) in (int, float) and self.alpha > 0
+        if not (right and isinstance(self.targets, tuple | list) and self.targets and all(map(_is_name, self.targets))):
+            raise UserError("network.train lora: rank is at least 1, alpha above 0, targets a list of names")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """The extractor, which turns a window into an embedding: an encoder, then a neck."""
 
     encoder: str = "mel-timm"
     """What turns a window into features: 'mel-timm' (mel spectrogram, timm model), 'stft-resnet', 'fft', 'branches'
-    (several, side by side), a control without weights ('statistics', 'max-statistics', 'level'), or an import path.
-    Parameters go in parentheses: 'stft-resnet(n_fft=4096, hop_length=2048)'."""
-    train: Literal["full", "head", "frozen"] = "full"
-    """What training changes: everything; all but the encoder; or nothing (features are the embeddings)."""
-    neck: Literal["mlp", "none"] = "mlp"
-    """Between features and embedding: dropout and two linear layers, as in the paper; or nothing."""
+    (several, side by side), a pretrained one ('beats', 'ast', 'wav2vec2', 'audiomae', see docs/encoders.md), a control
+    without weights ('statistics', 'max-statistics', 'level'), or an import path. Parameters go in parentheses:
+    'stft-resnet(n_fft=4096, hop_length=2048)'."""
+    train: str = "full"
+    """What training changes: 'full', everything; 'head', all but the encoder; 'lora', that and low-rank updates of
+    layers of the encoder, 'lora(rank=64, alpha=8, targets=["q", "v"])'; 'frozen', nothing (features are embeddings)."""
+    neck: Literal["mlp", "attentive", "none"] = "mlp"
+    """Between features and embedding: dropout and two linear layers, as in the paper; attentive statistics pooling of a
+    grid and a linear layer; or nothing."""
     backbone: str = "tf_efficientnet_b0.ns_jft_in1k"
     """Name of the timm model of the encoder 'mel-timm'."""
     pretrained: str = ""
-    """Local file of backbone weights (safetensors or torch); empty: random weights."""
+    """Local file of weights of network.backbone (safetensors or torch); empty: random weights."""
     embedding_dim: int = bounded(128, minimum=2)
     """Length of an embedding (D) where the neck makes it; even for the encoder 'statistics'."""
     dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
     """Dropout probability before the neck's linear layers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and all is
-    trained: distances between features of an encoder that is not trained need more than 8 bits."""
+    """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and the encoder is
+    trained, if by low-rank updates: distances between features of one that is not trained need more than 8 bits."""
 
     @property
     def is_trained(self) -> bool:
@@ -76,9 +96,27 @@ class NetworkConfig:
         return self.train != "frozen"
 
     @property
+    def lora(self) -> Lora | None:
+        """Low-rank updates that are trained; None with another ``train``.
+
+        Raises:
+            UserError: ``train`` is none of those that there are.
+
+        """
+        name, parameters = parse_call("network.train", self.train)
+        if name == "lora":
+            try:
+                return Lora(**parameters)
+            except TypeError as error:
+                raise UserError(f"network.train {self.train}: {str(error).removeprefix('Lora.__init__() ')}") from None
+        if self.train not in ("full", "head", "frozen"):
+            raise UserError(f"network.train = {self.train!r}: choose one of full, head, lora, frozen")
+        return None
+
+    @property
     def arithmetic(self) -> str:
         """Precision as ``choose_compute`` takes it."""
-        return "float32" if self.precision == "auto" and self.train != "full" else self.precision
+        return "float32" if self.precision == "auto" and self.train in ("head", "frozen") else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,3 +259,7 @@ class EvaluationConfig:
     """How ensembles combine scores, after scaling each by the training scores of its section."""
     threshold_percentile: float = bounded(90.0, minimum=0.0, maximum=100.0)
     """Clips above this percentile of a gamma distribution fitted to their section's training scores are anomalous."""
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)

@@ -14,6 +14,7 @@ from rayasd.errors import UserError
 from rayasd.evaluation.scores import SectionScores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.files import write_csv, write_text
+from rayasd.pretrained import relocated, weight_paths
 
 MAX_ABBREVIATION = 10
 
@@ -97,10 +98,14 @@ def metadata(
         raise UserError(f"--abbreviation {abbreviation}: at most {MAX_ABBREVIATION} characters")
     exposure, network, front_end = config.exposure, config.network, config.front_end
     learned = network.is_trained
+    paths = weight_paths(config)
+    named = relocated(
+        config, {path: Path(path).name for path in paths}
+    ).network.encoder  # folders are nobody's business
     of_mel = f"{'log-' if front_end.log else ''}mel spectrogram, {front_end.n_mels} bands"
-    features = of_mel if network.encoder == "mel-timm" else network.encoder
-    encoder = network.backbone if network.encoder == "mel-timm" else network.encoder
-    method = [f"{exposure.objective} with {encoder}" if learned else network.encoder, *systems]
+    is_mel = network.encoder.partition("(")[0] == "mel-timm"
+    features, encoder = (of_mel, network.backbone) if is_mel else (named, named)
+    method = [f"{exposure.objective} with {encoder}" if learned else named, *systems]
     target = exposure.target_domain_per_batch
     return {
         "submission": {"label": label, "name": name, "abbreviation": abbreviation, "authors": list(authors)},
@@ -110,14 +115,14 @@ def metadata(
                 "data_augmentation": "mixup" if learned and exposure.mixup_schedule != "never" else None,
                 "front_end": None,
                 "acoustic_features": features,
-                "embeddings": network.backbone if network.pretrained else None,
+                "embeddings": encoder if paths else None,
                 "machine_learning_method": "; ".join(method),
                 "aggregation_method": f"{config.embedding.num_windows} windows a clip",
                 "domain_adaptation_method": f"{target} target-domain clips in each batch" if target else None,
                 "ensemble_method_subsystem_count": num_subsystems if num_subsystems > 1 else None,
                 "decision_making": f"percentile {config.evaluation.threshold_percentile:g} of a gamma distribution "
                 "fitted to scores of normal training clips",
-                "external_data_usage": "pre-trained model" if network.pretrained else None,
+                "external_data_usage": "pre-trained model" if paths else None,
                 "development_data_usage": "detector and pooling chosen on "
                 + ("all other sections" if config.evaluation.selection == LEAVE_ONE_OUT else "the development set"),
             },

@@ -1,6 +1,6 @@
 """The network: an encoder and a neck that make embeddings, and the objective that trains them; its files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,13 @@ from torch import Tensor, nn
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.encoders import features_of_windows, make_encoder
+from rayasd.exposure.encoders.weights import base_names
+from rayasd.exposure.lora import NAMES as LORA
+from rayasd.exposure.lora import add_lora
+from rayasd.exposure.necks import AttentiveStatistics, mlp
 from rayasd.exposure.objectives import make_objective
 from rayasd.files import read_json, replacing, write_json
+from rayasd.pretrained import base_paths, check_unchanged, fingerprint, without_replaced
 from rayasd.registry import error_line
 
 WEIGHTS = "model.safetensors"
@@ -27,17 +32,31 @@ class Extractor(nn.Module):
         network = config.network
         self.encoder = make_encoder(config)
         features = getattr(self.encoder, "dim", network.embedding_dim)
-        with_neck = network.is_trained and network.neck == "mlp"
-        self.neck = _mlp(features, network.embedding_dim, network.dropout) if with_neck else nn.Identity()
+        with_neck = network.is_trained and network.neck != "none"
+        self.neck: nn.Module = nn.Identity()
+        if with_neck and network.neck == "mlp":
+            self.neck = mlp(features, network.embedding_dim, network.dropout)
+        elif with_neck:
+            if not getattr(self.encoder, "gives_grid", False):
+                raise UserError(f"network.neck = attentive needs an encoder of grids, which {network.encoder} is not")
+            self.neck = AttentiveStatistics(features, network.embedding_dim)
         self.dim = network.embedding_dim if with_neck else features
         self.widths = (self.dim,) if with_neck else getattr(self.encoder, "widths", (features,))
         self.scaling: str = getattr(self.encoder, "scaling", "machine")
         if network.train != "full":
             self.encoder.requires_grad_(False)
+        if network.lora is not None:
+            add_lora(self.encoder, network.lora)
         self._encoder_learns = network.train == "full"
 
+    @property
+    def base(self) -> set[str]:
+        """Names of parameters and buffers that come from files of pretrained weights and are not trained."""
+        names = set() if self._encoder_learns else base_names(self.encoder)
+        return {f"encoder.{name}" for name in names if name.rpartition(".")[2] not in LORA}
+
     def train(self, mode: bool = True) -> "Extractor":
-        """Set the mode; an encoder that does not learn stays in evaluation mode."""
+        """Set the mode; an encoder that does not learn, or learns low-rank updates alone, stays in evaluation mode."""
         super().train(mode)
         if not self._encoder_learns:
             self.encoder.eval()
@@ -45,7 +64,10 @@ class Extractor(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Embed waveforms, scaled as ``scaling`` says."""
-        features = features_of_windows(self.encoder, waveforms)
+        if isinstance(self.neck, AttentiveStatistics):
+            features = self.encoder(waveforms).float()
+        else:
+            features = features_of_windows(self.encoder, waveforms)
         with torch.autocast(waveforms.device.type, enabled=False):
             embedding: Tensor = self.neck(features)
             return embedding
@@ -59,6 +81,25 @@ class Network(nn.Module):
         self.extractor = Extractor(config)
         self.objective = make_objective(config, classes, self.extractor.widths)
         self._trained = config.exposure.epochs > 0
+
+    def saved_state(self) -> dict[str, Tensor]:
+        """Return what files of this network hold: all that files of pretrained weights do not hold already."""
+        base = self._base()
+        return {name: value for name, value in self.state_dict().items() if name not in base}
+
+    def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take in what ``saved_state`` returned.
+
+        Raises:
+            UserError: it is of another network.
+
+        """
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        if other := sorted(set(missing) ^ self._base()) + list(unexpected):
+            raise UserError(f"these weights are of another network: {other[0]} and {len(other) - 1} others differ")
+
+    def _base(self) -> set[str]:
+        return {f"extractor.{name}" for name in self.extractor.base}
 
     def forward(self, waveforms: Tensor) -> dict[str, Tensor]:
         """Return ``embedding`` (N, dim) and, after training, what the objective has for detectors, by name."""
@@ -82,16 +123,18 @@ class Control(nn.Module):
 
 
 def save_network(folder: Path, network: Network, config: Config, num_epochs: int) -> None:
-    """Write ``model.safetensors`` and the ``config.json`` that rebuilds it."""
+    """Write ``model.safetensors``, and the ``config.json`` that rebuilds it and names the files that it builds on."""
     save_weights(folder / WEIGHTS, network)
     tables = {name: asdict(getattr(config, name)) for name in ("data", "front_end", "network")}
-    facts = {"classes": network.objective.classes, "epochs": num_epochs}
+    files = {path: fingerprint(path) for path in base_paths(config)}
+    facts = {"classes": network.objective.classes, "epochs": num_epochs, **({"files": files} if files else {})}
     write_json(folder / "config.json", {**facts, **tables})
 
 
 def save_weights(path: Path, network: Network) -> None:
-    """Write a network's weights."""
-    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
+    """Write a network's weights: those that files of pretrained weights do not hold."""
+    # clone: layers may share a tensor, which safetensors refuses
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.saved_state().items()}
     with replacing(path, parents=False) as temporary:
         temporary.write_bytes(save(state))  # save_file hides what the system said, and permissions
 
@@ -119,32 +162,52 @@ def class_names(folder: Path) -> list[str]:
 
 
 def load_network(folder: Path, config: Config, weights: Path | None = None) -> Network:
-    """Read a trained network (on the CPU, in evaluation mode)."""
+    """Read a trained network (on the CPU, in evaluation mode).
+
+    Raises:
+        UserError: a file of pretrained weights that it builds on is missing or has changed.
+
+    """
+    check_unchanged(_facts(folder).get("files", {}))
     return restored(config, class_names(folder), load_file(weights or folder / WEIGHTS))
 
 
 def restored(config: Config, classes: Sequence[str], state: dict[str, Tensor]) -> Network:
-    """Make a network of these weights (on the CPU, in evaluation mode); files of pretrained weights are not read."""
-    network = Network(replace(config, network=replace(config.network, pretrained="")), classes)
-    network.load_state_dict(state)
+    """Make a network of these weights and of the files that it builds on (on the CPU, in evaluation mode)."""
+    network = Network(without_replaced(config), classes)
+    network.load_saved_state(state)
     return network.eval()
 
 
-def num_parameters(config: Config, *, read_files: bool = False) -> int:
-    """Make a variant's network once, with two classes; returns the number of its parameters, 0 for a control.
+def num_parameters(config: Config) -> int:
+    """Make a variant's network once; returns the number of its parameters, 0 for a control.
 
     Raises:
-        UserError: it cannot be made, or its loss cannot be computed; with ``read_files``, also because of a file of
-            pretrained weights.
+        UserError: it cannot be made, or its loss cannot be computed.
 
     """
-    if not read_files:
-        config = replace(config, network=replace(config.network, pretrained=""))
+    network = _tried(replace(config, network=replace(config.network, pretrained="")))
+    return 0 if network is None else sum(parameter.numel() for parameter in network.parameters())
+
+
+def num_saved_parameters(config: Config) -> int:
+    """Count what a file of a variant's weights holds, 0 for a control; files of pretrained weights are read.
+
+    Raises:
+        UserError: the network cannot be made, or its loss cannot be computed.
+
+    """
+    network = _tried(config)
+    return 0 if network is None else sum(value.numel() for value in network.saved_state().values())
+
+
+def _tried(config: Config) -> Network | None:
+    """Make a variant's network with two classes, and try its loss; None for a control, which is made too."""
     if config.exposure.clusters:
         Control(replace(config, network=replace(config.network, encoder=config.exposure.clusters_by, train="frozen")))
     if not config.network.is_trained:
         Control(config)
-        return 0
+        return None
     network = Network(config, ["0", "1"]).eval()
     objective = network.objective
     embedding, classes = torch.randn(4, network.extractor.dim), torch.arange(4) % 2
@@ -156,13 +219,7 @@ def num_parameters(config: Config, *, read_files: bool = False) -> int:
         raise UserError(
             f"exposure.objective {config.exposure.objective}: its loss is {loss.item()} before any training"
         )
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _mlp(features: int, dim: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(features, dim), nn.BatchNorm1d(dim), nn.PReLU(), nn.Linear(dim, dim)
-    )
+    return network
 
 
 def _facts(folder: Path) -> dict[str, Any]:

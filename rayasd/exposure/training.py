@@ -248,7 +248,7 @@ class Training:
         state = {
             "identity": spec.identity,
             "classes": self._classes,
-            "model": self.network.state_dict(),
+            "model": self.network.saved_state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": json.dumps(history),
@@ -274,7 +274,7 @@ class Training:
             return []
         if state.get("classes") != self._classes:  # of a host on which clips were clustered into others
             return []
-        self.network.load_state_dict(state["model"])
+        self.network.load_saved_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         history: History = json.loads(state["history"])
@@ -285,10 +285,11 @@ def _conditions(training: Training, spec: UnitSpec) -> str:
     """Say what a person should know of how the unit is trained."""
     together = f", {training.ranks.size} ranks" if training.ranks.size > 1 else ""
     network = spec.config.network
-    if network.encoder != "mel-timm":
-        return f"{training.compute.reason}{together}; encoder {network.encoder}"
+    how = "" if network.train == "full" else f", train {network.train}"
+    if network.encoder.partition("(")[0] != "mel-timm":
+        return f"{training.compute.reason}{together}; encoder {network.encoder}{how}"
     weights = network.pretrained or "random: network.pretrained names no file"
-    return f"{training.compute.reason}{together}; backbone weights {weights}"
+    return f"{training.compute.reason}{together}; backbone weights {weights}{how}"
 
 
 def _write_history(spec: UnitSpec, history: History) -> None:

@@ -20,6 +20,7 @@ from rayasd.inlier.detectors import single_detector
 from rayasd.inlier.features import fit_rows
 from rayasd.inlier.pooling import check_poolings
 from rayasd.parquet import read_parquet
+from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.scoring.model import MachineModel, Parts
 from rayasd.scoring.packing import read_pack
 from rayasd.stages import ALL_MACHINES, stages_of
@@ -109,6 +110,9 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
     for stage in stages_of(spec.config):
         if why := why_unusable(specs[spec.upstream(stage)]):
             raise UserError(why)
+    manifest = store.manifest()
+    known = manifest["data"]["pretrained"]
+    check_unchanged({path: known[path] for path in base_paths(spec.config) if path in known})
     embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
     catalog = store.catalog()
     classes: list[str] = []
@@ -120,7 +124,6 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
         classes, found = class_names(models), weights_by_epochs(models)
         weights = {epochs: load_file(found[epochs]) for epochs in {system.checkpoint for system in systems.values()}}
     bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
-    manifest = store.manifest()
     return Parts(
         machine=machine,
         config=spec.config,

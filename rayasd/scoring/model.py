@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbour
 from rayasd.inlier.features import features, features_of, own_products, samples
 from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
+from rayasd.pretrained import unpacked
 
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
@@ -55,6 +56,8 @@ class Parts:
     training: pa.Table
     """section and score of normal clips, by models that had not seen them."""
     provenance: Mapping[str, Any]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Files of pretrained weights by the relative paths that ``config`` has; none where it names them in place."""
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -63,11 +66,10 @@ class Parts:
 
     def extractor(self, epochs: int) -> Network | Control:
         """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
-        return (
-            restored(self.config, self.classes, dict(self.weights[epochs]))
-            if self.weights
-            else (Control(self.config).eval())
-        )
+        with unpacked(self.config, self.files) as config:
+            if not self.weights:
+                return Control(config).eval()
+            return restored(config, self.classes, dict(self.weights[epochs]))
 
     def systems_of(self, sections: Iterable[str]) -> str:
         """Name the detectors and poolings that score these sections."""

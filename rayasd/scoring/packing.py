@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from rayasd.config import from_dict
+from rayasd.config import Config, from_dict
 from rayasd.errors import UserError, one_line
 from rayasd.evaluation.scores import System
 from rayasd.exposure.encoders import ENCODERS
@@ -22,16 +22,20 @@ from rayasd.inlier.clip_pooling import is_clip_level
 from rayasd.inlier.detectors import FAMILIES
 from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
+from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
 from rayasd.registry import parse_call
 from rayasd.scoring.model import Parts
 
 VERSION = 2
+_BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
 _FACTS, _BANK, _TRAINING = "model.json", "bank.parquet", "training.parquet"
 
 
 def write_pack(path: Path, parts: Parts, licence: str = "") -> None:
-    """Write a model to one file, whole or not at all."""
+    """Write a model to one file, whole or not at all: pretrained weights that it builds on go with it."""
+    files, config = _with_files(parts)
     members = {
+        **files,
         **{f"weights-{epochs}.safetensors": save(dict(tensors)) for epochs, tensors in parts.weights.items()},
         _BANK: _parquet(parts.bank),
         _TRAINING: _parquet(parts.training),
@@ -45,7 +49,7 @@ def write_pack(path: Path, parts: Parts, licence: str = "") -> None:
         "clip_seconds": parts.clip_seconds,
         "systems": {section: system._asdict() for section, system in parts.systems.items()},
         "provenance": dict(parts.provenance),
-        "config": merge(parts.config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
+        "config": merge(config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
     }
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
@@ -81,8 +85,9 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
         weights = {
             int(name.removeprefix("weights-").removesuffix(".safetensors")): load(content)
             for name, content in members.items()
-            if name.endswith(".safetensors")
+            if name.startswith("weights-")
         }
+        files = {name: content for name, content in members.items() if _BASE.fullmatch(name)}
         parts = Parts(
             machine=str(facts["machine"]),
             config=from_dict(facts["config"]),
@@ -94,15 +99,32 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
             bank=_table(members[_BANK]),
             training=_table(members[_TRAINING]),
             provenance={**facts["provenance"], "licence": facts["licence"]},
+            files=files,
         )
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
             OverflowError, SafetensorError, pa.ArrowException) as error:  # fmt: skip
         raise UserError(f"{path} is no packed model, or damaged: {one_line(error)}") from None
+    inside = {place for name in parts.files for place in (name, name.partition("/")[0])}
+    if strange := [place for place in base_paths(parts.config) if place not in inside]:
+        raise UserError(f"{path} builds on weights that it does not hold: {strange[0]}")
     if not trust:
         _refuse_code(path, parts)
     return parts
+
+
+def _with_files(parts: Parts) -> tuple[dict[str, bytes], Config]:
+    """Read the pretrained weights that a model builds on, and name them as members of a packed model."""
+    if parts.files:
+        return dict(parts.files), parts.config
+    files: dict[str, bytes] = {}
+    places: dict[str, str] = {}
+    for number, path in enumerate(base_paths(parts.config)):
+        found = files_of(path)
+        places[path] = f"base-{number}/{Path(path).name}" if Path(path).is_file() else f"base-{number}"
+        files |= {f"base-{number}/{name}": each.read_bytes() for name, each in found.items()}
+    return files, relocated(without_replaced(parts.config), places)
 
 
 def _refuse_code(path: Path, parts: Parts) -> None:

@@ -5,16 +5,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from pathlib import Path
 
 from rayasd.config import Config
 from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.errors import StorageError, UserError
-from rayasd.files import file_digest
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
+from rayasd.pretrained import fingerprint, weight_paths
 from rayasd.stages import ALL_MACHINES, STAGES, NumClips, StageName, stages_of
 from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
@@ -28,20 +27,17 @@ def check_variants(configs: Mapping[str, Config]) -> dict[str, str]:
         configs: each variant's resolved configuration.
 
     Returns:
-        Sha256 of each file of pretrained weights.
+        Sha256 of each file, or folder, of pretrained weights.
 
     Raises:
         UserError: an unknown detector or pooling, or a missing file.
 
     """
-    weights = {}
+    weights: dict[str, str] = {}
     for config in configs.values():
         parse_detectors(config.inlier.detectors, config.inlier)
         check_poolings(config.inlier.poolings)
-        if path := config.network.pretrained:
-            if not Path(path).is_file():
-                raise UserError(f"network.pretrained: no such file: {path}")
-            weights[path] = file_digest(Path(path))
+        weights |= {path: fingerprint(path) for path in weight_paths(config) if path not in weights}
     return weights
 
 
@@ -83,7 +79,7 @@ def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
     """Make each network once, so that what is wrong there is refused before every unit fails.
 
     Returns:
-        Number of learned parameters by variant; nothing where that could not be found out.
+        Number of parameters that each variant's training saves; nothing where that could not be found out.
 
     Raises:
         UserError: an encoder or an objective that cannot be made.
@@ -137,6 +133,6 @@ def _trained_parameters(store: RunStore, variant: str) -> int:
 
 
 def _make_network(config: Config) -> int:
-    from rayasd.exposure.network import num_parameters
+    from rayasd.exposure.network import num_saved_parameters
 
-    return num_parameters(config, read_files=True)
+    return num_saved_parameters(config)

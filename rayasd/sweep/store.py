@@ -24,6 +24,7 @@ from rayasd.files import (
     write_text,
 )
 from rayasd.nested import flatten
+from rayasd.pretrained import weight_paths
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan, all_units
 from rayasd.sweep.provenance import describe_invocation
@@ -228,7 +229,7 @@ class RunStore:
         data, config = self.manifest()["data"], self.config()
         plans = self.plans()
         resolved = {variant: config.variant(variant) for plan in plans for variant in plan.variants}
-        weights = {v: data["pretrained"].get(c.network.pretrained) for v, c in resolved.items()}
+        weights = {v: _weights(c, data["pretrained"]) for v, c in resolved.items()}
         labels = {v: self._labels() if c.exposure.anomalies_aside else None for v, c in resolved.items()}
         prints = {v: digest([data["fingerprint"], weights[v], labels[v]]) for v in resolved}
         return {
@@ -244,6 +245,12 @@ class RunStore:
         """Digest of the test clips' labels, which decide what is learned where anomalies are trained on."""
         table = self.catalog().table
         return digest([table[name].to_pylist() for name in ("clip", "label")])
+
+
+def _weights(config: Config, known: Mapping[str, str]) -> Any:
+    """Fingerprints of a variant's pretrained weights, as its units' identities have them."""
+    found = [known.get(path) for path in weight_paths(config)]
+    return found if len(found) > 1 else next(iter(found), None)
 
 
 def _folders(root: Path) -> list[Path]:

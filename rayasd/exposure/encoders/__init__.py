@@ -22,6 +22,8 @@ class Encoder(nn.Module):
     """Waveforms that it wants: standardised with the machine's training mean and deviation, or at full scale 1."""
     sample_rate: ClassVar[int | None] = None
     """In Hz; None: any."""
+    gives_grid: ClassVar[bool] = False
+    """Whether it gives grids, which the neck 'attentive' needs."""
     dim: int
     """Features of a window."""
 
@@ -41,6 +43,10 @@ ENCODERS = {
     "stft-resnet": "rayasd.exposure.encoders.spectral.StftResNet",
     "fft": "rayasd.exposure.encoders.spectral.FftNetwork",
     "branches": "rayasd.exposure.encoders.branches.Branches",
+    "beats": "rayasd.exposure.encoders.beats.Beats",
+    "ast": "rayasd.exposure.encoders.huggingface.Ast",
+    "wav2vec2": "rayasd.exposure.encoders.huggingface.Wav2Vec2",
+    "audiomae": "rayasd.exposure.encoders.audiomae.AudioMae",
     "statistics": "rayasd.exposure.encoders.controls.Statistics",
     "max-statistics": "rayasd.exposure.encoders.controls.MaxStatistics",
     "level": "rayasd.exposure.encoders.controls.Level",
@@ -58,8 +64,8 @@ def make_encoder(config: Config, text: str | None = None) -> nn.Module:
     name = text or config.network.encoder
     try:
         encoder = find("network.encoder", name, ENCODERS)(config)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(_told(name, str(error))) from None
     except Exception as error:  # whatever a constructor raises
         raise UserError(f"network.encoder {name}: {error_line(error)}") from None
     if not isinstance(encoder, nn.Module):
@@ -68,6 +74,11 @@ def make_encoder(config: Config, text: str | None = None) -> nn.Module:
     if needed not in (None, config.data.sample_rate):
         raise UserError(f"network.encoder {name} needs data.sample_rate = {needed}, not {config.data.sample_rate}")
     return encoder
+
+
+def _told(name: str, reason: str) -> str:
+    """Say which setting is meant, where an error does not say so itself."""
+    return reason if "network." in reason or "front_end." in reason else f"network.encoder {name}: {reason}"
 
 
 def features_of_windows(encoder: nn.Module, waveforms: Tensor) -> Tensor:

@@ -1,18 +1,19 @@
 """The paper's encoder: a mel spectrogram, then a timm model."""
 
-import pickle
+from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
+from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 import torchaudio
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
+from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weights
 
 
 class MelSpectrogram(nn.Module):
@@ -43,13 +44,34 @@ class MelSpectrogram(nn.Module):
 
 
 class MelTimm(Encoder):
-    """Mel spectrogram by ``front_end``, then the timm model ``network.backbone``, averaged over time and frequency."""
+    """Mel spectrogram by ``front_end``, then the timm model ``network.backbone``, averaged over time and frequency.
 
-    def __init__(self, config: Config) -> None:
+    The spectrogram is the one channel of the input. Weights that were trained on three channels get the sum of their
+    kernels over these, as timm does it: outputs are those for three equal channels. A model of fixed input size is made
+    for the spectrogram's, filled up with zeros to multiples of 32; timm resamples its position embeddings.
+
+    Args:
+        config: of the variant.
+        normalise: ``"window"`` takes its mean from each spectrogram and divides it by its deviation; two numbers are a
+            mean and a deviation to use; None leaves it as it is.
+
+    Raises:
+        UserError: timm has no such model or cannot use it here, or ``network.pretrained`` lacks weights of it.
+
+    """
+
+    def __init__(self, config: Config, *, normalise: str | Sequence[float] | None = None) -> None:
         super().__init__()
+        if not (normalise in (None, "window") or (isinstance(normalise, list | tuple) and len(normalise) == 2)):
+            raise UserError(f"normalise = {normalise!r}: 'window', or a mean and a deviation")
+        self.by_window = normalise == "window"
+        self.shift, self.width = (0.0, 1.0) if isinstance(normalise, str | None) else map(float, normalise)
         self.front_end = MelSpectrogram(config.front_end, config.data.sample_rate)
-        self.backbone = _backbone(config.network.backbone, config.network.pretrained)
-        self.dim = _num_features(self.backbone)
+        frames = config.window_length // config.front_end.hop_length + 1
+        name, size = config.network.backbone, (config.front_end.n_mels, frames)
+        self.size = _filled_up(size) if _has_fixed_size(name) else size
+        self.backbone = _backbone(name, config.network.pretrained, self.size)
+        self.dim = _num_features(self.backbone, name, self.size)
 
     @property
     def compilable(self) -> nn.Module:
@@ -58,15 +80,39 @@ class MelTimm(Encoder):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode standardised waveforms (N, samples) as (N, dim)."""
-        features: Tensor = self.backbone(self.front_end(waveforms).contiguous(memory_format=torch.channels_last))
+        bands = self._normalised(self.front_end(waveforms))
+        missing = (self.size[0] - bands.shape[2], self.size[1] - bands.shape[3])
+        if any(missing):
+            bands = F.pad(bands, (0, missing[1], 0, missing[0]))
+        features: Tensor = self.backbone(bands.contiguous(memory_format=torch.channels_last))
         return features
 
+    def _normalised(self, bands: Tensor) -> Tensor:
+        if self.by_window:
+            deviation, mean = torch.std_mean(bands, dim=(2, 3), keepdim=True)
+            return (bands - mean) / (deviation + 1e-6)
+        return (bands - self.shift) / self.width if (self.shift, self.width) != (0.0, 1.0) else bands
 
-def _backbone(name: str, pretrained: str) -> nn.Module:
-    if pretrained and not Path(pretrained).is_file():
-        raise UserError(f"network.pretrained: no such file: {pretrained}")
+
+def _has_fixed_size(name: str) -> bool:
     check_backbone(name)
+    try:
+        return bool(timm.get_pretrained_cfg(name).fixed_input_size)
+    except RuntimeError as error:  # no such tag
+        raise UserError(f"network.backbone: {one_line(error)}") from None
+
+
+def _filled_up(size: tuple[int, int]) -> tuple[int, int]:
+    return (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
+
+
+def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
+    if pretrained:
+        read_weights(pretrained)  # refuses what is damaged, which timm does not
     overlay = {"file": pretrained, "hf_hub_id": None, "url": ""}  # never a download
+    fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
+    if fixed and _is_plain(name):
+        fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
     try:
         backbone: nn.Module = timm.create_model(
             name,
@@ -75,24 +121,30 @@ def _backbone(name: str, pretrained: str) -> nn.Module:
             in_chans=1,
             num_classes=0,
             global_pool="avg",
+            **fixed,
         )
-    except (RuntimeError, ValueError, KeyError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
+    except TROUBLES as error:
         what = (
             f"network.pretrained: cannot load {pretrained} into" if pretrained else "network.backbone: timm cannot make"
         )
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
         _check_all_loaded(backbone, name, pretrained)
+        mark_as_base(backbone)
     for module in backbone.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # autograd would copy what an activation in place overwrites
     return backbone
 
 
+def _is_plain(name: str) -> bool:
+    return bool(timm.models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
+
+
 def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str) -> None:
-    """Refuse a file that lacks weights of the backbone: timm would leave those random without a warning."""
-    wanted, there = dict(backbone.named_parameters()), timm.models.load_state_dict(pretrained)
-    missing = [key for key in wanted if key not in there]
+    """Refuse a file that lacks weights or buffers of the backbone: timm would leave them as made, without a warning."""
+    wanted, there = backbone.state_dict(), timm.models.load_state_dict(pretrained)
+    missing = [key for key in wanted if key not in there and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
             f"network.pretrained: cannot load {pretrained} into {name}: "
@@ -112,9 +164,13 @@ def check_backbone(name: str) -> None:
         raise UserError(f"network.backbone: timm has no model {name!r}" + (f": {', '.join(near)}?" if near else ""))
 
 
-def _num_features(backbone: nn.Module) -> int:
-    with torch.no_grad():
-        training = backbone.training
-        width = backbone.eval()(torch.zeros(1, 1, 64, 64)).shape[1]
-        backbone.train(training)
-    return int(width)
+def _num_features(backbone: nn.Module, name: str, size: tuple[int, int]) -> int:
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            features = backbone.eval()(torch.zeros(1, 1, *size))
+    except TROUBLES as error:
+        raise UserError(f"network.backbone: {name} cannot use spectrograms of {size[0]} x {size[1]}: {one_line(error)}"
+                        ) from None  # fmt: skip
+    backbone.train(training)
+    return int(features.shape[1])
