@@ -48,6 +48,7 @@ class Extractor(nn.Module):
         if network.lora is not None:
             add_lora(self.encoder, network.lora)
         self._encoder_learns = network.train == "full"
+        self._in_float32 = not with_neck and not getattr(self.encoder, "ends_in_float32", False)
 
     @property
     def base(self) -> set[str]:
@@ -66,6 +67,9 @@ class Extractor(nn.Module):
         """Embed waveforms, scaled as ``scaling`` says."""
         if isinstance(self.neck, AttentiveStatistics):
             features = self.encoder(waveforms).float()
+        elif self._in_float32:  # in bfloat16, embeddings would have 8 bits: their distances would tie
+            with torch.autocast(waveforms.device.type, enabled=False):
+                features = features_of_windows(self.encoder, waveforms)
         else:
             features = features_of_windows(self.encoder, waveforms)
         with torch.autocast(waveforms.device.type, enabled=False):

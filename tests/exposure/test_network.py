@@ -201,3 +201,13 @@ def test_what_cannot_be_trained_is_found_before_the_first_step(
     with pytest.raises(UserError, match=reason) as error:
         num_parameters(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "encoder", ["mel-timm", "stft-resnet(n_fft=512)", "branches(encoders=['stft-resnet(n_fft=512)'])"]
+)
+def test_embeddings_without_a_neck_have_more_than_8_bits(small_config: Config, encoder: str):
+    extractor = Extractor(with_network(small_config, neck="none", encoder=encoder)).eval()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = extractor(torch.randn(8, 8000))
+    assert not torch.equal(embedding, embedding.bfloat16().float())

@@ -24,6 +24,8 @@ class Encoder(nn.Module):
     """In Hz; None: any."""
     gives_grid: ClassVar[bool] = False
     """Whether it gives grids, which the neck 'attentive' needs."""
+    ends_in_float32: bool = False
+    """Whether its last layers compute in float32 under autocast; if not, all of it does where no neck follows."""
     dim: int
     """Features of a window."""
 

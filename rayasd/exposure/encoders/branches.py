@@ -34,6 +34,7 @@ class Branches(Encoder):
                 "that are alike in this"
             )
         self.scaling = "none" if scalings == {"none"} else "machine"
+        self.ends_in_float32 = all(getattr(part, "ends_in_float32", False) for part in self.parts)
         self._widths = tuple(getattr(part, "dim", config.network.embedding_dim) for part in self.parts)
         self.dim = sum(self._widths)
 

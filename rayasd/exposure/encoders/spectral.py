@@ -41,6 +41,7 @@ class StftResNet(Encoder):
     """
 
     scaling = "none"
+    ends_in_float32 = True
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class FftNetwork(Encoder):
     """
 
     scaling = "none"
+    ends_in_float32 = True
 
     def __init__(self, config: Config, *, dim: int = 128, strides: Sequence[tuple[int, int]] | None = None) -> None:
         super().__init__()
