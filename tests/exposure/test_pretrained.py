@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.encoders import make_encoder
-from rayasd.exposure.encoders.weights import read_weights
+from rayasd.exposure.encoders.weights import offline_import, read_weights
 from rayasd.exposure.network import num_saved_parameters
 from rayasd.exposure.training import train
 from rayasd.pretrained import fingerprint, relocated, weight_paths
@@ -32,6 +33,7 @@ CFG = {"encoder_layers": 2, "embed_dim": 16, "encoder_embed_dim": 24, "encoder_f
 
 def write_beats(folder: Path, name: str = "beats.pt") -> str:
     lobes = pytest.importorskip("speechbrain.lobes.models.beats", reason="rayasd[beats] is not installed")
+    offline_import("speechbrain.lobes.models.beats", "beats")  # takes out the modules that the test below is about
     torch.manual_seed(0)
     cfg = lobes.BEATsConfig(CFG)
     model = lobes.BEATs.__new__(lobes.BEATs)
@@ -405,3 +407,10 @@ def test_all_of_a_network_is_saved_where_all_is_trained(spec_of: SpecOf, small_c
     embed(spec_of("embed", config=config))
     facts = json.loads((spec_of(config=config).output / "config.json").read_text())
     assert facts["files"] == {str(tmp_path / "beats.pt"): fingerprint(str(tmp_path / "beats.pt"))}
+
+
+def test_speechbrain_leaves_no_module_that_breaks_who_looks_at_it(small_config: Config, tmp_path: Path):
+    make_encoder(replace(small_config, network=replace(small_config.network, encoder=write_beats(tmp_path))))
+    for module in list(sys.modules.values()):  # as inspect does, and hypothesis
+        hasattr(module, "__file__")
+        hasattr(module, "__wrapped__")

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pickle
+import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -31,12 +32,17 @@ def offline_import(module: str, extra: str) -> Any:
 
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported; files are local anyhow
+    package = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
         reason = f"needs {package}: pip install 'rayasd[{extra}]'"
         raise UserError(reason if error.name == package else f"cannot import {module}: {one_line(error)}") from None
+    for name, other in list(sys.modules.items()):
+        # speechbrain leaves stand-ins for modules that raise ImportError when inspect looks at all modules
+        if type(other).__module__ == "speechbrain.utils.importutils":
+            del sys.modules[name]
+    return found
 
 
 def read_weights(path: str) -> Any:
