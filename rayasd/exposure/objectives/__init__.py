@@ -165,8 +165,9 @@ def make_objective(config: Config, classes: Sequence[str], widths: Sequence[int]
         UserError: there is none of this name, or it cannot be made: too few classes, or too few branches.
 
     """
+    _, make = find_objective(config)
     try:
-        return find_objective(config)[1](config, classes, widths)
+        return make(config, classes, widths)
     except UserError as error:
         raise UserError(f"exposure.objective {config.exposure.objective}: {error}") from None
     except Exception as error:  # whatever a constructor raises
