@@ -121,8 +121,12 @@ class FileReporter:
         path = self.run.progress(self.unit)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         with suppress_full():  # there may be room again when it matters
-            temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
-            os.replace(temporary, path)  # not flushed: losing it loses nothing
+            try:
+                temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
+                os.replace(temporary, path)  # not flushed: losing it loses nothing
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
         self.stopping = self.stop is not None and self.stop.exists()
         return self.stopping
 
