@@ -76,15 +76,15 @@ def _features(
     network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
     config = replace(config, network=network)
     encoder = compute.place(Control(config)).eval()
-    scale, windows = clips.scale(encoder.extractor.scaling), _WINDOWS
+    scale = clips.scale(encoder.extractor.scaling)
     means = []
     for clip in chosen:
         report(Progress(0, 0))
-        starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, windows)
-        samples = np.empty((windows, config.window_length), np.int16)
-        gather(clips, np.full(windows, clip), starts, config.window_length, samples)
+        starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, _WINDOWS)
+        samples = np.empty((_WINDOWS, config.window_length), np.int16)
+        gather(clips, np.full(_WINDOWS, clip), starts, config.window_length, samples)
         column = embed_windows(encoder, compute, samples, scale, config)["embedding"].combine_chunks()
-        means.append(column.flatten().to_numpy().reshape(windows, -1).mean(axis=0))
+        means.append(column.flatten().to_numpy().reshape(_WINDOWS, -1).mean(axis=0))
     features = np.stack(means)
     if not np.isfinite(features).all():
         raise UserError(f"exposure.clusters_by = {config.exposure.clusters_by}: gives NaN or infinity for {clips.name}")

@@ -4,6 +4,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +128,15 @@ def _expected(
     expected = {}
     for unit in everything:
         variant, _, ensemble = unit.variant.partition("+")
-        of_variants = [planned[name] for name in variant.split("&") if name in planned] or [*planned.values()]
-        machines = sorted({machine for of_variant in of_variants for machine in of_variant})
-        if "&" in variant:  # each seed that all its variants are planned for
-            times = min(Counter(of_variant).most_common(1)[0][1] for of_variant in of_variants)
-            machines = sorted(set.intersection(*map(set, of_variants))) * times
-        elif variant in planned:
-            machines = list(planned[variant])
+        of_variants = [Counter(planned[name]) for name in variant.split("&") if name in planned]
+        if of_variants:  # of several, each machine as often as all of them have it: once for each seed
+            machines = reduce(and_, of_variants)
+        else:
+            machines = Counter({machine for of_variant in planned.values() for machine in of_variant})
         once = ensemble and unit.seed is None
-        expected[unit.variant] = sum(labelled.get(machine, 0) for machine in (set(machines) if once else machines))
+        expected[unit.variant] = sum(
+            labelled.get(machine, 0) for machine in (machines if once else machines.elements())
+        )
     return expected
 
 

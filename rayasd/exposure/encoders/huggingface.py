@@ -1,6 +1,5 @@
 """Encoders that transformers has: AST (Gong et al., Interspeech 2021), and the wav2vec 2.0 family of speech models."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.encoders.patches import Pretrained, audioset_fbank, patches_in_time
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, offline_import, refuse_missing
+from rayasd.files import read_json
 
 _AST = {"audio-spectrogram-transformer": "ASTModel"}
 _SPEECH = {"wav2vec2": "Wav2Vec2Model", "hubert": "HubertModel", "wavlm": "WavLMModel"}
@@ -125,13 +125,11 @@ def _states(model: nn.Module, values: Tensor) -> list[Tensor]:
 
 def _json(path: Path, *, needed: bool = False) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("no table of settings")
-    except FileNotFoundError:
-        if needed:
-            raise UserError(f"no such file: {path}") from None
-        return {}
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise cannot_load(path, error) from None
-    return values
+    if values is None and needed:
+        raise UserError(f"no such file: {path}")
+    if not isinstance(values, dict | None):
+        raise cannot_load(path, "no table of settings")
+    return values or {}
