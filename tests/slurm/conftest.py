@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def hosts() -> Iterator[Hosts]:
+def cluster() -> Iterator[Hosts]:
     """Two hosts of 2 CPUs each, even where there are fewer."""
     cluster = Hosts()
     if reason := cluster.missing():
@@ -28,3 +28,12 @@ def hosts() -> Iterator[Hosts]:
         yield cluster
     finally:
         cluster.down()
+
+
+@pytest.fixture
+def hosts(cluster: Hosts) -> Hosts:
+    """The cluster, started afresh where a test that failed left it without a host."""
+    if not cluster.is_up():
+        cluster.down()
+        cluster.up(2)
+    return cluster

@@ -124,15 +124,15 @@ class Hosts:
         """Start the cluster and wait until Slurm has all hosts.
 
         Raises:
-            RuntimeError: a cluster is up, or a host does not start.
+            RuntimeError: a cluster is up and stays up for 10 s, or a host does not start.
             TimeoutError: Slurm does not have all hosts in time; with the controller's last words.
 
         """
-        lock = self._hold_lock()  # and with it all processes 1 hold it, until the last one ends
-        if lock is None:
-            raise RuntimeError("a cluster is up already")
+        try:  # processes that were just killed still hold the lock for a moment
+            wait_for(self._take_lock, 10)
+        except TimeoutError:
+            raise RuntimeError("a cluster is up already") from None
         self._remove()  # what a killed one left
-        self._lock = lock
         self._configure(num_hosts)
         _do("ip", "netns", "add", _SWITCH)
         _do("ip", "-n", _SWITCH, "link", "add", "br0", "type", "bridge")
@@ -146,6 +146,10 @@ class Hosts:
             log = self.folder / "log/slurmctld"
             said = log.read_text(errors="replace")[-1000:] if log.exists() else "no log"
             raise TimeoutError(f"hosts are {self.states()} after 60 s; slurmctld: {said}") from None
+
+    def is_up(self, num_hosts: int = 2) -> bool:
+        """Whether process 1 of the controller and of each host runs."""
+        return all(self._alive(name) for name in (CONTROLLER, *(f"h{k}" for k in range(1, num_hosts + 1))))
 
     def words(self, name: str, *command: object, cwd: Path | None = None) -> list[str]:
         """Return the words that run a command on a host; whoever ends them, ends the command."""
@@ -281,6 +285,13 @@ class Hosts:
             return None
         return lock
 
+    def _take_lock(self) -> bool:
+        """Hold the lock from now on; all processes 1 inherit it and hold it until the last one ends."""
+        lock = self._hold_lock()
+        if lock is not None:
+            self._lock = lock
+        return lock is not None
+
     def _configure(self, num_hosts: int) -> None:
         for name in ("etc", "log", "state", "munge", "hosts", "cgroup/freezer"):
             (self.folder / name).mkdir(parents=True)
@@ -354,7 +365,7 @@ class Hosts:
         self._started = [process for process in self._started if process.poll() is None]
         jobs = self.jobs()
         remove = ("unshare", "--mount", "sh", "-c", _REMOVE_GROUPS, self.folder / "cgroup/freezer", name)
-        wait_for(lambda: _try(*remove, jobs.start, jobs.stop).returncode == 0, 10)
+        wait_for(lambda: _try(*remove, jobs.start, jobs.stop).returncode == 0, 30)
 
     def _remove(self) -> None:
         for record in sorted(self.folder.glob("hosts/*")):

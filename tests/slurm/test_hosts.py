@@ -157,5 +157,5 @@ def test_hosts_end_with_a_killed_owner(hosts: Hosts):
     process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_for(lambda: not processes(HOST), 10)
+    wait_for(lambda: not processes(HOST), 60)
     hosts.up(2)  # clears away what was left
