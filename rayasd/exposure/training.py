@@ -150,7 +150,7 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.arithmetic)
-        machines = [with_pseudo_attributes(clips, config, compute, report) for clips in machines]
+        machines = [with_pseudo_attributes(clips, config, compute, spec.cache, report) for clips in machines]
         classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))
