@@ -3,10 +3,7 @@
 import io
 import json
 import math
-import pickle
 import shutil
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +26,7 @@ from rayasd.exposure.batches import (
 from rayasd.exposure.classes import Classes
 from rayasd.exposure.clips import MachineClips, load_training_machines
 from rayasd.exposure.device import Compute, choose_compute
+from rayasd.exposure.encoders.weights import TROUBLES, read_torch
 from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
 from rayasd.exposure.objectives import Evaluated, find_objective
@@ -150,8 +148,14 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.arithmetic)
-        machines = [with_pseudo_attributes(clips, config, compute, spec.cache, report) for clips in machines]
-        classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
+        objective, _ = find_objective(config)
+        machines = [
+            with_pseudo_attributes(clips, config, compute, spec.cache, report)
+            if clips.name == spec.unit.machine or not objective.of_target_alone
+            else clips
+            for clips in machines
+        ]
+        classes = Classes.of(objective, config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))
         extractor = ranks.data_parallel(network.extractor)
@@ -264,11 +268,10 @@ class Training:
         if not path.exists():
             return []
         try:
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():  # torch writes checksums and does not look at them
-                    return []
-            state = torch.load(path, map_location=self.compute.device, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
+            state = read_torch(path, self.compute.device)
+        except OSError:
+            raise  # of the file system, which says what is wrong
+        except TROUBLES:
             return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
         if state["identity"] != spec.identity:  # of a configuration or data that have changed since
             return []
