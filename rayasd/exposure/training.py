@@ -37,6 +37,7 @@ from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 STATE = "state.pt"
+_MOST_EPOCHS = 32767  # what the column of checkpoints holds
 History = list[dict[str, Any]]
 """A row an epoch, as in history.jsonl."""
 
@@ -68,6 +69,9 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
     num_steps = steps_per_epoch(machines, config)
     num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
+    if num_epochs > _MOST_EPOCHS:
+        raise UserError(f"{spec.unit}: {num_epochs} epochs of {num_steps} steps, at most {_MOST_EPOCHS} are possible: "
+                        "lower exposure.epochs or exposure.min_steps")  # fmt: skip
     training = Training.begin(ranks, spec, machines, num_epochs * num_steps, report)
     history = training.resume(spec)
     if ranks.first:
