@@ -1,4 +1,4 @@
-"""The notation of ``evaluation.ensembles``: what an ensemble averages over."""
+"""The notation of ``evaluation.ensembles`` and of entries: what an ensemble averages over."""
 
 from typing import NamedTuple
 
@@ -33,3 +33,9 @@ def parse_ensemble(name: str) -> Ensemble:
             f"evaluation.ensembles: {name!r} is none of {choices}, nor several joined by +, nor variants joined by &"
         )
     return Ensemble(variants, over)
+
+
+def parse_entry(name: str) -> Ensemble:
+    """Read the name of an entry of the leaderboard: its variants, one or several, and what it averages over."""
+    first, *over = name.split("+")
+    return Ensemble(tuple(first.split("&")), tuple(over))

@@ -104,6 +104,12 @@ def unpacked(config: Config, files: Mapping[str, bytes]) -> Iterator[Config]:
         yield relocated(config, {path: str(Path(folder) / path) for path in base_paths(config)})
 
 
+def encoder_names(text: str) -> list[str]:
+    """Name an encoder and those of its branches."""
+    name, parameters = parse_call("network.encoder", text)
+    return [name, *(each for part in _parts(parameters) for each in encoder_names(part))]
+
+
 def _named(text: str) -> list[str]:
     _, parameters = parse_call("network.encoder", text)
     within = [path for each in _parts(parameters) for path in _named(each)]

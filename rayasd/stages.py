@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import pyarrow as pa
@@ -34,16 +35,28 @@ class NumClips:
 
     def trained_on(self, machine: str, config: Config) -> float:
         """Count the clips that go through the training steps of a machine's network, or of all machines'."""
-        exposure = config.exposure
-        shared = machine == ALL_MACHINES
-        kept = (sum(self.train.values()) if shared else self.train[machine]) * (1 - exposure.validation_fraction)
-        a_step = exposure.batch_size if shared else exposure.batch_size / 2
-        total = max(exposure.epochs * kept, exposure.min_steps * a_step if exposure.epochs else 0)
-        return total if shared else 2 * total
+        exposure, own, a_step = config.exposure, self._own(machine, config), self._a_step(machine, config)
+        total = max(exposure.epochs * own, exposure.min_steps * a_step if exposure.epochs else 0)
+        return total if machine == ALL_MACHINES else 2 * total
+
+    def checkpoints(self, machine: str, config: Config) -> int:
+        """Count the weights that the training of a machine's network keeps to choose from."""
+        exposure, network = config.exposure, machine_of("train", machine, config)
+        if not (exposure.keep_every and exposure.epochs and config.network.is_trained):
+            return 1
+        steps = max(1, ceil(self._own(network, config) / self._a_step(network, config)))
+        return ceil(max(exposure.epochs, exposure.min_steps / steps) / exposure.keep_every)
+
+    def _own(self, machine: str, config: Config) -> float:
+        of_machine = sum(self.train.values()) if machine == ALL_MACHINES else self.train[machine]
+        return of_machine * (1 - config.exposure.validation_fraction)
+
+    def _a_step(self, machine: str, config: Config) -> float:
+        return config.exposure.batch_size / (1 if machine == ALL_MACHINES else 2)
 
     def scored(self, machine: str, config: Config) -> int:
         """Count the clips of a machine that each kept checkpoint is applied to."""
-        return self.every[machine] * config.exposure.num_checkpoints
+        return self.every[machine] * self.checkpoints(machine, config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +104,7 @@ TRAIN = Stage(
     may_be_shared=True, is_needed=lambda config: config.network.is_trained,
     work_unit="clips",
     work=lambda machine, config, clips: clips.trained_on(machine, config),
-    output_bytes=lambda machine, config, clips, parameters: 4 * parameters * config.exposure.num_checkpoints,
+    output_bytes=lambda machine, config, clips, parameters: 4 * parameters * clips.checkpoints(machine, config),
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",

@@ -61,7 +61,7 @@ def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: boo
     chosen = choose("machine", machines, available)
     archives = [archive for archive in archives if archive.machine is None or archive.machine in chosen]
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".fetch.lock"):
+    with locked(out / ".fetch.lock") as check:
         root = DataRoot(dataset, out)
         missing = [archive for archive in archives if not root.has(archive)]
         to_download = size(sum(map(root.bytes_to_download, missing)))
@@ -72,6 +72,7 @@ def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: boo
             bar = bars.add_task("", total=None)
 
             def update(name: str, done: int, total: int) -> None:
+                check()
                 bars.update(bar, description=escape(name), completed=done, total=total)
 
             root.fetch(missing, keep_archives=keep_archives, on_progress=update)

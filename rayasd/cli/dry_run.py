@@ -12,7 +12,7 @@ from rayasd.cli.display import plain_table
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
 from rayasd.nested import bounded, build
-from rayasd.stages import STAGES, NumClips, StageName, stages_of
+from rayasd.stages import EMBED, STAGES, NumClips, StageName, stages_of
 from rayasd.study.execution import Execution
 from rayasd.study.study import Study
 from rayasd.sweep.driver import check_request
@@ -93,7 +93,11 @@ class DryRun:
             ]
             table.add_row(stage, str(len(chosen)), request, size(sum(sizes)))
         recordings = sum(catalog.table["size"].to_pylist())
+        frozen = {repr((c.data, c.front_end, c.network, c.embedding)): c
+                  for c in self.study.configs.values() if not c.network.is_trained}  # fmt: skip
+        features = sum(EMBED.output_bytes(m, c, clips, 0) for c in frozen.values() for m in plan.machines)
         table.add_row("decode", str(len(catalog.machines)), "each host", size(recordings))
+        table.add_row("features", str(len(frozen) * len(plan.machines)), "each cache", size(features))
         console.print(table)
         dimensions = [f"{counted(len(names), what[:-1])} ({_listed(names)})" for what, names in vars(plan).items()]
         console.print(Text(f"{' x '.join(dimensions)}: {counted(len(units), 'unit')}"))

@@ -14,7 +14,7 @@ from rayasd.cli.options import CACHE, TEMP_DIR
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
               help="Only remove files of the cache and of Rays that are older than this.")  # fmt: skip
 @click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",
-              help="Also remove decoded waveforms that no unit has opened for so long.")  # fmt: skip
+              help="Also remove decoded waveforms and features that no unit has opened for so long.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
 def gc(
     runs: tuple[Path, ...], cache: Path | None, temp_root: Path, hours: float, unused_days: float | None, dry_run: bool

@@ -16,7 +16,7 @@ GROUND_TRUTH = click.option(
 )  # fmt: skip
 CACHE = click.option(
     "--cache", type=click.Path(path_type=Path, file_okay=False),
-    help="Decoded waveforms, shared by all runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
+    help="Decoded clips and frozen encoders' features, for all runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
 )  # fmt: skip
 DEVICE = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default=Execution.device, show_default=True,

@@ -194,11 +194,6 @@ class ExposureConfig:
         """Anomalous clips per section that are removed from the test."""
         return max(self.real_anomalies + self.contamination, self.reserved_anomalies)
 
-    @property
-    def num_checkpoints(self) -> int:
-        """Number of weights that a training keeps to choose from."""
-        return max(1, -(-self.epochs // self.keep_every)) if self.keep_every else 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:

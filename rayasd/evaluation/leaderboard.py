@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.config import EvaluationConfig
+from rayasd.ensemble_names import parse_entry
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import System
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT, CellRow, EntryCells, left_out, official, system_of
@@ -110,7 +111,7 @@ class Leaderboard:
     def beaten_by_control(self) -> tuple[Standing, list[Standing]] | None:
         """The best control and the trained entries that have a lower mean AUC than it; None if there are none."""
         known = [entry for entry in self.ranked if entry.auc is not None and not entry.variant.startswith(ANY_VARIANT)]
-        controls = [entry for entry in known if entry.variant.partition("+")[0] in self.controls]
+        controls = [entry for entry in known if set(parse_entry(entry.variant).variants) <= set(self.controls)]
         best = max(controls, key=_mean_auc, default=None)
         beaten = [e for e in known if best and e not in controls and _mean_auc(e) < _mean_auc(best)]
         return (best, beaten) if best and beaten else None

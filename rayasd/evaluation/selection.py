@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayasd.config import EvaluationConfig
+from rayasd.ensemble_names import parse_entry
 from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.scores import System
 from rayasd.evaluation.years import choosing_score, official_score
@@ -42,11 +43,11 @@ def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Ent
     marks = np.zeros(len(rows), bool)
     marks[[place for places in entries.values() for place in places]] = True
     if evaluation.selection == LEAVE_ONE_OUT:
-        kinds = {variant: variant.partition("+")[2] for variant in variants}  # ensembles among ensembles
+        kinds = {variant: parse_entry(variant).over for variant in variants}  # ensembles among ensembles
         for kind in dict.fromkeys(kinds.values()):
             among = _comparable(rows, {v: places for v, places in variants.items() if kinds[v] == kind})
             if among:
-                entries[f"{ANY_VARIANT}+{kind}" if kind else ANY_VARIANT] = _chosen(rows, among, evaluation)
+                entries["+".join((ANY_VARIANT, *kind))] = _chosen(rows, among, evaluation)
     position = cells.schema.get_field_index("selected")
     return cells.set_column(position, cells.schema.field("selected"), pa.array(marks)), entries
 

@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from rayasd.arrays import Indices
 from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
-from rayasd.exposure.clips import gather, load_machine, standardise
+from rayasd.exposure.clips import MachineClips, gather, load_machine, standardise
 from rayasd.exposure.device import Compute, choose_compute
+from rayasd.exposure.feature_cache import FeatureCache
 from rayasd.exposure.network import Control, Network, load_network, weights_by_epochs
 from rayasd.files import replacing
 from rayasd.parquet import CLASSES
@@ -66,9 +68,8 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     config = spec.config
     compute = choose_compute(spec.device, config.network.arithmetic)
     clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec, report)
-    length = config.window_length
     num_windows = config.embedding.num_windows
-    starts = np.stack([window_starts(int(n), length, num_windows) for n in clips.waveforms.frames])
+    starts = np.stack([window_starts(int(n), config.window_length, num_windows) for n in clips.waveforms.frames])
     num_clips = clips.table.num_rows
     clips_a_batch = max(1, config.embedding.batch_size // num_windows)
     extractors = _extractors(spec)
@@ -77,13 +78,13 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     with replacing(spec.run.table(spec.unit)) as path, _Writer(path) as writer:
         for number, (checkpoint, load) in enumerate(extractors.items()):
             extractor, span = compute.place(load()), Span()
-            scale = clips.scale(extractor.extractor.scaling)
+            shape = (clips_a_batch, num_windows)
+            cache = FeatureCache(spec.cache, clips, config, compute, extractor.extractor.scaling, shape)
             for begin in range(0, num_clips, clips_a_batch):
                 chosen = np.arange(begin, min(begin + clips_a_batch, num_clips))
                 rows = np.repeat(chosen, num_windows)
-                samples = np.empty((len(rows), length), np.int16)
-                gather(clips, rows, starts[chosen].ravel(), length, samples)
-                windows = embed_windows(extractor, compute, samples, scale, config)
+                embedded = partial(embed_clips, extractor, compute, clips, chosen, starts[chosen], config)
+                windows = cache.windows(chosen, embedded)
                 span.add(windows["embedding"])
                 table = clips.table.take(rows)
                 columns = [
@@ -105,6 +106,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
             if why := span.problem:
                 raise UserError(f"{spec.unit}: {why} after {checkpoint} epochs: lower exposure.learning_rate "
                                 f"(now {config.exposure.learning_rate:g}), or look at the clips")  # fmt: skip
+            cache.save()
 
 
 class _Writer:
@@ -157,6 +159,20 @@ class Span:
         if (self.high - self.low).max() <= _COLLAPSED * np.abs([self.low, self.high]).max():
             return "the extractor has collapsed: it gives the same embedding for every window"
         return None
+
+
+def embed_clips(
+    extractor: Network | Control,
+    compute: Compute,
+    clips: MachineClips,
+    chosen: Indices,
+    starts: NDArray[np.int64],
+    config: Config,
+) -> pa.Table:
+    """Embed windows of clips, one clip after the other; ``starts`` (clips, windows) are their first samples."""
+    samples = np.empty((starts.size, config.window_length), np.int16)
+    gather(clips, np.repeat(chosen, starts.shape[1]), starts.ravel(), config.window_length, samples)
+    return embed_windows(extractor, compute, samples, clips.scale(extractor.extractor.scaling), config)
 
 
 @torch.inference_mode()

@@ -37,15 +37,6 @@ class LoraLinear(nn.Linear):
         update = F.linear(F.linear(values, self.lora_a), self.lora_b)
         return F.linear(values, self.weight, self.bias) + self.scale * update
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return a plain layer whose weights have taken the update in."""
-        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        plain.weight.copy_(self.weight + self.scale * self.lora_b @ self.lora_a)
-        if self.bias is not None:
-            plain.bias.copy_(self.bias)
-        return plain
-
 
 def add_lora(encoder: nn.Module, lora: Lora) -> None:
     """Adapt the linear layers of an encoder whose names end with one of ``lora.targets``, or with ``_proj`` after it.
@@ -65,10 +56,3 @@ def add_lora(encoder: nn.Module, lora: Lora) -> None:
         )
     for name, layer in chosen.items():
         encoder.set_submodule(name, LoraLinear(layer, lora.rank, lora.alpha))
-
-
-def merge_lora(module: nn.Module) -> None:
-    """Replace every adapted layer by a plain one, for other programs to use."""
-    for name, layer in list(module.named_modules()):
-        if isinstance(layer, LoraLinear):
-            module.set_submodule(name, layer.merged())

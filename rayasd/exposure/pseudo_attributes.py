@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from sklearn.cluster import AgglomerativeClustering, KMeans
 from rayasd.arrays import Indices
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.exposure.clips import MachineClips, gather
+from rayasd.exposure.clips import MachineClips
 from rayasd.exposure.device import Compute
-from rayasd.exposure.embedding import embed_windows, window_starts
+from rayasd.exposure.embedding import embed_clips, window_starts
+from rayasd.exposure.feature_cache import FeatureCache
 from rayasd.exposure.network import Control
 from rayasd.files import write_csv
 from rayasd.unit import Progress, Report, silent
@@ -28,7 +30,7 @@ _FEWEST = 5
 
 
 def with_pseudo_attributes(
-    clips: MachineClips, config: Config, compute: Compute, report: Report = silent
+    clips: MachineClips, config: Config, compute: Compute, cache: Path, report: Report = silent
 ) -> MachineClips:
     """Give a machine without attributes clusters of its training clips as attributes: ``cluster-0`` and so on.
 
@@ -47,7 +49,7 @@ def with_pseudo_attributes(
         return clips
     found = np.full(table.num_rows, "", dtype=object)
     section = np.array(table["section"].to_pylist(), dtype=object)
-    features = _features(clips, train, config, compute, report)
+    features = _features(clips, train, config, compute, cache, report)
     for name in sorted(set(section[train])):
         members = section[train] == name
         places = _clustered(features[members], count, config.exposure.clusters_method)
@@ -70,21 +72,21 @@ def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:
 
 
 def _features(
-    clips: MachineClips, chosen: Indices, config: Config, compute: Compute, report: Report
+    clips: MachineClips, chosen: Indices, config: Config, compute: Compute, cache: Path, report: Report
 ) -> NDArray[np.float32]:
     """Return the mean features of each clip's windows, (n, dim)."""
     network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
     config = replace(config, network=network)
     encoder = compute.place(Control(config)).eval()
-    scale = clips.scale(encoder.extractor.scaling)
+    known = FeatureCache(cache, clips, config, compute, encoder.extractor.scaling, (1, _WINDOWS))
     means = []
     for clip in chosen:
         report(Progress(0, 0))
-        starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, _WINDOWS)
-        samples = np.empty((_WINDOWS, config.window_length), np.int16)
-        gather(clips, np.full(_WINDOWS, clip), starts, config.window_length, samples)
-        column = embed_windows(encoder, compute, samples, scale, config)["embedding"].combine_chunks()
+        starts = window_starts(int(clips.waveforms.frames[clip]), config.window_length, _WINDOWS)[None]
+        embedded = partial(embed_clips, encoder, compute, clips, np.array([clip]), starts, config)
+        column = known.windows(np.array([clip]), embedded)["embedding"].combine_chunks()
         means.append(column.flatten().to_numpy().reshape(_WINDOWS, -1).mean(axis=0))
+    known.save()
     features = np.stack(means)
     if not np.isfinite(features).all():
         raise UserError(f"exposure.clusters_by = {config.exposure.clusters_by}: gives NaN or infinity for {clips.name}")

@@ -49,10 +49,10 @@ class Ranks:
         """Return this rank's rows of a batch.
 
         Raises:
-            UserError: there are fewer clips than ranks.
+            UserError: there are several ranks, and fewer than two clips for each: batch norms need two.
 
         """
-        if num_clips < self.size:
+        if self.size > 1 and num_clips < 2 * self.size:
             raise UserError(f"a batch of {num_clips} clips is too small for {self.size} ranks: lower --ranks-per-unit")
         return np.arange(self.rank, num_clips, self.size)
 

@@ -3,10 +3,7 @@
 import io
 import json
 import math
-import pickle
 import shutil
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +26,7 @@ from rayasd.exposure.batches import (
 from rayasd.exposure.classes import Classes
 from rayasd.exposure.clips import MachineClips, load_training_machines
 from rayasd.exposure.device import Compute, choose_compute
+from rayasd.exposure.encoders.weights import TROUBLES, read_torch
 from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
 from rayasd.exposure.objectives import Evaluated, find_objective
@@ -39,6 +37,7 @@ from rayasd.randomness import generator, torch_seed
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
 STATE = "state.pt"
+_MOST_EPOCHS = 32767  # what the column of checkpoints holds
 History = list[dict[str, Any]]
 """A row an epoch, as in history.jsonl."""
 
@@ -70,6 +69,9 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
     num_steps = steps_per_epoch(machines, config)
     num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
+    if num_epochs > _MOST_EPOCHS:
+        raise UserError(f"{spec.unit}: {num_epochs} epochs of {num_steps} steps, at most {_MOST_EPOCHS} are possible: "
+                        "lower exposure.epochs or exposure.min_steps")  # fmt: skip
     training = Training.begin(ranks, spec, machines, num_epochs * num_steps, report)
     history = training.resume(spec)
     if ranks.first:
@@ -150,8 +152,14 @@ class Training:
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.arithmetic)
-        machines = [with_pseudo_attributes(clips, config, compute, report) for clips in machines]
-        classes = Classes.of(find_objective(config)[0], config, machines, spec.unit.machine)
+        objective, _ = find_objective(config)
+        machines = [
+            with_pseudo_attributes(clips, config, compute, spec.cache, report)
+            if clips.name == spec.unit.machine or not objective.of_target_alone
+            else clips
+            for clips in machines
+        ]
+        classes = Classes.of(objective, config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         network = compute.place(Network(config, classes.names))
         extractor = ranks.data_parallel(network.extractor)
@@ -264,11 +272,10 @@ class Training:
         if not path.exists():
             return []
         try:
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip():  # torch writes checksums and does not look at them
-                    return []
-            state = torch.load(path, map_location=self.compute.device, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error):
+            state = read_torch(path, self.compute.device)
+        except OSError:
+            raise  # of the file system, which says what is wrong
+        except TROUBLES:
             return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
         if state["identity"] != spec.identity:  # of a configuration or data that have changed since
             return []

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.config import Config
+from rayasd.ensemble_names import parse_entry
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
 from rayasd.evaluation.metrics import harmonic_mean
@@ -67,7 +68,7 @@ def write_submission(
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
-    members = _members(entry, report.sweep.specs, config, [files[entry, machine, chosen] for machine, _ in systems])
+    members = _members(entry, report.sweep.specs, report.scored, [files[entry, m, chosen] for m, _ in systems])
     num_files = 0
     for machine, key in systems:
         scores = files[entry, machine, chosen].systems[key]
@@ -104,19 +105,21 @@ def write_submission(
     return lines
 
 
-def _members(entry: str, units: Collection[Unit], config: Config, scored: Sequence[Scored]) -> dict[str, int]:
+def _members(
+    entry: str, units: Collection[Unit], everything: Sequence[Scored], scored: Sequence[Scored]
+) -> dict[str, int]:
     """Count the networks behind an entry, by variant."""
-    variant, _, ensemble = entry.partition("+")
+    variants, over = parse_entry(entry)
     greedy = [member for unit in scored for of_section in (unit.members or {}).values() for member in of_section]
     if greedy:
         chosen = {(member.variant, member.checkpoint) for member in greedy}
         seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
         return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
     counts = {}
-    for name in variant.split("&"):
-        counts[name] = len({u.seed for u in units if u.variant == name}) if "seeds" in ensemble else 1
-        if "checkpoints" in ensemble:
-            counts[name] *= config.variant(name).exposure.num_checkpoints
+    for name in variants:
+        counts[name] = len({u.seed for u in units if u.variant == name}) if "seeds" in over else 1
+        if "checkpoints" in over:
+            counts[name] *= len({key.checkpoint for each in everything if each.variant == name for key in each.systems})
     return counts
 
 

@@ -16,6 +16,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from rayasd.config import EvaluationConfig
+from rayasd.ensemble_names import parse_entry
 from rayasd.errors import UserError
 from rayasd.evaluation.bootstrap import (
     MetricReplicates,
@@ -127,13 +128,13 @@ def _expected(
     """Count the labelled cells that the plan makes for each variant and each ensemble."""
     expected = {}
     for unit in everything:
-        variant, _, ensemble = unit.variant.partition("+")
-        of_variants = [Counter(planned[name]) for name in variant.split("&") if name in planned]
+        variants, over = parse_entry(unit.variant)
+        of_variants = [Counter(planned[name]) for name in variants if name in planned]
         if of_variants:  # of several, each machine as often as all of them have it: once for each seed
             machines = reduce(and_, of_variants)
         else:
             machines = Counter({machine for of_variant in planned.values() for machine in of_variant})
-        once = ensemble and unit.seed is None
+        once = over and unit.seed is None
         expected[unit.variant] = sum(
             labelled.get(machine, 0) for machine in (machines if once else machines.elements())
         )

@@ -143,6 +143,7 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
 
 def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -> None:
     """Write the leaderboard where it is not current; damaged scores are noted in the sweep instead."""
+    store.check_held()
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
     if not has_run and report.is_current:
         watcher.say(f"its leaderboard exists: {store.paths.leaderboard('md')}")

@@ -71,6 +71,9 @@ def drive(
     Returns:
         Why units are left that could still be done: asked to stop, or no node for them; None if there are none.
 
+    Raises:
+        Interrupted: another process has taken the run over.
+
     """
     tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
     queue = Queue(sweep, costs or {})
@@ -80,6 +83,7 @@ def drive(
     while True:
         if not store.paths.catalog.exists():
             raise gone(store.paths.root)
+        store.check_held()
         stopping = store.stop_file.exists()
         free = request.usable(executor.nodes)
         for held in running.values():

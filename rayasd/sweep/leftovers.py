@@ -17,7 +17,7 @@ from rayasd.sweep.store import RunStore
 _REPORT_SECONDS = 60.0
 """A report writes into a run without a lock, for some seconds."""
 _CACHE_FILE = re.compile(
-    r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
+    r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|features|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
 )
 
 
@@ -104,9 +104,10 @@ def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]
 
 
 def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> list[Leftover]:
-    """List unfinished files, locks and halves without the other half in a waveform cache, all older than ``hours``.
+    """List unfinished files, locks and halves without the other half in a cache, all older than ``hours``.
 
-    With ``unused_days``, also what no unit has opened for so long: an index is dated by its last use.
+    With ``unused_days``, also what no unit has opened for so long: an index, and a file of features, is dated by its
+    last use.
     """
     youngest, found = time.time() - 3600 * hours, []
     names = sorted(os.listdir(cache)) if cache.is_dir() else []  # noqa: PTH208 - names are all that is needed
@@ -121,9 +122,9 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
             found += _leftover(cache / name, "lock of a decoding that has ended", youngest)
         elif match["kind"].endswith(".checked"):
             found += _leftover(cache / name, "note that a host has checked the samples", youngest)
-        elif f"{match['stem']}.{other}" not in names:
+        elif other and f"{match['stem']}.{other}" not in names:
             found += _leftover(cache / name, f"half without its .{other}", youngest)
-        elif unused_days is not None and match["kind"] == "parquet":
+        elif unused_days is not None and match["kind"] != "i16":
             unused = _leftover(cache / name, f"not used for {unused_days:g} days", time.time() - 86400 * unused_days)
             found += unused and [*unused, *_leftover((cache / name).with_suffix(".i16"), "its samples")]
     return found

@@ -6,16 +6,15 @@ file systems such as NFS have none. Tried with filelock 4.3.1 on bindfs (FUSE): 
 
 import json
 import os
-import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from rayasd.errors import UserError
+from rayasd.errors import Interrupted, UserError
 from rayasd.files import now, read_record
 
 RENEW_SECONDS = 5.0
@@ -25,10 +24,11 @@ _TURNS = 100
 
 
 @contextmanager
-def locked(lock: Path, **details: str) -> Iterator[None]:
+def locked(lock: Path, **details: str) -> Iterator[Callable[[], None]]:
     """Hold a lock while the block lasts; it tells who we are. A lock whose holder is gone is replaced.
 
-    A process that was suspended or cut off for so long that another one has its lock gets SIGTERM.
+    The block gets a function to call now and then: it raises ``Interrupted`` where this process was suspended or cut
+    off for so long that another one has the lock.
 
     Raises:
         UserError: another process holds it; names the process, its host and since when.
@@ -45,10 +45,15 @@ def locked(lock: Path, **details: str) -> Iterator[None]:
     }
     while not _created(lock, json.dumps(mine)):
         refuse_if_held(lock)
-    released = Event()
-    Thread(target=_renew, args=(lock, mine, released), daemon=True).start()
+    released, lost = Event(), Event()
+    Thread(target=_renew, args=(lock, mine, released, lost), daemon=True).start()
+
+    def check() -> None:
+        if lost.is_set():
+            raise Interrupted(f"{lock} is another process's now, which took this one for gone")
+
     try:
-        yield
+        yield check
     finally:
         released.set()
         with suppress(OSError):  # its file system is gone or read-only by now
@@ -128,14 +133,13 @@ def _created(lock: Path, record: str) -> bool:
     return True
 
 
-def _renew(lock: Path, mine: Mapping[str, Any], released: Event) -> None:
+def _renew(lock: Path, mine: Mapping[str, Any], released: Event, lost: Event) -> None:
     absent = 0
     while not released.wait(RENEW_SECONDS):
         with suppress(OSError):  # a shared file system may fail for a moment
             absent = 0 if lock.exists() else absent + 1
-            lost = absent > 1 or (not absent and read_record(lock) != mine)
-            if lost and not released.is_set():
-                os.kill(os.getpid(), signal.SIGTERM)  # we were taken for gone: leave the run to others
+            if absent > 1 or (not absent and read_record(lock) != mine):
+                lost.set()  # we were taken for gone: leave the run to others
                 return
             os.utime(lock)
 

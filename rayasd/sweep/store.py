@@ -3,7 +3,7 @@
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +47,7 @@ class RunStore:
         """While it exists, this driver starts nothing more, and its units save their state and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
         """Secret of this driver's own Ray."""
+        self._checks: list[Callable[[], None]] = []
 
     @property
     def exists(self) -> bool:
@@ -179,11 +180,12 @@ class RunStore:
         paths, whole = self.paths, self.part is None
         locks = [paths.lock] if self.part is None else [paths.part_lock(machine) for machine in self.part]
         with ExitStack() as stack:
+            stack.callback(self._checks.clear)
             try:
                 paths.root.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
-                    stack.enter_context(locked(lock, stop=self.stop_file.name))
+                    self._checks.append(stack.enter_context(locked(lock, stop=self.stop_file.name)))
                 for other in paths.part_locks() if whole else [paths.lock]:
                     refuse_if_held(other)
             except OSError as error:
@@ -195,6 +197,16 @@ class RunStore:
             self.stop_file.unlink(missing_ok=True)
             stack.callback(_remove, self.stop_file)
             yield
+
+    def check_held(self) -> None:
+        """Make sure that another process has not taken the run over meanwhile.
+
+        Raises:
+            Interrupted: one has: this process was suspended or cut off, and counted as gone.
+
+        """
+        for check in self._checks:
+            check()
 
     def stop(self) -> None:
         """Ask all who drive the run, or parts of it, to stop and to stay so."""

@@ -163,10 +163,11 @@ def test_what_is_no_run_is_refused_before_anything_is_removed(run: Path, gc, tmp
 
 def test_of_the_cache_unfinished_files_locks_and_halves_go_once_they_are_old(gc, tmp_path: Path):
     cache = tmp_path / "cache"
-    whole = {old(cache / f"fan-{KEY}.i16"), old(cache / f"fan-{KEY}.parquet")}
+    whole = {old(cache / f"fan-{KEY}.{kind}") for kind in ("i16", "parquet", "features")}
     foreign = {old(cache / name) for name in ("a.lock", "notes.parquet", ".x.part", f".gearbox-{KEY}.i16", "b.i16")}
     left = {
         old(cache / f".fan-{KEY}.i16.abc_1.part"),
+        old(cache / f".fan-{KEY}.features.abc_1.part"),
         old(cache / f"pump-{KEY}.i16"),
         old(cache / f"valve-{KEY}.parquet"),
         old(cache / f"fan-{KEY}.lock", b""),
@@ -176,7 +177,7 @@ def test_of_the_cache_unfinished_files_locks_and_halves_go_once_they_are_old(gc,
     link(cache / f"slider-{KEY}.i16", next(iter(whole)))
     done = gc()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "4 leftovers, 15 B removed"
+    assert done.stdout.splitlines()[-1] == "5 leftovers, 20 B removed"
     assert files(cache) == whole | foreign | {young, cache / f"slider-{KEY}.i16"}
     assert all(str(path) in done.stdout for path in left)
     gc("--older-than", 0)
@@ -253,6 +254,8 @@ def test_what_no_unit_has_opened_for_long_goes_from_the_cache_if_asked(gc, tmp_p
     used, unused, half = (
         [cache / f"{name}-{KEY}{end}" for end in (".parquet", ".i16")] for name in ("fan", "pump", "b")
     )
+    used.append(cache / f"fan-{KEY[::-1]}.features")
+    unused.append(cache / f"pump-{KEY[::-1]}.features")
     for path in (*used, *unused, half[0]):
         old(path)
     days = time.time() - 40 * 86400
@@ -261,7 +264,7 @@ def test_what_no_unit_has_opened_for_long_goes_from_the_cache_if_asked(gc, tmp_p
     assert "half" in gc("--older-than", 1).stdout
     assert files(cache) == {*used, *unused}
     assert gc("--unused-for", 41).stdout == "nothing is left over\n"
-    assert re.search(r"2 leftovers, 10 B would be removed", gc("--unused-for", 30, "--dry-run").stdout)
+    assert re.search(r"3 leftovers, 15 B would be removed", gc("--unused-for", 30, "--dry-run").stdout)
     assert gc("--unused-for", 30).returncode == 0
     assert files(cache) == set(used)
 

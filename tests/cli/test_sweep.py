@@ -210,10 +210,12 @@ def test_a_failing_unit_leaves_the_others_and_exit_code_1(tree: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path, rayasd: Rayasd):
     run = tmp_path / "run"
-    planned = rayasd(*small_sweep(tree, run, "--variants", "both,untrained", "--seeds", "0-2", "--dry-run"))
+    planned = rayasd(*small_sweep(tree, run, "--variants", "both,untrained,statistics", "--seeds", "0-2", "--dry-run"))
     assert planned.returncode == 0
+    assert "features 3 each cache" in " ".join(planned.stdout.split())  # in the cache, whatever the seeds
     assert (
-        "3 machines (fan, pump, valve) x 2 variants (both, untrained) x 3 seeds (0, 1, 2): 54 units" in planned.stdout
+        "3 machines (fan, pump, valve) x 3 variants (both, untrained, statistics) x 3 seeds (0, 1, 2): 72 units"
+        in planned.stdout
     )
     assert "train fan both seed 0" in planned.stdout
     assert not run.exists()

@@ -9,8 +9,10 @@ from sklearn.metrics import roc_auc_score
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.evaluation.scores import SectionScores
+from rayasd.evaluation.scores import Key, Scored, SectionScores
 from rayasd.evaluation.submission import check_label, metadata, result_files, write_metadata, write_results
+from rayasd.report.dcase import _members
+from rayasd.unit import Unit
 
 
 def section(clips: list[str], domains: list[str], scores: list[float]) -> SectionScores:
@@ -111,3 +113,15 @@ def test_labels_are_checked():
     for wrong in ("x", "a_b_task1_1", "a_b_task2_0", "../a_b_task2_1", "a_b_task2_1/.."):
         with pytest.raises(UserError, match="Lastname_Institute_task2_1"):
             check_label(wrong)
+
+
+def test_networks_behind_an_entry_are_those_that_were_scored():
+    units = [Unit("train", variant, "fan", seed) for variant in ("both", "shared") for seed in (0, 1)]
+    of = {"both": (1, 2, 5), "shared": (9,)}  # epochs: exposure.min_steps may have added some
+    scored = [
+        Scored(variant, "fan", 0, Path(), computed={Key("00", epochs, "knn-1", "mean"): None for epochs in kept})
+        for variant, kept in of.items()
+    ]
+    assert _members("both&shared+seeds+checkpoints", units, scored, []) == {"both": 6, "shared": 2}
+    assert _members("shared+seeds", units, scored, []) == {"shared": 2}
+    assert _members("both", units, scored, []) == {"both": 1}

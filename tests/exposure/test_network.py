@@ -134,6 +134,24 @@ def test_pretrained_weights_come_from_a_local_file(small_config: Config, tmp_pat
     torch.testing.assert_close(encoder.backbone.conv_stem.weight, summed)
 
 
+def test_weights_in_a_checkpoint_are_read_once(small_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    donor, read = timm.create_model("test_efficientnet"), []
+    state = {f"module.{name}": value for name, value in donor.state_dict().items()}
+    torch.save({"epoch": 3, "model": {}, "state_dict_ema": state}, tmp_path / "weights.pth")
+
+    def load(*words: object, **options: object) -> object:
+        read.append(words)
+        return plain(*words, **options)
+
+    plain = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    network = {"pretrained": str(tmp_path / "weights.pth")}
+    encoder = MelTimm(replace(small_config, network=replace(small_config.network, **network)))
+    torch.testing.assert_close(encoder.backbone.blocks[0][0].conv.weight, donor.blocks[0][0].conv.weight)
+    assert len(read) == 1
+    assert "state_dict" not in encoder.backbone.pretrained_cfg  # no second copy stays in memory
+
+
 def test_unusable_pretrained_weights_are_named(small_config: Config, tmp_path: Path):
     def build(path: Path) -> None:
         MelTimm(replace(small_config, network=replace(small_config.network, pretrained=str(path))))
@@ -143,6 +161,9 @@ def test_unusable_pretrained_weights_are_named(small_config: Config, tmp_path: P
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(UserError, match="cannot load"):
         build(tmp_path / "text.pth")
+    torch.save(torch.zeros(1), tmp_path / "tensor.pth")
+    with pytest.raises(UserError, match="holds no weights by name"):
+        build(tmp_path / "tensor.pth")
     torch.save({"wrong": torch.zeros(1)}, tmp_path / "wrong.pth")
     with pytest.raises(UserError, match="cannot load"):
         build(tmp_path / "wrong.pth")

@@ -20,6 +20,7 @@ from rayasd.exposure.embedding import embed, window_starts
 from rayasd.exposure.network import load_network
 from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.exposure.training import train
+from rayasd.stages import NumClips
 from rayasd.unit import Progress, Stopped
 from tests.conftest import SpecOf
 from tests.exposure.test_batches import loader_of
@@ -157,6 +158,11 @@ def test_a_damaged_checkpoint_costs_its_epochs_and_not_the_unit(spec_of: SpecOf)
         assert weights(spec_of()) == expected
 
 
+def test_more_epochs_than_files_can_name_are_refused(spec_of: SpecOf, small_config: Config):
+    with pytest.raises(UserError, match="50000 epochs of 2 steps, at most 32767"):
+        train(spec_of(config=with_exposure(small_config, min_steps=100_000)))
+
+
 def test_seeds_differ(spec_of: SpecOf):
     train(spec_of(seed=0))
     train(spec_of(seed=1))
@@ -238,7 +244,7 @@ def test_statistics_need_no_training(spec_of: SpecOf, small_config: Config):
     assert table.num_rows == 126
 
 
-def test_kept_weights_are_embedded_to_choose_from(spec_of: SpecOf, small_config: Config):
+def test_kept_weights_are_embedded_to_choose_from(spec_of: SpecOf, small_config: Config, catalog: Catalog):
     config = with_exposure(small_config, keep_every=1)
     train(spec_of(config=config))
     final = weights(spec_of())
@@ -247,7 +253,9 @@ def test_kept_weights_are_embedded_to_choose_from(spec_of: SpecOf, small_config:
     embed(spec_of("embed", config=config))
     table = pq.read_table(spec_of("embed").run.table(spec_of("embed").unit))
     assert {epochs: table["checkpoint"].to_pylist().count(epochs) for epochs in (1, 2, 3)} == {1: 126, 2: 126, 3: 126}
-    assert config.exposure.num_checkpoints == 3
+    assert NumClips.of(catalog.table).checkpoints("fan", config) == 3
+    longer = with_exposure(config, min_steps=10)  # 2 steps an epoch
+    assert NumClips.of(catalog.table).checkpoints("fan", longer) == 5
     first, last = (table.filter(pc.field("checkpoint") == epochs)["embedding"] for epochs in (1, 3))
     assert first != last
     train(spec_of())  # keeps nothing: the other training's weights go

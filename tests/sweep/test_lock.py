@@ -26,22 +26,24 @@ from tests.faults.places import Place, mounted  # noqa: F401 - a fixture
 pytestmark = pytest.mark.slow  # processes that hold, freeze and die, and leases that run out
 
 PROLOGUE = """
-import os, signal, sys, time
+import os, select, sys, time
 from pathlib import Path
-from rayasd.errors import UserError
+from rayasd.errors import Interrupted, UserError
 from rayasd.sweep import lock
 lock.RENEW_SECONDS, lock.GONE_SECONDS = 0.05, 2.0
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # as the command line does
 path = Path(sys.argv[1])
 def tell(what): print(what, flush=True)
 """
 HOLD = """
 try:
-    with lock.locked(path, stop="stop-fan"):
+    with lock.locked(path, stop="stop-fan") as check:
         tell("holds")
-        sys.stdin.readline()
+        while not select.select([sys.stdin], [], [], 0.05)[0]:
+            check()
 except UserError as error:
     tell(error)
+except Interrupted:
+    sys.exit(75)  # as the command line does
 """
 CONTEND = """
 for line in sys.stdin:

@@ -1,6 +1,6 @@
 """The paper's encoder: a mel spectrogram, then a timm model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
-from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weights
+from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
 
 
 class MelSpectrogram(nn.Module):
@@ -107,9 +107,8 @@ def _filled_up(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
-    if pretrained:
-        read_weights(pretrained)  # refuses what is damaged, which timm does not
-    overlay = {"file": pretrained, "hf_hub_id": None, "url": ""}  # never a download
+    state = _weights(pretrained) if pretrained else {}
+    overlay = {"state_dict": dict(state), "hf_hub_id": None, "url": ""}  # never a download
     fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
     if fixed and _is_plain(name):
         fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
@@ -129,8 +128,9 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
         )
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
-        _check_all_loaded(backbone, name, pretrained)
+        _check_all_loaded(backbone, name, pretrained, state)
         mark_as_base(backbone)
+        backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # which timm keeps there
     for module in backbone.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # autograd would copy what an activation in place overwrites
@@ -141,9 +141,22 @@ def _is_plain(name: str) -> bool:
     return bool(timm.models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
 
 
-def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str) -> None:
+def _weights(path: str) -> dict[str, Tensor]:
+    """Read a file of weights, and take them out of a checkpoint as ``timm.models.load_state_dict`` does."""
+    content = read_weights(path)
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise cannot_load(path, "it holds no weights by name")
+    found: dict[str, Tensor] = timm.models.clean_state_dict(content)
+    return found
+
+
+def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str, there: Mapping[str, Tensor]) -> None:
     """Refuse a file that lacks weights or buffers of the backbone: timm would leave them as made, without a warning."""
-    wanted, there = backbone.state_dict(), timm.models.load_state_dict(pretrained)
+    wanted = backbone.state_dict()
     missing = [key for key in wanted if key not in there and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(

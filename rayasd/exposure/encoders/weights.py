@@ -55,17 +55,27 @@ def read_weights(path: str) -> Any:
     try:
         if path.endswith(".safetensors"):
             return load_file(path)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if (bad := archive.testzip()) is not None:  # torch writes checksums and does not look at them
-                    raise ValueError(f"it is damaged: {bad}")
-        return torch.load(path, weights_only=True, map_location="cpu")
+        return read_torch(path)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except pickle.UnpicklingError:  # whose text is long, and advises to trust the file
         raise cannot_load(path, "it is damaged, or holds other things than weights, which could run code") from None
     except TROUBLES as error:
         raise cannot_load(path, error) from None
+
+
+def read_torch(path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """Read what ``torch.save`` wrote onto a device; no code in it is run.
+
+    Raises:
+        Exception: one of ``TROUBLES``: it is missing, damaged, or holds more than plain values and tensors.
+
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:  # torch writes checksums and does not look at them
+                raise ValueError(f"it is damaged: {bad}")
+    return torch.load(path, weights_only=True, map_location=device)
 
 
 def cannot_load(path: str | Path, error: object) -> UserError:

@@ -37,6 +37,8 @@ class Objective(nn.Module, ABC):
     """Values of ``exposure.scope`` that it is for."""
     learns_anomalies: ClassVar[bool] = False
     """Whether it can learn from ``exposure.real_anomalies``."""
+    of_target_alone: ClassVar[bool] = False
+    """Whether only clips of the machine type that the network is for have classes."""
 
     def __init__(self, config: Config, classes: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ class TwoBCE(Objective):
     parts = ("machine_loss", "product_loss")
     scopes = ("machine",)
     learns_anomalies = True
+    of_target_alone = True
 
     def __init__(self, config: Config, classes: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__(config, classes, widths)

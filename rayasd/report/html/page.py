@@ -13,6 +13,7 @@ import tomli_w
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from rayasd.ensemble_names import parse_entry
 from rayasd.evaluation.leaderboard import Standing
 from rayasd.files import now, write_text
 from rayasd.report.curves import curve_chart, find_curves
@@ -220,9 +221,10 @@ def _maps(run: ReportedRun) -> dict[str, list[tuple[EmbeddingMap, Markup]]]:
     """Draw the maps of each machine, of the first variants in rank."""
     chosen: dict[str, int | None] = {}
     for entry in run.leaderboard.ranked:
-        variant, _, ensemble = entry.variant.partition("+")
-        if variant in run.config.variants and len(chosen) < MAX_MAPS:
-            chosen.setdefault(variant, None if ensemble else entry.checkpoint)
+        variants, _ = parse_entry(entry.variant)
+        for variant in variants:
+            if variant in run.config.variants and len(chosen) < MAX_MAPS:
+                chosen.setdefault(variant, entry.checkpoint if variant == entry.variant else None)
     maps: dict[str, list[tuple[EmbeddingMap, Markup]]] = {}
     embedded = sorted(unit for unit in run.done if unit.stage == "embed" and unit.variant in chosen)
     for machine in sorted({unit.machine for unit in embedded}):
@@ -248,7 +250,7 @@ def _wrong_clips(
     }
     if not any(wrong.values()):
         return {}
-    variant = best.variant.partition("+")[0]
+    variant = parse_entry(best.variant).variants[0]
     picture = spectrogram_of(run.config.variant(variant) if variant in run.config.variants else run.config)
     rows = {r["clip"]: r for r in run.catalog.table.select(["clip", "size"]).to_pylist()}
     shown: dict[str, list[ShownClip]] = {}
