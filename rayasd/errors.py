@@ -26,8 +26,18 @@ class StorageError(UserError):
     """A place that is full, read-only, forbidden or gone: nothing that is held against who came upon it."""
 
 
+class NoGPUError(UserError):
+    """A GPU that was given to a unit, but that torch does not see."""
+
+
 class StorageLostError(StorageError):
     """Storage failed while units ran: what is done stays done, the same command does the rest."""
+
+    exit_code = EXIT_UNITS_FAILED
+
+
+class NothingSavedError(UserError):
+    """A time limit came before a unit or an epoch was saved: the same time would not get further next time."""
 
     exit_code = EXIT_UNITS_FAILED
 

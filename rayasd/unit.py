@@ -15,6 +15,10 @@ _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size"
 """Settings that do not change a result."""
 
 
+STATE = "state.pt"
+"""Name of the file, in a training's folder, from which an interrupted training goes on."""
+
+
 @dataclass(frozen=True, order=True)
 class Unit:
     """One stage of one machine's system: the smallest thing that is scheduled, retried and marked done."""

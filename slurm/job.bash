@@ -42,10 +42,11 @@ leave_out_gpus() {
     done
 }
 
-# Submit this script, on a login node.
+# Submit this script, on a login node; with the command that it runs, whose wrong options are refused first.
 submit() {
-    divide "$@"
+    divide "${@:2}"
     prepare
+    [ "$1" != sweep ] || "${rayasd[@]}" sweep "${words[@]}" --dry-run >/dev/null || exit
     RAYASD_HERE=$here exec sbatch "${options[@]}" "$0" "${words[@]}"
 }
 
@@ -78,13 +79,25 @@ run() {
     return "$code"
 }
 
-# Run a launcher on each node. Where the head's host is lost and this script with it, a node that is left puts the job
-# back in the queue: with --no-kill, Slurm itself would leave it running, without anything that runs.
+# Run words on a node. Exit code 76: the head's host is lost, and perhaps the batch script with it. With --no-kill, Slurm
+# would leave the job running without anything that runs, so this node puts it back in the queue.
+on_node() {
+    local code=0
+    trap : TERM USR1 # Slurm signals this shell and the words
+    "$@" || code=$?
+    [ "$code" -ne 76 ] || requeue "the head is lost"
+    return "$code"
+}
+
+# Run one launcher on each node, whatever number of tasks the job has, and let it use all CPUs that the job has there:
+# nodes of one job may have different numbers of CPUs.
 run_on_nodes() {
-    local cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE} # srun no longer takes it over from sbatch
     # shellcheck disable=SC2206 # several words
     local options=(${RAYASD_LAUNCH:-})
-    run srun --no-kill --ntasks-per-node=1 --cpus-per-task="$cpus" \
-        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" \
-        --on-lost-head ". '$here/job.bash'; requeue 'the head is lost'" -- "$@"
+    # srun does not take over --cpus-per-task from sbatch
+    # shellcheck disable=SC2016 # for the other shell
+    run srun --no-kill --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+        bash -c '. "$0"; on_node "$@"' "$here/job.bash" \
+        "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" -- "$@"
 }

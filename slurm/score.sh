@@ -15,7 +15,7 @@ here=${RAYASD_HERE:-$(dirname "$(readlink -f "${script:-$0}")")}
 [ -f "$here/job.bash" ] || { echo "no job.bash where ${script:-$0} is; if a space is in its path: slurm/score.sh submits itself" >&2; exit 2; }
 # shellcheck source=slurm/job.bash
 . "$here/job.bash"
-[ -n "${SLURM_JOB_ID:-}" ] || submit "$@"
+[ -n "${SLURM_JOB_ID:-}" ] || submit embed "$@"
 prepare
 
 for stage in embed detect; do

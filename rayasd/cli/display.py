@@ -100,4 +100,5 @@ def print_failed_cells(console: Console, cells: pa.Table) -> int:
 def wide_console() -> Console:
     """Console of the terminal's width; 200 columns where there is no terminal that could be too narrow."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=200 if piped else None)
+    by_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK"))  # mpirun's terminal is a log
+    return Console(width=200 if piped else None, force_terminal=False if by_mpi else None)

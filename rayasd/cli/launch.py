@@ -1,7 +1,6 @@
 """``rayasd launch``: a Ray cluster of a job's own, for the time of one command."""
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,12 @@ from rayasd.cli.options import TEMP_DIR
 @click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
               help="Folder that all nodes see, where the launchers meet; default: the current one.")  # fmt: skip
 @TEMP_DIR
-@click.option("--on-lost-head", metavar="COMMAND",
-              help="Bash command for a node that is left when the head's host is lost without a word.")  # fmt: skip
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
     command: tuple[str, ...],
     folder: Path,
     temp_root: Path,
     wait_seconds: float,
-    on_lost_head: str | None,
     **place: Any,
 ) -> None:
     """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
@@ -43,13 +39,9 @@ def launch(
         mpirun -np 2 --map-by ppr:1:node rayasd launch -- sweep --data /scratch/dcase
         rayasd launch --job night --rank 0 --size 2 -- sweep --data /scratch/dcase    # and rank 1 on the other
     """
-    from rayasd.cluster.launch import EXIT_HEAD_LOST
     from rayasd.cluster.launch import launch as run
     from rayasd.cluster.placement import find_placement
 
     placement = find_placement(os.environ, **place)
     folder, temp_root = folder.absolute(), temp_root.absolute()
-    code = run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds)
-    if code == EXIT_HEAD_LOST and on_lost_head:
-        subprocess.run(["bash", "-c", on_lost_head], check=False)
-    raise SystemExit(code)
+    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds))

@@ -1,11 +1,12 @@
 """Device and precision, each chosen with a reason that is said."""
 
+import socket
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from rayasd.errors import UserError
+from rayasd.errors import NoGPUError, UserError
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -32,7 +33,7 @@ def choose_compute(device: str, precision: str) -> Compute:
     """Resolve ``auto`` for device and precision.
 
     Raises:
-        UserError: CUDA is asked for where there is none, or an unknown device.
+        UserError: an unknown device; ``NoGPUError``: CUDA is asked for where torch sees none.
 
     """
     if device == "auto":
@@ -44,7 +45,11 @@ def choose_compute(device: str, precision: str) -> Compute:
         except RuntimeError:
             raise UserError(f"device {device!r}: choose auto, cpu, cuda or cuda:N") from None
         if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"device {device!r} asked for, but {torch.cuda.device_count()} CUDA devices are visible")
+            seen = f"torch sees {torch.cuda.device_count()} CUDA devices on {socket.gethostname()}"
+            raise NoGPUError(
+                f"device {device!r}, but {seen}: look for the driver, a torch with CUDA, and --nv of a container; "
+                "--device cpu computes without GPUs"
+            )
     if precision != "auto":
         dtype, what = getattr(torch, precision), f"{precision} as asked"
     elif _has_bfloat16(chosen):

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayasd.arrays import Indices
-from rayasd.errors import UserError
+from rayasd.errors import NoGPUError, UserError
 from rayasd.host import end_with_parent, freed_memory_kept, how_it_ended
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 
@@ -132,7 +132,7 @@ def _devices(spec: UnitSpec) -> list[str]:
         return ["cpu"] * spec.num_ranks
     visible = torch.cuda.device_count()
     if visible < spec.num_ranks:
-        raise UserError(f"{spec.num_ranks} ranks need as many CUDA devices, {visible} visible: lower --ranks-per-unit")
+        raise NoGPUError(f"{spec.num_ranks} ranks need as many CUDA devices, {visible} visible: lower --ranks-per-unit")
     return [f"cuda:{rank}" for rank in range(spec.num_ranks)]
 
 

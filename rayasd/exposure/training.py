@@ -34,9 +34,8 @@ from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clus
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import digest, replacing
 from rayasd.randomness import generator, torch_seed
-from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
+from rayasd.unit import STATE, Progress, Report, Stopped, UnitSpec, silent
 
-STATE = "state.pt"
 _MOST_EPOCHS = 32767  # what the column of checkpoints holds
 History = list[dict[str, Any]]
 """A row an epoch, as in history.jsonl."""

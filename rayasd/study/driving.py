@@ -5,14 +5,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rayasd.errors import RunStopped, StorageError, StorageLostError, UserError
+from rayasd.errors import NothingSavedError, RunStopped, StorageError, StorageLostError, UserError
 from rayasd.files import gone, storage_error
 from rayasd.host import usable_cpus, visible_gpus
 from rayasd.report.run_report import RunReport
-from rayasd.stages import NumClips
+from rayasd.stages import STAGES, NumClips
 from rayasd.study.choices import cache_folder
 from rayasd.study.execution import Execution
 from rayasd.study.watcher import Watcher
@@ -22,7 +23,7 @@ from rayasd.sweep.executors import Executor, Request, Resources
 from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.states import State, Sweep, read_progress, survey
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Unit
+from rayasd.unit import STATE, Unit
 from rayasd.wording import counted
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def check_execution(how: Execution) -> None:
 def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> None:
     clips = NumClips.of(store.catalog().table)
     executor, metrics = _start(how, store)
-    next_look = 0.0
+    next_look, saved = 0.0, _saved(store)
 
     def on_change(sweep: Sweep) -> None:
         nonlocal next_look
@@ -109,6 +110,10 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
     try:
         with watcher.driving(store):
             request = _request(executor.nodes, how)
+            if (
+                request.gpus and how.device == "auto"
+            ):  # a GPU that is given but not seen is an error, no reason for CPUs
+                sweep.specs = {unit: replace(spec, device="cuda") for unit, spec in sweep.specs.items()}
             where = executor.describe()
             for line in where:
                 watcher.say(line)
@@ -126,6 +131,11 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
     except KeyboardInterrupt:
         with suppress(OSError):  # where that cannot be written, it is an interruption all the same
             store.record("sweep interrupted")
+            if store.stop_file.exists() and not store.stop_file.read_text() and _saved(store) == saved:
+                raise NothingSavedError(  # an empty stop file is of a time limit: see note_interruptions
+                    "the time limit came before a unit or an epoch was saved: give the job more time; it would "
+                    "begin again for ever"
+                ) from None
         raise
     except (OSError, StorageError) as error:
         trouble = storage_error(error, store.paths.root, Path("/"))
@@ -139,6 +149,16 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
         for unit in sweep.units(State.RUNNING):
             with suppress(OSError):
                 store.paths.progress(unit).unlink()
+
+
+def _saved(store: RunStore) -> dict[Path, int]:
+    """Return when each finished unit and each state of a training was written."""
+    return {
+        path: path.stat().st_mtime_ns
+        for stage in STAGES.values()
+        for name in (f"{stage.hidden}DONE", STATE)
+        for path in store.paths.root.glob(f"{stage.folder.format(variant='*', machine='*', seed='*')}/{name}")
+    }
 
 
 def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -> None:

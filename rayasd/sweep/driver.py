@@ -113,8 +113,8 @@ def drive(
             again = tries.note(outcome)
             _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again, halted=halted)
             queue.offer(outcome.unit, *sweep.dependents.get(outcome.unit, ()))
-            if sweep.states[outcome.unit] is State.FAILED and (fail_fast or outcome.lacks_storage):
-                halted = outcome.error if outcome.lacks_storage else "stopped by --fail-fast"
+            if sweep.states[outcome.unit] is State.FAILED and (fail_fast or outcome.hits_all):
+                halted = outcome.error if outcome.hits_all else "stopped by --fail-fast"
                 for unit in sweep.units(State.WAITING):
                     sweep.move(unit, State.BLOCKED, halted)
 
@@ -214,7 +214,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
         if outcome.damaged:
             markers.forget(sweep.specs[outcome.damaged])
             sweep.damaged.add(outcome.damaged)
-        elif outcome.lacks_storage:
+        elif outcome.hits_all:
             sweep.lacking.add(unit)
         else:
             markers.mark_failed(spec, outcome.error, outcome.details, tries)

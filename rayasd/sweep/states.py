@@ -34,7 +34,7 @@ class Sweep:
     reasons: dict[Unit, str] = field(default_factory=dict)
     """Why a unit failed or is blocked."""
     lacking: set[Unit] = field(default_factory=set)
-    """Units that failed because storage failed: the same command does them, once there is storage."""
+    """Units that failed for want of storage or GPUs: the same command does them, once there are such."""
     damaged: set[Unit] = field(default_factory=set)
     """Units that were done, and whose files are not what they wrote."""
     again: dict[Unit, str] = field(default_factory=dict)

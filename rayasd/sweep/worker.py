@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd import __version__
-from rayasd.errors import UserError, one_line
+from rayasd.errors import NoGPUError, UserError, one_line
 from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
 from rayasd.stages import STAGES
@@ -37,8 +37,8 @@ class Outcome:
     """The run was asked to stop; the unit has saved its state."""
     host_lost: bool = False
     """Its host went, with all that ran there."""
-    lacks_storage: bool = False
-    """A disk is full, read-only or gone: all others would meet the same, and nothing is held against the unit."""
+    hits_all: bool = False
+    """A disk is full, read-only or gone, or GPUs are not seen. All units would fail; none is marked as failed."""
     damaged: Unit | None = None
     """What it builds on is not what was written."""
     pause_seconds: float = 0.0
@@ -76,10 +76,11 @@ def do_unit(spec: UnitSpec) -> Outcome:
         there = spec.run.catalog.exists()
         trouble = storage_error(error, spec.run.root, spec.cache, spec.data_root) if there else gone(spec.run.root)
         if trouble is not None:
-            return Outcome(spec.unit, str(trouble), traceback.format_exc(), hopeless=True, lacks_storage=True)
+            return Outcome(spec.unit, str(trouble), traceback.format_exc(), hopeless=True, hits_all=True)
         hopeless = isinstance(error, UserError)
         reason = str(error) if hopeless else f"{type(error).__name__}: {error}"
-        return Outcome(spec.unit, one_line(reason, 500), traceback.format_exc(), hopeless)
+        hits_all = isinstance(error, NoGPUError)
+        return Outcome(spec.unit, one_line(reason, 500), traceback.format_exc(), hopeless, hits_all=hits_all)
     return Outcome(spec.unit)
 
 

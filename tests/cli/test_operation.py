@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from rayasd.stages import ALL_MACHINES
 from rayasd.sweep.store import RunStore
 from tests.cli import slow
 from tests.cli.test_sweep import models, wait_until
-from tests.command import Rayasd, command_line, environment
+from tests.command import Rayasd, call_process, command_line, environment
 from tests.conftest import small_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -97,15 +98,19 @@ def test_usr1_lets_units_save_at_their_epochs_end(tree: Path, cache: Path, tmp_p
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_after_the_grace_the_sweep_is_interrupted_all_the_same(tree: Path, cache: Path, tmp_path: Path):
+@pytest.mark.parametrize(("every", "code"), [(1, 75), (100000, 1)], ids=["saved", "nothing saved"])
+def test_after_the_grace_the_sweep_is_interrupted_all_the_same(
+    tree: Path, cache: Path, tmp_path: Path, every: int, code: int
+):
     run = tmp_path / "run"
-    with begin(run, tree, cache, "--grace", 2) as driver:
+    with begin(run, tree, cache, "--grace", 2, "--set", f"exposure.checkpoint_every={every}") as driver:
         (worker,) = {json.loads(p.read_text())["pid"] for p in run.glob("models/both/fan/seed=0/progress.json")}
         os.kill(worker, signal.SIGSTOP)
         driver.send_signal(signal.SIGUSR1)
         began = time.monotonic()
-        driver.communicate(timeout=240)
-    assert driver.returncode == 75
+        output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == code  # batch scripts put 75 back in the queue, where 1 would begin anew for ever
+    assert ("the time limit came before a unit or an epoch was saved" in output) == (code == 1)
     assert time.monotonic() - began < 100
     assert not Path(f"/proc/{worker}").exists()
 
@@ -169,6 +174,19 @@ def test_what_this_host_cannot_give_is_refused_at_once(
     assert done.returncode == 2
     assert said in done.stderr
     assert not (tmp_path / "run").exists()  # nothing was begun: no decoding, no Ray
+
+
+@pytest.mark.slow
+def test_gpus_that_torch_does_not_see_end_the_sweep(tree: Path, cache: Path, tmp_path: Path):
+    run, rayasd = tmp_path / "run", partial(call_process, cache=cache, folder=tmp_path)
+    words = small_sweep(tree, run, "--machines", "fan")
+    done = rayasd(*words, CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 1
+    assert "device 'cuda', but torch sees 0 CUDA devices" in " ".join(done.stdout.split())
+    assert "--device cpu computes without GPUs" in " ".join(done.stdout.split())
+    assert not list(run.rglob("*FAILED"))  # nothing is held against the units
+    done = rayasd(*words, "--device", "cpu", CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

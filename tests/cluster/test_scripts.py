@@ -1,6 +1,5 @@
 """The batch scripts, with commands of Slurm's that only note how they were called."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -173,11 +172,11 @@ def test_modules_that_cannot_be_loaded_end_a_script_with_their_name(site: Site):
 
 def test_launch_gets_the_sites_options_and_srun_the_environment(site: Site):
     (site.scripts / "site.env").write_text('RAYASD_LAUNCH="--node-address ib0 --wait 300"\n')
-    job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_ON_NODE": "4", "SLURM_EXPORT_ENV": "NONE"}
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "1", "SLURM_EXPORT_ENV": "NONE"}
     done = site.run(site.scripts / "train.sh", "--data", "x", **job, NOTED="SLURM_EXPORT_ENV RAYASD_HERE")
     assert done.returncode == 0, done.stderr
     srun = next(call for call in site.calls if call[0] == "srun")
-    options = srun[srun.index("launch") : srun.index("--on-lost-head")]
+    options = srun[srun.index("launch") : srun.index("--")]
     assert options == ["launch", "--temp-dir", "/tmp", "--node-address", "ib0", "--wait", "300"]
     assert srun[-2:] == ["SLURM_EXPORT_ENV=ALL", "RAYASD_HERE=unset"]
 
@@ -189,7 +188,7 @@ def test_a_checkout_whose_path_has_a_space(tmp_path: Path, name: str):
     assert done.returncode == 0, done.stderr
     assert [call[-1] for call in site.calls if call[0] == "sbatch"][-1] == f"RAYASD_HERE={site.scripts}"
     copy = shutil.copy(site.scripts / name, tmp_path / "slurm_script")  # as Slurm does
-    job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_ON_NODE": "4", "RAYASD_PART": "plan",
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "1", "RAYASD_PART": "plan",
            "SAYS_scontrol": f"   Command={site.scripts / name} --data x"}  # fmt: skip
     done = site.run(copy, "--data", "x", **job, RAYASD_HERE=str(site.scripts))
     assert done.returncode == 0, done.stderr
@@ -201,10 +200,17 @@ def test_a_checkout_whose_path_has_a_space(tmp_path: Path, name: str):
     assert not site.calls
 
 
-def test_the_scripts_have_no_trap_that_shellcheck_knows():
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
-    scripts = [*SLURM.glob("*.sh"), SLURM / "job.bash"]
-    done = subprocess.run(["shellcheck", "-x", *scripts], cwd=SLURM.parent, capture_output=True, text=True, check=False,
-                          env=dict(os.environ))  # fmt: skip
-    assert done.returncode == 0, done.stdout
+def test_wrong_options_of_a_sweep_are_refused_before_the_job_is_submitted(site: Site):
+    done = site.run(site.scripts / "train.sh", "--nodes=2", "--", "--data", "x", FAILS_rayasd="2")
+    assert done.returncode == 2
+    assert site.calls == [["rayasd", "sweep", "--data", "x", "--dry-run"]]
+
+
+def test_one_launcher_per_node_whatever_the_jobs_tasks(site: Site):
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "2"}
+    site.run(site.scripts / "train.sh", **job)
+    srun = next(call for call in site.calls if call[0] == "srun")
+    assert {"--ntasks=3", "--ntasks-per-node=1", "--cpu-bind=none"} <= set(srun)
+    assert not [word for word in srun if word.startswith("--cpus-per-task")]  # nodes may differ
+    site.run(site.scripts / "train.sh", **job, SLURM_CPUS_PER_TASK="4")
+    assert "--cpus-per-task=4" in next(call for call in site.calls if call[0] == "srun")

@@ -191,7 +191,7 @@ def test_device_and_precision_are_chosen_with_a_reason(monkeypatch: pytest.Monke
     assert compute.device.type == "cpu"
     assert "no CUDA device is visible" in compute.reason
     assert choose_compute("cpu", "bfloat16").dtype is torch.bfloat16
-    with pytest.raises(UserError, match="0 CUDA devices are visible"):
+    with pytest.raises(UserError, match="torch sees 0 CUDA devices"):
         choose_compute("cuda", "auto")
     with pytest.raises(UserError, match="choose auto, cpu, cuda"):
         choose_compute("gpu", "auto")

@@ -198,7 +198,7 @@ def test_a_unit_whose_run_directory_is_gone_makes_no_new_one(spec_of: SpecOf):
     spec = spec_of()
     shutil.rmtree(spec.run.root)
     outcome = do_unit(spec)
-    assert outcome.lacks_storage
+    assert outcome.hits_all
     assert "is gone: was its file system unmounted?" in str(outcome.error)
     assert not spec.run.root.exists()
 

@@ -56,7 +56,7 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
         path = tmp_path / "bin" / name
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
-    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "SLURM_CPUS_ON_NODE": "2",
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "SLURM_NNODES": "2",
                  "RAYASD_VENV": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}  # fmt: skip
     if script == "array":
         variables |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "RAYASD_PART": "machine",
@@ -74,8 +74,8 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
     if script == "array":
         assert called == "sweep --data x --executor local --only fan"
     else:
-        assert "--cpus-per-task=2" in called
-        assert "rayasd launch --temp-dir /tmp --on-lost-head . '" in called
-        assert called.endswith("requeue 'the head is lost' -- sweep --data x")
+        assert "--ntasks-per-node=1 --cpu-bind=none" in called
+        assert "rayasd launch --temp-dir /tmp -- " in called
+        assert called.endswith(" -- sweep --data x")
     assert (f"requeue {requeued}" in (tmp_path / "scontrol").read_text()) == (requeued is not None)
     assert ("back into the queue" in output) == (requeued is not None)

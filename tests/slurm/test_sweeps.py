@@ -73,7 +73,7 @@ def figures(record_property, capsys: pytest.CaptureFixture):
 
 
 def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undisturbed, tmp_path, figures):
-    batch = job(*SHORT, options=(*TWO_HOSTS, "--gpus-per-node=1"))
+    batch = job(*SHORT, "--device", "cpu", options=(*TWO_HOSTS, "--gpus-per-node=1"))
     assert batch.wait() == "COMPLETED", batch.log
     assert "4 CPUs and 2 GPUs on 2 nodes" in batch.log
     run = tmp_path / "run"
@@ -85,6 +85,14 @@ def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undis
     figures("job start to first unit", moment(started) - began)
     assert left_behind(hosts) == []
     assert "ssh -N -L" in batch.log
+
+
+@pytest.mark.long
+def test_gpus_that_slurm_gives_and_torch_does_not_see_end_the_job(job):
+    batch = job(*SHORT, options=("--nodes=2", "--exclusive", "--ntasks-per-node=2", "--gpus-per-node=1"))
+    assert batch.wait() == "FAILED"
+    assert "4 CPUs and 2 GPUs on 2 nodes" in batch.log
+    assert "but torch sees 0 CUDA devices on h" in batch.log
 
 
 @pytest.mark.long
