@@ -12,7 +12,7 @@ from tests.conftest import SMALL, SpecOf
 
 
 def long_training(spec_of: SpecOf):
-    return spec_of(config=presets.load("demo", [*SMALL, "exposure.epochs=100000"]))
+    return spec_of(config=presets.load("demo", [*SMALL, "exposure.epochs=30000"]))
 
 
 def wait_for_progress(spec, executor: LocalExecutor) -> None:
