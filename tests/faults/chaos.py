@@ -170,7 +170,7 @@ class Chaos:
 
     def _check_gc(self, run: Path, cache: Path) -> None:
         """What is left in the cache goes by ``rayasd gc``, and what is needed stays."""
-        kept = {path.name for path in cache.iterdir() if path.suffix in (".i16", ".parquet")}
+        kept = {path.name for path in cache.iterdir() if path.suffix in (".i16", ".parquet", ".features")}
         command = command_line("gc", run, "--cache", cache, "--older-than", "0")
         nowhere = self.folder / "no-ray"  # the host's other Rays are not ours
         elsewhere = environment(cache, RAY_TMPDIR=str(nowhere), RAYASD_TMP=str(nowhere))
