@@ -1,10 +1,11 @@
 """Scores files as arrays: one system's scores of a section's test clips and of its normal training clips."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ from rayasd.parquet import read_parquet
 
 FEWEST_HELD_OUT = 10
 """Clips from which a threshold can be set."""
+
+TREES = b"trees"
+"""Key of an ensemble's scores file's metadata: what was fused, system by system in the file's order (JSON)."""
 
 Words = NDArray[np.object_]
 
@@ -38,6 +42,42 @@ class Key(NamedTuple):
     pooling: str
 
 
+class Leaf(NamedTuple):
+    """One system of one seed: what all scores come from in the end."""
+
+    variant: str
+    seed: int
+    checkpoint: int
+    detector: str
+    pooling: str
+
+
+class Fusion(NamedTuple):
+    """Scores that are fused from others', each scaled by its own training scores."""
+
+    method: str
+    """One of ``rayasd.inlier.fusion.FUSIONS``."""
+    members: "tuple[Tree, ...]"
+
+
+Tree = Leaf | Fusion
+"""What scores come from."""
+
+
+def tree_of(value: Any) -> Tree:
+    """Read a tree out of JSON.
+
+    Raises:
+        ValueError, TypeError: it is none.
+
+    """
+    if len(value) == 2:
+        method, members = value
+        return Fusion(str(method), tuple(map(tree_of, members)))
+    variant, seed, checkpoint, detector, pooling = value
+    return Leaf(str(variant), int(seed), int(checkpoint), str(detector), str(pooling))
+
+
 @dataclass(frozen=True)
 class SectionScores:
     """One system's scores in one section; higher is more anomalous."""
@@ -56,6 +96,8 @@ class SectionScores:
     """(n,); NaN where the detector failed."""
     held_out: NDArray[np.bool_]
     """Whether each of them was held out of the extractor's training, (n,)."""
+    tree: Tree | None = None
+    """What they come from; None where nobody has said."""
 
     @property
     def calibrating(self) -> Scores:
@@ -82,8 +124,6 @@ class Scored:
     """What the file must have, where that is known."""
     computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
     """Scores of an ensemble, which may have no file."""
-    members: "Mapping[str, Sequence[System]] | None" = field(default=None, repr=False)
-    """For a greedy ensemble: by section, the systems whose scores are fused."""
 
     @cached_property
     def systems(self) -> Mapping[Key, SectionScores]:
@@ -93,7 +133,12 @@ class Scored:
             UserError: the file is damaged.
 
         """
-        return read_scores(self.path, sha256=self.sha256) if self.computed is None else self.computed
+        if self.computed is not None:
+            return self.computed
+        found = read_scores(self.path, sha256=self.sha256)
+        if self.seed is None or any(scores.tree is not None for scores in found.values()):
+            return found
+        return {key: replace(s, tree=Leaf(self.variant, self.seed, *key[1:])) for key, s in found.items()}
 
 
 def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:
@@ -118,6 +163,7 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
         at = block[0]
         key = Key(*(columns[name][at] for name in Key._fields))
         places.setdefault(key, []).append(block)
+    trees = iter(json.loads((table.schema.metadata or {}).get(TREES, b"[]")))
     found: dict[Key, SectionScores] = {}
     clips_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
     for key, blocks in places.items():
@@ -134,6 +180,7 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
             training_clips=words[2],
             training=columns["score"][training],
             held_out=words[3] == "validation",
+            tree=tree_of(tree) if (tree := next(trees, None)) else None,
         )
     return found
 
