@@ -127,11 +127,11 @@ def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choic
     from rich.text import Text
 
     from rayasd.cli.display import wide_console
-    from rayasd.scoring.loading import Choice, RunModels
+    from rayasd.scoring.loading import RunModels
     from rayasd.scoring.packing import chosen_machine, write_pack
     from rayasd.wording import size
 
-    models = RunModels(run, Choice(**choice))
+    models = RunModels(run, **choice)
     machines = models.machines if machine is None else [chosen_machine(run, machine, models.machines)]
     path = out or Path(f"{machines[0] if len(machines) == 1 else run.resolve().name}.rayasd")
     lines = write_pack(path, map(models.parts, machines), licence)

@@ -1,7 +1,7 @@
 """Where a machine's model comes from: a run, or a packed file."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +34,6 @@ from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Choice among the entries of a run's leaderboard; the run decides what is None."""
-
-    entry: str | None = None
-    """Default: the one that ranks first."""
-    seed: int | None = None
-    """Of an entry that is not over seeds. Default: the lowest."""
-    detector: str | None = None
-    """Default: the one that the run's report chose; likewise ``pooling``."""
-    pooling: str | None = None
-
-
 def load(
     source: str | Path,
     *,
@@ -63,7 +50,7 @@ def load(
     Args:
         source: a run directory, or a file that ``rayasd pack`` wrote.
         machine: may be left out where there is one alone.
-        entry: of a run's leaderboard; this and the next three as ``Choice`` says.
+        entry: of a run's leaderboard; this and the next three as ``RunModels`` says.
         seed: of a run.
         detector: of a run.
         pooling: of a run; how windows become a clip.
@@ -75,11 +62,10 @@ def load(
 
     """
     path = Path(source)
-    choice = Choice(entry=entry, seed=seed, detector=detector, pooling=pooling)
     if path.is_dir():
-        run = RunModels(path, choice)
+        run = RunModels(path, entry=entry, seed=seed, detector=detector, pooling=pooling)
         return MachineModel(run.parts(chosen_machine(path, machine, run.machines)), device)
-    if choice != Choice():
+    if any(value is not None for value in (entry, seed, detector, pooling)):
         raise UserError(f"{path} is packed: entry, seed, detector and pooling were chosen when it was made")
     return MachineModel(read_pack(path, machine, trust=trust), device)
 
@@ -87,23 +73,33 @@ def load(
 class RunModels:
     """The models of a run's machines by one entry of its leaderboard."""
 
-    def __init__(self, folder: Path, choice: Choice) -> None:
-        """Choose.
+    def __init__(
+        self, folder: Path, *, entry: str | None = None, seed: int | None = None, detector: str | None = None,
+        pooling: str | None = None,
+    ) -> None:  # fmt: skip
+        """Choose an entry.
+
+        Args:
+            folder: the run directory.
+            entry: default: the one that ranks first.
+            seed: of an entry that is not over seeds; default: the lowest.
+            detector: default: the one that the run's report chose; likewise ``pooling``.
+            pooling: how windows become a clip.
 
         Raises:
             UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
 
         """
-        self._store, self._choice = RunStore(folder), choice
+        self._store, self._detector, self._pooling = RunStore(folder), detector, pooling
         self._specs = self._store.specs()
         self._variants = {unit.variant for unit in self._specs}
         self._manifest, self._catalog = self._store.manifest(), self._store.catalog()
         self._scored: dict[tuple[str, str, int | None], Scored] = {}
-        rows = self._rows()
+        rows = self._rows(entry)
         seeds = {row["seed"] for row in rows} - {None}
-        if choice.seed is not None and choice.seed not in seeds:
-            raise unknown(f"seed of {self.entry}", str(choice.seed), map(str, seeds))
-        self.seed = choice.seed if choice.seed is not None else min(seeds, default=None)
+        if seed is not None and seed not in seeds:
+            raise unknown(f"seed of {self.entry}", str(seed), map(str, seeds))
+        self.seed = min(seeds, default=None) if seed is None else seed
         self._rows_of: dict[str, dict[str, CellRow]] = {}
         for row in rows:
             if row["seed"] == self.seed:
@@ -114,8 +110,8 @@ class RunModels:
         """Machines that the entry has scored."""
         return sorted(self._rows_of)
 
-    def _rows(self) -> list[CellRow]:
-        """Cells that count for the entry."""
+    def _rows(self, entry: str | None) -> list[CellRow]:
+        """Settle the entry, and list the cells that count for it."""
         paths, evaluation = self._store.paths, self._store.config().evaluation
         leaderboard = paths.leaderboard("parquet")
         if not leaderboard.exists():
@@ -125,7 +121,7 @@ class RunModels:
         if facts.get(RULES) != rules_digest(evaluation):
             raise UserError(f"{leaderboard} was not made by the run's own rules: {self._again}")
         ranked = board.filter(pc.field("rank") > 0).sort_by("rank")["variant"].to_pylist()
-        self.entry: str = self._choice.entry or ranked[0]
+        self.entry: str = entry or ranked[0]
         if self.entry not in ranked:
             raise unknown("entry", self.entry, ranked)
         any_variant = self.entry.startswith(ANY_VARIANT)
@@ -178,7 +174,7 @@ class RunModels:
 
     def _tree(self, machine: str, row: CellRow) -> Tree:
         """Find what the chosen scores of a section come from."""
-        detector, pooling = self._choice.detector or row["detector"], self._choice.pooling or row["pooling"]
+        detector, pooling = self._detector or row["detector"], self._pooling or row["pooling"]
         scored = self._scores(row["variant"], machine, row["seed"])
         for kind, name in (("detector", detector), ("pooling", pooling)):
             if name not in (names := {getattr(key, kind) for key in scored.systems}):

@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,76 +38,56 @@ _FACTS = "model.json"
 def write_pack(path: Path, models: Iterable[Parts], licence: str = "") -> list[str]:
     """Write machines' models to one file, whole or not at all: pretrained weights that they build on go with them.
 
-    What several models hold is written once. Models are asked for one after the other, and none is kept.
-
-    Returns:
-        A line for each.
-
+    Members are named by their sha256: what several networks, detectors or machines share is written once. Models are
+    asked for one after the other, and none is kept. Returns a line for each.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        members = _Members(archive)
+
+        def add(content: bytes) -> str:
+            name = hashlib.sha256(content).hexdigest()
+            if name not in archive.namelist():
+                archive.writestr(name, content)
+            return name
+
         machines, said = {}, []
         for parts in models:
-            machines[parts.machine] = _facts(parts, members)
+            machines[parts.machine] = {
+                "entry": parts.entry,
+                "clip_seconds": parts.clip_seconds,
+                "sections": parts.trees,
+                "training": add(_parquet(parts.training)),
+                "embedders": [{"variant": v, "seed": s, **_facts(e, add)} for (v, s), e in parts.embedders.items()],
+                "provenance": dict(parts.provenance),
+            }
             sections = sorted(parts.trees)
             said.append(f"{parts.machine}, sections {', '.join(sections)}: {parts.systems_of(sections)}")
-        facts = {"format": VERSION, "licence": licence, "machines": machines, "sha256": members.sums}
-        archive.writestr(_FACTS, json.dumps(facts, indent=2))
+        archive.writestr(_FACTS, json.dumps({"format": VERSION, "licence": licence, "machines": machines}, indent=2))
     return said
 
 
-class _Members:
-    """Members of the file that is written, each content once."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.sums: dict[str, str] = {}
-        self._archive = archive
-        self._names: dict[str, str] = {}
-        self._places: dict[str, str] = {}
-
-    def add(self, content: bytes, kind: str, suffix: str) -> str:
-        """Write a content under a name of this kind, unless it is there; returns its name."""
-        sha256 = hashlib.sha256(content).hexdigest()
-        if sha256 not in self._names:
-            self._names[sha256] = f"{kind}-{len(self.sums)}.{suffix}"
-            self._write(self._names[sha256], content, sha256)
-        return self._names[sha256]
-
-    def add_base(self, embedder: Embedder) -> tuple[list[str], Config]:
-        """Write the pretrained weights that an embedder builds on; returns their names, and its settings with these."""
-        files, places = dict(embedder.files), {}
-        for path in () if files else base_paths(embedder.config):
-            place = f"base-{len(self._places)}{'/' + Path(path).name if Path(path).is_file() else ''}"
-            place = places[path] = self._places.setdefault(path, place)
-            folder = place.partition("/")[0]
-            files |= {f"{folder}/{name}": each.read_bytes() for name, each in files_of(path).items()}
-        for name, content in files.items():
-            if name not in self.sums:
-                self._write(name, content, hashlib.sha256(content).hexdigest())
-        config = relocated(without_replaced(embedder.config), places) if places else embedder.config
-        return list(files), config
-
-    def _write(self, name: str, content: bytes, sha256: str) -> None:
-        self.sums[name] = sha256
-        self._archive.writestr(name, content)
-
-
-def _facts(parts: Parts, members: _Members) -> dict[str, Any]:
-    embedders = []
-    for (variant, seed), embedder in parts.embedders.items():
-        files, config = members.add_base(embedder)
-        embedders.append({
-            "variant": variant, "seed": seed, "classes": embedder.classes, "scale": embedder.scale, "files": files,
-            "weights": {epochs: members.add(save(dict(tensors)), "weights", "safetensors")
-                        for epochs, tensors in embedder.weights.items()},
-            "bank": members.add(_parquet(embedder.bank), "bank", "parquet"),
-            "config": merge(config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
-        })  # fmt: skip
+def _facts(embedder: Embedder, add: Callable[[bytes], str]) -> dict[str, Any]:
+    files, config = _with_files(embedder)
     return {
-        "entry": parts.entry, "clip_seconds": parts.clip_seconds, "embedders": embedders, "sections": parts.trees,
-        "training": members.add(_parquet(parts.training), "training", "parquet"),
-        "provenance": dict(parts.provenance),
-    }  # fmt: skip
+        "classes": embedder.classes,
+        "scale": embedder.scale,
+        "weights": {epochs: add(save(dict(tensors))) for epochs, tensors in embedder.weights.items()},
+        "bank": add(_parquet(embedder.bank)),
+        "files": {name: add(content) for name, content in files.items()},
+        "config": merge(config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
+    }
+
+
+def _with_files(embedder: Embedder) -> tuple[dict[str, bytes], Config]:
+    """Read the pretrained weights that an embedder builds on, and give them places of their own."""
+    if embedder.files:
+        return dict(embedder.files), embedder.config
+    files: dict[str, bytes] = {}
+    places: dict[str, str] = {}
+    for number, path in enumerate(base_paths(embedder.config)):
+        found = files_of(path)
+        places[path] = f"base-{number}/{Path(path).name}" if Path(path).is_file() else f"base-{number}"
+        files |= {f"base-{number}/{name}": each.read_bytes() for name, each in found.items()}
+    return files, relocated(without_replaced(embedder.config), places)
 
 
 def chosen_machine(source: Path, machine: str | None, machines: Iterable[str]) -> str:
@@ -148,9 +129,10 @@ def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) ->
                     f"{path} has format {facts['format']}; this rayasd reads format {VERSION}: pack it again"
                 )
 
+            @cache
             def member(name: str) -> bytes:
                 content = archive.read(name)
-                if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
+                if hashlib.sha256(content).hexdigest() != name:
                     raise UserError(f"{path} is damaged: {name} is not what was packed")
                 return content
 
@@ -178,7 +160,7 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
             weights={int(epochs): load(member(name)) for epochs, name in each["weights"].items()},
             scale=(float(each["scale"][0]), float(each["scale"][1])),
             bank=_table(member(each["bank"])),
-            files={name: member(name) for name in each["files"] if _BASE.fullmatch(name)},
+            files={name: member(of) for name, of in each["files"].items() if _BASE.fullmatch(name)},
         )
         for each in facts["embedders"]
     }
