@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayasd.arrays import Scores
+from rayasd.inlier.fusion import FUSIONS
 from rayasd.parquet import read_parquet
 
 FEWEST_HELD_OUT = 10
@@ -73,7 +74,9 @@ def tree_of(value: Any) -> Tree:
     """
     if len(value) == 2:
         method, members = value
-        return Fusion(str(method), tuple(map(tree_of, members)))
+        if method not in FUSIONS or not members:
+            raise ValueError(f"{method} of {len(members)} members is no fusion")
+        return Fusion(method, tuple(map(tree_of, members)))
     variant, seed, checkpoint, detector, pooling = value
     return Leaf(str(variant), int(seed), int(checkpoint), str(detector), str(pooling))
 

@@ -27,7 +27,7 @@ from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.scoring.model import MachineModel
 from rayasd.scoring.packing import chosen_machine, read_pack
-from rayasd.scoring.parts import Embedder, Origin, Parts
+from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
 from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
@@ -264,12 +264,6 @@ def _scored_again(spec: FusionSpec, leaf: Leaf, section: str, embedder: Embedder
 
 
 def _table(section: str, number: int, scores: SectionScores) -> pa.Table:
-    """Training scores of a section's leaf, as ``Parts.training`` holds them."""
     count = len(scores.training)
-    return pa.table({
-        "section": pa.array([section] * count, pa.string()),
-        "leaf": pa.array([number] * count, pa.int32()),
-        "clip": pa.array(scores.training_clips, pa.string()),
-        "score": pa.array(scores.training, pa.float64()),
-        "held_out": pa.array(scores.held_out, pa.bool_()),
-    })  # fmt: skip
+    columns = [[section] * count, [number] * count, scores.training_clips, scores.training, scores.held_out]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)

@@ -28,11 +28,13 @@ from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
 from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
 from rayasd.registry import parse_call
-from rayasd.scoring.parts import Embedder, Parts
+from rayasd.scoring.parts import TRAINING, Embedder, Parts
 
 VERSION = 3
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
 _FACTS = "model.json"
+_READ = ["section", "domain", "window", "checkpoint", "embedding"]
+"""Columns that every bank has."""
 
 
 def write_pack(path: Path, models: Iterable[Parts], licence: str = "") -> list[str]:
@@ -165,12 +167,14 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
         for each in facts["embedders"]
     }
     trees = {section: tree_of(tree) for section, tree in facts["sections"].items()}
+    if any(embedder.bank.select(_READ).num_rows == 0 for embedder in embedders.values()):
+        raise ValueError("a bank is empty")
     for leaf in (leaf for tree in trees.values() for leaf in leaves(tree)):
         if embedders[leaf[:2]].config.network.is_trained and leaf.checkpoint not in embedders[leaf[:2]].weights:
             raise ValueError(f"no weights of {leaf.variant}, seed {leaf.seed} after {leaf.checkpoint} epochs")
     return Parts(
         machine=machine, entry=str(facts["entry"]), clip_seconds=float(facts["clip_seconds"]), embedders=embedders,
-        trees=trees, training=_table(member(facts["training"])),
+        trees=trees, training=_table(member(facts["training"])).select(TRAINING.names).cast(TRAINING),
         provenance={**facts["provenance"], "licence": licence},
     )  # fmt: skip
 

@@ -22,6 +22,17 @@ Origin = tuple[str, int]
 """Variant and seed of what has embedded the windows that a detector sees."""
 
 
+TRAINING = pa.schema(
+    [
+        ("section", pa.string()),
+        ("leaf", pa.int32()),  # place in the leaves of the section's tree
+        ("clip", pa.string()),
+        ("score", pa.float64()),
+        ("held_out", pa.bool_()),  # of the extractor's training
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Embedder:
     """One variant's network of one seed, and what it has made of a machine's normal clips."""
@@ -74,8 +85,7 @@ class Parts:
     trees: Mapping[str, Tree]
     """What scores each section, of single detectors."""
     training: pa.Table
-    """Scores of normal clips by models that had not seen them: section, leaf (place in ``leaves`` of the section's
-    tree), clip, score, and whether it was held_out of the extractor's training."""
+    """Scores of normal clips by models that had not seen them, as ``TRAINING`` says."""
     provenance: Mapping[str, Any]
 
     @cached_property
