@@ -18,9 +18,10 @@ from rayasd.ensemble_names import GREEDY, parse_ensemble
 from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.fused import fused
 from rayasd.evaluation.metrics import METRICS
-from rayasd.evaluation.scores import TREES, Key, Scored, SectionScores, System
+from rayasd.evaluation.scores import TREES, TREES_DIGEST, Key, Scored, SectionScores, System
 from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
+from rayasd.files import digest
 from rayasd.inlier.fusion import z_normalised
 from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import write_parquet
@@ -225,8 +226,9 @@ def write_ensemble(entry: Scored) -> None:
             columns["split"] += list(of_clips)
             columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
-    trees = json.dumps([scores.tree for scores in entry.systems.values()], ensure_ascii=False)
-    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata({TREES: trees})), entry.path)
+    trees = [scores.tree for scores in entry.systems.values()]
+    facts = {TREES: json.dumps(trees), TREES_DIGEST: digest(trees)}
+    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(facts)), entry.path)
 
 
 def read_ensembles(folder: Path) -> list[Scored]:

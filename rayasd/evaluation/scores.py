@@ -12,14 +12,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayasd.arrays import Scores
+from rayasd.errors import UserError, one_line
+from rayasd.files import digest
 from rayasd.inlier.fusion import FUSIONS
 from rayasd.parquet import read_parquet
 
 FEWEST_HELD_OUT = 10
 """Clips from which a threshold can be set."""
 
-TREES = b"trees"
-"""Key of an ensemble's scores file's metadata: what was fused, system by system in the file's order (JSON)."""
+TREES, TREES_DIGEST = b"trees", b"trees_digest"
+"""Keys of an ensemble's scores file's metadata: what was fused, system by system in the file's order (JSON), and its
+``digest``: Parquet has no checksum of metadata."""
 
 Words = NDArray[np.object_]
 
@@ -166,7 +169,7 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
         at = block[0]
         key = Key(*(columns[name][at] for name in Key._fields))
         places.setdefault(key, []).append(block)
-    trees = iter(json.loads((table.schema.metadata or {}).get(TREES, b"[]")))
+    trees = iter(_trees(path, table.schema.metadata or {}))
     found: dict[Key, SectionScores] = {}
     clips_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
     for key, blocks in places.items():
@@ -183,9 +186,22 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
             training_clips=words[2],
             training=columns["score"][training],
             held_out=words[3] == "validation",
-            tree=tree_of(tree) if (tree := next(trees, None)) else None,
+            tree=next(trees, None),
         )
     return found
+
+
+def _trees(path: Path, facts: Mapping[bytes, bytes]) -> list[Tree]:
+    """Read what an ensemble's file says was fused; nothing of a unit's."""
+    if TREES not in facts:
+        return []
+    try:
+        trees = json.loads(facts[TREES])
+        if digest(trees) != facts.get(TREES_DIGEST, b"").decode():
+            raise ValueError("it is not what was written")
+        return [tree_of(tree) for tree in trees]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error, 100)}): rayasd report makes it again") from None
 
 
 def _blocks(table: pa.Table) -> list[NDArray[np.int64]]:

@@ -10,7 +10,7 @@ import pytest
 from rayasd.config import EvaluationConfig, from_dict
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labels_of, score_cells
-from rayasd.evaluation.ensembles import fuse_ensembles, read_ensembles
+from rayasd.evaluation.ensembles import fuse_ensembles, read_ensembles, write_ensemble
 from rayasd.evaluation.fused import evaluated, leaves
 from rayasd.evaluation.scores import Key, Leaf, Scored, read_scores
 from rayasd.report.write import compute_results, write_results
@@ -246,6 +246,17 @@ def test_the_tree_of_an_ensemble_gives_its_scores(units: list[Scored], run: RunD
             again = evaluated(scores.tree, known)
             assert np.array_equal(again.scores, scores.scores)
             assert np.array_equal(again.calibrating, scores.calibrating)
+
+
+@pytest.mark.parametrize(("was", "now"), [(b'["both", 0', b'["both", 1'), (b'["both", 0', b'["both" 00')])
+def test_a_file_whose_trees_have_changed_is_damaged(units: list[Scored], run: RunDirectory, was: bytes, now: bytes):
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    write_ensemble(entry)
+    table = pq.read_table(entry.path, partitioning=None)
+    facts = {name: value.replace(was, now) for name, value in table.schema.metadata.items()}
+    pq.write_table(table.replace_schema_metadata(facts), entry.path)
+    with pytest.raises(UserError, match="is damaged .*: rayasd report makes it again"):
+        read_scores(entry.path)
 
 
 def test_an_ensemble_of_a_variant_that_is_not_there_is_refused():
