@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,10 +141,8 @@ class Scored:
         """
         if self.computed is not None:
             return self.computed
-        found = read_scores(self.path, sha256=self.sha256)
-        if self.seed is None or any(scores.tree is not None for scores in found.values()):
-            return found
-        return {key: replace(s, tree=Leaf(self.variant, self.seed, *key[1:])) for key, s in found.items()}
+        origin = None if self.seed is None else (self.variant, self.seed)
+        return read_scores(self.path, sha256=self.sha256, origin=origin)
 
 
 def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:
@@ -152,8 +150,15 @@ def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Score
     return {(file.variant, file.machine, file.seed): file for file in scored}
 
 
-def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionScores]:
+def read_scores(
+    path: Path, *, sha256: str | None = None, origin: tuple[str, int] | None = None
+) -> dict[Key, SectionScores]:
     """Read a scores file, system by system in the file's order.
+
+    Args:
+        path: of the file.
+        sha256: what it must have, where that is known.
+        origin: variant and seed, of a unit's file.
 
     Raises:
         UserError: the file is damaged, or has another checksum than ``sha256``.
@@ -172,13 +177,14 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
     trees = iter(_trees(path, table.schema.metadata or {}))
     found: dict[Key, SectionScores] = {}
     clips_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
-    for key, blocks in places.items():
+    for (section, checkpoint, detector, pooling), blocks in places.items():
+        key = Key(section, int(checkpoint), detector, pooling)
         rows = np.concatenate(blocks)
         test, training = rows[in_test[rows]], rows[~in_test[rows]]
         own = [columns["clip"][test], columns["domain"][test], columns["clip"][training], columns["split"][training]]
         before = clips_of.setdefault(key.section, own)
         words = [b if np.array_equal(b, w) else w for b, w in zip(before, own, strict=True)]
-        found[Key(key.section, int(key.checkpoint), key.detector, key.pooling)] = SectionScores(
+        found[key] = SectionScores(
             clips=words[0],
             domains=words[1],
             scores=columns["score"][test],
@@ -186,7 +192,7 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
             training_clips=words[2],
             training=columns["score"][training],
             held_out=words[3] == "validation",
-            tree=next(trees, None),
+            tree=next(trees, None if origin is None else Leaf(*origin, key.checkpoint, detector, pooling)),
         )
     return found
 
