@@ -31,7 +31,7 @@ from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
 from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Unit
+from rayasd.unit import Unit, UnitSpec
 
 
 def load(
@@ -94,6 +94,7 @@ class RunModels:
         self._specs = self._store.specs()
         self._variants = {unit.variant for unit in self._specs}
         self._manifest, self._catalog = self._store.manifest(), self._store.catalog()
+        self._whole: set[Unit] = set()
         self._scored: dict[tuple[str, str, int | None], Scored] = {}
         rows = self._rows(entry)
         seeds = {row["seed"] for row in rows} - {None}
@@ -191,20 +192,27 @@ class RunModels:
         """Scores of a unit or an ensemble; files are read once."""
         key = variant, machine, seed
         if key not in self._scored:
-            single = seed is not None and variant in self._variants
-            unit = Unit("detect", variant, machine, seed or 0)
-            path = self._store.paths.table(unit) if single else self._store.paths.ensemble(*key)
+            if seed is not None and variant in self._variants:
+                path = self._store.paths.table(self._finished(machine, (variant, seed)).unit)
+            elif not (path := self._store.paths.ensemble(*key)).exists():
+                raise UserError(f"{path} is missing: {self._again}")
             self._scored[key] = Scored(*key, path)
         return self._scored[key]
 
-    def _embedder(self, machine: str, origin: Origin, epochs: set[int]) -> Embedder:
+    def _finished(self, machine: str, origin: Origin) -> UnitSpec:
+        """Find a detect unit, and make sure once that it and what it builds on is whole."""
         unit = Unit("detect", origin[0], machine, origin[1])
         if unit not in self._specs:
             raise UserError(f"{self._store.paths.root} has no {unit} any more: {self._again}")
         spec = self._specs[unit]
-        for stage in stages_of(spec.config):
-            if why := why_unusable(self._specs[spec.upstream(stage)]):
+        for each in (spec.upstream(stage) for stage in stages_of(spec.config)):
+            if each not in self._whole and (why := why_unusable(self._specs[each])):
                 raise UserError(why)
+            self._whole.add(each)
+        return spec
+
+    def _embedder(self, machine: str, origin: Origin, epochs: set[int]) -> Embedder:
+        spec = self._finished(machine, origin)
         known = self._manifest["data"]["pretrained"]
         check_unchanged({path: known[path] for path in base_paths(spec.config) if path in known})
         embeddings = read_parquet(self._store.paths.table(spec.upstream("embed")))
