@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "losses": ("models/**/history.jsonl",),
     "embeddings": ("embeddings/**/*.parquet",),
     "scores": ("scores/**/*.parquet",),
-    "ensembles": ("ensembles/**/*.parquet", "ensembles/**/*.json"),
+    "ensembles": ("ensembles/**/*.parquet",),
     "cells": ("cells.parquet",),
     "leaderboard": ("leaderboard.parquet",),
 }
@@ -369,14 +369,9 @@ def _columns(path: Path) -> dict[str, Column]:
     if path.suffix == ".parquet":
         table = pq.read_table(path, partitioning=None)
         return {name: _column(table[name]) for name in table.column_names}
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines()]
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: _column(pa.chunked_array([pa.array([row.get(name) for row in rows])])) for name in names}
-    document = json.loads(text)
-    items = sorted(document.items()) if isinstance(document, dict) else [document]
-    return {"items": _column(pa.chunked_array([pa.array([json.dumps(item) for item in items], pa.string())]))}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: _column(pa.chunked_array([pa.array([row.get(name) for row in rows])])) for name in names}
 
 
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}

@@ -23,7 +23,6 @@ HISTORY = "models/both/fan/seed=0/history.jsonl"
 EMBEDDINGS = "embeddings/variant=both/machine=fan/seed=0/part-0.parquet"
 SCORES = "scores/variant=both/machine=fan/seed=0/part-0.parquet"
 ENSEMBLE = "ensembles/variant=both+seeds/machine=fan/seed=all/part-0.parquet"
-MEMBERS = "ensembles/variant=all+greedy/machine=fan/seed=all/members.json"
 
 
 def flip(values: np.ndarray, position: int = 3) -> np.ndarray:
@@ -35,7 +34,7 @@ def flip(values: np.ndarray, position: int = 3) -> np.ndarray:
 
 def write_run(run: Path) -> None:
     rng = np.random.default_rng(0)
-    for name in (WEIGHTS, EMBEDDINGS, SCORES, ENSEMBLE, MEMBERS):
+    for name in (WEIGHTS, EMBEDDINGS, SCORES, ENSEMBLE):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
     weights = rng.standard_normal((3, 4)).astype(np.float32)
     weights[2, 1] = NAN[0]
@@ -61,7 +60,6 @@ def write_run(run: Path) -> None:
     })  # fmt: skip
     pq.write_table(scores, run / SCORES)
     pq.write_table(scores, run / ENSEMBLE)
-    (run / MEMBERS).write_text(json.dumps({"00": [["both", "fan", 0]], "03": []}))
     pq.write_table(pa.table({"auc": [0.5, None], "selected": [True, False]}), run / "cells.parquet")
     pq.write_table(pa.table({"rank": [1, None], "evaluation": [0.25, 0.125]}), run / "leaderboard.parquet")
 
@@ -107,7 +105,7 @@ def test_equal_runs_are_identical(sides: tuple[Path, Path], capsys: pytest.Captu
     report = compare_runs(*sides)
     assert differing(report) == {}
     assert {kind: comparison.files for kind, comparison in report.items()} == {
-        "weights": 2, "losses": 1, "embeddings": 1, "scores": 1, "ensembles": 2, "cells": 1, "leaderboard": 1,
+        "weights": 2, "losses": 1, "embeddings": 1, "scores": 1, "ensembles": 1, "cells": 1, "leaderboard": 1,
     }  # fmt: skip
     assert report["weights"].values == 2 * (12 + 1 + 12)
     assert report["embeddings"].values == 3 + 3 + 12 + 3
@@ -199,20 +197,18 @@ def test_fewer_rows_a_loss_and_a_member_are_found(sides: tuple[Path, Path]):
     run = sides[1] / "first"
     pq.write_table(pq.read_table(run / EMBEDDINGS, partitioning=None).slice(0, 2), run / EMBEDDINGS)
     (run / HISTORY).write_text((run / HISTORY).read_text().replace("0.25", "0.2500000000000001"))
-    (run / MEMBERS).write_text((run / MEMBERS).read_text().replace('"both"', '"other"'))
     report = compare_runs(*sides)
     assert {d.place for d in report["embeddings"].differences} == {"number of rows"}
     assert [(d.column, d.place) for d in report["losses"].differences] == [("loss", "row 1")]
-    assert len(report["ensembles"].differences) == 1
 
 
 @pytest.mark.parametrize("side", [0, 1])
-@pytest.mark.parametrize("file", [WEIGHTS, KEPT, HISTORY, EMBEDDINGS, SCORES, ENSEMBLE, MEMBERS, "cells.parquet"])
+@pytest.mark.parametrize("file", [WEIGHTS, KEPT, HISTORY, EMBEDDINGS, SCORES, ENSEMBLE, "cells.parquet"])
 def test_a_file_of_one_side_only_is_a_difference(sides: tuple[Path, Path], side: int, file: str):
     (sides[side] / "first" / file).unlink()
     ((kind, count),) = differing(compare_runs(*sides)).items()
     assert count == 1
-    assert Path(file).match(KINDS[kind][0].rpartition("/")[2]) or file == MEMBERS
+    assert Path(file).match(KINDS[kind][0].rpartition("/")[2])
 
 
 def test_a_kind_that_neither_side_has_is_a_difference(sides: tuple[Path, Path]):

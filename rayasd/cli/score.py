@@ -15,24 +15,24 @@ if TYPE_CHECKING:
     from rayasd.scoring.model import ClipScore
 
 _MODEL = [
-    click.option("--machine", help="Of the run; may be left out where it has one alone."),
-    click.option("--variant", help="Default: the run's first in rank."),
-    click.option("--seed", type=int, help="Default: the lowest."),
+    click.option("--entry", help="Of RUN's leaderboard, ensembles too; default: the first in rank."),
+    click.option("--seed", type=int, help="Of an entry that is not over seeds; default: the lowest."),
     click.option("--detector", help="Default: what the run's report chose."),
     click.option("--pooling", help="Default: what the run's report chose."),
 ]
 
 
 def choose_model(command: Any) -> Any:
-    """Add the options that choose one machine's model of a run."""
+    """Add the options that choose an entry of a run's leaderboard."""
     for option in reversed(_MODEL):
         command = option(command)
     return command
 
 
 @click.command()
-@click.argument("words", nargs=-1, metavar="[RUN] CLIP|FOLDER|-…")
-@click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
+@click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FILE")
+@click.argument("words", nargs=-1, metavar="CLIP|FOLDER|-…")
+@click.option("--machine", help="May be left out where there is one alone.")
 @choose_model
 @click.option("--section", help="Which product; default: the nearest by the product head.")
 @output_format("table", "csv", "jsonl", "parquet")
@@ -41,18 +41,18 @@ def choose_model(command: Any) -> Any:
 @DEVICE
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(
-    words: tuple[str, ...], model: Path | None, section: str | None, form: str, out: Path | None, watch: bool,
-    device: str, trust: bool, **choice: Any,
+    model: Path, words: tuple[str, ...], section: str | None, form: str, out: Path | None, watch: bool, device: str,
+    trust: bool, **choice: Any,
 ) -> None:  # fmt: skip
     """Score new clips of one machine.
 
     Each gets a score, a decision, its percentile among normal training clips and its worst window. RUN is a run
-    directory that has a report. Folders are searched for audio files; - reads names from the input, one per line.
-    Recordings longer than training clips are scored piece by piece.
+    directory that has a report, FILE what rayasd pack wrote. Folders are searched for audio files; - reads names from
+    the input, one per line. Recordings longer than training clips are scored piece by piece.
 
     \b
         rayasd score runs/first --machine fan --section 00 new/
-        rayasd score --model fan.rayasd recording.wav --format jsonl
+        rayasd score fan.rayasd recording.wav --format jsonl
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
     from rayasd.cli.display import wide_console
@@ -60,10 +60,6 @@ def score(
     from rayasd.scoring.loading import load
     from rayasd.scoring.output import json_line, write_scores
 
-    if model is None:
-        if not words:
-            raise UserError("name a run directory or --model FILE, and clips: rayasd score --help")
-        model, words = Path(words[0]), words[1:]
     if not words:
         raise UserError("no clips: name files, folders, or - for names from the input")
     if form == "parquet" and out is None:
@@ -113,27 +109,30 @@ def _clips(words: Iterable[str]) -> Iterator[str]:
 @click.command()
 @RUN
 @choose_model
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd")
+@click.option("--machine", help="One alone; default: all.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd or RUN.rayasd"
+)
 @click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
-def pack(run: Path, out: Path | None, licence: str, **choice: Any) -> None:
-    """Make one file of RUN's model of one machine.
+def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choice: Any) -> None:
+    """Make one file of RUN's models of its machines.
 
-    For rayasd score --model on any host. It holds weights (safetensors), normal embeddings (Parquet), configuration
-    and thresholds (JSON), and no code.
+    For rayasd score on any host. It holds weights (safetensors), normal embeddings and their scores (Parquet) and
+    configuration (JSON), and no code; of an ensemble, all members.
 
     \b
-        rayasd pack runs/first --machine fan -o fan.rayasd
+        rayasd pack runs/first -o first.rayasd
+        rayasd pack runs/first --machine fan --entry both+seeds
     """
     from rich.text import Text
 
     from rayasd.cli.display import wide_console
-    from rayasd.scoring.loading import Choice, parts_of_run
-    from rayasd.scoring.packing import write_pack
+    from rayasd.scoring.loading import RunModels
+    from rayasd.scoring.packing import chosen_machine, write_pack
     from rayasd.wording import size
 
-    parts = parts_of_run(run, Choice(**choice))
-    path = out or Path(f"{parts.machine}.rayasd")
-    write_pack(path, parts, licence)
-    systems = parts.systems_of(parts.systems)
-    written = f"{path}: {parts.machine}, sections {', '.join(sorted(parts.systems))}, {systems}"
-    wide_console().print(Text(f"{written}, {size(path.stat().st_size)}"), soft_wrap=True)
+    models = RunModels(run, **choice)
+    machines = models.machines if machine is None else [chosen_machine(run, machine, models.machines)]
+    path = out or Path(f"{machines[0] if len(machines) == 1 else run.resolve().name}.rayasd")
+    lines = write_pack(path, map(models.parts, machines), licence)
+    wide_console().print(Text("\n".join([*lines, f"{path}: {size(path.stat().st_size)}"])), soft_wrap=True)

@@ -3,6 +3,7 @@
 An ensemble's scores have the form of a unit's, in memory and on disk, so that everything that reads those reads these.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,17 +16,17 @@ from numpy.typing import NDArray
 from rayasd.config import EvaluationConfig
 from rayasd.ensemble_names import GREEDY, parse_ensemble
 from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
+from rayasd.evaluation.fused import fused
 from rayasd.evaluation.metrics import METRICS
-from rayasd.evaluation.scores import Key, Scored, SectionScores, System
+from rayasd.evaluation.scores import TREES, TREES_DIGEST, Key, Scored, SectionScores, System
 from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
-from rayasd.files import read_record, write_json
-from rayasd.inlier.fusion import FUSIONS, z_normalised
+from rayasd.files import digest
+from rayasd.inlier.fusion import z_normalised
 from rayasd.inlier.scores_file import SCHEMA
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
-_MEMBERS = "members.json"
 FUSED = "fused"
 """Detector of an ensemble over detectors."""
 
@@ -113,37 +114,6 @@ def _across(
     return entries
 
 
-def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
-    """Fuse scores of the same test clips, each scaled by its own training scores.
-
-    The fused training scores are those of the normal clips that every member has scored. Seeds that hold out different
-    clips may have none in common; scores of some of the members would not be spread as the test clips' are.
-    """
-    first = members[0]
-    normalise, combine = FUSIONS[method]
-    known: set[str] = set().union(*(member.training_clips[~member.held_out] for member in members))
-    clips = np.array(sorted(set.intersection(*(set(member.training_clips) for member in members))), dtype=object)
-    scores, training = [], []
-    reason = next((member.reason for member in members if member.failed), None)
-    try:
-        for member in members:
-            if not np.isfinite(member.training).all():
-                raise ValueError("no training scores: a fold of the normal clips could not be fitted")
-            common = np.isin(member.training_clips, clips)
-            order = np.argsort(member.training_clips[common])
-            scores.append(normalise(member.scores, member.training))
-            training.append(normalise(member.training[common][order], member.training))
-    except ValueError as error:
-        reason = reason or str(error)
-    if reason is not None:
-        nothing = np.full(len(first.clips), np.nan)
-        return SectionScores(first.clips, first.domains, nothing, reason, clips[:0], np.empty(0), np.empty(0, bool))
-    held_out = np.array([clip not in known for clip in clips], dtype=bool)
-    return SectionScores(
-        first.clips, first.domains, combine(np.stack(scores)), None, clips, combine(np.stack(training)), held_out
-    )
-
-
 def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf) -> list[Scored]:
     """Greedy forward selection with replacement (Caruana et al. 2004) among all systems, their seeds fused first."""
     seeds: dict[System, dict[Where, list[SectionScores]]] = {}
@@ -180,9 +150,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
             )
             for section in sections
         }
-        of_sections = {section: members[machine, section] for section in sections}
-        path = place(entry, machine, None)
-        entries.append(Scored(entry, machine, None, path, computed=of_machine, members=of_sections))
+        entries.append(Scored(entry, machine, None, place(entry, machine, None), computed=of_machine))
     return entries
 
 
@@ -242,7 +210,7 @@ def _pick(
 
 
 def write_ensemble(entry: Scored) -> None:
-    """Write an ensemble's scores as a detect unit does, and beside them the members of a greedy one."""
+    """Write an ensemble's scores as a detect unit does; the file's metadata tell what was fused."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for key, scores in entry.systems.items():
         no_domains = [None] * len(scores.training_clips)
@@ -258,9 +226,9 @@ def write_ensemble(entry: Scored) -> None:
             columns["split"] += list(of_clips)
             columns["score"] += [None if np.isnan(value) else value for value in values.tolist()]
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
-    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA), entry.path)
-    if entry.members is not None:
-        write_json(entry.path.with_name(_MEMBERS), {s: [list(m) for m in of] for s, of in entry.members.items()})
+    trees = [scores.tree for scores in entry.systems.values()]
+    facts = {TREES: json.dumps(trees), TREES_DIGEST: digest(trees)}
+    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(facts)), entry.path)
 
 
 def read_ensembles(folder: Path) -> list[Scored]:
@@ -268,7 +236,5 @@ def read_ensembles(folder: Path) -> list[Scored]:
     found = []
     for path in sorted(folder.glob("*/*/*/part-0.parquet")):
         variant, machine, seed = (part.name.partition("=")[2] for part in reversed(path.parents[:3]))
-        of_sections = read_record(path.with_name(_MEMBERS))
-        members = {section: [System(*each) for each in of] for section, of in of_sections.items()} or None
-        found.append(Scored(variant, machine, None if seed == "all" else int(seed), path, members=members))
+        found.append(Scored(variant, machine, None if seed == "all" else int(seed), path))
     return found

@@ -1,20 +1,28 @@
 """Scores files as arrays: one system's scores of a section's test clips and of its normal training clips."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayasd.arrays import Scores
+from rayasd.errors import UserError, one_line
+from rayasd.files import digest
+from rayasd.inlier.fusion import FUSIONS
 from rayasd.parquet import read_parquet
 
 FEWEST_HELD_OUT = 10
 """Clips from which a threshold can be set."""
+
+TREES, TREES_DIGEST = b"trees", b"trees_digest"
+"""Keys of an ensemble's scores file's metadata: what was fused, system by system in the file's order (JSON), and its
+``digest``: Parquet has no checksum of metadata."""
 
 Words = NDArray[np.object_]
 
@@ -38,6 +46,44 @@ class Key(NamedTuple):
     pooling: str
 
 
+class Leaf(NamedTuple):
+    """One system of one seed: what all scores come from in the end."""
+
+    variant: str
+    seed: int
+    checkpoint: int
+    detector: str
+    pooling: str
+
+
+class Fusion(NamedTuple):
+    """Scores that are fused from others', each scaled by its own training scores."""
+
+    method: str
+    """One of ``rayasd.inlier.fusion.FUSIONS``."""
+    members: "tuple[Tree, ...]"
+
+
+Tree = Leaf | Fusion
+"""What scores come from."""
+
+
+def tree_of(value: Any) -> Tree:
+    """Read a tree out of JSON.
+
+    Raises:
+        ValueError, TypeError: it is none.
+
+    """
+    if len(value) == 2:
+        method, members = value
+        if method not in FUSIONS or not members:
+            raise ValueError(f"{method} of {len(members)} members is no fusion")
+        return Fusion(method, tuple(map(tree_of, members)))
+    variant, seed, checkpoint, detector, pooling = value
+    return Leaf(str(variant), int(seed), int(checkpoint), str(detector), str(pooling))
+
+
 @dataclass(frozen=True)
 class SectionScores:
     """One system's scores in one section; higher is more anomalous."""
@@ -56,6 +102,8 @@ class SectionScores:
     """(n,); NaN where the detector failed."""
     held_out: NDArray[np.bool_]
     """Whether each of them was held out of the extractor's training, (n,)."""
+    tree: Tree | None = None
+    """What they come from; None where nobody has said."""
 
     @property
     def calibrating(self) -> Scores:
@@ -82,8 +130,6 @@ class Scored:
     """What the file must have, where that is known."""
     computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
     """Scores of an ensemble, which may have no file."""
-    members: "Mapping[str, Sequence[System]] | None" = field(default=None, repr=False)
-    """For a greedy ensemble: by section, the systems whose scores are fused."""
 
     @cached_property
     def systems(self) -> Mapping[Key, SectionScores]:
@@ -93,7 +139,10 @@ class Scored:
             UserError: the file is damaged.
 
         """
-        return read_scores(self.path, sha256=self.sha256) if self.computed is None else self.computed
+        if self.computed is not None:
+            return self.computed
+        origin = None if self.seed is None else (self.variant, self.seed)
+        return read_scores(self.path, sha256=self.sha256, origin=origin)
 
 
 def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:
@@ -101,8 +150,15 @@ def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Score
     return {(file.variant, file.machine, file.seed): file for file in scored}
 
 
-def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionScores]:
+def read_scores(
+    path: Path, *, sha256: str | None = None, origin: tuple[str, int] | None = None
+) -> dict[Key, SectionScores]:
     """Read a scores file, system by system in the file's order.
+
+    Args:
+        path: of the file.
+        sha256: what it must have, where that is known.
+        origin: variant and seed, of a unit's file.
 
     Raises:
         UserError: the file is damaged, or has another checksum than ``sha256``.
@@ -118,15 +174,17 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
         at = block[0]
         key = Key(*(columns[name][at] for name in Key._fields))
         places.setdefault(key, []).append(block)
+    trees = iter(_trees(path, table.schema.metadata or {}))
     found: dict[Key, SectionScores] = {}
     clips_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
-    for key, blocks in places.items():
+    for (section, checkpoint, detector, pooling), blocks in places.items():
+        key = Key(section, int(checkpoint), detector, pooling)
         rows = np.concatenate(blocks)
         test, training = rows[in_test[rows]], rows[~in_test[rows]]
         own = [columns["clip"][test], columns["domain"][test], columns["clip"][training], columns["split"][training]]
         before = clips_of.setdefault(key.section, own)
         words = [b if np.array_equal(b, w) else w for b, w in zip(before, own, strict=True)]
-        found[Key(key.section, int(key.checkpoint), key.detector, key.pooling)] = SectionScores(
+        found[key] = SectionScores(
             clips=words[0],
             domains=words[1],
             scores=columns["score"][test],
@@ -134,8 +192,22 @@ def read_scores(path: Path, *, sha256: str | None = None) -> dict[Key, SectionSc
             training_clips=words[2],
             training=columns["score"][training],
             held_out=words[3] == "validation",
+            tree=next(trees, None if origin is None else Leaf(*origin, key.checkpoint, detector, pooling)),
         )
     return found
+
+
+def _trees(path: Path, facts: Mapping[bytes, bytes]) -> list[Tree]:
+    """Read what an ensemble's file says was fused; nothing of a unit's."""
+    if TREES not in facts:
+        return []
+    try:
+        trees = json.loads(facts[TREES])
+        if digest(trees) != facts.get(TREES_DIGEST, b"").decode():
+            raise ValueError("it is not what was written")
+        return [tree_of(tree) for tree in trees]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({one_line(error, 100)}): rayasd report makes it again") from None
 
 
 def _blocks(table: pa.Table) -> list[NDArray[np.int64]]:

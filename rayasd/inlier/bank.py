@@ -71,6 +71,12 @@ class Bank:
             self._fitted[key] = self._fit(spec, level, product)
         return self._fitted[key]
 
+    def forget(self) -> None:
+        """Drop what was found for windows outside the bank, which may be many over time."""
+        for folds in self._folds.values():
+            for fold in folds:
+                fold.neighbours.forget()
+
     def _fit(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
         try:
             whole, *folds = self._folds_of(features_of(spec, self._inlier.features), level)

@@ -95,15 +95,15 @@ class Section:
     def rows(self, detector: DetectorSpec | FusionSpec) -> Iterator[pa.Table]:
         """Score all clips by one detector: a table of ``SCHEMA`` for each pooling."""
         for pooling in self._inlier.poolings:
-            of_test, of_normal = self._pooled(detector, pooling)
+            of_test, of_normal = self.pooled(detector, pooling)
             yield _rows(self._clips[0], detector.name, pooling, of_test)
             if self._bank.num_folds:
                 yield _rows(self._clips[1], detector.name, pooling, of_normal)
 
-    def _pooled(self, detector: DetectorSpec | FusionSpec, pooling: str) -> list[Scores | str]:
+    def pooled(self, detector: DetectorSpec | FusionSpec, pooling: str) -> list[Scores | str]:
         """Scores of the test clips and of the section's normal clips, each an array or the reason for none."""
         if isinstance(detector, FusionSpec):
-            return _fused(detector, [self._pooled(member, pooling) for member in detector.members])
+            return _fused(detector, [self.pooled(member, pooling) for member in detector.members])
         level = level_of(pooling)
         key = (detector.name, level)
         if key not in self._known:

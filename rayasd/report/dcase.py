@@ -1,6 +1,7 @@
 """A run's results as the official files of DCASE Task 2: scores, decisions, description."""
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.config import Config
-from rayasd.ensemble_names import parse_entry
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.decisions import threshold
+from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.metrics import harmonic_mean
-from rayasd.evaluation.scores import Key, Scored, by_name
+from rayasd.evaluation.scores import Key, SectionScores, by_name
 from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
 from rayasd.report.run_report import RunReport
-from rayasd.unit import Unit
 from rayasd.wording import counted
 
 
@@ -68,7 +68,7 @@ def write_submission(
     folder = out or store.paths.root / "submission" / label
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
-    members = _members(entry, report.sweep.specs, report.scored, [files[entry, m, chosen] for m, _ in systems])
+    members = _members(files[entry, machine, chosen].systems[key] for machine, key in systems)
     num_files = 0
     for machine, key in systems:
         scores = files[entry, machine, chosen].systems[key]
@@ -105,22 +105,10 @@ def write_submission(
     return lines
 
 
-def _members(
-    entry: str, units: Collection[Unit], everything: Sequence[Scored], scored: Sequence[Scored]
-) -> dict[str, int]:
-    """Count the networks behind an entry, by variant."""
-    variants, over = parse_entry(entry)
-    greedy = [member for unit in scored for of_section in (unit.members or {}).values() for member in of_section]
-    if greedy:
-        chosen = {(member.variant, member.checkpoint) for member in greedy}
-        seeds = {v: len({u.seed for u in units if u.variant == v}) for v, _ in chosen}
-        return {v: seeds[v] * sum(name == v for name, _ in chosen) for v, _ in sorted(chosen)}
-    counts = {}
-    for name in variants:
-        counts[name] = len({u.seed for u in units if u.variant == name}) if "seeds" in over else 1
-        if "checkpoints" in over:
-            counts[name] *= len({key.checkpoint for each in everything if each.variant == name for key in each.systems})
-    return counts
+def _members(scored: Iterable[SectionScores]) -> dict[str, int]:
+    """Count the networks behind scores, by variant."""
+    found = {leaf[:3] for scores in scored if scores.tree for leaf in leaves(scores.tree)}
+    return Counter(variant for variant, _, _ in sorted(found))
 
 
 def _parameters(members: dict[str, int], config: Config) -> int:

@@ -1,54 +1,44 @@
 """Where a machine's model comes from: a run, or a packed file."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.torch import load_file
+from threadpoolctl import threadpool_limits
 
 from rayasd import __version__
-from rayasd.data.catalog import Catalog
+from rayasd.arrays import Scores
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
+from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
-from rayasd.evaluation.scores import Key, System, read_scores
+from rayasd.evaluation.scores import Fusion, Key, Leaf, Scored, SectionScores, Tree
+from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
 from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
-from rayasd.inlier.detectors import single_detector
-from rayasd.inlier.features import fit_rows
-from rayasd.inlier.pooling import check_poolings
+from rayasd.inlier.bank import Bank
+from rayasd.inlier.detectors import FusionSpec, most_neighbours, parse_detectors
+from rayasd.inlier.features import fit_rows, own_products
 from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
-from rayasd.scoring.model import MachineModel, Parts
-from rayasd.scoring.packing import read_pack
-from rayasd.stages import ALL_MACHINES, stages_of
+from rayasd.scoring.model import MachineModel
+from rayasd.scoring.packing import chosen_machine, read_pack
+from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
+from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """Choice of one of a run's models; the run decides what is None."""
-
-    machine: str | None = None
-    """May be left out where the run has one alone."""
-    variant: str | None = None
-    """Default: the one that ranks first."""
-    seed: int | None = None
-    """Default: the lowest."""
-    detector: str | None = None
-    """Default: the one that the run's report chose; likewise ``pooling``."""
-    pooling: str | None = None
+from rayasd.unit import Unit, UnitSpec
 
 
 def load(
     source: str | Path,
     *,
     machine: str | None = None,
-    variant: str | None = None,
+    entry: str | None = None,
     seed: int | None = None,
     detector: str | None = None,
     pooling: str | None = None,
@@ -59,8 +49,8 @@ def load(
 
     Args:
         source: a run directory, or a file that ``rayasd pack`` wrote.
-        machine: of a run; this and the next four as ``Choice`` says.
-        variant: of a run.
+        machine: may be left out where there is one alone.
+        entry: of a run's leaderboard; this and the next three as ``RunModels`` says.
         seed: of a run.
         detector: of a run.
         pooling: of a run; how windows become a clip.
@@ -73,137 +63,215 @@ def load(
     """
     path = Path(source)
     if path.is_dir():
-        choice = Choice(machine=machine, variant=variant, seed=seed, detector=detector, pooling=pooling)
-        return MachineModel(parts_of_run(path, choice), device)
-    if any(value is not None for value in (variant, seed, detector, pooling)):
-        raise UserError(f"{path} is packed: variant, seed, detector and pooling were chosen when it was made")
-    parts = read_pack(path, trust=trust)
-    if machine not in (None, parts.machine):
-        raise UserError(f"{path} is of {parts.machine}, not of {machine}")
-    return MachineModel(parts, device)
+        run = RunModels(path, entry=entry, seed=seed, detector=detector, pooling=pooling)
+        return MachineModel(run.parts(chosen_machine(path, machine, run.machines)), device)
+    if any(value is not None for value in (entry, seed, detector, pooling)):
+        raise UserError(f"{path} is packed: entry, seed, detector and pooling were chosen when it was made")
+    return MachineModel(read_pack(path, machine, trust=trust), device)
 
 
-def parts_of_run(folder: Path, choice: Choice) -> Parts:
-    """Take a machine's model out of a run.
+class RunModels:
+    """The models of a run's machines by one entry of its leaderboard."""
 
-    Raises:
-        UserError: there is no such thing, or it is not finished or damaged.
+    def __init__(
+        self, folder: Path, *, entry: str | None = None, seed: int | None = None, detector: str | None = None,
+        pooling: str | None = None,
+    ) -> None:  # fmt: skip
+        """Choose an entry.
 
-    """
-    store = RunStore(folder)
-    specs = store.specs()
-    machines = sorted({unit.machine for unit in specs} - {ALL_MACHINES})
-    if choice.machine is None and len(machines) > 1:
-        raise UserError(f"{folder} has several machines: name one of {', '.join(machines)}")
-    machine = choice.machine or machines[0]
-    if machine not in machines:
-        raise unknown("machine", machine, machines)
-    chosen = _Chosen(store, machine, choice)
-    unit = Unit("detect", chosen.variant, machine, chosen.seed)
-    if unit not in specs:
-        raise UserError(f"{folder} has no {chosen.variant}, seed {chosen.seed} of {machine}")
-    spec = specs[unit]
-    if choice.detector is not None:
-        single_detector(choice.detector, spec.config.inlier)
-    if choice.pooling is not None:
-        check_poolings([choice.pooling])
-    for stage in stages_of(spec.config):
-        if why := why_unusable(specs[spec.upstream(stage)]):
-            raise UserError(why)
-    manifest = store.manifest()
-    known = manifest["data"]["pretrained"]
-    check_unchanged({path: known[path] for path in base_paths(spec.config) if path in known})
-    embeddings = read_parquet(store.paths.table(spec.upstream("embed")))
-    catalog = store.catalog()
-    classes: list[str] = []
-    weights = {}
-    bank = embeddings.filter(fit_rows(spec.config.inlier.fit_on))
-    systems = chosen.systems(bank)
-    if spec.config.network.is_trained:
-        models = store.paths.output(spec.upstream("train"))
-        classes, found = class_names(models), weights_by_epochs(models)
-        weights = {epochs: load_file(found[epochs]) for epochs in {system.checkpoint for system in systems.values()}}
-    bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
-    return Parts(
-        machine=machine,
-        config=spec.config,
-        classes=tuple(classes),
-        weights=weights,
-        scale=scaling(_clips(catalog, embeddings.filter(fit_rows("train")))),
-        clip_seconds=_clip_seconds(catalog, machine, spec.config.data.sample_rate),
-        systems=systems,
-        bank=bank,
-        training=_training(store, unit, systems),
-        provenance={
-            "rayasd": __version__, "variant": chosen.variant, "seed": chosen.seed,
-            "data": digest(manifest["data"]["fingerprint"]), "synthetic": manifest["data"].get("synthetic", False),
-        },
-    )  # fmt: skip
+        Args:
+            folder: the run directory.
+            entry: default: the one that ranks first.
+            seed: of an entry that is not over seeds; default: the lowest.
+            detector: default: the one that the run's report chose; likewise ``pooling``.
+            pooling: how windows become a clip.
 
+        Raises:
+            UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
 
-class _Chosen:
-    """System that scores: the one that the run's report chose, where nothing else is asked for."""
+        """
+        self._store, self._detector, self._pooling = RunStore(folder), detector, pooling
+        self._specs = self._store.specs()
+        self._variants = {unit.variant for unit in self._specs}
+        self._manifest, self._catalog = self._store.manifest(), self._store.catalog()
+        self._whole: set[Unit] = set()
+        self._scored: dict[tuple[str, str, int | None], Scored] = {}
+        rows = self._rows(entry)
+        seeds = {row["seed"] for row in rows} - {None}
+        if seed is not None and seed not in seeds:
+            raise unknown(f"seed of {self.entry}", str(seed), map(str, seeds))
+        self.seed = min(seeds, default=None) if seed is None else seed
+        self._rows_of: dict[str, dict[str, CellRow]] = {}
+        for row in rows:
+            if row["seed"] == self.seed:
+                self._rows_of.setdefault(row["machine"], {})[row["section"]] = row
 
-    def __init__(self, store: RunStore, machine: str, choice: Choice) -> None:
-        self._choice = choice
-        leaderboard = store.paths.leaderboard("parquet")
-        again = f"rayasd report {store.paths.root} makes it again"
+    @property
+    def machines(self) -> list[str]:
+        """Machines that the entry has scored."""
+        return sorted(self._rows_of)
+
+    def _rows(self, entry: str | None) -> list[CellRow]:
+        """Settle the entry, and list the cells that count for it."""
+        paths, evaluation = self._store.paths, self._store.config().evaluation
+        leaderboard = paths.leaderboard("parquet")
         if not leaderboard.exists():
-            raise UserError(f"{store.paths.root} has no leaderboard: rayasd report {store.paths.root} makes one")
-        board = read_parquet(leaderboard, again)
+            raise UserError(f"{paths.root} has no leaderboard: rayasd report {paths.root} makes one")
+        board = read_parquet(leaderboard, self._again)
         facts = {key.decode(): value.decode() for key, value in (board.schema.metadata or {}).items()}
-        if facts.get(RULES) != rules_digest(store.config().evaluation):
-            raise UserError(f"{leaderboard} was not made by the run's own rules: {again}")
-        rows = [row for row in board.to_pylist() if row["num_seeds"] and (row["rank"] or not row["oracle"])]
-        plans = store.plans()
-        variants = list(dict.fromkeys(name for plan in plans for name in plan.variants))
-        single = [row for row in rows if row["variant"] in variants]
-        ranked = sorted((row for row in single if row["rank"]), key=lambda row: row["rank"])
-        self.variant = choice.variant or (ranked or single)[0]["variant"]
-        if self.variant not in variants:
-            raise unknown("variant", self.variant, variants)
-        own = [row for row in [*ranked, *single] if row["variant"] == self.variant]
-        if not own:
-            raise UserError(f"{store.paths.root} has not scored {self.variant}")
-        self._first = own[0]
-        seeds = (seed for plan in plans if self.variant in plan.variants for seed in plan.seeds)
-        self.seed = min(seeds) if choice.seed is None else choice.seed
-        cells = read_parquet(store.paths.cells, again, sha256=facts.get(CELLS, ""), filters=[("selected", "=", True)])
-        self._cells = [
-            row for row in cells.to_pylist()
-            if (row["variant"], row["machine"], row["seed"]) == (self.variant, machine, self.seed)
-        ]  # fmt: skip
+        if facts.get(RULES) != rules_digest(evaluation):
+            raise UserError(f"{leaderboard} was not made by the run's own rules: {self._again}")
+        ranked = board.filter(pc.field("rank") > 0).sort_by("rank")["variant"].to_pylist()
+        self.entry: str = entry or ranked[0]
+        if self.entry not in ranked:
+            raise unknown("entry", self.entry, ranked)
+        any_variant = self.entry.startswith(ANY_VARIANT)
+        wanted = None if any_variant else [("variant", "=", self.entry), ("selected", "=", True)]
+        cells = read_parquet(paths.cells, self._again, sha256=facts.get(CELLS, ""), filters=wanted)
+        if any_variant:  # not marked in the cells: each section's variant is chosen as the report chose it
+            cells = cells.take(select(cells, evaluation)[1][self.entry])
+        rows: list[CellRow] = cells.to_pylist()
+        return rows
 
-    def systems(self, bank: pa.Table) -> dict[str, System]:
-        """Choose for each section of the bank."""
-        last = pc.max(bank["checkpoint"]).as_py()
-        chosen = {row["section"]: row for row in self._cells}
-        systems = {}
-        for section in sorted(pc.unique(bank["section"]).to_pylist()):
-            row = chosen.get(section, self._first)
-            checkpoint = last if row["checkpoint"] is None else int(row["checkpoint"])
-            detector, pooling = self._choice.detector or row["detector"], self._choice.pooling or row["pooling"]
-            systems[section] = System(self.variant, checkpoint, detector, pooling)
-        return systems
+    @property
+    def _again(self) -> str:
+        return f"rayasd report {self._store.paths.root} makes it again"
+
+    def parts(self, machine: str) -> Parts:
+        """Take a machine's model out of the run.
+
+        Raises:
+            UserError: it is not finished, damaged, or cannot score.
+
+        """
+        chosen = {section: self._tree(machine, row) for section, row in self._rows_of[machine].items()}
+        used: dict[Origin, set[int]] = {}
+        for leaf in (leaf for tree in chosen.values() for leaf in leaves(tree)):
+            used.setdefault(leaf[:2], set()).add(leaf.checkpoint)
+        embedders = {origin: self._embedder(machine, origin, epochs) for origin, epochs in used.items()}
+        trees: dict[str, Tree] = {}
+        tables = []
+        for section, tree in chosen.items():
+            training: dict[Leaf, SectionScores] = {}
+            trees[section] = self._of_single_detectors(tree, machine, section, embedders, training)
+            tables += [_table(section, n, training[leaf]) for n, leaf in enumerate(leaves(trees[section]))]
+        train = self._catalog.of(machine).filter(self._catalog.is_train)
+        first = next(iter(trees.values()))
+        if isinstance(first, Leaf) and set(trees.values()) == {first}:  # sections without test clips, too
+            trees = {**dict.fromkeys(pc.unique(train["section"]).to_pylist(), first), **trees}
+        data = self._manifest["data"]
+        return Parts(
+            machine=machine,
+            entry=self.entry,
+            clip_seconds=float(np.median(train["frames"].to_numpy())) / self._store.config().data.sample_rate,
+            embedders=embedders,
+            trees=trees,
+            training=pa.concat_tables(tables),
+            provenance={
+                "rayasd": __version__, "entry": self.entry, "seed": self.seed,
+                "data": digest(data["fingerprint"]), "synthetic": data.get("synthetic", False),
+            },
+        )  # fmt: skip
+
+    def _tree(self, machine: str, row: CellRow) -> Tree:
+        """Find what the chosen scores of a section come from."""
+        detector, pooling = self._detector or row["detector"], self._pooling or row["pooling"]
+        scored = self._scores(row["variant"], machine, row["seed"])
+        for kind, name in (("detector", detector), ("pooling", pooling)):
+            if name not in (names := {getattr(key, kind) for key in scored.systems}):
+                raise unknown(kind, name, names)
+        found = scored.systems[Key(row["section"], row["checkpoint"], detector, pooling)]
+        if found.failed:
+            what = f"{self.entry} {detector} has no scores of {machine} section {row['section']}"
+            raise UserError(f"{what}: {found.reason}")
+        if found.tree is None or any(leaf.variant not in self._variants for leaf in leaves(found.tree)):
+            raise UserError(f"{scored.path} does not say what was fused: {self._again}")
+        return found.tree
+
+    def _scores(self, variant: str, machine: str, seed: int | None) -> Scored:
+        """Scores of a unit or an ensemble; files are read once."""
+        key = variant, machine, seed
+        if key not in self._scored:
+            if seed is not None and variant in self._variants:
+                path = self._store.paths.table(self._finished(machine, (variant, seed)).unit)
+            elif not (path := self._store.paths.ensemble(*key)).exists():
+                raise UserError(f"{path} is missing: {self._again}")
+            self._scored[key] = Scored(*key, path)
+        return self._scored[key]
+
+    def _finished(self, machine: str, origin: Origin) -> UnitSpec:
+        """Find a detect unit, and make sure once that it and what it builds on is whole."""
+        unit = Unit("detect", origin[0], machine, origin[1])
+        if unit not in self._specs:
+            raise UserError(f"{self._store.paths.root} has no {unit} any more: {self._again}")
+        spec = self._specs[unit]
+        for each in (spec.upstream(stage) for stage in stages_of(spec.config)):
+            if each not in self._whole and (why := why_unusable(self._specs[each])):
+                raise UserError(why)
+            self._whole.add(each)
+        return spec
+
+    def _embedder(self, machine: str, origin: Origin, epochs: set[int]) -> Embedder:
+        spec = self._finished(machine, origin)
+        known = self._manifest["data"]["pretrained"]
+        check_unchanged({path: known[path] for path in base_paths(spec.config) if path in known})
+        embeddings = read_parquet(self._store.paths.table(spec.upstream("embed")))
+        learned = embeddings.filter(fit_rows("train"))
+        table = self._catalog.table
+        classes: list[str] = []
+        weights = {}
+        if spec.config.network.is_trained:
+            models = self._store.paths.output(spec.upstream("train"))
+            classes, found = class_names(models), weights_by_epochs(models)
+            weights = {each: load_file(found[each]) for each in sorted(epochs)}
+        return Embedder(
+            config=spec.config,
+            classes=tuple(classes),
+            weights=weights,
+            scale=scaling(table.filter(pc.is_in(table["clip"], pc.unique(learned["clip"])))),
+            bank=embeddings.filter(fit_rows(spec.config.inlier.fit_on) & pc.field("checkpoint").isin(sorted(epochs))),
+        )
+
+    def _of_single_detectors(
+        self, tree: Tree, machine: str, section: str, embedders: Mapping[Origin, Embedder],
+        training: dict[Leaf, SectionScores],
+    ) -> Tree:  # fmt: skip
+        """Put a fusion in the place of each detector that is one, and collect all leaves' training scores."""
+        if isinstance(tree, Fusion):
+            members = (self._of_single_detectors(m, machine, section, embedders, training) for m in tree.members)
+            return Fusion(tree.method, tuple(members))
+        scored = self._scores(tree.variant, machine, tree.seed)
+        key = Key(section, *tree[2:])
+        if key not in scored.systems:
+            raise UserError(f"{scored.path} has no {tree.detector} any more: {self._again}")
+        spec = parse_detectors([tree.detector], embedders[tree[:2]].config.inlier)[0]
+        if not isinstance(spec, FusionSpec):
+            training[tree] = scored.systems[key]
+            return tree
+        normal = _scored_again(spec, tree, section, embedders[tree[:2]])
+        leaves_of = tuple(tree._replace(detector=name) for name in normal)
+        training |= {leaf: replace(scored.systems[key], training=normal[leaf.detector]) for leaf in leaves_of}
+        return Fusion(spec.method, leaves_of)
 
 
-def _clips(catalog: Catalog, windows: pa.Table) -> pa.Table:
-    """Catalog rows of the clips that these windows are of."""
-    return catalog.table.filter(pc.is_in(catalog.table["clip"], pc.unique(windows["clip"])))
+def _scored_again(spec: FusionSpec, leaf: Leaf, section: str, embedder: Embedder) -> dict[str, Scores]:
+    """Training scores of a fusion's detectors, which scores files do not hold, as the unit computed them."""
+    from rayasd.inlier.scoring import Section  # imports scikit-learn
+
+    inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
+    rows = rows & (pc.field("section") == section) if inlier.per == "section" else rows
+    bank = Bank(embedder.bank.filter(rows), inlier, most_neighbours([spec]))
+    some = bank.table.slice(0, bank.num_windows)
+    of_section = Section(section, bank, some, inlier, own_products(embedder.products, section))
+    with threadpool_limits(1):
+        found = {member.name: of_section.pooled(member, leaf.pooling)[1] for member in spec.members}
+    for name, scores in found.items():
+        if isinstance(scores, str):
+            raise UserError(f"{name} of {leaf.detector}: {scores}")
+    return found  # type: ignore[return-value]
 
 
-def _clip_seconds(catalog: Catalog, machine: str, rate: int) -> float:
-    train = catalog.of(machine).filter(catalog.is_train)
-    return float(np.median(train["frames"].to_numpy())) / rate
-
-
-def _training(store: RunStore, unit: Unit, systems: dict[str, System]) -> pa.Table:
-    """Scores of normal clips to set thresholds by; none of a system that the run has not scored."""
-    sections, scores = [], []
-    found = read_scores(store.paths.table(unit))
-    for section, system in systems.items():
-        key = Key(section, system.checkpoint, system.detector, system.pooling)
-        if key in found:
-            scores += found[key].calibrating.tolist()
-            sections += [section] * len(found[key].calibrating)
-    return pa.table({"section": pa.array(sections, pa.string()), "score": pa.array(scores, pa.float64())})
+def _table(section: str, number: int, scores: SectionScores) -> pa.Table:
+    count = len(scores.training)
+    columns = [[section] * count, [number] * count, scores.training_clips, scores.training, scores.held_out]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)

@@ -1,80 +1,40 @@
 """One machine's model: clips in, scores and decisions out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
-from rayasd.arrays import Scores
-from rayasd.config import Config
+from rayasd.arrays import Features, Indices, Scores
+from rayasd.config import InlierConfig
 from rayasd.data.audio import BadClipError, at_level, read_samples
 from rayasd.errors import UserError
 from rayasd.evaluation.decisions import threshold
-from rayasd.evaluation.scores import System
+from rayasd.evaluation.fused import evaluated
+from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
-from rayasd.exposure.embedding import embed_windows, window_starts
-from rayasd.exposure.network import Control, Network, restored
+from rayasd.exposure.embedding import embed_windows
+from rayasd.exposure.network import Control, Network
 from rayasd.host import usable_cpus
+from rayasd.inlier.bank import Bank
 from rayasd.inlier.clip_pooling import is_clip_level, level_of
-from rayasd.inlier.detectors import anomaly_scores, fit_detector, most_neighbours, single_detector
-from rayasd.inlier.features import features, features_of, own_products, samples
-from rayasd.inlier.neighbours import NeighbourSearch
+from rayasd.inlier.detectors import anomaly_scores, most_neighbours, single_detector
+from rayasd.inlier.features import features, features_of, own_products
 from rayasd.inlier.pooling import pool
-from rayasd.pretrained import unpacked
+from rayasd.scoring.parts import Origin, Parts
 
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
 
-@dataclass(frozen=True)
-class Parts:
-    """All that a machine's model is made of: plain values, tensors and tables."""
-
-    machine: str
-    config: Config
-    """The variant's resolved configuration."""
-    classes: tuple[str, ...]
-    """What the network tells apart; none for a control."""
-    weights: Mapping[int, Mapping[str, Tensor]]
-    """Weights of networks by the epochs that they were trained for; none for a control."""
-    scale: tuple[float, float]
-    """Mean and deviation of the training samples, full scale 1."""
-    clip_seconds: float
-    """Length of a training clip."""
-    systems: Mapping[str, System]
-    """What scores each section."""
-    bank: pa.Table
-    """Normal windows that detectors are fitted to, as in an embeddings file."""
-    training: pa.Table
-    """section and score of normal clips, by models that had not seen them."""
-    provenance: Mapping[str, Any]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """Files of pretrained weights by the relative paths that ``config`` has; none where it names them in place."""
-
-    @property
-    def products(self) -> tuple[str, ...]:
-        """Sections of the product head, in its order; none of a network without one."""
-        return self.classes if "product_logits" in self.bank.column_names else ()
-
-    def extractor(self, epochs: int) -> Network | Control:
-        """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
-        with unpacked(self.config, self.files) as config:
-            if not self.weights:
-                return Control(config).eval()
-            return restored(config, self.classes, dict(self.weights[epochs]))
-
-    def systems_of(self, sections: Iterable[str]) -> str:
-        """Name the detectors and poolings that score these sections."""
-        chosen = [self.systems[section] for section in sections]
-        return "; ".join(sorted({f"{system.detector}, {system.pooling}" for system in chosen}))
+_Tables = dict[tuple[Origin, int], pa.Table]
+"""Embedded windows of the clips at hand, by origin and epochs."""
 
 
 @dataclass(frozen=True)
@@ -106,45 +66,71 @@ class _Piece:
     clip: str
     start: int
     end: int
-    windows: NDArray[np.int16]
-    """(windows, samples)"""
-    starts: NDArray[np.int64]
-    """First sample of each."""
+    samples: NDArray[np.int16]
+
+
+class _Member:
+    """A fitted detector that reads one embedder's windows."""
+
+    def __init__(self, leaf: Leaf, bank: Bank, inlier: InlierConfig, product: Indices) -> None:
+        spec = single_detector(leaf.detector, inlier)
+        self._pooling, self._level, self._metric = leaf.pooling, level_of(leaf.pooling), inlier.metric
+        self._sees = features_of(spec, inlier.features)
+        self._reads = (*leaf[:3], self._sees, self._level)
+        self.bank = bank
+        with threadpool_limits(1):  # as units do: another number of threads adds up in another order
+            self._detector, _ = bank.fitted(spec, self._level, product)
+        if isinstance(self._detector, str):
+            raise UserError(f"{leaf.detector} of {leaf.variant} cannot be fitted: {self._detector}")
+
+    def scores(self, windows: pa.Table, num_clips: int, seen: dict[object, Features]) -> tuple[Scores, Scores | None]:
+        """Score the embedded windows of clips: clips (n,), and windows (n, windows) unless the detector sees clips.
+
+        ``seen``: what members have seen of these windows; neighbours of one array are searched once.
+        """
+        if self._reads not in seen:
+            num_windows = len(windows) // num_clips
+            seen[self._reads] = features(windows, self._sees, self._metric, self._level, num_windows)
+        with threadpool_limits(1):
+            scores = anomaly_scores(self._detector, seen[self._reads])
+        if is_clip_level(self._pooling):
+            return scores, None
+        of_windows = scores.reshape(num_clips, -1)
+        return pool(self._pooling, of_windows), of_windows
 
 
 class _SectionModel:
-    """A fitted detector with its threshold."""
+    """What scores a section, and its threshold."""
 
-    def __init__(self, parts: Parts, section: str) -> None:
-        inlier, self.system = parts.config.inlier, parts.systems[section]
-        spec = single_detector(self.system.detector, inlier)
-        self._sees = features_of(spec, inlier.features)
-        rows = pc.field("checkpoint") == self.system.checkpoint
-        if inlier.per == "section":
-            rows &= pc.field("section") == section
-        self._metric, self._level = inlier.metric, level_of(self.system.pooling)
-        normal = samples(parts.bank.filter(rows), self._sees, self._metric, self._level)
-        self._neighbours = NeighbourSearch(normal.X, most_neighbours([spec]), normal.groups)
-        self._detector = spec.build()
-        with threadpool_limits(1):  # as units do: another number of threads adds up in another order
-            fit_detector(
-                self._detector, normal.X, domains=normal.domains, neighbours=self._neighbours,
-                product=own_products(parts.products, section),
-            )  # fmt: skip
-        scores = parts.training.filter(pc.field("section") == section)["score"].drop_null().to_numpy()
-        self.training = np.sort(scores[np.isfinite(scores)])
-        self.threshold = threshold(self.training, parts.config.evaluation.threshold_percentile)
+    def __init__(self, parts: Parts, section: str, bank_of: Callable[[Leaf, str], Bank]) -> None:
+        self.tree, self._known = parts.trees[section], parts.training_of(section)
+        normal = evaluated(self.tree, self._known)
+        if normal.reason is not None:
+            raise UserError(f"{parts.entry} cannot score section {section}: {normal.reason}")
+        self.members = {}
+        for leaf in self._known:
+            embedder = parts.embedders[leaf[:2]]
+            product = own_products(embedder.products, section)
+            self.members[leaf] = _Member(leaf, bank_of(leaf, section), embedder.config.inlier, product)
+        self.training = np.sort(normal.calibrating[np.isfinite(normal.calibrating)])
+        self.threshold = threshold(self.training, embedder.config.evaluation.threshold_percentile)
 
-    def scores(self, windows: pa.Table, num_clips: int) -> tuple[Scores, Scores | None]:
-        """Score the embedded windows of clips: clips (n,), and windows (n, windows) unless the detector sees clips."""
-        with threadpool_limits(1):
-            X = features(windows, self._sees, self._metric, self._level, len(windows) // num_clips)
-            scores = anomaly_scores(self._detector, X)
-        self._neighbours.forget()
-        if is_clip_level(self.system.pooling):
-            return scores, None
-        of_windows = scores.reshape(num_clips, -1)
-        return pool(self.system.pooling, of_windows), of_windows
+    def scores(self, windows: Mapping[Leaf, pa.Table], num_clips: int) -> tuple[Scores, Scores | None]:
+        """Score the embedded windows of clips, as a report scores test clips: clips (n,), windows (n, windows).
+
+        There are no scores of windows where a member has none, or others have other windows.
+        """
+        seen: dict[object, Features] = {}
+        found = {leaf: member.scores(windows[leaf], num_clips, seen) for leaf, member in self.members.items()}
+        for member in self.members.values():
+            member.bank.forget()
+        clips = self._fused({leaf: of_clips for leaf, (of_clips, _) in found.items()})
+        of_windows = {leaf: scores for leaf, (_, scores) in found.items() if scores is not None}
+        alike = len(of_windows) == len(found) and len({scores.shape for scores in of_windows.values()}) == 1
+        return clips, self._fused(of_windows) if alike else None
+
+    def _fused(self, scores: Mapping[Leaf, Scores]) -> Scores:
+        return evaluated(self.tree, {leaf: replace(self._known[leaf], scores=s) for leaf, s in scores.items()}).scores
 
 
 class MachineModel:
@@ -152,14 +138,16 @@ class MachineModel:
 
     def __init__(self, parts: Parts, device: str = "auto") -> None:
         self.parts = parts
-        self._compute = choose_compute(device, parts.config.network.arithmetic)
-        self._extractors: dict[int, Network | Control] = {}
+        self._computes = {o: choose_compute(device, e.config.network.arithmetic) for o, e in parts.embedders.items()}
+        self._extractors: dict[tuple[Origin, int], Network | Control] = {}
+        self._banks: dict[tuple[str | int, ...], Bank] = {}
         self._sections: dict[str, _SectionModel] = {}
+        self._config = next(iter(parts.embedders.values())).config  # data and evaluation are the same for all
 
     @property
     def sections(self) -> list[str]:
         """Sections that it can score."""
-        return sorted(self.parts.systems)
+        return sorted(self.parts.trees)
 
     def score(self, clips: Iterable[str | Path], section: str | None = None) -> Iterator[ClipScore]:
         """Score clips, in their order, as they are computed.
@@ -170,14 +158,14 @@ class MachineModel:
         Args:
             clips: files.
             section: which product of the machine they are of; where it is not given or not known, each clip goes to
-                the section that the product head finds nearest.
+                the section that the first product head finds nearest.
 
         Raises:
             UserError: the section is not known, and there is no product head (a control).
 
         """
-        config = self.parts.config
-        at_once = max(1, config.embedding.batch_size // config.embedding.num_windows)
+        windows = [embedder.config.embedding for embedder in self.parts.embedders.values()]
+        at_once = max(1, min(each.batch_size // each.num_windows for each in windows))
         with ThreadPoolExecutor(usable_cpus()) as readers:
             names = map(str, clips)
             while batch := list(islice(names, at_once)):
@@ -187,37 +175,33 @@ class MachineModel:
                 yield from (next(scores) if isinstance(piece, _Piece) else piece for piece in pieces)
 
     def _pieces(self, clip: str) -> list[_Piece | ClipScore]:
+        data = self._config.data
         try:
-            samples = read_samples(Path(clip), self.parts.config.data)
+            samples = read_samples(Path(clip), data)
         except BadClipError as error:
             return [ClipScore(clip, 0.0, 0.0, reason=str(error))]
-        rate, windows = self.parts.config.data.sample_rate, self.parts.config.embedding.num_windows
-        length = self.parts.config.window_length
-        pieces: list[_Piece | ClipScore] = []
-        spans = _spans(len(samples), round(self.parts.clip_seconds * rate))
-        for start, end in spans:
-            piece = samples if len(spans) == 1 else at_level(samples[start:end], self.parts.config.data)
-            first = window_starts(end - start, length, windows)
-            place = (first[:, None] + np.arange(length)) % (end - start)
-            pieces.append(_Piece(clip, start, end, piece[place], start + first))
-        return pieces
+        spans = _spans(len(samples), round(self.parts.clip_seconds * data.sample_rate))
+        if len(spans) == 1:
+            return [_Piece(clip, 0, len(samples), samples)]
+        return [_Piece(clip, start, end, at_level(samples[start:end], data)) for start, end in spans]
 
     def _score(self, pieces: Sequence[_Piece], section: str | None) -> list[ClipScore]:
         if not pieces:
             return []
-        known = section in self.parts.systems
-        tables: dict[int, pa.Table] = {}
+        known = section in self.parts.trees
+        tables: _Tables = {}
         sections = [str(section)] * len(pieces) if known else self._nearest(pieces, section, tables)
         found: dict[int, ClipScore] = {}
         for name in sorted(set(sections)):
             model = self._section(name)
-            members = [number for number, own in enumerate(sections) if own == name]
-            table = self._embedded(pieces, model.system.checkpoint, tables)
-            per_piece = len(pieces[0].windows)
-            rows = (np.array(members)[:, None] * per_piece + np.arange(per_piece)).ravel()
-            pooled, windows = model.scores(table.take(rows), len(members))
-            worst = [None] * len(members) if windows is None else windows.argmax(axis=1).tolist()
-            for number, score, window in zip(members, pooled, worst, strict=True):
+            chosen = np.array([number for number, own in enumerate(sections) if own == name])
+            windows = {}
+            for leaf in model.members:
+                table = self._embedded(pieces, leaf[:2], leaf.checkpoint, tables)
+                windows[leaf] = table.take(np.arange(len(table)).reshape(len(pieces), -1)[chosen].ravel())
+            clips, of_windows = model.scores(windows, len(chosen))
+            worst = [None] * len(chosen) if of_windows is None else of_windows.argmax(axis=1).tolist()
+            for number, score, window in zip(chosen.tolist(), clips, worst, strict=True):
                 found[number] = self._said(pieces[number], name, not known, model, float(score), window)
         return [found[number] for number in range(len(pieces))]
 
@@ -230,24 +214,27 @@ class MachineModel:
         score: float,
         worst: int | None,
     ) -> ClipScore:
-        rate, training = self.parts.config.data.sample_rate, model.training
+        rate, training = self._config.data.sample_rate, model.training
         below = 100.0 * float(np.searchsorted(training, score)) / len(training) if len(training) else None
+        starts = self.parts.embedders[next(iter(model.members))[:2]].starts(len(piece.samples))
         return ClipScore(
             clip=piece.clip, start=piece.start / rate, end=piece.end / rate, section=section, by_product_head=nearest,
             score=score, anomalous=None if model.threshold is None else score > model.threshold,
             threshold=model.threshold, percentile=below,
-            worst=None if worst is None else float(piece.starts[worst]) / rate,
+            worst=None if worst is None else float(piece.start + starts[worst]) / rate,
         )  # fmt: skip
 
-    def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: dict[int, pa.Table]) -> list[str]:
+    def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: _Tables) -> list[str]:
         """Name the section with the highest mean product logit of each clip's windows."""
-        sections = [name.partition("/")[0] for name in self.parts.products]  # clusters divide them, if there are any
-        products = [k for k, name in enumerate(sections) if name in self.parts.systems]
+        heads = [origin for origin, embedder in self.parts.embedders.items() if embedder.products]
+        classes = self.parts.embedders[heads[0]].products if heads else ()
+        sections = [name.partition("/")[0] for name in classes]  # clusters divide them, if there are any
+        products = [k for k, name in enumerate(sections) if name in self.parts.trees]
         if not products:
             asked = "no section is given" if section is None else f"section {section} is not known"
             raise UserError(f"{asked}, and this model has no product head: there are {', '.join(self.sections)}")
-        checkpoint = max(system.checkpoint for system in self.parts.systems.values())
-        logits = self._embedded(pieces, checkpoint, tables)["product_logits"].combine_chunks()
+        last = max(leaf.checkpoint for of in self.parts.leaves.values() for leaf in of if leaf[:2] == heads[0])
+        logits = self._embedded(pieces, heads[0], last, tables)["product_logits"].combine_chunks()
         per_window = logits.flatten().to_numpy().reshape(len(logits), -1)
         of_clip: dict[str, list[NDArray[np.float32]]] = {}
         for piece, rows in zip(pieces, np.split(per_window, len(pieces)), strict=True):
@@ -255,26 +242,38 @@ class MachineModel:
         means = {clip: np.concatenate(rows).mean(axis=0)[products] for clip, rows in of_clip.items()}
         return [sections[products[int(means[piece.clip].argmax())]] for piece in pieces]
 
-    def _embedded(self, pieces: Sequence[_Piece], checkpoint: int, tables: dict[int, pa.Table]) -> pa.Table:
-        if checkpoint not in tables:
-            windows = np.concatenate([piece.windows for piece in pieces])
-            size = self.parts.config.embedding.batch_size
-            extractor = self._extractor(checkpoint)
-            scale = self.parts.scale if extractor.extractor.scaling == "machine" else (0.0, 1.0)
-            tables[checkpoint] = pa.concat_tables(
-                embed_windows(extractor, self._compute, windows[begin : begin + size], scale, self.parts.config)
+    def _embedded(self, pieces: Sequence[_Piece], origin: Origin, checkpoint: int, tables: _Tables) -> pa.Table:
+        key = origin, checkpoint
+        if key not in tables:
+            embedder, compute = self.parts.embedders[origin], self._computes[origin]
+            if key not in self._extractors:
+                self._extractors[key] = compute.place(embedder.extractor(checkpoint))
+            extractor, config = self._extractors[key], embedder.config
+            scale = embedder.scale if extractor.extractor.scaling == "machine" else (0.0, 1.0)
+            windows = np.concatenate([embedder.windows(piece.samples) for piece in pieces])
+            size = config.embedding.batch_size
+            tables[key] = pa.concat_tables(
+                embed_windows(extractor, compute, windows[begin : begin + size], scale, config)
                 for begin in range(0, len(windows), size)
             )
-        return tables[checkpoint]
+        return tables[key]
 
-    def _extractor(self, checkpoint: int) -> Network | Control:
-        if checkpoint not in self._extractors:
-            self._extractors[checkpoint] = self._compute.place(self.parts.extractor(checkpoint))
-        return self._extractors[checkpoint]
+    def _bank(self, leaf: Leaf, section: str) -> Bank:
+        """Windows that a leaf's detector is fitted to, shared with the other detectors of this bank."""
+        embedder = self.parts.embedders[leaf[:2]]
+        inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
+        if inlier.per == "section":
+            rows &= pc.field("section") == section
+        key = (*leaf[:3], section if inlier.per == "section" else "")
+        if key not in self._banks:
+            names = {other.detector for of in self.parts.leaves.values() for other in of if other[:3] == leaf[:3]}
+            most = most_neighbours(single_detector(name, inlier) for name in names)
+            self._banks[key] = Bank(embedder.bank.filter(rows), replace(inlier, calibration_folds=0), most)
+        return self._banks[key]
 
     def _section(self, name: str) -> _SectionModel:
         if name not in self._sections:
-            self._sections[name] = _SectionModel(self.parts, name)
+            self._sections[name] = _SectionModel(self.parts, name, self._bank)
         return self._sections[name]
 
 

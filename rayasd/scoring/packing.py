@@ -1,11 +1,14 @@
-"""A machine's model as one portable file: a zip of safetensors, Parquet and JSON, and nothing that runs on reading."""
+"""Machines' models as one portable file: a zip of safetensors, Parquet and JSON, and nothing that runs on reading."""
 
 import hashlib
 import io
 import json
 import re
 import zipfile
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,8 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from rayasd.config import Config, from_dict
-from rayasd.errors import UserError, one_line
-from rayasd.evaluation.scores import System
+from rayasd.errors import UserError, one_line, unknown
+from rayasd.evaluation.fused import leaves
+from rayasd.evaluation.scores import tree_of
 from rayasd.exposure.encoders import ENCODERS
 from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
@@ -24,45 +28,91 @@ from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
 from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
 from rayasd.registry import parse_call
-from rayasd.scoring.model import Parts
+from rayasd.scoring.parts import TRAINING, Embedder, Parts
 
-VERSION = 2
+VERSION = 3
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
-_FACTS, _BANK, _TRAINING = "model.json", "bank.parquet", "training.parquet"
+_FACTS = "model.json"
+_READ = ["section", "domain", "window", "checkpoint", "embedding"]
+"""Columns that every bank has."""
 
 
-def write_pack(path: Path, parts: Parts, licence: str = "") -> None:
-    """Write a model to one file, whole or not at all: pretrained weights that it builds on go with it."""
-    files, config = _with_files(parts)
-    members = {
-        **files,
-        **{f"weights-{epochs}.safetensors": save(dict(tensors)) for epochs, tensors in parts.weights.items()},
-        _BANK: _parquet(parts.bank),
-        _TRAINING: _parquet(parts.training),
-    }
-    facts = {
-        "format": VERSION,
-        "machine": parts.machine,
-        "licence": licence,
-        "classes": parts.classes,
-        "scale": parts.scale,
-        "clip_seconds": parts.clip_seconds,
-        "systems": {section: system._asdict() for section, system in parts.systems.items()},
-        "provenance": dict(parts.provenance),
-        "config": merge(config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in members.items()},
-    }
+def write_pack(path: Path, models: Iterable[Parts], licence: str = "") -> list[str]:
+    """Write machines' models to one file, whole or not at all: pretrained weights that they build on go with them.
+
+    Members are named by their sha256: what several networks, detectors or machines share is written once. Models are
+    asked for one after the other, and none is kept. Returns a line for each.
+    """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr(_FACTS, json.dumps(facts, indent=2))
-        for name, content in members.items():
-            archive.writestr(name, content)
+
+        def add(content: bytes) -> str:
+            name = hashlib.sha256(content).hexdigest()
+            if name not in archive.namelist():
+                archive.writestr(name, content)
+            return name
+
+        machines, said = {}, []
+        for parts in models:
+            machines[parts.machine] = {
+                "entry": parts.entry,
+                "clip_seconds": parts.clip_seconds,
+                "sections": parts.trees,
+                "training": add(_parquet(parts.training)),
+                "embedders": [{"variant": v, "seed": s, **_facts(e, add)} for (v, s), e in parts.embedders.items()],
+                "provenance": dict(parts.provenance),
+            }
+            sections = sorted(parts.trees)
+            said.append(f"{parts.machine}, sections {', '.join(sections)}: {parts.systems_of(sections)}")
+        archive.writestr(_FACTS, json.dumps({"format": VERSION, "licence": licence, "machines": machines}, indent=2))
+    return said
 
 
-def read_pack(path: Path, *, trust: bool = False) -> Parts:
+def _facts(embedder: Embedder, add: Callable[[bytes], str]) -> dict[str, Any]:
+    files, config = _with_files(embedder)
+    return {
+        "classes": embedder.classes,
+        "scale": embedder.scale,
+        "weights": {epochs: add(save(dict(tensors))) for epochs, tensors in embedder.weights.items()},
+        "bank": add(_parquet(embedder.bank)),
+        "files": {name: add(content) for name, content in files.items()},
+        "config": merge(config.as_dict(), {"evaluation": {"ensembles": []}}) | {"variants": {}},
+    }
+
+
+def _with_files(embedder: Embedder) -> tuple[dict[str, bytes], Config]:
+    """Read the pretrained weights that an embedder builds on, and give them places of their own."""
+    if embedder.files:
+        return dict(embedder.files), embedder.config
+    files: dict[str, bytes] = {}
+    places: dict[str, str] = {}
+    for number, path in enumerate(base_paths(embedder.config)):
+        found = files_of(path)
+        places[path] = f"base-{number}/{Path(path).name}" if Path(path).is_file() else f"base-{number}"
+        files |= {f"base-{number}/{name}": each.read_bytes() for name, each in found.items()}
+    return files, relocated(without_replaced(embedder.config), places)
+
+
+def chosen_machine(source: Path, machine: str | None, machines: Iterable[str]) -> str:
+    """Return the machine that is asked for, or the only one.
+
+    Raises:
+        UserError: it is not there, or there are several and none is named.
+
+    """
+    there = sorted(machines)
+    if machine is None and len(there) != 1:
+        raise UserError(f"{source} has several machines: name one of {', '.join(there)}")
+    if machine is not None and machine not in there:
+        raise unknown("machine", machine, there)
+    return machine or there[0]
+
+
+def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) -> Parts:
     """Read a packed model.
 
     Args:
         path: the file.
+        machine: which, where it holds several.
         trust: accept detectors, poolings, encoders and objectives that it names by import path, whose code then runs.
 
     Raises:
@@ -77,69 +127,72 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
                 )  # a zip bomb may be
             facts = json.loads(archive.read(_FACTS))
             if facts["format"] != VERSION:
-                raise UserError(f"{path} has format {facts['format']}; this rayasd reads format {VERSION}")
-            members = {name: archive.read(name) for name in facts["sha256"]}
-        for name, content in members.items():
-            if hashlib.sha256(content).hexdigest() != facts["sha256"][name]:
-                raise UserError(f"{path} is damaged: {name} is not what was packed")
-        weights = {
-            int(name.removeprefix("weights-").removesuffix(".safetensors")): load(content)
-            for name, content in members.items()
-            if name.startswith("weights-")
-        }
-        files = {name: content for name, content in members.items() if _BASE.fullmatch(name)}
-        parts = Parts(
-            machine=str(facts["machine"]),
-            config=from_dict(facts["config"]),
-            classes=tuple(map(str, facts["classes"])),
-            weights=weights,
-            scale=(float(facts["scale"][0]), float(facts["scale"][1])),
-            clip_seconds=float(facts["clip_seconds"]),
-            systems={section: System(**system) for section, system in facts["systems"].items()},
-            bank=_table(members[_BANK]),
-            training=_table(members[_TRAINING]),
-            provenance={**facts["provenance"], "licence": facts["licence"]},
-            files=files,
-        )
+                raise UserError(
+                    f"{path} has format {facts['format']}; this rayasd reads format {VERSION}: pack it again"
+                )
+
+            @cache
+            def member(name: str) -> bytes:
+                content = archive.read(name)
+                if hashlib.sha256(content).hexdigest() != name:
+                    raise UserError(f"{path} is damaged: {name} is not what was packed")
+                return content
+
+            name = chosen_machine(path, machine, facts["machines"].keys())
+            parts = _parts(name, facts["machines"][name], member, str(facts["licence"]))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError,
             OverflowError, SafetensorError, pa.ArrowException) as error:  # fmt: skip
         raise UserError(f"{path} is no packed model, or damaged: {one_line(error)}") from None
-    inside = {place for name in parts.files for place in (name, name.partition("/")[0])}
-    if strange := [place for place in base_paths(parts.config) if place not in inside]:
-        raise UserError(f"{path} builds on weights that it does not hold: {strange[0]}")
+    for embedder in parts.embedders.values():
+        inside = {place for name in embedder.files for place in (name, name.partition("/")[0])}
+        if strange := [place for place in base_paths(embedder.config) if place not in inside]:
+            raise UserError(f"{path} builds on weights that it does not hold: {strange[0]}")
     if not trust:
         _refuse_code(path, parts)
     return parts
 
 
-def _with_files(parts: Parts) -> tuple[dict[str, bytes], Config]:
-    """Read the pretrained weights that a model builds on, and name them as members of a packed model."""
-    if parts.files:
-        return dict(parts.files), parts.config
-    files: dict[str, bytes] = {}
-    places: dict[str, str] = {}
-    for number, path in enumerate(base_paths(parts.config)):
-        found = files_of(path)
-        places[path] = f"base-{number}/{Path(path).name}" if Path(path).is_file() else f"base-{number}"
-        files |= {f"base-{number}/{name}": each.read_bytes() for name, each in found.items()}
-    return files, relocated(without_replaced(parts.config), places)
+def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], licence: str) -> Parts:
+    embedders = {
+        (str(each["variant"]), int(each["seed"])): Embedder(
+            config=from_dict(each["config"]),
+            classes=tuple(map(str, each["classes"])),
+            weights={int(epochs): load(member(name)) for epochs, name in each["weights"].items()},
+            scale=(float(each["scale"][0]), float(each["scale"][1])),
+            bank=_table(member(each["bank"])),
+            files={name: member(of) for name, of in each["files"].items() if _BASE.fullmatch(name)},
+        )
+        for each in facts["embedders"]
+    }
+    trees = {section: tree_of(tree) for section, tree in facts["sections"].items()}
+    if any(embedder.bank.select(_READ).num_rows == 0 for embedder in embedders.values()):
+        raise ValueError("a bank is empty")
+    for leaf in (leaf for tree in trees.values() for leaf in leaves(tree)):
+        if embedders[leaf[:2]].config.network.is_trained and leaf.checkpoint not in embedders[leaf[:2]].weights:
+            raise ValueError(f"no weights of {leaf.variant}, seed {leaf.seed} after {leaf.checkpoint} epochs")
+    return Parts(
+        machine=machine, entry=str(facts["entry"]), clip_seconds=float(facts["clip_seconds"]), embedders=embedders,
+        trees=trees, training=_table(member(facts["training"])).select(TRAINING.names).cast(TRAINING),
+        provenance={**facts["provenance"], "licence": licence},
+    )  # fmt: skip
 
 
 def _refuse_code(path: Path, parts: Parts) -> None:
     """Refuse what is named by import path: a packed file comes from somebody else."""
-    config = parts.config
-    named = _foreign_encoders(config.network.encoder)
-    if parse_call("exposure.objective", config.exposure.objective)[0] not in OBJECTIVES:
-        named.append(config.exposure.objective)
-    for system in parts.systems.values():
-        family, _, grid = system.detector.partition("-")
-        if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", system.detector)[0] not in FAMILIES:
-            named.append(system.detector)
-        own = system.pooling in POOLINGS or is_clip_level(system.pooling)
-        if not own and not re.fullmatch(r"gwrp-[\d.]+", system.pooling):
-            named.append(system.pooling)
+    named = []
+    for config in (embedder.config for embedder in parts.embedders.values()):
+        named += _foreign_encoders(config.network.encoder)
+        if parse_call("exposure.objective", config.exposure.objective)[0] not in OBJECTIVES:
+            named.append(config.exposure.objective)
+    for leaf in (leaf for of_section in parts.leaves.values() for leaf in of_section):
+        family, _, grid = leaf.detector.partition("-")
+        if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", leaf.detector)[0] not in FAMILIES:
+            named.append(leaf.detector)
+        own = leaf.pooling in POOLINGS or is_clip_level(leaf.pooling)
+        if not own and not re.fullmatch(r"gwrp-[\d.]+", leaf.pooling):
+            named.append(leaf.pooling)
     if named:
         raise UserError(f"{path} names code to run: {named[0]}; --trust accepts it, if you know who made the file")
 

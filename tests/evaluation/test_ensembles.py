@@ -10,8 +10,9 @@ import pytest
 from rayasd.config import EvaluationConfig, from_dict
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labels_of, score_cells
-from rayasd.evaluation.ensembles import fuse_ensembles, read_ensembles
-from rayasd.evaluation.scores import Scored, read_scores
+from rayasd.evaluation.ensembles import fuse_ensembles, read_ensembles, write_ensemble
+from rayasd.evaluation.fused import evaluated, leaves
+from rayasd.evaluation.scores import Key, Leaf, Scored, read_scores
 from rayasd.report.write import compute_results, write_results
 from rayasd.unit import RunDirectory
 from tests.evaluation.test_leaderboard import catalog, scores_file
@@ -36,6 +37,10 @@ def rules(*ensembles: str, **changes: object) -> EvaluationConfig:
 def mean_auc(scored: list[Scored], detector: str) -> float:
     cells = score_cells(scored, labels_of(catalog()), rules())
     return pc.mean(cells.filter(pc.field("detector") == detector)["auc"]).as_py()
+
+
+def members(entry: Scored) -> set[Leaf]:
+    return {leaf for scores in entry.systems.values() if scores.tree for leaf in leaves(scores.tree)}
 
 
 def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Scored], run: RunDirectory):
@@ -125,7 +130,7 @@ def test_greedy_takes_members_that_were_tested_on_the_same_clips(units: list[Sco
     pq.write_table(pq.read_table(units[3].path).filter(~pc.ends_with(pc.field("clip"), "/1")), fewer)
     mixed = [*units[:2], Scored("aside", "fan", 0, fewer)]
     (entry,) = fuse_ensembles(mixed, labels_of(catalog()), rules("greedy"), run.ensemble)
-    assert {member.variant for of in entry.members.values() for member in of} == {"both"}
+    assert {leaf.variant for leaf in members(entry)} == {"both"}
 
 
 def test_one_seed_is_no_ensemble(units: list[Scored], run: RunDirectory):
@@ -137,7 +142,7 @@ def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path, r
     quality = {"x": {"00": 9.0, "03": 0.0}, "y": {"00": 0.0, "03": 9.0}, "z": {"00": 0.0, "03": 0.0}}
     units = [Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))]
     (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
-    detectors = {member.detector for of in entry.members.values() for member in of}
+    detectors = {leaf.detector for leaf in members(entry)}
     assert "x" in detectors
     assert "y" not in detectors
     left_out = rules("greedy", selection="leave-one-section-out")
@@ -177,11 +182,11 @@ def test_ensembles_are_entries_of_the_leaderboard(units: list[Scored], run: RunD
         sorted(results.ensembles, key=str), sorted(read_ensembles(run.ensembles), key=str), strict=True
     ):
         assert str(read) == str(entry)
-        assert read.members == entry.members
         assert read.systems.keys() == entry.systems.keys()
         for key, scores in entry.systems.items():
             for name, value in vars(scores).items():
-                assert np.array_equal(vars(read.systems[key])[name], value), name
+                assert np.array_equal(vars(read.systems[key])[name], value) or name == "tree", name
+            assert read.systems[key].tree == scores.tree is not None
     write_results(run, compute_results(units, catalog(), rules(), planned, run.ensemble), provenance)
     assert not list(run.root.glob("ensembles/*"))
 
@@ -226,6 +231,32 @@ def test_variants_are_fused_detector_by_detector_at_their_last_checkpoints(tmp_p
             of_variants.append(z(np.mean([z(m.scores, m.training) for m in members], axis=0), training))
         np.testing.assert_allclose(scores.scores, np.mean(of_variants, axis=0))
     assert fuse_ensembles(units[:2], {}, rules("both&shared"), run.ensemble) == []
+
+
+def test_the_tree_of_an_ensemble_gives_its_scores(units: list[Scored], run: RunDirectory):
+    others = [replace(unit, variant="shared") for unit in units]
+    names = ("seeds", "detectors", "seeds+detectors", "both&shared", "both&shared+seeds+detectors", "greedy")
+    entries = fuse_ensembles([*units, *others], labels_of(catalog()), rules(*names), run.ensemble)
+    assert {entry.variant.partition("+")[0] for entry in entries} == {"both", "shared", "both&shared", "all"}
+    files = {(unit.variant, unit.seed): unit.systems for unit in (*units, *others)}
+    for entry in entries:
+        for key, scores in entry.systems.items():
+            assert scores.tree is not None
+            known = {leaf: files[leaf[:2]][Key(key.section, *leaf[2:])] for leaf in leaves(scores.tree)}
+            again = evaluated(scores.tree, known)
+            assert np.array_equal(again.scores, scores.scores)
+            assert np.array_equal(again.calibrating, scores.calibrating)
+
+
+@pytest.mark.parametrize(("was", "now"), [(b'["both", 0', b'["both", 1'), (b'["both", 0', b'["both" 00')])
+def test_a_file_whose_trees_have_changed_is_damaged(units: list[Scored], run: RunDirectory, was: bytes, now: bytes):
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    write_ensemble(entry)
+    table = pq.read_table(entry.path, partitioning=None)
+    facts = {name: value.replace(was, now) for name, value in table.schema.metadata.items()}
+    pq.write_table(table.replace_schema_metadata(facts), entry.path)
+    with pytest.raises(UserError, match="is damaged .*: rayasd report makes it again"):
+        read_scores(entry.path)
 
 
 def test_an_ensemble_of_a_variant_that_is_not_there_is_refused():

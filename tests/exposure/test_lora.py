@@ -20,7 +20,7 @@ from rayasd.exposure.network import Network, load_network, num_saved_parameters
 from rayasd.exposure.training import train
 from rayasd.pretrained import relocated
 from rayasd.scoring import load
-from rayasd.scoring.loading import Choice, parts_of_run
+from rayasd.scoring.loading import RunModels
 from rayasd.scoring.packing import read_pack, write_pack
 from rayasd.unit import Stopped
 from tests.conftest import SpecOf, run_locally
@@ -157,14 +157,14 @@ def test_a_packed_model_needs_no_other_file(tree: Path, cache: Path, tmp_path: P
     expected = list(load(run, machine="fan", device="cpu").score(clips, "00"))
     assert all(score.score is not None for score in expected)
     packed = tmp_path / "fan.rayasd"
-    write_pack(packed, parts_of_run(run, Choice(machine="fan")))
+    write_pack(packed, [RunModels(run).parts("fan")])
     assert str(tmp_path).encode() not in packed.read_bytes()
     weights.rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="no such file"):
         load(run, machine="fan")
     assert list(load(packed, device="cpu").score(clips, "00")) == expected
     again = tmp_path / "again.rayasd"
-    write_pack(again, read_pack(packed))
+    write_pack(again, [read_pack(packed)])
     assert list(load(again, device="cpu").score(clips, "00")) == expected
 
 
@@ -175,9 +175,11 @@ def test_a_packed_model_reads_no_file_that_it_does_not_hold(tree: Path, cache: P
     run_locally(
         tree, cache, run, "--machines", "fan", "--variants", "both", *(w for s in settings for w in ("--set", s))
     )
-    parts = parts_of_run(run, Choice(machine="fan"))
-    stray = relocated(parts.config, {str(tmp_path / "audiomae.safetensors"): "/etc/passwd"})
-    write_pack(tmp_path / "stray", replace(parts, config=stray, files={"base-0/x": b""}))
+    parts = RunModels(run).parts("fan")
+    ((origin, embedder),) = parts.embedders.items()
+    stray = relocated(embedder.config, {str(tmp_path / "audiomae.safetensors"): "/etc/passwd"})
+    strays = {origin: replace(embedder, config=stray, files={"base-0/x": b""})}
+    write_pack(tmp_path / "stray", [replace(parts, embedders=strays)])
     with pytest.raises(UserError, match="builds on weights that it does not hold: /etc/passwd"):
         read_pack(tmp_path / "stray")
 

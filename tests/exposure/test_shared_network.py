@@ -19,7 +19,7 @@ from rayasd.evaluation.scores import read_scores
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.training import train
 from rayasd.scoring import load
-from rayasd.scoring.loading import Choice, parts_of_run
+from rayasd.scoring.loading import RunModels
 from rayasd.scoring.packing import write_pack
 from rayasd.stages import ALL_MACHINES, NumClips
 from rayasd.sweep.checks import check_data
@@ -170,9 +170,9 @@ def test_both_worlds_and_their_fusion_are_in_one_table(swept: Path):
 def test_a_shared_network_scores_from_its_run_and_packed(swept: Path, tree: Path, tmp_path: Path):
     path = swept / "scores/variant=one/machine=pump/seed=0/part-0.parquet"
     packed = tmp_path / "pump.rayasd"
-    write_pack(packed, parts_of_run(swept, Choice(machine="pump", variant="one")))
-    for model in (load(swept, machine="pump", variant="one"), load(packed)):
-        system = model.parts.systems["00"]
+    write_pack(packed, [RunModels(swept, entry="one").parts("pump")])
+    for model in (load(swept, machine="pump", entry="one"), load(packed)):
+        (system,) = model.parts.leaves["00"]
         known = next(s for k, s in read_scores(path).items()
                      if (k.section, k.detector, k.pooling) == ("00", system.detector, system.pooling))  # fmt: skip
         found = [clip.score for clip in model.score([tree / clip for clip in known.clips], "00")]

@@ -2,11 +2,9 @@
 
 import hashlib
 import io
-import json
 import os
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +71,7 @@ def config(data: bytes, folder: Path) -> None:
 
 
 def pack(data: bytes, folder: Path) -> None:
-    """A packed model: the bytes themselves, and a valid one that they edit, its checksums made to fit."""
+    """A packed model: the bytes themselves, and a valid one that they edit, with names (checksums) that fit."""
     path = folder / "x.rayasd"
     for content in (data, _edited_pack(data, folder)):
         path.write_bytes(content)
@@ -128,17 +126,17 @@ def _edited_pack(edit: bytes, folder: Path) -> bytes:
     """Take some bytes out of a member and put others in: edit says which member, where, how many, and what."""
     valid = folder / "valid.rayasd"
     if not valid.exists():
-        write_pack(valid, small_pack(), "none")
+        write_pack(valid, [small_pack()], "none")
     with zipfile.ZipFile(valid) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     if len(edit) > 4:
-        chosen = sorted(members)[edit[0] % len(members)]
+        chosen = ["model.json", *sorted(members.keys() - {"model.json"})][edit[0] % len(members)]
         place = int.from_bytes(edit[1:3], "big") % len(members[chosen])
         members[chosen] = members[chosen][:place] + edit[4:] + members[chosen][place + edit[3] :]
     facts = members.pop("model.json")
-    with suppress(ValueError, TypeError):
-        sums = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
-        facts = json.dumps(json.loads(facts) | {"sha256": sums}).encode()
+    for name, content in members.items():
+        facts = facts.replace(name.encode(), hashlib.sha256(content).hexdigest().encode())
+    members = {hashlib.sha256(content).hexdigest(): content for content in members.values()}
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, content in {"model.json": facts, **members}.items():

@@ -26,7 +26,7 @@ def test_readers_answer_whatever_they_are_given(target: str, data: st.DataObject
 
 def test_a_packed_model_of_a_later_zip_version_is_refused(tmp_path: Path):
     path = tmp_path / "x.rayasd"
-    write_pack(path, small_pack())
+    write_pack(path, [small_pack()])
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\1\2") + 6] = 241  # version needed to extract
     path.write_bytes(content)

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,7 +19,7 @@ import soundfile
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
 from rayasd.scoring import load
-from rayasd.scoring.loading import Choice, parts_of_run
+from rayasd.scoring.loading import RunModels
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.output import _harmless
 from rayasd.scoring.packing import read_pack, write_pack
@@ -42,7 +44,7 @@ def run(finished: Path, tree: Path, cache: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("packed") / "fan.rayasd"
-    write_pack(path, parts_of_run(run, Choice(machine="fan", variant="both")), licence="CC-BY-4.0")
+    write_pack(path, [RunModels(run, entry="both").parts("fan")], licence="CC-BY-4.0")
     return path
 
 
@@ -59,7 +61,7 @@ def of_sweep(run: Path, variant: str, section: str, detector: str, pooling: str)
 @pytest.mark.parametrize("detector", SYSTEMS)
 def test_clips_score_as_they_did_in_the_sweep(run: Path, tree: Path, detector: str, pooling: str):
     expected = of_sweep(run, "both", "00", detector, pooling)
-    model = load(run, machine="fan", variant="both", detector=detector, pooling=pooling)
+    model = load(run, machine="fan", entry="both", detector=detector, pooling=pooling)
     found = {clip.clip: clip for clip in model.score([str(tree / clip) for clip in expected], section="00")}
     scores = [found[str(tree / clip)].score for clip in expected]
     np.testing.assert_allclose(scores, list(expected.values()), rtol=1e-5)
@@ -73,8 +75,8 @@ def test_detectors_of_clips_and_of_a_machines_bank_score_packed_as_in_the_sweep(
                 "inlier.metric=cosine", "--accept-changes")  # fmt: skip
     for detector, pooling in (("domain-nn", "clip-mean-std"), ("ldn-2", "clip-mean-std"), ("ldn-2", "mean")):
         expected = of_sweep(folder, "both", "03", detector, pooling)
-        choice = Choice(machine="fan", variant="both", detector=detector, pooling=pooling)
-        write_pack(tmp_path / "fan.rayasd", parts_of_run(folder, choice))
+        models = RunModels(folder, entry="both", detector=detector, pooling=pooling)
+        write_pack(tmp_path / "fan.rayasd", [models.parts("fan")])
         found = list(load(tmp_path / "fan.rayasd").score([tree / clip for clip in expected], section="03"))
         np.testing.assert_allclose([clip.score for clip in found], list(expected.values()), rtol=1e-5)
         assert all((clip.worst is None) == (pooling != "mean") for clip in found)
@@ -82,7 +84,7 @@ def test_detectors_of_clips_and_of_a_machines_bank_score_packed_as_in_the_sweep(
 
 def test_a_control_scores_as_it_did_in_the_sweep(run: Path, tree: Path):
     expected = of_sweep(run, "statistics", "03", "knn-1", "mean")
-    model = load(run, machine="fan", variant="statistics", detector="knn-1", pooling="mean")
+    model = load(run, machine="fan", entry="statistics", detector="knn-1", pooling="mean")
     scores = [clip.score for clip in model.score([tree / clip for clip in expected], section="03")]
     np.testing.assert_allclose(scores, list(expected.values()), rtol=1e-5)
     with pytest.raises(UserError, match="there are 00, 03"):
@@ -96,11 +98,11 @@ def test_the_first_entry_scores_even_if_it_is_the_best_in_hindsight_too(run: Pat
     place = board.schema.get_field_index("oracle")
     pq.write_table(board.set_column(place, "oracle", first), copied / "leaderboard.parquet")
     (name,) = board.filter(first)["variant"].to_pylist()
-    assert parts_of_run(copied, Choice(machine="fan")).provenance["variant"] == name.partition("+")[0]
+    assert RunModels(copied).entry == name
 
 
 def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Path, tree: Path):
-    model = load(run, machine="fan", variant="both", detector="knn-1", pooling="mean")
+    model = load(run, machine="fan", entry="both", detector="knn-1", pooling="mean")
     for clip in model.score(sorted((tree / "fan/source_test").glob("section_00*")), section="00"):
         assert clip.score is not None
         assert clip.threshold is not None
@@ -112,9 +114,9 @@ def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Pat
 
 def test_a_packed_model_scores_as_the_run_does(run: Path, packed: Path, tree: Path):
     clips = sorted((tree / "fan/source_test").iterdir())
-    assert list(load(packed).score(clips)) == list(load(run, machine="fan", variant="both").score(clips))
+    assert list(load(packed).score(clips)) == list(load(run, machine="fan", entry="both").score(clips))
     assert read_pack(packed).provenance["licence"] == "CC-BY-4.0"
-    with pytest.raises(UserError, match="of fan, not of pump"):
+    with pytest.raises(UserError, match="unknown machine 'pump': there are: fan"):
         load(packed, machine="pump")
     with pytest.raises(UserError, match="chosen when it was made"):
         load(packed, detector="knn-1")
@@ -131,14 +133,16 @@ def test_a_clip_without_a_known_section_goes_to_the_nearest(run: Path, packed: P
         assert [clip.section for clip in found] == list(nearest.values())
         assert all(clip.by_product_head for clip in found)
     parts = read_pack(packed)
+    ((origin, embedder),) = parts.embedders.items()
     swapped = {
         checkpoint: {
             name: value.flip(0) if name == "objective.product_head.weight" else value for name, value in tensors.items()
         }
-        for checkpoint, tensors in parts.weights.items()
+        for checkpoint, tensors in embedder.weights.items()
     }
+    parts = replace(parts, embedders={origin: replace(embedder, weights=swapped)})
     other = {"00": "03", "03": "00"}
-    found = list(MachineModel(replace(parts, weights=swapped)).score([tree / clip for clip in nearest]))
+    found = list(MachineModel(parts).score([tree / clip for clip in nearest]))
     assert [clip.section for clip in found] == [other[section] for section in nearest.values()]
 
 
@@ -174,41 +178,49 @@ def test_what_cannot_be_read_says_why_and_does_not_stop_the_rest(packed: Path, t
     assert "8000 Hz" in str(found[3].reason)
 
 
-def repacked(packed: Path, path: Path, **changes: object) -> Path:
-    """Change facts of a packed model, as a stranger could."""
+def repacked(packed: Path, path: Path, change: Callable[[dict[str, Any]], object] = lambda fan: None, **facts: object
+             ) -> Path:  # fmt: skip
+    """Change the facts of a packed model of fans, as a stranger could."""
     with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(path, "w") as changed:
         for name in archive.namelist():
             content = archive.read(name)
             if name == "model.json":
-                content = json.dumps({**json.loads(content), **changes}).encode()
+                model = json.loads(content)
+                change(model["machines"]["fan"])
+                content = json.dumps({**model, **facts}).encode()
             changed.writestr(name, content)
     return path
 
 
 def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path: Path):
-    facts = json.loads(zipfile.ZipFile(packed).read("model.json"))
-    system = next(iter(facts["systems"].values()))
+    with zipfile.ZipFile(packed) as archive:
+        fan = json.loads(archive.read("model.json"))["machines"]["fan"]
+    leaf = fan["sections"]["00"]
+
+    def with_leaf(path: Path, detector: str = "knn-1", pooling: str = "mean") -> Path:
+        other = [*leaf[:3], detector, pooling]
+        return repacked(packed, path, lambda fan: fan["sections"].update({"00": ["z-mean", [leaf, other]]}))
+
     for detector in ("os.system", "antigravity.fly(x=1)", "tests.scoring.test_scoring.Planted", "knn.evil-1"):
-        path = repacked(packed, tmp_path / "bad", systems={"00": {**system, "detector": detector}})
         with pytest.raises(UserError, match="names code to run"):
-            load(path)
-    for key, value in (("pooling", "os.path.join"),):
-        path = repacked(packed, tmp_path / "bad", systems={"00": {**system, key: value}})
-        with pytest.raises(UserError, match="names code to run"):
-            load(path)
+            load(with_leaf(tmp_path / "bad", detector))
+    with pytest.raises(UserError, match="names code to run"):
+        load(with_leaf(tmp_path / "bad", pooling="os.path.join"))
     for table, setting, value in (
         ("network", "encoder", "os.system"),
         ("network", "encoder", "branches(encoders=5)"),
         ("network", "encoder", "branches(encoders=['fft', \"branches(encoders=['os.system'])\"])"),
         ("exposure", "objective", "os.system"),
     ):
-        config = {**facts["config"], table: {**facts["config"][table], setting: value}}
+        changed = {setting: value}
+        path = repacked(
+            packed, tmp_path / "bad", lambda fan, t=table, c=changed: fan["embedders"][0]["config"][t].update(c)
+        )
         with pytest.raises(UserError, match="names code to run"):
-            load(repacked(packed, tmp_path / "bad", config=config))
+            load(path)
     for detector in ("knn-3", "gmm-2", "mahalanobis", "knn(n_neighbors=2)"):
-        load(repacked(packed, tmp_path / "good", systems={"00": {**system, "detector": detector}}))
-    forest = "sklearn.ensemble.IsolationForest(n_estimators=5)"
-    own = repacked(packed, tmp_path / "own", systems={"00": {**system, "detector": forest}})
+        load(with_leaf(tmp_path / "good", detector))
+    own = with_leaf(tmp_path / "own", "sklearn.ensemble.IsolationForest(n_estimators=5)")
     with pytest.raises(UserError, match="--trust"):
         load(own)
     load(own, trust=True)
@@ -223,9 +235,20 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(packed: Path, tmp_pat
         path.write_bytes(bad)
         with pytest.raises(UserError):
             load(path)
-    for changes in ({"format": 99}, {"sha256": {}}, {"scale": "x"}, {"systems": []}, {"config": {"no": 1}}):
+    for facts in ({"format": 99}, {"format": 2}, {"machines": []}, {"licence": 1, "machines": {"fan": {}}}):
         with pytest.raises(UserError):
-            load(repacked(packed, path, **changes))
+            load(repacked(packed, path, **facts))
+    (embedder,), (leaf, *_) = (fan := json.loads(zipfile.ZipFile(packed).read("model.json"))["machines"]["fan"])[
+        "embedders"], fan["sections"].values()  # fmt: skip
+    for name, value in (
+        ("sections", []), ("sections", {"00": ["no-mean", [leaf, leaf]]}), ("sections", {"00": ["z-mean", []]}),
+        ("sections", {"00": ["other", *leaf[1:]]}), ("sections", {"00": [*leaf[:2], 77, *leaf[3:]]}),
+        ("training", embedder["bank"]), ("training", "absent"), ("embedders", []),
+        ("embedders", [embedder | {"scale": "x"}]), ("embedders", [embedder | {"config": {"no": 1}}]),
+        ("embedders", [embedder | {"weights": {}}]), ("embedders", [embedder | {"bank": fan["training"]}]),
+    ):  # fmt: skip
+        with pytest.raises(UserError):
+            load(repacked(packed, path, lambda fan, n=name, v=value: fan.update({n: v})))
     empty = io.BytesIO()
     zipfile.ZipFile(empty, "w").close()
     path.write_bytes(empty.getvalue())
@@ -240,14 +263,12 @@ def test_what_a_run_cannot_give_is_refused(run: Path, tmp_path: Path):
         load(run)
     with pytest.raises(UserError, match="did you mean 'fan'"):
         load(run, machine="fann")
-    with pytest.raises(UserError, match="unknown variant"):
-        load(run, machine="fan", variant="nothing")
-    with pytest.raises(UserError, match="seed 9"):
-        load(run, machine="fan", seed=9)
-    with pytest.raises(UserError, match="unknown detector 'nonsense'"):
+    with pytest.raises(UserError, match="unknown entry 'nothing': there are: both, statistics"):
+        load(run, machine="fan", entry="nothing")
+    with pytest.raises(UserError, match="unknown seed of both '9': there are: 0"):
+        load(run, machine="fan", entry="both", seed=9)
+    with pytest.raises(UserError, match="unknown detector 'nonsense-1'"):
         load(run, machine="fan", detector="nonsense-1")
-    with pytest.raises(UserError, match="needs the scores of others"):
-        load(run, machine="fan", detector="z-mean(knn-1, gmm-1)")
     with pytest.raises(UserError, match="unknown pooling 'rubbish'"):
         load(run, machine="fan", pooling="rubbish")
 
@@ -259,7 +280,7 @@ def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
     table = rayasd("score", run, "--machine", "fan", "--section", "00", clips)
     assert table.returncode == 0, table.stderr
     assert "Higher scores are more anomalous" in table.stdout
-    model = ("score", "--model", tmp_path / "fan.rayasd", "--section", "00")
+    model = ("score", tmp_path / "fan.rayasd", "--section", "00")
     assert rayasd(*model, clips, "--format", "parquet", "--out", tmp_path / "s.parquet").returncode == 0
     lines = rayasd(*model, clips, "--format", "jsonl").stdout.splitlines()
     rows = pq.read_table(tmp_path / "s.parquet").to_pylist()
@@ -269,7 +290,6 @@ def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
     some = rayasd(*model, tmp_path / "bad.wav", next(clips.iterdir()), "--format", "csv")
     assert (some.returncode, len(some.stdout.splitlines())) == (1, 3)
     for wrong, said in (
-        ((), "run directory"),
         ((run,), "no clips"),
         ((run, tmp_path / "absent"), "no such file"),
         ((run, clips, "--format", "parquet"), "--out"),
@@ -289,7 +309,7 @@ def test_a_name_cannot_become_a_formula():
 def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path, tmp_path: Path):
     source = next((tree / "fan/source_test").iterdir()).read_bytes()
     process = subprocess.Popen(
-        command_line("score", "--model", packed, "--section", "00", "--watch", tmp_path),
+        command_line("score", packed, "--section", "00", "--watch", tmp_path),
         env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -1,0 +1,111 @@
+"""What a machine's model is made of, whether it comes from a run or from a packed file."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rayasd.config import Config
+from rayasd.evaluation.fused import leaves
+from rayasd.evaluation.scores import Leaf, SectionScores, Tree
+from rayasd.exposure.embedding import window_starts
+from rayasd.exposure.network import Control, Network, restored
+from rayasd.pretrained import unpacked
+
+Origin = tuple[str, int]
+"""Variant and seed of what has embedded the windows that a detector sees."""
+
+
+TRAINING = pa.schema(
+    [
+        ("section", pa.string()),
+        ("leaf", pa.int32()),  # place in the leaves of the section's tree
+        ("clip", pa.string()),
+        ("score", pa.float64()),
+        ("held_out", pa.bool_()),  # of the extractor's training
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """One variant's network of one seed, and what it has made of a machine's normal clips."""
+
+    config: Config
+    """The variant's resolved configuration."""
+    classes: tuple[str, ...]
+    """What the network tells apart; none for a control."""
+    weights: Mapping[int, Mapping[str, Tensor]]
+    """Weights of networks by the epochs that they were trained for; none for a control."""
+    scale: tuple[float, float]
+    """Mean and deviation of the training samples, full scale 1."""
+    bank: pa.Table
+    """Normal windows that detectors are fitted to, as in an embeddings file."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Files of pretrained weights by the relative paths that ``config`` has; none where it names them in place."""
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Sections of the product head, in its order; none of a network without one."""
+        return self.classes if "product_logits" in self.bank.column_names else ()
+
+    def extractor(self, epochs: int) -> Network | Control:
+        """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
+        with unpacked(self.config, self.files) as config:
+            if not self.weights:
+                return Control(config).eval()
+            return restored(config, self.classes, dict(self.weights[epochs]))
+
+    def starts(self, frames: int) -> NDArray[np.int64]:
+        """First samples of a clip's windows."""
+        return window_starts(frames, self.config.window_length, self.config.embedding.num_windows)
+
+    def windows(self, samples: NDArray[np.int16]) -> NDArray[np.int16]:
+        """Cut a clip into windows (windows, samples); one that is too short goes round."""
+        place = self.starts(len(samples))[:, None] + np.arange(self.config.window_length)
+        return samples[place % len(samples)]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a machine's model is made of: plain values, tensors and tables."""
+
+    machine: str
+    entry: str
+    """Of the run's leaderboard."""
+    clip_seconds: float
+    """Length of a training clip."""
+    embedders: Mapping[Origin, Embedder]
+    trees: Mapping[str, Tree]
+    """What scores each section, of single detectors."""
+    training: pa.Table
+    """Scores of normal clips by models that had not seen them, as ``TRAINING`` says."""
+    provenance: Mapping[str, Any]
+
+    @cached_property
+    def leaves(self) -> dict[str, list[Leaf]]:
+        """What scores each section in the end."""
+        return {section: leaves(tree) for section, tree in self.trees.items()}
+
+    def training_of(self, section: str) -> dict[Leaf, SectionScores]:
+        """Training scores of a section's leaves, without any test clips."""
+        found, none = {}, np.empty(0, object)
+        of_section = self.training.filter(pc.field("section") == section)
+        for number, leaf in enumerate(self.leaves[section]):
+            rows = of_section.filter(pc.field("leaf") == number)
+            clips = np.array(rows["clip"].to_pylist(), dtype=object)
+            scores, held_out = rows["score"].to_numpy(), rows["held_out"].to_numpy()
+            found[leaf] = SectionScores(none, none, np.empty(0), None, clips, scores, held_out, leaf)
+        return found
+
+    def systems_of(self, sections: Iterable[str]) -> str:
+        """Name the entry, and the detectors and poolings or the number of members that score these sections."""
+        chosen = [self.leaves[section] for section in sections]
+        said = (f"{of[0].detector}, {of[0].pooling}" if len(of) == 1 else f"{len(of)} members" for of in chosen)
+        return "; ".join([self.entry, *sorted(set(said))])
