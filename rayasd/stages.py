@@ -36,7 +36,7 @@ class NumClips:
         """Count the clips that go through the training steps of a machine's network, or of all machines'."""
         exposure = config.exposure
         shared = machine == ALL_MACHINES
-        kept = (sum(self.train.values()) if shared else self.train[machine]) * (1 - exposure.validation_fraction)
+        kept = (sum(self.train.values()) if shared else self.train[machine]) * (1 - exposure.held_out_share)
         a_step = exposure.batch_size if shared else exposure.batch_size / 2
         total = max(exposure.epochs * kept, exposure.min_steps * a_step if exposure.epochs else 0)
         return total if shared else 2 * total
@@ -87,7 +87,7 @@ _HIVE = "variant={variant}/machine={machine}/seed={seed}"
 
 TRAIN = Stage(
     name="train", function=("rayasd.exposure.training", "train"), folder="models/{variant}/{machine}/seed={seed}",
-    settings=("data", "front_end", "network", "exposure"), version=4, uses_torch=True, most_gpus=float("inf"),
+    settings=("data", "front_end", "network", "exposure"), version=5, uses_torch=True, most_gpus=float("inf"),
     may_be_shared=True, is_needed=lambda config: config.network.is_trained,
     work_unit="clips",
     work=lambda machine, config, clips: clips.trained_on(machine, config),
@@ -95,7 +95,7 @@ TRAIN = Stage(
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
-    settings=("embedding",), version=4, uses_torch=True, most_gpus=1.0,
+    settings=("embedding",), version=5, uses_torch=True, most_gpus=1.0,
     work_unit="windows",
     work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
     output_bytes=lambda machine, config, clips, parameters: (
@@ -104,7 +104,7 @@ EMBED = Stage(
 )  # fmt: skip
 DETECT = Stage(
     name="detect", function=("rayasd.inlier.scoring", "detect"), folder=f"scores/{_HIVE}", hidden="_",
-    settings=("inlier",), version=6, uses_torch=False, most_gpus=0.0,
+    settings=("inlier",), version=7, uses_torch=False, most_gpus=0.0,
     work_unit="clips",
     work=lambda machine, config, clips: float(clips.scored(machine, config)),
     output_bytes=lambda machine, config, clips, parameters: clips.scored(machine, config) * _num_systems(config) * 10,

@@ -16,12 +16,12 @@ from rayasd.config import EvaluationConfig
 from rayasd.ensemble_names import GREEDY, parse_ensemble
 from rayasd.evaluation.cells import Labels, members_of, why_not_evaluated
 from rayasd.evaluation.metrics import METRICS
-from rayasd.evaluation.scores import Key, Scored, SectionScores, System
+from rayasd.evaluation.scores import HONEST_FIRST, Key, Scored, SectionScores, System
 from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
 from rayasd.files import read_record, write_json
 from rayasd.inlier.fusion import FUSIONS, z_normalised
-from rayasd.inlier.scores_file import SCHEMA
+from rayasd.inlier.scores_file import CROSS_FIT, SCHEMA, TRAINED_ON
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
@@ -116,32 +116,42 @@ def _across(
 def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     """Fuse scores of the same test clips, each scaled by its own training scores.
 
-    The fused training scores are those of the normal clips that every member has scored. Seeds that hold out different
-    clips may have none in common; scores of some of the members would not be spread as the test clips' are.
+    A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
+    clip is judged by those that held it out (CV+; Barber et al. 2021). They are fewer than judge a test clip, so
+    these scores spread more, and thresholds are rather too high. Where every clip is known to every member, the scores
+    are those of clips that all have in common.
     """
     first = members[0]
     normalise, combine = FUSIONS[method]
-    known: set[str] = set().union(*(member.training_clips[~member.held_out] for member in members))
-    clips = np.array(sorted(set.intersection(*(set(member.training_clips) for member in members))), dtype=object)
-    scores, training = [], []
     reason = next((member.reason for member in members if member.failed), None)
+    scores, of_clip = [], dict[str, list[tuple[float, str]]]()
+    facts: dict[str, Any] = {}
     try:
         for member in members:
             if not np.isfinite(member.training).all():
                 raise ValueError("no training scores: a fold of the normal clips could not be fitted")
-            common = np.isin(member.training_clips, clips)
-            order = np.argsort(member.training_clips[common])
             scores.append(normalise(member.scores, member.training))
-            training.append(normalise(member.training[common][order], member.training))
+            own = normalise(member.training, member.training).tolist()
+            facts |= zip(member.training_clips, member.training_groups, strict=True)
+            for clip, score, how in zip(member.training_clips, own, member.calibration, strict=True):
+                of_clip.setdefault(clip, []).append((score, how))
     except ValueError as error:
         reason = reason or str(error)
     if reason is not None:
-        nothing = np.full(len(first.clips), np.nan)
-        return SectionScores(first.clips, first.domains, nothing, reason, clips[:0], np.empty(0), np.empty(0, bool))
-    held_out = np.array([clip not in known for clip in clips], dtype=bool)
+        nothing, none = np.full(len(first.clips), np.nan), np.empty(0, object)
+        return SectionScores(first.clips, first.domains, nothing, reason, first.groups, none, np.empty(0), none, none)
+    fresh = {clip: [(score, how) for score, how in of if how != TRAINED_ON] for clip, of in sorted(of_clip.items())}
+    judged = {clip: of for clip, of in fresh.items() if of}
+    judged = judged or {clip: of for clip, of in sorted(of_clip.items()) if len(of) == len(members)}
+    kinds = [
+        CROSS_FIT if len(of) < len(members) else next(kind for kind in HONEST_FIRST if kind in {how for _, how in of})
+        for of in judged.values()
+    ]
     return SectionScores(
-        first.clips, first.domains, combine(np.stack(scores)), None, clips, combine(np.stack(training)), held_out
-    )
+        first.clips, first.domains, combine(np.stack(scores)), None, first.groups, np.array([*judged], dtype=object),
+        np.array([combine(np.array([[score] for score, _ in of]))[0] for of in judged.values()], np.float64),
+        np.array([facts[clip] for clip in judged], dtype=object), np.array(kinds, dtype=object),
+    )  # fmt: skip
 
 
 def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf) -> list[Scored]:
@@ -246,13 +256,16 @@ def write_ensemble(entry: Scored) -> None:
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for key, scores in entry.systems.items():
         no_domains = [None] * len(scores.training_clips)
-        splits = np.where(scores.held_out, "validation", "train")
-        for clips, values, domains, of_clips in (
-            (scores.clips, scores.scores, scores.domains, ["test"] * len(scores.clips)),
-            (scores.training_clips, scores.training, no_domains, splits),
-        ):
+        splits = np.where(scores.calibration == TRAINED_ON, "train", "validation")
+        for clips, values, domains, of_clips, groups, how in (
+            (scores.clips, scores.scores, scores.domains, ["test"] * len(scores.clips), scores.groups,
+             [None] * len(scores.clips)),
+            (scores.training_clips, scores.training, no_domains, splits, scores.training_groups, scores.calibration),
+        ):  # fmt: skip
             for name, value in {**key._asdict(), "label": None, "reason": scores.reason}.items():
                 columns[name] += [value] * len(clips)
+            columns["group"] += [None if group == clip else group for group, clip in zip(groups, clips, strict=True)]
+            columns["calibration"] += list(how)
             columns["clip"] += list(clips)
             columns["domain"] += list(domains)
             columns["split"] += list(of_clips)

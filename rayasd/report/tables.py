@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing
-from rayasd.evaluation.scores import FEWEST_HELD_OUT
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.evaluation.years import RULES
 
@@ -123,8 +122,8 @@ def footnotes(
         )
     if leaderboard.source_only:
         notes.append(
-            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)}: only "
-            'source-domain clips are held out (docs/method.md, Inlier models); inlier.fit_on = "train" shows them all.'
+            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)}: none "
+            'is held out (docs/method.md, Inlier models); inlier.fit_on = "train" shows them all.'
         )
     if leaderboard.criterion == "auc" and leaderboard.chosen:
         notes.append("Chosen by the mean AUC, not by the official score.")
@@ -138,11 +137,7 @@ def footnotes(
     )
     notes.append(f"95 % intervals: over the {cells} cells, bootstrap over test clips; the spread over seeds follows ±.")
     if any(s.f1 is not None for s in leaderboard.ranked):
-        notes.append(
-            "Precision, recall, F1: of decisions by a threshold on each section's scores of normal training clips. "
-            f"Where fewer than {FEWEST_HELD_OUT} of these were held out of the extractor's training, it is set on "
-            "clips that the extractor knows: more normal clips are called anomalous than the percentile says."
-        )
+        notes.append("Precision, recall, F1: of decisions by a threshold on scores of normal training clips.")
     if any(set("+&") & set(s.variant) for s in leaderboard.ranked):
         notes.append(
             "Entries with a + or &: ensembles, over what follows the +, of the variants joined by &; scores are scaled "

@@ -21,7 +21,7 @@ from rayasd.inlier.features import fit_rows
 from rayasd.inlier.pooling import check_poolings
 from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
-from rayasd.scoring.model import MachineModel, Parts
+from rayasd.scoring.model import CALIBRATIONS, MachineModel, Parts
 from rayasd.scoring.packing import read_pack
 from rayasd.stages import ALL_MACHINES, stages_of
 from rayasd.sweep.markers import why_unusable
@@ -199,11 +199,12 @@ def _clip_seconds(catalog: Catalog, machine: str, rate: int) -> float:
 
 def _training(store: RunStore, unit: Unit, systems: dict[str, System]) -> pa.Table:
     """Scores of normal clips to set thresholds by; none of a system that the run has not scored."""
-    sections, scores = [], []
-    found = read_scores(store.paths.table(unit))
+    found, parts = read_scores(store.paths.table(unit)), [CALIBRATIONS.empty_table()]
     for section, system in systems.items():
         key = Key(section, system.checkpoint, system.detector, system.pooling)
         if key in found:
-            scores += found[key].calibrating.tolist()
-            sections += [section] * len(found[key].calibrating)
-    return pa.table({"section": pa.array(sections, pa.string()), "score": pa.array(scores, pa.float64())})
+            by = found[key].calibrating
+            values = {"section": [section] * len(by.scores), "score": by.scores, "group": by.groups,
+                      "calibration": [by.kind] * len(by.scores)}  # fmt: skip
+            parts.append(pa.table(values, CALIBRATIONS))
+    return pa.concat_tables(parts)

@@ -18,8 +18,8 @@ from rayasd.arrays import Scores
 from rayasd.config import Config
 from rayasd.data.audio import BadClipError, at_level, read_samples
 from rayasd.errors import UserError
-from rayasd.evaluation.decisions import threshold
-from rayasd.evaluation.scores import System
+from rayasd.evaluation.decisions import Decision
+from rayasd.evaluation.scores import Calibration, System
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows, window_starts
 from rayasd.exposure.network import Control, Network, restored
@@ -31,6 +31,9 @@ from rayasd.inlier.neighbours import NeighbourSearch
 from rayasd.inlier.pooling import pool
 from rayasd.pretrained import unpacked
 
+CALIBRATIONS = pa.schema(
+    [("section", pa.string()), ("score", pa.float64()), ("group", pa.string()), ("calibration", pa.string())]
+)
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
 
@@ -54,7 +57,7 @@ class Parts:
     bank: pa.Table
     """Normal windows that detectors are fitted to, as in an embeddings file."""
     training: pa.Table
-    """section and score of normal clips, by models that had not seen them."""
+    """Scores of normal clips by which decisions are made, columns of ``CALIBRATIONS``."""
     provenance: Mapping[str, Any]
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Files of pretrained weights by the relative paths that ``config`` has; none where it names them in place."""
@@ -91,8 +94,14 @@ class ClipScore:
     score: float | None = None
     """Higher is more anomalous; None if there is none, see ``reason``."""
     anomalous: bool | None = None
-    """None without training scores."""
+    """None without a threshold."""
     threshold: float | None = None
+    no_threshold: str | None = None
+    """Why there is none."""
+    p_value: float | None = None
+    """Chance of so high a score if the clip is normal; None without scores of normal clips."""
+    calibration: str | None = None
+    """How these came about: held-out, cross-fit, leave-one-out, trained-on (then more normal clips raise an alarm)."""
     percentile: float | None = None
     """Share of the section's normal training clips that score lower, in percent."""
     worst: float | None = None
@@ -131,9 +140,7 @@ class _SectionModel:
                 self._detector, normal.X, domains=normal.domains, neighbours=self._neighbours,
                 product=own_products(parts.products, section),
             )  # fmt: skip
-        scores = parts.training.filter(pc.field("section") == section)["score"].drop_null().to_numpy()
-        self.training = np.sort(scores[np.isfinite(scores)])
-        self.threshold = threshold(self.training, parts.config.evaluation.threshold_percentile)
+        self.decision = Decision.of(_calibrations(parts.training), section, parts.config.evaluation)
 
     def scores(self, windows: pa.Table, num_clips: int) -> tuple[Scores, Scores | None]:
         """Score the embedded windows of clips: clips (n,), and windows (n, windows) unless the detector sees clips."""
@@ -230,12 +237,13 @@ class MachineModel:
         score: float,
         worst: int | None,
     ) -> ClipScore:
-        rate, training = self.parts.config.data.sample_rate, model.training
-        below = 100.0 * float(np.searchsorted(training, score)) / len(training) if len(training) else None
+        rate, by = self.parts.config.data.sample_rate, model.decision
+        below = 100.0 * float(np.searchsorted(by.normal, score)) / len(by.normal) if len(by.normal) else None
         return ClipScore(
             clip=piece.clip, start=piece.start / rate, end=piece.end / rate, section=section, by_product_head=nearest,
-            score=score, anomalous=None if model.threshold is None else score > model.threshold,
-            threshold=model.threshold, percentile=below,
+            score=score, anomalous=None if by.threshold is None else score > by.threshold,
+            threshold=by.threshold, no_threshold=by.reason, calibration=by.calibration, percentile=below,
+            p_value=float(by.p_values(np.array([score]))[0]) if len(by.normal) else None,
             worst=None if worst is None else float(piece.starts[worst]) / rate,
         )  # fmt: skip
 
@@ -276,6 +284,16 @@ class MachineModel:
         if name not in self._sections:
             self._sections[name] = _SectionModel(self.parts, name)
         return self._sections[name]
+
+
+def _calibrations(training: pa.Table) -> dict[str, Calibration]:
+    """Sort scores of normal clips by section."""
+    found = {}
+    for section in pc.unique(training["section"]).to_pylist():
+        rows = training.filter(pc.field("section") == section)
+        groups = np.array(rows["group"].to_pylist(), dtype=object)
+        found[section] = Calibration(rows["score"].to_numpy(), groups, rows["calibration"][0].as_py())
+    return found
 
 
 def _spans(frames: int, length: int) -> list[tuple[int, int]]:

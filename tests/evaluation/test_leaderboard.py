@@ -39,6 +39,7 @@ def scores_file(path: Path, quality: dict[str, dict[str, float]], seed: int = 0)
                     rows.append({"clip": f"{section}/{domain}/{clip}" + "t" * (split == "train"), "section": section,
                                  "domain": domain, "split": split, "label": None, "checkpoint": 3,
                                  "detector": detector, "pooling": "mean", "score": score,
+                                 "calibration": "held-out" if split == "train" else None,
                                  "reason": "no fit" if shift is None else None})  # fmt: skip
     table = pa.Table.from_pylist(rows, SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)

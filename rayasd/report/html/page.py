@@ -136,8 +136,7 @@ def _write_charts(run: ReportedRun, charts: Mapping[str, Markup]) -> None:
 
 
 def _results(run: ReportedRun, entry: str) -> list[SectionResult]:
-    percentile = run.evaluation.threshold_percentile
-    return read_results(entry, run.cells, run.scored, run.labels, percentile)
+    return read_results(entry, run.cells, run.scored, run.labels, run.evaluation)
 
 
 def _problems(run: ReportedRun) -> list[tuple[str, str]]:
