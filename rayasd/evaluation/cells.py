@@ -84,6 +84,7 @@ def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year:
                 anomalous=anomalous[order],
                 scores=of_section.scores[None, order],
                 domains=of_section.domains[order],
+                groups=of_section.groups[order],
                 metrics=tuple(name for name in METRICS if row[name] is not None),
             )
             found.setdefault((unit.machine, row["section"], row["domain"]), []).append(cell)

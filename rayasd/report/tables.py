@@ -122,8 +122,8 @@ def footnotes(
         )
     if leaderboard.source_only:
         notes.append(
-            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)}: none "
-            'is held out (docs/method.md, Inlier models); inlier.fit_on = "train" shows them all.'
+            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)} "
+            '(docs/method.md, Inlier models): inlier.fit_on = "train" shows them all.'
         )
     if leaderboard.criterion == "auc" and leaderboard.chosen:
         notes.append("Chosen by the mean AUC, not by the official score.")

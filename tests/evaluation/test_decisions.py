@@ -80,9 +80,11 @@ def test_groups_count_once_by_their_highest_score():
         assert len(found.normal) == 12
         assert found.threshold is not None
         alarms += new > found.threshold
-        of_clips += new > (decision(scores).threshold or 0.0)
+        apart = decision(scores[:20])  # four sessions, taken for 20 clips
+        assert apart.threshold is not None
+        of_clips += new > apart.threshold
     assert alarms / 2000 <= 0.1 + 0.02
-    assert of_clips / 2000 > 0.12
+    assert of_clips / 2000 > 0.15
     few = decision(scores[:30], groups[:30])
     assert few.reason == "no threshold: 6 groups of normal clips allow no false-alarm rate below 1/7"
 
