@@ -53,8 +53,9 @@ def metric_replicates(
     """Draw the AUC and pAUC of a system's cells again and again.
 
     In each replicate, a section's clips are drawn with replacement among those of their domain and label (Efron 1979,
-    stratified), the same clips for all seeds. Groups are drawn as a whole, until there are as many clips. The draws come from the names of machine, section and domain alone, so
-    that two systems scored on the same clips are compared in pairs.
+    stratified), the same clips for all seeds. Groups are drawn as a whole, until there are as many clips. The draws
+    come from the names of machine, section and domain alone, so that two systems scored on the same clips are compared
+    in pairs.
     """
     found: dict[Cell, dict[str, Replicates]] = {}
     for cell, of_cell in sorted(cells.items()):

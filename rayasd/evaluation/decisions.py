@@ -1,7 +1,8 @@
 """From scores to decisions: a threshold from the scores of normal clips, and how good the decisions are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,41 @@ def decision_of(systems: Mapping[Key, SectionScores], key: Key, evaluation: Eval
     """Decide by one system, of which ``systems`` has the scores in all sections of the machine."""
     of_system = {k.section: scores.calibrating for k, scores in systems.items() if k[1:] == key[1:]}
     return Decision.of(of_system, key.section, evaluation)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the decisions in some cells came to."""
+
+    false_alarms: float | None
+    """Share of their normal test clips that are called anomalous, mean over seeds; None without decisions."""
+    false_alarms_interval: tuple[float, float] | None
+    """95 % interval of that share, for as many clips as one seed has."""
+    recall: float | None
+    """Mean over cells and seeds."""
+    calibration: str | None
+    """How the normal clips' scores came about, all the words that apply."""
+    num_calibration: int | None
+    """Normal clips (or groups) behind a threshold, where they are fewest."""
+    no_threshold: str | None
+    """Why one of the cells has no threshold."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> "Decided":
+        """Put cells together; those without a decision are passed over."""
+        rows = [row for row in rows if row["num_calibration"] is not None]
+        decided = [row for row in rows if row["false_alarms"] is not None]
+        reason = next((row["no_threshold"] for row in rows if row["no_threshold"]), None)
+        kinds = ", ".join(sorted({row["calibration"] for row in rows} - {None})) or None
+        fewest = min((row["num_calibration"] for row in rows), default=None)
+        if not decided:
+            return cls(None, None, None, kinds, fewest, reason)
+        seeds = len({row["seed"] for row in decided})
+        clips = sum(row["num_normal"] for row in decided)
+        rate = sum(row["num_normal"] * row["false_alarms"] for row in decided) / clips
+        of_one_seed = round(clips / seeds)
+        interval = clopper_pearson(rate * of_one_seed, of_one_seed)
+        return cls(rate, interval, float(np.mean([row["recall"] for row in decided])), kinds, fewest, reason)
 
 
 def clopper_pearson(count: float, of: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

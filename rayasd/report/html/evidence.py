@@ -33,6 +33,8 @@ class SectionResult:
     """0, 1 or None, (clips,)"""
     threshold: float | None
     """Score above which a clip is called anomalous."""
+    p_values: NDArray[np.float64]
+    """By normal clips' scores, (clips,)."""
     domains: tuple[str, ...]
     """Values of the cells that are ok and have an AUC."""
 
@@ -76,7 +78,7 @@ def read_results(
         systems = files[entry, machine, seed].systems
         for section, rows in sorted(by_section.items()):
             key = Key(*(rows[0][name] for name in Key._fields))
-            of_section = systems[key]
+            of_section, decision = systems[key], decision_of(systems, key, evaluation)
             results.append(
                 SectionResult(
                     machine=machine,
@@ -85,7 +87,8 @@ def read_results(
                     seed=seed,
                     scores=of_section,
                     labels=np.array([labels.get(clip) for clip in of_section.clips], dtype=object),
-                    threshold=decision_of(systems, key, evaluation).threshold,
+                    threshold=decision.threshold,
+                    p_values=decision.p_values(of_section.scores),
                     domains=tuple(r["domain"] for r in rows if r["status"] == "ok" and r["auc"] is not None),
                 )
             )
