@@ -13,6 +13,7 @@ from rayasd.config import EvaluationConfig
 from rayasd.evaluation.bootstrap import CONFIDENCE
 from rayasd.evaluation.cells import Labels, members_of
 from rayasd.evaluation.scores import Calibration, Key, Scored, SectionScores, by_name
+from rayasd.wording import counted
 
 TRAINED_ON_WARNING = "calibrated on clips that were trained on"
 _FEWEST_TO_FIT = 30
@@ -68,8 +69,9 @@ class Decision:
             return cls(float(np.quantile(scores, 1 - rate)), None, calibration.kind, normal)
         allowed = int(rate * (len(normal) + 1) + 1e-9)  # how many of n + 1 exchangeable scores may be false alarms
         if allowed < 1:
-            what = "normal clips" if len(normal) == len(scores) else "groups of normal clips"
-            why = f"{len(normal)} {what} allow no false-alarm rate below 1/{len(normal) + 1}"
+            noun = "normal clip" if len(normal) == len(scores) else "group"
+            verb = "allows" if len(normal) == 1 else "allow"
+            why = f"{counted(len(normal), noun)} {verb} no false-alarm rate below 1/{len(normal) + 1}"
             return cls(None, f"no threshold: {why}", calibration.kind, normal)
         return cls(float(normal[max(len(normal) - allowed, 0)]), None, calibration.kind, normal)
 

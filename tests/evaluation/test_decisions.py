@@ -86,7 +86,7 @@ def test_groups_count_once_by_their_highest_score():
     assert alarms / 2000 <= 0.1 + 0.02
     assert of_clips / 2000 > 0.15
     few = decision(scores[:30], groups[:30])
-    assert few.reason == "no threshold: 6 groups of normal clips allow no false-alarm rate below 1/7"
+    assert few.reason == "no threshold: 6 groups allow no false-alarm rate below 1/7"
 
 
 def test_too_few_clips_give_no_threshold_but_the_machine_may_have_enough():

@@ -99,14 +99,25 @@ def test_the_first_entry_scores_even_if_it_is_the_best_in_hindsight_too(run: Pat
     assert parts_of_run(copied, Choice(machine="fan")).provenance["variant"] == name.partition("+")[0]
 
 
-def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Path, tree: Path):
-    model = load(run, machine="fan", variant="both", detector="knn-1", pooling="mean")
+@pytest.mark.parametrize(("variant", "kind", "count"), [("statistics", "leave-one-out", 9), ("both", "held-out", 1)])
+def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(
+    run: Path, tree: Path, variant: str, kind: str, count: int
+):
+    model = load(run, machine="fan", variant=variant, detector="knn-1", pooling="mean")
     for clip in model.score(sorted((tree / "fan/source_test").glob("section_00*")), section="00"):
+        normal = model._sections["00"].decision.normal
+        assert len(normal) == count
+        assert clip.calibration == kind
         assert clip.score is not None
-        assert clip.threshold is not None
-        assert clip.anomalous == (clip.score > clip.threshold)
-        training = model._sections["00"].training
-        assert clip.percentile == pytest.approx(100 * np.mean(training < clip.score))
+        assert clip.p_value == (1 + (normal >= clip.score).sum()) / (1 + count)
+        if count == 9:
+            assert clip.threshold == normal.max()
+            assert clip.no_threshold is None
+            assert clip.anomalous == (clip.score > clip.threshold) == (clip.p_value <= 0.1)
+        else:
+            assert (clip.threshold, clip.anomalous) == (None, None)
+            assert clip.no_threshold == "no threshold: 1 normal clip allows no false-alarm rate below 1/2"
+        assert clip.percentile == pytest.approx(100 * np.mean(normal < clip.score))
         assert 0 <= (clip.worst or 0) <= clip.end
 
 
