@@ -83,18 +83,17 @@ def test_source_and_target_stand_side_by_side(study: Path, rayasd: Rayasd):
     assert "mean AUC: the first leads by" in compared.stdout
 
 
-ANY_THRESHOLD = ("--set", "evaluation.threshold=percentile")
-"""The tree's few held-out clips allow no other."""
-
-
 def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, rayasd: Rayasd):
     assert rayasd("report", study).returncode == 0
     label = "Doe_Lab_task2_1"
     done = rayasd("export", "dcase", study, "--system-label", label, "--variant", "both-real_anomalies-2",
-                  "--seed", 1, "--author", "Doe,Jo,jo@lab.org,Lab", *ANY_THRESHOLD)  # fmt: skip
+                  "--seed", 1, "--author", "Doe,Jo,jo@lab.org,Lab")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "decisions: percentile 90 of the scores, by scores of the section's normal training clips" in done.stdout
-    assert "normal clips: held-out" in done.stdout
+    assert (
+        "decisions: conformal, false-alarm rate of at most 0.5, by scores of the section's normal training clips"
+        in done.stdout
+    )
+    assert "section's normal training clips; normal clips: held-out" in done.stdout
     folder = study / "submission" / label
     assert len(list(folder.glob("*.csv"))) == 2 * 3 * 2 * 2
     values, decided = [], []
@@ -130,8 +129,7 @@ def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, raya
 
 @pytest.mark.parametrize("variant", ["both-real_anomalies-2+seeds", "all+greedy"])
 def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str):
-    done = rayasd("export", "dcase", study, "--system-label", "Doe_Lab_task2_2", "--variant", variant,
-                  *ANY_THRESHOLD)  # fmt: skip
+    done = rayasd("export", "dcase", study, "--system-label", "Doe_Lab_task2_2", "--variant", variant)
     assert done.returncode == 0, done.stderr
     described = yaml.safe_load((study / "submission/Doe_Lab_task2_2/Doe_Lab_task2_2.meta.yaml").read_text())
     assert described["system"]["description"]["ensemble_method_subsystem_count"] >= 2
@@ -144,9 +142,12 @@ def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str)
         (["--system-label", "Doe"], "write it as Lastname_Institute_task2_1"),
         (["--system-label", "A_B_task2_1", "--variant", "bot"], "unknown entry 'bot'"),
         (["--system-label", "A_B_task2_1", "--seed", "7"], "unknown seed '7'"),
-        (["--system-label", "A_B_task2_1"], "fan section 00: no threshold: 1 normal clip allows no false-alarm rate"),
-        (["--system-label", "A_B_task2_1", "--author", "Doe", *ANY_THRESHOLD], "LAST,FIRST,EMAIL,INSTITUTE"),
-        (["--system-label", "A_B_task2_1", "--abbreviation", "a" * 11, *ANY_THRESHOLD], "at most 10 characters"),
+        (
+            ["--system-label", "A_B_task2_1", "--set", "evaluation.false_alarm_rate=0.1"],
+            "fan section 00: no threshold: 1 normal clip allows no false-alarm rate",
+        ),
+        (["--system-label", "A_B_task2_1", "--author", "Doe"], "LAST,FIRST,EMAIL,INSTITUTE"),
+        (["--system-label", "A_B_task2_1", "--abbreviation", "a" * 11], "at most 10 characters"),
     ],
 )
 def test_a_wrong_submission_is_refused_in_one_line(study: Path, rayasd: Rayasd, arguments: list[str], said: str):

@@ -52,11 +52,10 @@ def readers(bench: Bench, run: Path, out: Path) -> dict[str, list[object]]:
         "compare": ["compare", run, run],
         "score": ["score", run, "--machine", "fan", clip_of(bench)],
         "pack": ["pack", run, "--machine", "fan", "--out", out / "fan.rayasd"],
-        "dcase": ["export", "dcase", run, "--system-label", label, "--out", out / "dcase", "--set",
-                  "evaluation.threshold=percentile"],
+        "dcase": ["export", "dcase", run, "--system-label", label, "--out", out / "dcase"],
         "dcase --set": ["export", "dcase", run, "--system-label", label, "--out", out / "other", "--set",
                         "evaluation.criterion=auc", "--set", "evaluation.ensembles=greedy"],
-        "report --set": ["report", run, "--set", "evaluation.false_alarm_rate=0.05", "--by-section"],
+        "report --set": ["report", run, "--set", "evaluation.threshold=gamma", "--by-section"],
         "report --out": ["report", run, "--set", "evaluation.criterion=auc", "--out", out / "report"],
         "dry run": [*small_sweep(bench.tree, run), "--dry-run"],
     }  # fmt: skip
