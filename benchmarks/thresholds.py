@@ -17,7 +17,7 @@ from rayasd.evaluation.decisions import Decision
 from rayasd.evaluation.scores import Calibration
 
 COUNTS, WANTED = (9, 12, 30, 166), 0.1
-DRAWS = {"conformal": 4000, "gamma": 100}
+DRAWS = {"conformal": 4000, "gamma": 200}
 SHARE, APART, WIDTH = 0.2, 4.0, 0.7
 """Of clips under the second condition; how far it is from the first, and how wide, in the first one's deviations."""
 
