@@ -174,10 +174,12 @@ def footnotes(
         notes.append(
             f"No promise holds for {', '.join(known)}: {TRAINED_ON_WARNING}; hold some out (exposure.hold_out)."
         )
+    undecided: dict[str, list[str]] = {}
     for entry in leaderboard.ranked:
         if entry.decided.no_threshold is not None:
-            where = "in some sections" if entry.f1 is not None else "anywhere"
-            notes.append(f"No decisions of {entry.variant} {where}: {entry.decided.no_threshold}.")
+            somewhere = "" if entry.f1 is None else " (in some sections)"
+            undecided.setdefault(entry.decided.no_threshold, []).append(entry.variant + somewhere)
+    notes += [f"No decisions of {', '.join(names)}: {reason}." for reason, names in undecided.items()]
     if any(set("+&") & set(s.variant) for s in leaderboard.ranked):
         notes.append(
             "Entries with a + or &: ensembles, over what follows the +, of the variants joined by &; scores are scaled "

@@ -155,3 +155,30 @@ def test_a_wrong_submission_is_refused_in_one_line(study: Path, rayasd: Rayasd, 
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_seeds_that_are_folds_judge_every_normal_clip(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    run = tmp_path / "run"
+    more = [word for text in ("exposure.epochs=1", "exposure.hold_out=cross-fit", "exposure.folds=3",
+                              "evaluation.false_alarm_rate=0.2") for word in ("--set", text)]  # fmt: skip
+    done = rayasd(*small_sweep(tree, run, "--machines", "fan", "--seeds", "0-2", *more))
+    assert done.returncode == 0, done.stderr
+    cells = pq.read_table(
+        run / "cells.parquet", filters=[("selected", "=", True), ("domain", "=", "source")]
+    ).to_pylist()
+    found = {(row["variant"], row["calibration"], row["num_calibration"], row["threshold"] is None) for row in cells}
+    assert found == {
+        ("both", "held-out", 3, True),
+        ("both", "held-out", 2, True),
+        ("both+seeds", "cross-fit", 8, False),
+    }
+    normal = pq.read_table(run / "ensembles/variant=both+seeds/machine=fan/seed=all/part-0.parquet").to_pylist()
+    judged = {row["clip"] for row in normal if row["calibration"] == "cross-fit"}
+    assert judged == {path.relative_to(tree).as_posix() for path in tree.glob("fan/train/*source*")}
+    shown = rayasd("report", run, "--by-section")
+    assert "Decisions of both" in shown.stdout
+    board = pq.read_table(run / "leaderboard.parquet", filters=[("variant", "=", "both+seeds"), ("rank", ">", 0)])
+    (row,) = board.to_pylist()
+    assert (row["calibration"], row["num_calibration"], row["no_threshold"]) == ("cross-fit", 8, None)
+    assert row["false_alarms_low"] <= row["false_alarms"] <= row["false_alarms_high"]
+    assert "No decisions of both: no threshold: " in " ".join(shown.stdout.split())

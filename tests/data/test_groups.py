@@ -7,6 +7,7 @@ from rayasd.data.catalog import scan
 from rayasd.data.groups import with_groups
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
+from tests.command import Rayasd
 from tests.conftest import write_clip
 
 
@@ -46,3 +47,23 @@ def test_groups_are_part_of_what_the_data_are_and_need_no_other_cache(root: Path
     )
     assert data_fingerprint(plain) != data_fingerprint(grouped)
     assert len(list(tmp_path.glob("*.i16"))) == 1
+
+
+def test_checking_names_groups_on_both_sides_and_clips_that_differ_in_the_microphone_alone(
+    root: Path, tmp_path: Path, rayasd: Rayasd
+):
+    for n, (folder, mic) in enumerate((("train", 0), ("train", 1), ("source_test", 0))):
+        split = "train" if folder == "train" else "test"
+        name = f"section_00_source_{split}_normal_0000_take_7_mic_{mic}.wav"
+        write_clip(tmp_path / "tree/pump" / folder / name, 300.0, seconds=0.5, seed=n)
+    checked = " ".join(rayasd("data", "check", tmp_path / "tree").stdout.split())
+    assert "1 moment in clips that differ in microphone or channel alone, pump/train/section_00" in checked
+    assert "in training and in test" not in checked
+    rows = ""
+    for path in sorted((tmp_path / "tree/pump").rglob("*.wav")):
+        split = "train" if path.parent.name == "train" else "test"
+        rows += f"{path.relative_to(tmp_path)},pump,00,source,{split},normal,7\n"
+    (tmp_path / "clips.csv").write_text("path,machine,section,domain,split,label,group\n" + rows)
+    checked = " ".join(rayasd("data", "check", tmp_path / "clips.csv").stdout.split())
+    assert "1 group with clips in training and in test, 7 first" in checked
+    assert "alone" not in checked
