@@ -106,20 +106,21 @@ def _across(
             for key, first in of_variants[0].items():
                 others = [of_variant[key] for of_variant in of_variants[1:] if key in of_variant]
                 if len(others) == len(variants) - 1 and all(list(o.clips) == list(first.clips) for o in others):
-                    computed[key] = fused([first, *others], method)
+                    computed[key] = fused([first, *others], method, every=True)
             if computed:
                 entry = "+".join(["&".join(variants), *over])
                 entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
     return entries
 
 
-def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
+def fused(members: Sequence[SectionScores], method: str, *, every: bool = False) -> SectionScores:
     """Fuse scores of the same test clips, each scaled by its own training scores.
 
     A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
     clip is judged by those that held it out (CV+; Barber et al. 2021). They are fewer than judge a test clip, so
-    these scores spread more, and thresholds are rather too high. Where every clip is known to every member, the scores
-    are those of clips that all have in common.
+    these scores spread more, and thresholds are rather too high. With ``every``, for members that are no repetitions of
+    one system, a clip counts only if none of them has seen it. Where there are no such clips, the scores are those of
+    clips that all members have in common.
     """
     first = members[0]
     normalise, combine = FUSIONS[method]
@@ -141,17 +142,18 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
         nothing, none = np.full(len(first.clips), np.nan), np.empty(0, object)
         return SectionScores(first.clips, first.domains, nothing, reason, first.groups, none, np.empty(0), none, none)
     fresh = {clip: [(score, how) for score, how in of if how != TRAINED_ON] for clip, of in sorted(of_clip.items())}
-    judged = {clip: of for clip, of in fresh.items() if of}
+    judged = {clip: of for clip, of in fresh.items() if len(of) >= (len(members) if every else 1)}
     judged = judged or {clip: of for clip, of in sorted(of_clip.items()) if len(of) == len(members)}
-    kinds = [
-        CROSS_FIT if len(of) < len(members) else next(kind for kind in HONEST_FIRST if kind in {how for _, how in of})
-        for of in judged.values()
-    ]
+    kinds = [_kind({how for _, how in of}) if len(of) == len(members) else CROSS_FIT for of in judged.values()]
     return SectionScores(
         first.clips, first.domains, combine(np.stack(scores)), None, first.groups, np.array([*judged], dtype=object),
         np.array([combine(np.array([[score] for score, _ in of]))[0] for of in judged.values()], np.float64),
         np.array([facts[clip] for clip in judged], dtype=object), np.array(kinds, dtype=object),
     )  # fmt: skip
+
+
+def _kind(of_members: set[str]) -> str:
+    return TRAINED_ON if TRAINED_ON in of_members else next(kind for kind in HONEST_FIRST if kind in of_members)
 
 
 def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf) -> list[Scored]:
@@ -186,7 +188,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
         sections = [section for m, section in places if m == machine]
         of_machine = {
             Key(section, 0, "several", "several"): fused(
-                [candidates[system][machine, section] for system in members[machine, section]], "z-mean"
+                [candidates[system][machine, section] for system in members[machine, section]], "z-mean", every=True
             )
             for section in sections
         }
