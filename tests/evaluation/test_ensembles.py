@@ -95,7 +95,9 @@ def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored], r
 
 def test_other_systems_judge_a_clip_together_or_not_at_all(units: list[Scored], run: RunDirectory):
     """A score of one of them is not spread as the mean of both is."""
-    control, trained = (replace(unit, variant=name, seed=0) for unit, name in zip(units[:2], ("control", "both"), strict=True))
+    control, trained = (
+        replace(unit, variant=name, seed=0) for unit, name in zip(units[:2], ("control", "both"), strict=True)
+    )
     mark(trained, held_out=lambda clip: clip[-2:] in ("2t", "5t"))
     (entry,) = fuse_ensembles([control, trained], {}, rules("both&control"), run.ensemble)
     for scores in entry.systems.values():
