@@ -24,7 +24,7 @@ from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
 from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
 from rayasd.registry import parse_call
-from rayasd.scoring.model import Parts
+from rayasd.scoring.model import CALIBRATIONS, Parts
 
 VERSION = 2
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
@@ -97,7 +97,7 @@ def read_pack(path: Path, *, trust: bool = False) -> Parts:
             clip_seconds=float(facts["clip_seconds"]),
             systems={section: System(**system) for section, system in facts["systems"].items()},
             bank=_table(members[_BANK]),
-            training=_table(members[_TRAINING]),
+            training=_table(members[_TRAINING]).select(CALIBRATIONS.names).cast(CALIBRATIONS),
             provenance={**facts["provenance"], "licence": facts["licence"]},
             files=files,
         )

@@ -7,7 +7,7 @@ import torch
 from rayasd import presets
 from rayasd.evaluation.scores import System
 from rayasd.exposure.embedding import embedding_schema
-from rayasd.scoring.model import Parts
+from rayasd.scoring.model import CALIBRATIONS, Parts
 
 SETTINGS = ["network.encoder=statistics", "network.train=frozen", "network.embedding_dim=4", "front_end.n_mels=2"]
 SCHEMA = embedding_schema(pa.schema([("embedding", pa.list_(pa.float32(), 4))]))
@@ -22,9 +22,10 @@ def small_pack() -> Parts:
          "start": 0.0, "checkpoint": 0, "embedding": rng.standard_normal(4).astype(np.float32)}
         for n in range(8)
     ]  # fmt: skip
-    training = {"section": ["00"] * 8, "score": rng.random(8)}
+    training = {"section": ["00"] * 8, "score": rng.random(8), "group": [f"{n}" for n in range(8)],
+                "calibration": ["leave-one-out"] * 8}  # fmt: skip
     return Parts(
         machine="fan", config=config, classes=("00",), weights={0: {"weight": torch.zeros(2)}}, scale=(0.0, 1.0),
         clip_seconds=1.0, systems={"00": System("both", 0, "knn-1", "mean")},
-        bank=pa.Table.from_pylist(rows, SCHEMA), training=pa.table(training), provenance={},
+        bank=pa.Table.from_pylist(rows, SCHEMA), training=pa.table(training, CALIBRATIONS), provenance={},
     )  # fmt: skip
