@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmarks.measure import Figure, machine
 
-PARTS = ("ingest", "training", "packing", "neighbours", "inlier", "back_ends", "metrics", "driver")
+PARTS = ("ingest", "training", "packing", "neighbours", "inlier", "back_ends", "thresholds", "metrics", "driver")
 
 
 def main() -> None:

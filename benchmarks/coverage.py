@@ -44,7 +44,11 @@ def coverage(clips: int, num_cells: int) -> dict[str, float]:
         rng = np.random.default_rng(trial)
         cells = {
             (f"machine {trial}", f"{i:02}", "source"): CellScores(
-                names, anomalous, (rng.standard_normal(2 * clips) + separation * anomalous)[None], domains
+                names,
+                anomalous,
+                (rng.standard_normal(2 * clips) + separation * anomalous)[None],
+                domains,
+                np.array(names, dtype=object),
             )
             for i, separation in enumerate(separations)
         }

@@ -49,7 +49,7 @@ class NumClips:
 
     def _own(self, machine: str, config: Config) -> float:
         of_machine = sum(self.train.values()) if machine == ALL_MACHINES else self.train[machine]
-        return of_machine * (1 - config.exposure.validation_fraction)
+        return of_machine * (1 - config.exposure.held_out_share)
 
     def _a_step(self, machine: str, config: Config) -> float:
         return config.exposure.batch_size / (1 if machine == ALL_MACHINES else 2)
@@ -100,7 +100,7 @@ _HIVE = "variant={variant}/machine={machine}/seed={seed}"
 
 TRAIN = Stage(
     name="train", function=("rayasd.exposure.training", "train"), folder="models/{variant}/{machine}/seed={seed}",
-    settings=("data", "front_end", "network", "exposure"), version=4, uses_torch=True, most_gpus=float("inf"),
+    settings=("data", "front_end", "network", "exposure"), version=5, uses_torch=True, most_gpus=float("inf"),
     may_be_shared=True, is_needed=lambda config: config.network.is_trained,
     work_unit="clips",
     work=lambda machine, config, clips: clips.trained_on(machine, config),
@@ -108,7 +108,7 @@ TRAIN = Stage(
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
-    settings=("embedding",), version=4, uses_torch=True, most_gpus=1.0,
+    settings=("embedding",), version=5, uses_torch=True, most_gpus=1.0,
     work_unit="windows",
     work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
     output_bytes=lambda machine, config, clips, parameters: (
@@ -117,7 +117,7 @@ EMBED = Stage(
 )  # fmt: skip
 DETECT = Stage(
     name="detect", function=("rayasd.inlier.scoring", "detect"), folder=f"scores/{_HIVE}", hidden="_",
-    settings=("inlier",), version=6, uses_torch=False, most_gpus=0.0,
+    settings=("inlier",), version=7, uses_torch=False, most_gpus=0.0,
     work_unit="clips",
     work=lambda machine, config, clips: float(clips.scored(machine, config)),
     output_bytes=lambda machine, config, clips, parameters: clips.scored(machine, config) * _num_systems(config) * 10,

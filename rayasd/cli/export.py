@@ -25,7 +25,7 @@ def export() -> None:
 @click.option("--author", "authors", multiple=True, metavar="LAST,FIRST,EMAIL,INSTITUTE",
               help="Once an author, the corresponding one first.")  # fmt: skip
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.threshold_percentile=95"
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.false_alarm_rate=0.05"
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Default RUN/submission/LABEL.")
 def dcase(run: Path, overrides: tuple[str, ...], **options: Any) -> None:

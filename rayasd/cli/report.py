@@ -18,7 +18,7 @@ from rayasd.errors import UserError
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
 @click.option("--oracle", is_flag=True, help="Add the best system in hindsight: marked, never ranked.")
 @click.option(
-    "--by-section", "sections", is_flag=True, help="Add the first entry's AUC by machine, section and domain."
+    "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
 )
 @click.option("--with-audio", is_flag=True, help="Put the most wrong clips into report.html to be heard: up to 30 MB.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
@@ -62,7 +62,7 @@ def report(
     found = found.by_settings(overrides)
     print_report(console, found, all_systems=all_systems, oracle=oracle)
     if sections:
-        print_sections(console, found.results.cells, found.results.leaderboard.standings[0].variant)
+        print_sections(console, found.results.cells, found.results.leaderboard.standings[0].variant, found.evaluation)
     if missing := len(found.sweep.states) - found.sweep.count(State.DONE) + len(found.damaged):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
     if out is not None:

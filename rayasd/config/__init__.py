@@ -46,6 +46,11 @@ class Config:
         """Samples that the network sees at once."""
         return round(self.front_end.window_seconds * self.data.sample_rate)
 
+    @property
+    def learns(self) -> bool:
+        """Whether the extractor is trained on the clips."""
+        return self.network.is_trained and self.exposure.epochs > 0
+
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for JSON or TOML."""
         tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -113,12 +118,16 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     for name in config.evaluation.ensembles:
         for variant in parse_ensemble(name).variants if name != GREEDY else ():
             config.overrides(variant)
-    if exposure.validation_fraction == 0 and config.inlier.fit_on == "validation":
+    if exposure.held_out_share == 0 and config.inlier.fit_on == "validation":
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
     if config.window_length <= front_end.n_fft / 2:
         raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
     if not (data.channel in ("only", "mean") or data.channel.isdecimal()):
         raise UserError(f"data.channel = {data.channel!r}: choose only, mean or a channel's number from 0")
+    try:
+        re.compile(data.groups)
+    except re.error as error:
+        raise UserError(f"data.groups = {data.groups!r} is no regular expression: {error}") from None
     return config
 
 

@@ -20,6 +20,10 @@ class DataConfig:
     """'only': mono files, others are refused by name; 'mean': average of all channels; or a channel number from 0."""
     level: Literal["keep", "clip"] = "keep"
     """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
+    groups: str = ""
+    """Clips that belong together (of one session, or one moment on several microphones) are held out and drawn together
+    and are no neighbours: a regular expression on clips' paths, whose first group (or whole match) names theirs;
+    'attribute:NAME', the value after NAME in their attributes; empty: the manifest's column 'group', if it has one."""
     on_bad_clip: Literal["fail", "skip"] = "fail"
     """For an unreadable clip, 'fail' stops the sweep; 'skip' leaves the clip out and counts it."""
 
@@ -170,8 +174,13 @@ class ExposureConfig:
     """Mixup weights are drawn from Beta(alpha, alpha), one per clip."""
     mixup_product_loss: Literal["target", "all"] = "target"
     """Clips in the product loss of a mixup step: those with a mixed machine target above 0, or all clips."""
+    hold_out: Literal["fraction", "cross-fit"] = "fraction"
+    """Training clips that are held out of training: exposure.validation_fraction of them; or, for seed s, fold s modulo
+    exposure.folds, so that an ensemble over so many seeds has an honest score of every clip."""
     validation_fraction: float = bounded(1 / 6, minimum=0.0, maximum=0.9)
-    """Fraction of each section's source-domain training clips that is held out of training."""
+    """Fraction of each section's training clips that is held out of training, in each domain."""
+    folds: int = bounded(5, minimum=2)
+    """Folds of exposure.hold_out = "cross-fit"."""
     real_anomalies: int = bounded(0, minimum=0)
     """Anomalous test clips per section that become pseudo-anomalous training clips."""
     real_anomalies_per_batch: int = bounded(1, minimum=1)
@@ -188,6 +197,11 @@ class ExposureConfig:
     """Epochs between weights that are kept and embedded, to choose a checkpoint from; 0 keeps only the last."""
     checkpoint_every: int = bounded(10, minimum=1)
     """Epochs between checkpoints from which an interrupted training resumes."""
+
+    @property
+    def held_out_share(self) -> float:
+        """About the share of training clips that is held out."""
+        return 1 / self.folds if self.hold_out == "cross-fit" else self.validation_fraction
 
     @property
     def anomalies_aside(self) -> int:
@@ -217,8 +231,7 @@ class InlierConfig:
     gmm_covariance: Literal["full", "tied", "diag", "spherical"] = "full"
     """Covariance type of the Gaussian mixtures."""
     fit_on: Literal["validation", "train", "source"] = "validation"
-    """Clips to fit detectors to: held-out training clips (source domain only), all training clips, or all source-domain
-    training clips."""
+    """Clips to fit detectors to: held-out training clips, all training clips, or all source-domain training clips."""
     per: Literal["section", "machine"] = "section"
     """Detectors are fitted for each section to its own clips, or once to the clips of all sections of the machine."""
     features: Literal["embedding", "logits", "both"] = "embedding"
@@ -230,7 +243,8 @@ class InlierConfig:
     lower-half-mean, gwrp-0.5 (weighted ranks), or an import path. Or their features, before the detector, which then
     compares clips: clip-mean, clip-mean-std, clip-gem-3 (generalised mean), clip-rdp-4 (relative deviation)."""
     calibration_folds: int = bounded(5, minimum=0)
-    """Cross-validation folds used to score normal training clips, for thresholds, fusions and ensembles; 0 disables."""
+    """Cross-validation folds used to score normal training clips, for thresholds, fusions and ensembles; 0 disables.
+    Detectors by neighbours leave out one clip (or group) at a time where there are at most 60."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +266,15 @@ class EvaluationConfig:
     score on the sections used for choosing rises."""
     fusion: Literal["z-mean", "z-min", "z-max", "rank-mean"] = "z-mean"
     """How ensembles combine scores, after scaling each by the training scores of its section."""
-    threshold_percentile: float = bounded(90.0, minimum=0.0, maximum=100.0)
-    """Clips above this percentile of a gamma distribution fitted to their section's training scores are anomalous."""
+    threshold: Literal["conformal", "gamma", "percentile"] = "conformal"
+    """Score above which a clip is called anomalous, from scores of normal clips: one of them, so chosen that
+    evaluation.false_alarm_rate is kept; the quantile of a gamma distribution fitted to them, as in the official
+    baseline; or their plain quantile."""
+    false_alarm_rate: float = bounded(0.1, minimum=0.0, maximum=1.0)
+    """Share of normal clips that may be called anomalous."""
+    threshold_per: Literal["section", "machine"] = "section"
+    """Normal clips that set a threshold: the section's own, or those of all sections of the machine. The rate
+    then holds over the machine's sections together, not in each."""
 
 
 def _is_name(value: object) -> bool:

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),  # train, test
         ("label", pa.int8()),  # 0 normal, 1 anomalous, null unknown
         ("attributes", pa.string()),
+        ("group", pa.string()),  # what belongs together within a machine; null: the clip is alone
         ("size", pa.int64()),  # bytes
         ("mtime_ns", pa.int64()),
     ]
@@ -130,9 +131,12 @@ def read_catalog(path: Path, root: Path) -> Catalog:
     """
     remedy = "restore it or choose another --run-dir"
     try:
-        return Catalog(root, read_parquet(path, remedy))
+        table = read_parquet(path, remedy)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {remedy}") from None
+    if "group" not in table.column_names:  # of a run of 0.1.0
+        table = table.append_column("group", pa.nulls(table.num_rows, pa.string()))
+    return Catalog(root, table)
 
 
 def changes(before: Catalog, after: Catalog) -> list[str]:
@@ -140,7 +144,7 @@ def changes(before: Catalog, after: Catalog) -> list[str]:
     old, new = (
         {
             row["clip"]: row
-            for row in c.table.select(["clip", "machine", "section", "domain", "split", "digest"]).to_pylist()
+            for row in c.table.select(["clip", "machine", "section", "domain", "split", "group", "digest"]).to_pylist()
         }
         for c in (before, after)
     )

@@ -1,5 +1,6 @@
 """Every clip read, and what is odd about it, as ``rayasd data check`` shows it."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +13,14 @@ from rayasd.config import Config
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
 from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, content
+from rayasd.data.groups import with_groups
 from rayasd.data.oddities import CONTENT, Oddity, odd_contents
 from rayasd.host import usable_cpus
+from rayasd.wording import counted
 
 _CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",)}
 _MUCH_CLIPPED = 0.01
+_CHANNEL = re.compile(r"[_-]?(?:mic|ch|channel)[_-]?\d+", re.IGNORECASE)
 
 
 def inspect_clips(
@@ -68,7 +72,27 @@ def inspect_clips(
         [catalog.table.schema.field(n) for n in CONTENT[:4]] + [DECODED_COLUMNS.field(n) for n in CONTENT[4:]]
     )
     held_by_all = pa.Table.from_pylist(contents, schema)
-    return facts, [*oddities, *_of_the_whole(catalog), *odd_contents(held_by_all)]
+    grouped = with_groups(catalog, config.data.groups)
+    return facts, [*oddities, *_of_the_whole(catalog), *_of_groups(grouped), *odd_contents(held_by_all)]
+
+
+def _of_groups(catalog: Catalog) -> list[Oddity]:
+    """Oddities of what belongs together, or seems to."""
+    oddities = []
+    for machine in catalog.machines:
+        rows = catalog.of(machine).select(["clip", "split", "group"]).to_pylist()
+        train, test = ({row["group"] for row in rows if row["split"] == split} - {None} for split in ("train", "test"))
+        if both := sorted(train & test):
+            problem = f"{counted(len(both), 'group')} with clips in training and in test, {both[0]} first"
+            oddities.append(Oddity(machine, problem, False))
+        moments: dict[str, list[str]] = {}
+        for row in rows:
+            if row["group"] is None and row["split"] == "train":
+                moments.setdefault(_CHANNEL.sub("", row["clip"]), []).append(row["clip"])
+        if several := [clips for clips in moments.values() if len(clips) > 1]:
+            problem = f"{counted(len(several), 'moment')} in clips that differ in microphone or channel alone, "
+            oddities.append(Oddity(machine, f"{problem}{several[0][0]} first: data.groups keeps them together", False))
+    return oddities
 
 
 def _of_the_whole(catalog: Catalog) -> list[Oddity]:

@@ -135,16 +135,17 @@ def _row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
         "domain": domain,
         "split": split,
         "label": 0 if split == "train" else label,
-        "attributes": _attributes(record, place),
+        "attributes": _words(record, "attributes", place),
+        "group": _words(record, "group", place) or None,
     }
 
 
-def _attributes(record: Mapping[str, Any], place: str) -> str:
-    """Read the column ``attributes``, which a manifest may have: operating conditions, in words of one's own."""
-    found = record.get("attributes")
+def _words(record: Mapping[str, Any], column: str, place: str) -> str:
+    """Read a column that a manifest may have: operating conditions, or what belongs together, in words of one's own."""
+    found = record.get(column)
     text = "" if found is None else str(found).strip()
     if problem := name_problem(text):
-        raise UserError(f"{place}: attributes {shown(text)!r}: {problem.removeprefix('has ')}")
+        raise UserError(f"{place}: {column} {shown(text)!r}: {problem.removeprefix('has ')}")
     return text
 
 

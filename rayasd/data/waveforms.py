@@ -26,6 +26,7 @@ from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, read_samples
 from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
+from rayasd.data.groups import with_groups
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
 from rayasd.files import digest, read_record, write_json
@@ -81,6 +82,7 @@ def decode(
         UserError: a clip that cannot be used (under ``on_bad_clip = "fail"``), or too little space for the cache.
 
     """
+    catalog = with_groups(catalog, config.groups)
     unnamed = [odd for odd in catalog.oddities if odd.unusable]
     _fail_unless_skipping(unnamed, config, catalog.root)
     tables, oddities, done = [], list(catalog.oddities), 0
@@ -218,7 +220,8 @@ def data_fingerprint(catalog: Catalog) -> dict[str, str]:
     prints = {}
     for machine in catalog.machines:
         table = catalog.of(machine)
-        columns = ("clip", "section", "domain", "attributes", "split", "digest")
+        columns = ["clip", "section", "domain", "attributes", "split", "digest"]
+        columns += ["group"] if table["group"].null_count < table.num_rows else []
         prints[machine] = digest([table[name].to_pylist() for name in columns])
     return prints
 
@@ -240,7 +243,7 @@ def _mended(root: Path, index: pa.Schema, config: DataConfig) -> bool:
 
 
 def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
-    rules = {k: v for k, v in asdict(config).items() if k != "on_bad_clip"}
+    rules = {k: v for k, v in asdict(config).items() if k not in ("on_bad_clip", "groups")}
     files = [table[name].to_pylist() for name in ("clip", "size", "mtime_ns")]
     return digest([_VERSION, str(root), rules, files])[:24]
 

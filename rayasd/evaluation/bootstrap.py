@@ -30,6 +30,8 @@ class CellScores:
     """(seeds, clips), higher is more anomalous."""
     domains: NDArray[np.object_]
     """(clips,)"""
+    groups: NDArray[np.object_]
+    """What belongs together; a clip that is alone has its own name, (clips,)."""
     metrics: tuple[str, ...] = ("auc", "pauc")
     """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
 
@@ -51,8 +53,9 @@ def metric_replicates(
     """Draw the AUC and pAUC of a system's cells again and again.
 
     In each replicate, a section's clips are drawn with replacement among those of their domain and label (Efron 1979,
-    stratified), the same clips for all seeds. The draws come from the names of machine, section and domain alone, so
-    that two systems scored on the same clips are compared in pairs.
+    stratified), the same clips for all seeds. Groups are drawn as a whole, until there are as many clips. The draws
+    come from the names of machine, section and domain alone, so that two systems scored on the same clips are compared
+    in pairs.
     """
     found: dict[Cell, dict[str, Replicates]] = {}
     for cell, of_cell in sorted(cells.items()):
@@ -162,5 +165,16 @@ def _draws(cell: Cell, of_cell: CellScores, num_replicates: int) -> NDArray[np.i
             stratum = np.flatnonzero((of_cell.domains == domain) & (of_cell.anomalous == anomalous))
             if len(stratum):
                 rng = generator("bootstrap", cell[0], cell[1], domain, int(anomalous))
-                drawn.append(stratum[rng.integers(0, len(stratum), (num_replicates, len(stratum)))])
+                drawn.append(stratum[_of_groups(rng, of_cell.groups[stratum], num_replicates)])
     return np.hstack(drawn)
+
+
+def _of_groups(rng: np.random.Generator, groups: NDArray[np.object_], num_replicates: int) -> NDArray[np.int64]:
+    """Draw whole groups until there are as many clips as the stratum has, (replicates, clips); the last one is cut."""
+    names, numbers = np.unique(groups.astype(str), return_inverse=True)
+    if len(names) == len(groups):
+        return rng.integers(0, len(groups), (num_replicates, len(groups)))
+    members = [np.flatnonzero(numbers == number) for number in range(len(names))]
+    enough = -(-len(groups) // min(map(len, members)))
+    drawn = rng.integers(0, len(names), (num_replicates, enough))
+    return np.stack([np.concatenate([members[n] for n in row])[: len(groups)] for row in drawn])

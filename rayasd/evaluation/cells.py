@@ -29,7 +29,13 @@ SCHEMA = pa.schema(
         ("pauc", pa.float64()),
         ("num_normal", pa.int64()),
         ("num_anomaly", pa.int64()),
-        ("threshold", pa.float64()),  # of the selected systems, like the next three; null without training scores
+        ("threshold", pa.float64()),  # of the selected systems, like all up to f1
+        ("no_threshold", pa.string()),  # why there is none
+        ("calibration", pa.string()),  # held-out, cross-fit, leave-one-out, trained-on
+        ("num_calibration", pa.int64()),  # normal clips (or groups of them) behind the threshold
+        ("false_alarms", pa.float64()),  # share of the cell's normal clips that are called anomalous
+        ("false_alarms_low", pa.float64()),  # its 95 % interval (Clopper-Pearson), like the next
+        ("false_alarms_high", pa.float64()),
         ("precision", pa.float64()),
         ("recall", pa.float64()),
         ("f1", pa.float64()),
@@ -78,6 +84,7 @@ def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year:
                 anomalous=anomalous[order],
                 scores=of_section.scores[None, order],
                 domains=of_section.domains[order],
+                groups=of_section.groups[order],
                 metrics=tuple(name for name in METRICS if row[name] is not None),
             )
             found.setdefault((unit.machine, row["section"], row["domain"]), []).append(cell)

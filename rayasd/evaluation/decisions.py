@@ -1,48 +1,171 @@
-"""From scores to decisions: a threshold from the scores of normal training clips, and how good the decisions are."""
+"""From scores to decisions: a threshold from the scores of normal clips, and how good the decisions are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayasd.arrays import Scores
 from rayasd.config import EvaluationConfig
+from rayasd.evaluation.bootstrap import CONFIDENCE
 from rayasd.evaluation.cells import Labels, members_of
-from rayasd.evaluation.scores import Key, Scored, by_name
+from rayasd.evaluation.scores import Calibration, Key, Scored, SectionScores, by_name
+from rayasd.wording import counted
 
+TRAINED_ON_WARNING = "calibrated on clips that were trained on"
 _FEWEST_TO_FIT = 30
 
 
-def threshold(training: NDArray[np.float64], percentile: float) -> float | None:
-    """Score above which a clip is called anomalous.
+@dataclass(frozen=True)
+class Decision:
+    """What normal clips allow to be decided about others."""
 
-    The percentile of a gamma distribution fitted to the training scores (maximum likelihood, three parameters), as the
-    official baseline does; the percentile of the scores themselves where they are fewer than 30, whose fits run away,
-    or where such a distribution does not fit them. Scores are standardised before: the search for the likelihood's
-    maximum depends on their unit.
+    threshold: float | None
+    """Score above which a clip is called anomalous."""
+    reason: str | None
+    """Why there is no threshold."""
+    calibration: str | None
+    """How the normal clips' scores came about: held-out, cross-fit, leave-one-out, trained-on; None without scores."""
+    normal: Scores
+    """Scores of normal clips, of groups the highest one, rising, (n,)."""
+
+    @classmethod
+    def of(cls, calibrations: Mapping[str, Calibration], section: str, evaluation: EvaluationConfig) -> "Decision":
+        """Decide about the clips of a section.
+
+        Args:
+            calibrations: scores of the normal clips of each of the machine's sections.
+            section: one of them, or another.
+            evaluation: the rules.
+
+        """
+        machine = Calibration.pooled(calibrations.values())
+        own = calibrations.get(section, Calibration.pooled([]))
+        pools = evaluation.threshold_per == "machine"
+        found = cls._by(machine if pools else own, evaluation)
+        if found.threshold is None and not pools:
+            pooled = cls._by(machine, evaluation)
+            if pooled.threshold is not None:
+                way = f'evaluation.threshold_per = "machine" pools the {len(pooled.normal)} of all sections'
+                return replace(found, reason=f"{found.reason}; {way}")
+        return found
+
+    @classmethod
+    def _by(cls, calibration: Calibration, evaluation: EvaluationConfig) -> "Decision":
+        scores, rate = calibration.scores, evaluation.false_alarm_rate
+        if len(scores) == 0 or not np.isfinite(scores).all():
+            why = "no normal clip has a score" if len(scores) == 0 else "some normal clips could not be scored"
+            return cls(None, f"no threshold: {why}", None, np.empty(0))
+        names, places = np.unique(calibration.groups.astype(str), return_inverse=True)
+        highest = np.full(len(names), -np.inf)
+        np.maximum.at(highest, places, scores)
+        normal = np.sort(highest)
+        if evaluation.threshold == "gamma":
+            return cls(gamma_quantile(scores, 1 - rate), None, calibration.kind, normal)
+        if evaluation.threshold == "percentile":
+            return cls(float(np.quantile(scores, 1 - rate)), None, calibration.kind, normal)
+        allowed = int(rate * (len(normal) + 1) + 1e-9)  # how many of n + 1 exchangeable scores may be false alarms
+        if allowed < 1:
+            noun = "normal clip" if len(normal) == len(scores) else "group"
+            verb = "allows" if len(normal) == 1 else "allow"
+            why = f"{counted(len(normal), noun)} {verb} no false-alarm rate below 1/{len(normal) + 1}"
+            return cls(None, f"no threshold: {why}", calibration.kind, normal)
+        return cls(float(normal[max(len(normal) - allowed, 0)]), None, calibration.kind, normal)
+
+    def p_values(self, scores: Scores) -> Scores:
+        """Compute conformal p-values: the chance of so high a score, or a higher one, if a clip is normal.
+
+        (1 + number of normal clips that score as high) / (n + 1), whatever ``evaluation.threshold`` is.
+
+        Args:
+            scores: of clips, (m,).
+
+        Returns:
+            (m,), at least 1 / (n + 1).
+
+        """
+        as_high = len(self.normal) - np.searchsorted(self.normal, scores, "left")
+        return (1 + as_high) / (len(self.normal) + 1)
+
+
+def decision_of(systems: Mapping[Key, SectionScores], key: Key, evaluation: EvaluationConfig) -> Decision:
+    """Decide by one system, of which ``systems`` has the scores in all sections of the machine."""
+    of_system = {k.section: scores.calibrating for k, scores in systems.items() if k[1:] == key[1:]}
+    return Decision.of(of_system, key.section, evaluation)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the decisions in some cells came to."""
+
+    false_alarms: float | None
+    """Share of their normal test clips that are called anomalous, mean over seeds; None without decisions."""
+    false_alarms_interval: tuple[float, float] | None
+    """95 % interval of that share, for as many clips as one seed has."""
+    recall: float | None
+    """Mean over cells and seeds."""
+    calibration: str | None
+    """How the normal clips' scores came about, all the words that apply."""
+    num_calibration: int | None
+    """Normal clips (or groups) behind a threshold, where they are fewest."""
+    no_threshold: str | None
+    """Why one of the cells has no threshold."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> "Decided":
+        """Put cells together; those without a decision are passed over."""
+        rows = [row for row in rows if row["num_calibration"] is not None]
+        decided = [row for row in rows if row["false_alarms"] is not None]
+        reason = next((row["no_threshold"] for row in rows if row["no_threshold"]), None)
+        kinds = ", ".join(sorted({row["calibration"] for row in rows} - {None})) or None
+        fewest = min((row["num_calibration"] for row in rows), default=None)
+        if not decided:
+            return cls(None, None, None, kinds, fewest, reason)
+        seeds = len({row["seed"] for row in decided})
+        clips = sum(row["num_normal"] for row in decided)
+        rate = sum(row["num_normal"] * row["false_alarms"] for row in decided) / clips
+        of_one_seed = round(clips / seeds)
+        interval = clopper_pearson(rate * of_one_seed, of_one_seed)
+        return cls(rate, interval, float(np.mean([row["recall"] for row in decided])), kinds, fewest, reason)
+
+
+def clopper_pearson(count: float, of: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Exact interval of a share (Clopper and Pearson 1934), given how many of how many."""
+    from scipy.stats import beta  # slow to import, like gamma
+
+    tail = (1 - confidence) / 2
+    low = 0.0 if count <= 0 else float(beta.ppf(tail, count, of - count + 1))
+    high = 1.0 if count >= of else float(beta.ppf(1 - tail, count + 1, of - count))
+    return low, high
+
+
+def gamma_quantile(scores: Scores, share: float) -> float:
+    """Quantile of a gamma distribution fitted to scores (maximum likelihood, three parameters).
+
+    The official baseline's threshold. The quantile of the scores themselves where they are fewer than 30, whose fits
+    run away, or where such a distribution does not fit them. Scores are standardised before: the search for the
+    likelihood's maximum depends on their unit.
 
     Args:
-        training: scores of a section's normal clips, (n,).
-        percentile: 0 to 100.
-
-    Returns:
-        None where there are no training scores.
+        scores: of normal clips, (n,), n at least 1.
+        share: 0 to 1.
 
     """
-    if len(training) == 0 or not np.isfinite(training).all():
-        return None
-    if len(training) >= _FEWEST_TO_FIT and np.ptp(training) > 0:
+    if len(scores) >= _FEWEST_TO_FIT and np.ptp(scores) > 0:
         from scipy.stats import gamma  # half a second to import, which no command's refusal should wait for
 
-        mean, deviation = training.mean(), training.std()
+        mean, deviation = scores.mean(), scores.std()
         try:
-            shape, location, scale = gamma.fit((training - mean) / deviation)
+            shape, location, scale = gamma.fit((scores - mean) / deviation)
         except (ValueError, RuntimeError, FloatingPointError):
             shape = location = scale = np.nan
-        found = mean + deviation * float(gamma.ppf(percentile / 100, shape, loc=location, scale=scale))
-        if np.isfinite(found) and _divides(training, found, percentile / 100):
+        found = mean + deviation * float(gamma.ppf(share, shape, loc=location, scale=scale))
+        if np.isfinite(found) and _divides(scores, found, share):
             return float(found)
-    return float(np.percentile(training, percentile))
+    return float(np.quantile(scores, share))
 
 
 def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
@@ -53,23 +176,28 @@ def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
 
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
-    """Add threshold, precision, recall and F1 to the selected cells that are ok and have an AUC."""
+    """Add decisions and what they are worth to the selected cells that are ok and have an AUC."""
     from sklearn.metrics import precision_recall_fscore_support  # likewise
 
     rows = cells.to_pylist()
     files = by_name(scored)
-    thresholds: dict[tuple[Scored, Key], float | None] = {}
+    decisions: dict[tuple[Scored, Key], Decision] = {}
     for row in rows:
         if not row["selected"] or row["status"] != "ok" or row["auc"] is None:
             continue
         unit, key = files[row["variant"], row["machine"], row["seed"]], Key(*(row[name] for name in Key._fields))
         of_section = unit.systems[key]
-        if (unit, key) not in thresholds:
-            thresholds[unit, key] = threshold(of_section.calibrating, evaluation.threshold_percentile)
-        row["threshold"] = thresholds[unit, key]
-        if row["threshold"] is not None:
+        if (unit, key) not in decisions:
+            decisions[unit, key] = decision_of(unit.systems, key, evaluation)
+        decision = decisions[unit, key]
+        row["threshold"], row["no_threshold"] = decision.threshold, decision.reason
+        row["calibration"], row["num_calibration"] = decision.calibration, len(decision.normal)
+        if decision.threshold is not None:
             anomalous, members = members_of(of_section, row["domain"], labels, evaluation.year)
-            called = of_section.scores[members] > row["threshold"]
-            values = precision_recall_fscore_support(anomalous[members], called, average="binary", zero_division=0.0)
+            truth, called = anomalous[members], of_section.scores[members] > decision.threshold
+            values = precision_recall_fscore_support(truth, called, average="binary", zero_division=0.0)
             row["precision"], row["recall"], row["f1"] = map(float, values[:3])
+            alarms = int(called[~truth].sum())
+            row["false_alarms"] = alarms / row["num_normal"]
+            row["false_alarms_low"], row["false_alarms_high"] = clopper_pearson(alarms, row["num_normal"])
     return pa.Table.from_pylist(rows, cells.schema)

@@ -23,7 +23,7 @@ from rayasd.evaluation.selection import LEAVE_ONE_OUT, left_out
 from rayasd.evaluation.years import cell_kinds, choosing_score, is_development
 from rayasd.files import digest
 from rayasd.inlier.fusion import z_normalised
-from rayasd.inlier.scores_file import SCHEMA
+from rayasd.inlier.scores_file import SCHEMA, TRAINED_ON
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
@@ -214,13 +214,16 @@ def write_ensemble(entry: Scored) -> None:
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for key, scores in entry.systems.items():
         no_domains = [None] * len(scores.training_clips)
-        splits = np.where(scores.held_out, "validation", "train")
-        for clips, values, domains, of_clips in (
-            (scores.clips, scores.scores, scores.domains, ["test"] * len(scores.clips)),
-            (scores.training_clips, scores.training, no_domains, splits),
-        ):
+        splits = np.where(scores.calibration == TRAINED_ON, "train", "validation")
+        for clips, values, domains, of_clips, groups, how in (
+            (scores.clips, scores.scores, scores.domains, ["test"] * len(scores.clips), scores.groups,
+             [None] * len(scores.clips)),
+            (scores.training_clips, scores.training, no_domains, splits, scores.training_groups, scores.calibration),
+        ):  # fmt: skip
             for name, value in {**key._asdict(), "label": None, "reason": scores.reason}.items():
                 columns[name] += [value] * len(clips)
+            columns["group"] += [None if group == clip else group for group, clip in zip(groups, clips, strict=True)]
+            columns["calibration"] += list(how)
             columns["clip"] += list(clips)
             columns["domain"] += list(domains)
             columns["split"] += list(of_clips)

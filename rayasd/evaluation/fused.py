@@ -1,43 +1,62 @@
 """Scores fused from others': of ensembles in a report, and of the same ensembles' new clips."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from rayasd.evaluation.scores import Fusion, Leaf, SectionScores, Tree
+from rayasd.evaluation.scores import HONEST_FIRST, Fusion, Leaf, SectionScores, Tree
 from rayasd.inlier.fusion import FUSIONS
+from rayasd.inlier.scores_file import CROSS_FIT, TRAINED_ON
 
 
 def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     """Fuse scores of the same test clips, each scaled by its own training scores.
 
-    The fused training scores are those of the normal clips that every member has scored. Seeds that hold out different
-    clips may have none in common; scores of some of the members would not be spread as the test clips' are.
+    A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
+    clip is judged by those that held it out (CV+; Barber et al. 2021). They are fewer than judge a test clip, so
+    these scores spread more, and thresholds are rather too high. Members of different variants judge a clip together:
+    it counts only if none of them has seen it. Where there are no such clips, the scores are those of clips that all
+    members have in common.
     """
-    first = members[0]
+    first, tree = members[0], Fusion(method, tuple(member.tree for member in members if member.tree is not None))
+    fewest = len(members) if len({_variants(member) for member in tree.members}) > 1 else 1
     normalise, combine = FUSIONS[method]
-    known: set[str] = set().union(*(member.training_clips[~member.held_out] for member in members))
-    clips = np.array(sorted(set.intersection(*(set(member.training_clips) for member in members))), dtype=object)
-    tree = Fusion(method, tuple(member.tree for member in members if member.tree is not None))
-    scores, training = [], []
     reason = next((member.reason for member in members if member.failed), None)
+    scores, of_clip = [], dict[str, list[tuple[float, str]]]()
+    facts: dict[str, Any] = {}
     try:
         for member in members:
             if not np.isfinite(member.training).all():
                 raise ValueError("no training scores: a fold of the normal clips could not be fitted")
-            common = np.isin(member.training_clips, clips)
-            order = np.argsort(member.training_clips[common])
             scores.append(normalise(member.scores, member.training))
-            training.append(normalise(member.training[common][order], member.training))
+            own = normalise(member.training, member.training).tolist()
+            facts |= zip(member.training_clips, member.training_groups, strict=True)
+            for clip, score, how in zip(member.training_clips, own, member.calibration, strict=True):
+                of_clip.setdefault(clip, []).append((score, how))
     except ValueError as error:
         reason = reason or str(error)
     if reason is not None:
-        nothing = np.full(len(first.clips), np.nan)
-        none = clips[:0], np.empty(0), np.empty(0, bool)
-        return SectionScores(first.clips, first.domains, nothing, reason, *none, tree)
-    held_out = np.array([clip not in known for clip in clips], dtype=bool)
-    of_test, of_training = combine(np.stack(scores)), combine(np.stack(training))
-    return SectionScores(first.clips, first.domains, of_test, None, clips, of_training, held_out, tree)
+        nothing, none = np.full(len(first.clips), np.nan), np.empty(0, object)
+        normal = none, np.empty(0), none, none
+        return SectionScores(first.clips, first.domains, nothing, reason, first.groups, *normal, tree)
+    fresh = {clip: [(score, how) for score, how in of if how != TRAINED_ON] for clip, of in sorted(of_clip.items())}
+    judged = {clip: of for clip, of in fresh.items() if len(of) >= fewest}
+    judged = judged or {clip: of for clip, of in sorted(of_clip.items()) if len(of) == len(members)}
+    kinds = [_kind({how for _, how in of}) if len(of) == len(members) else CROSS_FIT for of in judged.values()]
+    return SectionScores(
+        first.clips, first.domains, combine(np.stack(scores)), None, first.groups, np.array([*judged], dtype=object),
+        np.array([combine(np.array([[score] for score, _ in of]))[0] for of in judged.values()], np.float64),
+        np.array([facts[clip] for clip in judged], dtype=object), np.array(kinds, dtype=object), tree,
+    )  # fmt: skip
+
+
+def _variants(tree: Tree) -> frozenset[str]:
+    return frozenset(leaf.variant for leaf in leaves(tree))
+
+
+def _kind(of_members: set[str]) -> str:
+    return TRAINED_ON if TRAINED_ON in of_members else next(kind for kind in HONEST_FIRST if kind in of_members)
 
 
 def evaluated(tree: Tree, scores: Mapping[Leaf, SectionScores]) -> SectionScores:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from rayasd.config import EvaluationConfig
 from rayasd.ensemble_names import parse_entry
+from rayasd.evaluation.decisions import Decided
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import System
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT, CellRow, EntryCells, left_out, official, system_of
@@ -62,9 +63,10 @@ class Standing:
     target_auc: float | None
     machines: dict[str, float | None]
     """Harmonic mean of AUC per machine type, mean over seeds."""
+    decided: Decided
+    """What the decisions in the cells that rank came to; of entries alone, like precision and F1."""
     precision: float | None
-    """Arithmetic mean over the cells that rank and have decisions, and seeds; for entries, like the next two."""
-    recall: float | None
+    """Arithmetic mean over the cells that rank and have decisions, and seeds, like the next."""
     f1: float | None
     auc_all: float | None
     """Arithmetic mean over all cells, development and evaluation."""
@@ -92,6 +94,8 @@ class Leaderboard:
     """Whether there were labelled sections to choose on."""
     criterion: str = "official"
     """What chose: the official score or the mean AUC."""
+    promise: str = ""
+    """What the thresholds promise about false alarms."""
     controls: tuple[str, ...] = ()
     """Variants of which nothing is trained."""
     source_only: tuple[str, ...] = ()
@@ -156,7 +160,7 @@ def rank(
         else:
             chooses, reports = (lambda row: row["part"] == "development"), (lambda row: row["part"] == "evaluation")
         found = _standing(rows, number, evaluation.year, machines, chooses, reports, in_rank, variant)
-        return found if variant is not None else replace(found, precision=None, recall=None, f1=None)
+        return found if variant is not None else replace(found, decided=Decided.of([]), precision=None, f1=None)
 
     def count(entry: str, rows: Sequence[CellRow]) -> int:
         if entry in expected:
@@ -174,7 +178,10 @@ def rank(
     others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
     others.sort(key=lambda s: (not s.complete, -(s.development or -1.0), s.variant, s.detector))
     chosen = _could_choose(all_rows) if held_out else "development" in parts
-    board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, chosen, evaluation.criterion)
+    promise = f"at most {100 * evaluation.false_alarm_rate:g} % promised"
+    if evaluation.threshold != "conformal":
+        promise = f"{100 * evaluation.false_alarm_rate:g} % wanted but not promised (evaluation.threshold)"
+    board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, chosen, evaluation.criterion, promise)
     return _with_oracle(board)
 
 
@@ -235,8 +242,8 @@ def _standing(
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},
+        decided=Decided.of(ok),
         precision=_mean(ok, "precision"),
-        recall=_mean(ok, "recall"),
         f1=_mean(ok, "f1"),
         auc_all=_mean(all_ok, "auc"),
         cells_ok=len(all_ok),

@@ -15,10 +15,8 @@ from rayasd.arrays import Scores
 from rayasd.errors import UserError, one_line
 from rayasd.files import digest
 from rayasd.inlier.fusion import FUSIONS
+from rayasd.inlier.scores_file import CROSS_FIT, HELD_OUT, LEAVE_ONE_OUT, TRAINED_ON
 from rayasd.parquet import read_parquet
-
-FEWEST_HELD_OUT = 10
-"""Clips from which a threshold can be set."""
 
 TREES, TREES_DIGEST = b"trees", b"trees_digest"
 """Keys of an ensemble's scores file's metadata: what was fused, system by system in the file's order (JSON), and its
@@ -85,6 +83,33 @@ def tree_of(value: Any) -> Tree:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Scores of normal clips by which decisions are made."""
+
+    scores: Scores
+    """(n,); NaN where the detector failed."""
+    groups: Words
+    """What belongs together; a clip that is alone has its own name, (n,)."""
+    kind: str | None
+    """held-out, cross-fit, leave-one-out, trained-on; None where there are no scores."""
+
+    @classmethod
+    def pooled(cls, parts: Iterable["Calibration"]) -> "Calibration":
+        """Put scores together; those of clips that were trained on are left out where there are others."""
+        parts = [part for part in parts if len(part.scores)]
+        parts = [part for part in parts if part.kind != TRAINED_ON] or parts
+        if not parts:
+            return cls(np.empty(0), np.empty(0, object), None)
+        kinds = {part.kind for part in parts}
+        scores, groups = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "groups"))
+        return cls(scores, groups, next(kind for kind in HONEST_FIRST if kind in kinds))
+
+
+HONEST_FIRST = (CROSS_FIT, HELD_OUT, LEAVE_ONE_OUT, TRAINED_ON)
+"""Which word describes a mixture."""
+
+
+@dataclass(frozen=True)
 class SectionScores:
     """One system's scores in one section; higher is more anomalous."""
 
@@ -96,19 +121,27 @@ class SectionScores:
     """(clips,); NaN where the detector failed."""
     reason: str | None
     """Why it failed."""
+    groups: Words
+    """What test clips belong together; a clip that is alone has its own name, (clips,)."""
     training_clips: Words
     """Normal clips, (n,); none where there are no training scores."""
     training: Scores
     """(n,); NaN where the detector failed."""
-    held_out: NDArray[np.bool_]
-    """Whether each of them was held out of the extractor's training, (n,)."""
+    training_groups: Words
+    """(n,)"""
+    calibration: Words
+    """How each of these scores came about, see ``Calibration.kind``, (n,)."""
     tree: Tree | None = None
     """What they come from; None where nobody has said."""
 
     @property
-    def calibrating(self) -> Scores:
-        """Training scores to set thresholds by: of clips that the extractor does not know, unless they are too few."""
-        return self.training[self.held_out] if self.held_out.sum() >= FEWEST_HELD_OUT else self.training
+    def calibrating(self) -> Calibration:
+        """Scores of clips that neither extractor nor detector has seen; of all, marked so, where there are none."""
+        honest = self.calibration != TRAINED_ON
+        rows = honest if honest.any() else ~honest
+        kinds = set(self.calibration[rows])
+        kind = next((kind for kind in HONEST_FIRST if kind in kinds), None)
+        return Calibration(self.training[rows], self.training_groups[rows], kind)
 
     @property
     def failed(self) -> bool:
@@ -169,6 +202,8 @@ def read_scores(
     )
     columns = {name: _values(table[name]) for name in table.column_names}
     in_test = columns["split"] == "test"
+    alone = np.array([group is None for group in columns["group"]], dtype=bool)
+    groups = np.where(alone, columns["clip"], columns["group"])
     places: dict[Key, list[NDArray[np.int64]]] = {}
     for block in _blocks(table):
         at = block[0]
@@ -176,22 +211,27 @@ def read_scores(
         places.setdefault(key, []).append(block)
     trees = iter(_trees(path, table.schema.metadata or {}))
     found: dict[Key, SectionScores] = {}
-    clips_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
+    words_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
     for (section, checkpoint, detector, pooling), blocks in places.items():
         key = Key(section, int(checkpoint), detector, pooling)
         rows = np.concatenate(blocks)
         test, training = rows[in_test[rows]], rows[~in_test[rows]]
-        own = [columns["clip"][test], columns["domain"][test], columns["clip"][training], columns["split"][training]]
-        before = clips_of.setdefault(key.section, own)
+        own = [
+            columns["clip"][test], columns["domain"][test], groups[test],
+            columns["clip"][training], groups[training], columns["calibration"][training],
+        ]  # fmt: skip
+        before = words_of.setdefault(key.section, own)
         words = [b if np.array_equal(b, w) else w for b, w in zip(before, own, strict=True)]
         found[key] = SectionScores(
             clips=words[0],
             domains=words[1],
             scores=columns["score"][test],
             reason=columns["reason"][test[0]] if len(test) else None,
-            training_clips=words[2],
+            groups=words[2],
+            training_clips=words[3],
             training=columns["score"][training],
-            held_out=words[3] == "validation",
+            training_groups=words[4],
+            calibration=words[5],
             tree=next(trees, None if origin is None else Leaf(*origin, key.checkpoint, detector, pooling)),
         )
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from rayasd.config import Config
+from rayasd.config import Config, EvaluationConfig
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import SectionScores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
@@ -58,6 +58,17 @@ def write_results(folder: Path, year: int, machine: str, section: str, scores: S
         decisions = [(names[i], int(scores.scores[i] > threshold)) for i in rows]
         write_csv(folder / f"decision_result_{file}", decisions)
     return 2 * len(files)
+
+
+def decision_rule(evaluation: EvaluationConfig) -> str:
+    """Say how decisions are made."""
+    share = 100 * (1 - evaluation.false_alarm_rate)
+    rule = {
+        "conformal": f"conformal, false-alarm rate of at most {evaluation.false_alarm_rate:g}",
+        "gamma": f"percentile {share:g} of a gamma distribution fitted to the scores",
+        "percentile": f"percentile {share:g} of the scores",
+    }[evaluation.threshold]
+    return f"{rule}, by scores of the {evaluation.threshold_per}'s normal training clips"
 
 
 def write_metadata(path: Path, values: Mapping[str, Any]) -> None:
@@ -120,8 +131,7 @@ def metadata(
                 "aggregation_method": f"{config.embedding.num_windows} windows a clip",
                 "domain_adaptation_method": f"{target} target-domain clips in each batch" if target else None,
                 "ensemble_method_subsystem_count": num_subsystems if num_subsystems > 1 else None,
-                "decision_making": f"percentile {config.evaluation.threshold_percentile:g} of a gamma distribution "
-                "fitted to scores of normal training clips",
+                "decision_making": decision_rule(config.evaluation),
                 "external_data_usage": "pre-trained model" if paths else None,
                 "development_data_usage": "detector and pooling chosen on "
                 + ("all other sections" if config.evaluation.selection == LEAVE_ONE_OUT else "the development set"),

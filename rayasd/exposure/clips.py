@@ -12,9 +12,9 @@ from torch import Tensor
 from rayasd.arrays import Indices
 from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure
+from rayasd.data.hold_out import held_out
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
-from rayasd.randomness import generator
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
@@ -51,9 +51,8 @@ class MachineClips:
 def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report = silent) -> MachineClips:
     """Map a machine's waveforms and split its training clips for the unit's seed.
 
-    The split holds out ``validation_fraction`` of each section's source-domain training clips (at least one, and never
-    all of them). It depends on seed and machine alone, so that every unit of a seed sees the same. From the unit's own
-    machine, anomalous test clips are set aside as ``exposure`` says.
+    Which clips are held out is ``rayasd.data.hold_out``'s choice. From the unit's own machine, anomalous test clips are
+    set aside as ``exposure`` says.
 
     ``report`` gets signs of life while clips are decoded, where this host has not decoded them yet.
 
@@ -63,24 +62,16 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report 
     """
     table = catalog.of(machine)
     split = np.array(table["split"].to_pylist(), dtype=object)
-    fraction = spec.config.exposure.validation_fraction
-    train = np.flatnonzero(split == "train")
-    if len(train) == 0:
+    exposure = spec.config.exposure
+    if not (split == "train").any():
         raise UserError(f"{machine} has no training clips in {catalog.root}")
-    section = np.array(table["section"].to_pylist())
-    source = np.array(table["domain"].to_pylist()) != "target"
-    for name in sorted(set(section[train])):
-        members = train[(section[train] == name) & source[train]]
-        wanted = max(1, round(fraction * len(members)))
-        count = min(wanted, len(members) - 1) if fraction > 0 else 0
-        rng = generator(spec.unit.seed, "validation", machine, name)
-        split[rng.permutation(members)[: max(count, 0)]] = "validation"
+    split[held_out(table, machine, exposure, spec.unit.seed)] = "validation"
     if spec.unit.machine in (machine, ALL_MACHINES):
-        aside = set_aside(table, machine, spec.config.exposure)
+        aside, section = set_aside(table, machine, exposure), np.array(table["section"].to_pylist())
         split[aside.exposed], split[aside.reserved], split[aside.hidden] = "exposed", "reserved", "train"
         for name in sorted(set(section[aside.hidden])):
             members = aside.hidden[section[aside.hidden] == name]
-            split[members[: round(fraction * len(members))]] = "validation"
+            split[members[: round(exposure.held_out_share * len(members))]] = "validation"
     mean, deviation = scaling(table.filter(pa.array(np.isin(split, ["train", "validation"]))))
     return MachineClips(
         name=machine,

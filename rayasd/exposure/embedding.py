@@ -38,6 +38,7 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
     return pa.schema(
         [
             ("clip", pa.string()),
+            ("group", pa.string()),  # of clips that belong together; null: the clip is alone
             ("section", pa.string()),
             ("domain", pa.string()),
             ("split", pa.string()),  # train, validation (held out of this unit's training), test, exposed, reserved
@@ -89,6 +90,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 table = clips.table.take(rows)
                 columns = [
                     table["clip"],
+                    table["group"],
                     table["section"],
                     table["domain"],
                     pa.array(clips.split[rows], pa.string()),

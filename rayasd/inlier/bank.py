@@ -3,19 +3,22 @@
 import inspect
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayasd.arrays import Features, Indices, Scores
 from rayasd.config import InlierConfig
 from rayasd.errors import one_line
 from rayasd.inlier.clip_pooling import WINDOWS
 from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, fit_detector
-from rayasd.inlier.features import Samples, features_of, samples, windows_per_clip
+from rayasd.inlier.features import Samples, features_of, group_numbers, samples, windows_per_clip
 from rayasd.inlier.neighbours import NeighbourSearch
+
+FEW = 60
+"""Groups of normal clips up to which cheap detectors leave out one at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,10 @@ class Fold:
 
 
 class Bank:
-    """Normal windows that detectors are fitted to, of one checkpoint.
+    """Normal windows of one checkpoint: detectors are fitted to them, and each is scored by one that has not seen it.
 
-    Windows of a clip lie together, and every clip has equally many.
+    Windows of a clip lie together, and every clip has equally many. With ``inlier.fit_on = "source"``, those of target
+    clips are scored alone. Clips of a group (``data.groups``) are left out together.
     """
 
     def __init__(self, table: pa.Table, inlier: InlierConfig, most: int) -> None:
@@ -41,14 +45,28 @@ class Bank:
         self.num_windows = windows_per_clip(table)
         self._inlier = inlier
         self._most = most
-        self._folds: dict[tuple[str, str], list[Fold]] = {}
+        of_clips = table.filter(pc.field("window") == 0)
+        self._groups = group_numbers(of_clips)
+        self._fitted_to = np.ones(of_clips.num_rows, bool)
+        if inlier.fit_on == "source":
+            self._fitted_to = pc.equal(of_clips["domain"], "source").to_numpy(zero_copy_only=False)
+        self._folds: dict[tuple[str, str, int], list[Fold]] = {}
         self._fitted: dict[tuple[str, str, tuple[int, ...]], tuple[Any, Scores | str]] = {}
 
-    @cached_property
+    @property
     def num_folds(self) -> int:
         """Parts in which the normal clips are scored; 0 without training scores."""
-        folds = min(self._inlier.calibration_folds, self.table.num_rows // self.num_windows)
+        return self._num_folds(self._inlier.calibration_folds)
+
+    def _num_folds(self, wanted: int) -> int:
+        folds = min(wanted, len(set(self._groups)))
         return folds if folds >= 2 else 0
+
+    def _folds_for(self, spec: DetectorSpec) -> int:
+        """Leave out one at a time where groups are few and the detector is cheap: it is then almost the whole one."""
+        groups = len(set(self._groups))
+        cheap = "neighbours" in inspect.signature(spec.build().fit).parameters and groups <= FEW
+        return self._num_folds(groups) if cheap and self.num_folds else self.num_folds
 
     def fitted(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
         """Fit a detector to all clips, and to all but a fold of them, fold by fold.
@@ -63,7 +81,7 @@ class Bank:
             windows (or of the clips) by the detectors that have not seen them, or the reason why there are none.
 
         """
-        if self.table.num_rows == 0:
+        if not self._fitted_to.any():
             return ("the section has no normal clips to fit to",) * 2
         asks = "product" in inspect.signature(spec.build().fit).parameters  # the one thing that differs by section
         key = (spec.name, level, tuple(map(int, product)) if asks else ())
@@ -79,7 +97,7 @@ class Bank:
 
     def _fit(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
         try:
-            whole, *folds = self._folds_of(features_of(spec, self._inlier.features), level)
+            whole, *folds = self._folds_of(features_of(spec, self._inlier.features), level, self._folds_for(spec))
         except ValueError as error:
             return (reason(error),) * 2
         detector = _fit_fold(spec, whole, product)
@@ -97,20 +115,21 @@ class Bank:
             normal[fold.clips] = scores.reshape(-1, width)
         return detector, normal.ravel()
 
-    def _folds_of(self, which: str, level: str) -> list[Fold]:
+    def _folds_of(self, which: str, level: str, num_folds: int) -> list[Fold]:
         """All normal clips with none to score, then each part of them against the others."""
-        if (which, level) not in self._folds:
+        if (which, level, num_folds) not in self._folds:
             every = samples(self.table, which, self._inlier.metric, level)
-            clips = np.arange(self.table.num_rows // self.num_windows)
             folds = [self._fold(every, np.empty(0, np.int64))]
-            for k in range(self.num_folds):  # a domain's clips lie together: every part has some of each
-                folds.append(self._fold(every, clips[clips % self.num_folds == k]))
-            self._folds[which, level] = folds
-        return self._folds[which, level]
+            for k in range(num_folds):  # a domain's clips lie together: every part has some of each
+                folds.append(self._fold(every, np.flatnonzero(self._groups % num_folds == k)))
+            self._folds[which, level, num_folds] = folds
+        return self._folds[which, level, num_folds]
 
     def _fold(self, every: Samples, scored: Indices) -> Fold:
-        out = np.isin(every.groups, scored)
-        fit = every.part(~out) if len(scored) else every
+        clips = len(self._groups)
+        of_clip = np.arange(len(every.X)) // (len(every.X) // clips)
+        out = np.isin(of_clip, scored)
+        fit = every.part(~out & self._fitted_to[of_clip])
         return Fold(fit, NeighbourSearch(fit.X, self._most, fit.groups), scored, every.X[out])
 
 

@@ -25,7 +25,7 @@ class Samples:
     domains: NDArray[np.object_]
     """source, target or unknown, (n,)."""
     groups: Indices
-    """Which clip each is of, (n,), numbered from 0: samples of one group are never neighbours."""
+    """Which clip, or group of clips, each is of, (n,), from 0: samples of one group are never neighbours."""
 
     def part(self, rows: NDArray[np.bool_]) -> "Samples":
         """Take these rows alone."""
@@ -42,9 +42,8 @@ def samples(table: pa.Table, which: str, metric: str = "euclidean", level: str =
     num_windows = windows_per_clip(table)
     X = features(table, which, metric, level, num_windows)
     domains = np.array(table["domain"].to_pylist(), dtype=object)
-    groups = np.arange(len(domains)) // num_windows
     each = slice(None) if level == WINDOWS else slice(None, None, num_windows)
-    return Samples(X, domains[each], groups[each])
+    return Samples(X, domains[each], group_numbers(table)[each])
 
 
 def windows_per_clip(table: pa.Table) -> int:
@@ -105,7 +104,18 @@ def own_products(classes: Sequence[str], section: str) -> Indices:
 
 def fit_rows(fit_on: str) -> pc.Expression:
     """Select the windows of an embeddings file that detectors are fitted to."""
-    if fit_on == "validation":
-        return pc.field("split") == "validation"
-    normal = pc.field("split").isin(["train", "validation"])
-    return normal if fit_on == "train" else normal & (pc.field("domain") == "source")
+    rows = normal_rows(fit_on)
+    return rows & (pc.field("domain") == "source") if fit_on == "source" else rows
+
+
+def normal_rows(fit_on: str) -> pc.Expression:
+    """Select the windows of normal clips: those that detectors are fitted to, and those held out of all training."""
+    if fit_on == "source":
+        return (pc.field("split") == "validation") | ((pc.field("split") == "train") & (pc.field("domain") == "source"))
+    return pc.field("split").isin(["validation"] if fit_on == "validation" else ["train", "validation"])
+
+
+def group_numbers(table: pa.Table) -> Indices:
+    """Give each window (n,) the number of its group of clips, or of its clip; from 0, in order of appearance."""
+    names = pc.fill_null(table["group"], table["clip"]).combine_chunks().dictionary_encode()
+    return names.indices.to_numpy().astype(np.int64)

@@ -19,10 +19,10 @@ from rayasd.files import replacing
 from rayasd.inlier.bank import Bank, reason, scores_or_reason
 from rayasd.inlier.clip_pooling import is_clip_level, level_of
 from rayasd.inlier.detectors import DetectorSpec, FusionSpec, most_neighbours, parse_detectors
-from rayasd.inlier.features import columns_of, features, features_of, fit_rows, own_products
+from rayasd.inlier.features import columns_of, features, features_of, normal_rows, own_products
 from rayasd.inlier.fusion import fuse
 from rayasd.inlier.pooling import pool
-from rayasd.inlier.scores_file import SCHEMA
+from rayasd.inlier.scores_file import HELD_OUT, LEAVE_ONE_OUT, SCHEMA, TRAINED_ON
 from rayasd.parquet import CLASSES, read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
@@ -30,9 +30,9 @@ from rayasd.unit import Progress, Report, UnitSpec, silent
 def detect(spec: UnitSpec, report: Report = silent) -> None:
     """Write ``part-0.parquet`` in ``spec.output``: one row a clip, checkpoint, detector and pooling.
 
-    The clips are the test clips and the normal clips that the detectors are fitted to. The latter are scored in
-    ``inlier.calibration_folds`` parts, each by models of the other parts: thresholds and fusions need scores of normal
-    clips that a model has not seen.
+    The clips are the test clips, and the normal clips that the detectors are fitted to or that were held out. Those
+    are scored in ``inlier.calibration_folds`` parts, each by models of the other parts: thresholds and fusions need
+    scores of normal clips that a model has not seen.
     """
     inlier = spec.config.inlier
     detectors = parse_detectors(inlier.detectors, inlier)
@@ -54,10 +54,10 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
             report(Progress(done, groups.num_rows))
             scope = group if inlier.per == "section" else {"checkpoint": group["checkpoint"]}
             if scope != of_bank:
-                rows = embeddings.filter(_all_equal(scope) & fit_rows(inlier.fit_on))
-                bank, of_bank = Bank(rows, inlier, most_neighbours(detectors)), scope
+                normal = embeddings.filter(_all_equal(scope) & normal_rows(inlier.fit_on))
+                bank, of_bank = Bank(normal, inlier, most_neighbours(detectors)), scope
             own = own_products(classes, group["section"])
-            section = Section(group["section"], bank, test.filter(_all_equal(group)), inlier, own)
+            section = Section(group["section"], bank, test.filter(_all_equal(group)), inlier, own, spec.config.learns)
             tables = [table for detector in detectors for table in section.rows(detector)]
             # one row group a section: readers open a file of hundreds of small ones slowly
             writer.write_table(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
@@ -81,14 +81,16 @@ class Section:
     Windows of a clip lie together, and every clip has equally many. The bank may be of more sections than this one.
     """
 
-    def __init__(self, name: str, bank: Bank, test: pa.Table, inlier: InlierConfig, product: Indices) -> None:
+    def __init__(
+        self, name: str, bank: Bank, test: pa.Table, inlier: InlierConfig, product: Indices, learns: bool
+    ) -> None:
         self._bank = bank
         self._test = test
         self._inlier = inlier
         self._product = product
         clips = bank.table.filter(pc.field("window") == 0)
         self._own = pc.equal(clips["section"], name).to_numpy(zero_copy_only=False)
-        self._clips = test.filter(pc.field("window") == 0), clips.filter(pa.array(self._own))
+        self._clips = [_described(part, learns) for part in (test, clips.filter(pa.array(self._own)))]
         self._tests: dict[tuple[str, str], Features] = {}
         self._known: dict[tuple[str, str], list[Scores | str]] = {}
 
@@ -151,10 +153,17 @@ def _fused(detector: FusionSpec, members: list[list[Scores | str]]) -> list[Scor
         return [reason(error)] * 2
 
 
+def _described(table: pa.Table, learns: bool) -> pa.Table:
+    """Take one row of each clip, and add how its score comes about if it is a normal one."""
+    clips = table.filter(pc.field("window") == 0)
+    words = {"train": TRAINED_ON if learns else LEAVE_ONE_OUT, "validation": HELD_OUT if learns else LEAVE_ONE_OUT}
+    return clips.append_column("calibration", pa.array(map(words.get, clips["split"].to_pylist()), pa.string()))
+
+
 def _rows(clips: pa.Table, detector: str, pooling: str, scores: Scores | str) -> pa.Table:
     count = clips.num_rows
     failed = isinstance(scores, str)
-    of_clips = ("clip", "section", "domain", "split", "label", "checkpoint")
+    of_clips = ("clip", "section", "domain", "split", "label", "checkpoint", "group", "calibration")
     columns = {
         **{name: clips[name].combine_chunks() for name in of_clips},
         "detector": pa.array([detector] * count),

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
-from rayasd.evaluation.decisions import threshold
+from rayasd.evaluation.decisions import TRAINED_ON_WARNING, decision_of
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import Key, SectionScores, by_name
-from rayasd.evaluation.submission import check_label, metadata, write_metadata, write_results
+from rayasd.evaluation.submission import check_label, decision_rule, metadata, write_metadata, write_results
+from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.report.run_report import RunReport
 from rayasd.wording import counted
 
@@ -69,19 +70,19 @@ def write_submission(
     folder.mkdir(parents=True, exist_ok=True)
     systems = {(row["machine"], Key(*(row[n] for n in Key._fields))): None for row in cells.to_pylist()}
     members = _members(files[entry, machine, chosen].systems[key] for machine, key in systems)
-    num_files = 0
+    num_files, calibrations = 0, set[str]()
     for machine, key in systems:
         scores = files[entry, machine, chosen].systems[key]
         if scores.failed:
             raise UserError(f"{entry} {key.detector} has no scores of {machine} section {key.section}: {scores.reason}")
-        limit = threshold(scores.calibrating, evaluation.threshold_percentile)
-        if limit is None:
+        decision = decision_of(files[entry, machine, chosen].systems, key, evaluation)
+        if decision.threshold is None:
             raise UserError(
-                f"{machine} section {key.section} has no scores of normal training clips to set a threshold by: "
-                "inlier.calibration_folds needs to be 2 or more, the section as many normal clips, and an ensemble "
-                "clips that all its members have scored (inlier.fit_on=train)"
+                f"{machine} section {key.section}: {decision.reason}; --set evaluation.threshold=percentile sets one "
+                "without a promise (and needs inlier.calibration_folds of 2 or more)"
             )
-        num_files += write_results(folder, evaluation.year, machine, key.section, scores, limit)
+        calibrations.add(str(decision.calibration))
+        num_files += write_results(folder, evaluation.year, machine, key.section, scores, decision.threshold)
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
         label=label,
@@ -97,6 +98,9 @@ def write_submission(
     write_metadata(folder / f"{label}.meta.yaml", description)
     of_seed = "" if chosen is None else f", seed {chosen}"
     lines = [f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"]
+    lines.append(f"decisions: {decision_rule(evaluation)}; normal clips: {', '.join(sorted(calibrations))}")
+    if TRAINED_ON in calibrations:
+        lines.append(f"{TRAINED_ON_WARNING}: expect more false alarms than {evaluation.false_alarm_rate:g}")
     ok, expected = (entries[entry][key] for key in ("cells_ok", "cells_expected"))
     if ok < expected:
         lines.append(f"incomplete: {ok} of {expected} labelled cells have scores")

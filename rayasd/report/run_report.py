@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd import __version__, presets
-from rayasd.config import EvaluationConfig, from_dict
+from rayasd.config import Config, EvaluationConfig, from_dict
 from rayasd.data.catalog import Catalog
+from rayasd.data.hold_out import held_out
 from rayasd.data.oddities import counted_problems, odd_contents
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labels_of
@@ -119,12 +120,22 @@ class RunReport:
             raise UserError(f"nothing to report: no unit of {root} has been scored yet")
         results = compute_results(scored, self.catalog.table, self.evaluation, planned, self.store.paths.ensemble)
         resolved = {variant: self.store.config().variant(variant) for variant in planned}
-        controls = tuple(v for v, c in resolved.items() if not (c.network.is_trained and c.exposure.epochs))
-        of_target = (pc.field("split") == "train") & (pc.field("domain") == "target")
-        has_target = self.catalog.table.filter(of_target).num_rows > 0
-        source_only = tuple(v for v, c in resolved.items() if has_target and c.inlier.fit_on != "train")
+        controls = tuple(v for v, c in resolved.items() if not c.learns)
+        source_only = tuple(v for v, c in resolved.items() if self._is_source_only(c, planned[v]))
         board = replace(results.leaderboard, controls=controls, source_only=source_only)
         return replace(results, leaderboard=board)
+
+    def _is_source_only(self, config: Config, machines: Sequence[str]) -> bool:
+        """Whether no detector of the first seed is fitted to a target-domain clip, though there are such."""
+        seed = min(unit.seed for unit in self.sweep.states)
+        known = shown = False
+        for machine in set(machines):
+            table = self.catalog.of(machine)
+            target = pc.equal(table["domain"], "target").to_numpy(zero_copy_only=False)
+            known |= bool((target & pc.equal(table["split"], "train").to_numpy(zero_copy_only=False)).any())
+            if config.inlier.fit_on == "validation":
+                shown |= bool((target & held_out(table, machine, config.exposure, seed)).any())
+        return known and not shown and config.inlier.fit_on != "train"
 
     @cached_property
     def is_current(self) -> bool:

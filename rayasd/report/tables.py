@@ -1,11 +1,17 @@
 """The leaderboard as rows of text and numbers: one place decides columns, order and rounding."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayasd.config import EvaluationConfig
+from rayasd.evaluation.decisions import TRAINED_ON_WARNING, Decided
 from rayasd.evaluation.leaderboard import Interval, Leaderboard, Standing
-from rayasd.evaluation.scores import FEWEST_HELD_OUT
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.evaluation.years import RULES
+from rayasd.inlier.scores_file import TRAINED_ON
 
 INTERVAL = "95 % interval"
 
@@ -15,8 +21,9 @@ def heading(leaderboard: Leaderboard, machines: Sequence[str]) -> list[str]:
     reported, chosen = ("held out", "all") if leaderboard.ranked_on == LEAVE_ONE_OUT else ("eval", "dev")
     epochs = ["epochs"] if _several_checkpoints(leaderboard) else []
     return ["#", "variant", *epochs, "detector", "pooling", f"official {leaderboard.year} {reported}", INTERVAL,
-            f"official {leaderboard.year} {chosen}", "AUC", "source", "target", "pAUC", *machines, "precision",
-            "recall", "F1", "AUC all", "AUC interval", "pAUC interval", "seeds", "cells"]  # fmt: skip
+            f"official {leaderboard.year} {chosen}", "AUC", "source", "target", "pAUC", *machines,
+            "false alarms", "of normal clips", "recall", "calibration", "precision", "F1",
+            "AUC all", "AUC interval", "pAUC interval", "seeds", "cells"]  # fmt: skip
 
 
 def row(standing: Standing, leaderboard: Leaderboard) -> list[str]:
@@ -39,8 +46,11 @@ def row(standing: Standing, leaderboard: Leaderboard) -> list[str]:
         percent(standing.target_auc),
         percent(standing.pauc),
         *(percent(value) for value in standing.machines.values()),
+        percent(standing.decided.false_alarms),
+        between(standing.decided.false_alarms_interval),
+        percent(standing.decided.recall),
+        standing.decided.calibration or "–",
         percent(standing.precision),
-        percent(standing.recall),
         percent(standing.f1),
         percent(standing.auc_all),
         between(standing.auc_interval),
@@ -75,6 +85,23 @@ def percent(value: float | None, deviation: float | None = None) -> str:
 def between(interval: Interval | None) -> str:
     """Write an interval in percent."""
     return "–" if interval is None else f"{percent(interval[0])}–{percent(interval[1])}"
+
+
+def decision_table(cells: pa.Table, entry: str, evaluation: EvaluationConfig) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of what an entry's decisions came to, a row a machine and domain."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in cells.filter(pc.field("selected") & (pc.field("variant") == entry)).to_pylist():
+        if cell["num_calibration"] is not None:
+            groups.setdefault((cell["machine"], cell["domain"]), []).append(cell)
+    promised = percent(evaluation.false_alarm_rate) if evaluation.threshold == "conformal" else "–"
+    titles = ["machine", "domain", "promised", "false alarms", INTERVAL, "recall", "calibration", "from", "note"]
+    found = {place: Decided.of(of_place) for place, of_place in sorted(groups.items())}
+    rows = [
+        [*place, promised, percent(of.false_alarms), between(of.false_alarms_interval), percent(of.recall),
+         of.calibration or "–", str(of.num_calibration), of.no_threshold or ""]
+        for place, of in found.items()
+    ]  # fmt: skip
+    return titles, rows
 
 
 def coverage(standing: Standing) -> str:
@@ -123,8 +150,8 @@ def footnotes(
         )
     if leaderboard.source_only:
         notes.append(
-            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)}: only "
-            'source-domain clips are held out (docs/method.md, Inlier models); inlier.fit_on = "train" shows them all.'
+            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)} "
+            '(docs/method.md, Inlier models): inlier.fit_on = "train" shows them all.'
         )
     if leaderboard.criterion == "auc" and leaderboard.chosen:
         notes.append("Chosen by the mean AUC, not by the official score.")
@@ -139,10 +166,20 @@ def footnotes(
     notes.append(f"95 % intervals: over the {cells} cells, bootstrap over test clips; the spread over seeds follows ±.")
     if any(s.f1 is not None for s in leaderboard.ranked):
         notes.append(
-            "Precision, recall, F1: of decisions by a threshold on each section's scores of normal training clips. "
-            f"Where fewer than {FEWEST_HELD_OUT} of these were held out of the extractor's training, it is set on "
-            "clips that the extractor knows: more normal clips are called anomalous than the percentile says."
+            f"False alarms: share of normal test clips that are called anomalous, {leaderboard.promise}, with exact "
+            "95 % intervals. Recall, precision, F1: of the same decisions. Calibration: how the normal clips whose "
+            "scores set thresholds were kept from extractor and detector."
         )
+    if known := [s.variant for s in leaderboard.ranked if TRAINED_ON in (s.decided.calibration or "")]:
+        notes.append(
+            f"No promise holds for {', '.join(known)}: {TRAINED_ON_WARNING}; hold some out (exposure.hold_out)."
+        )
+    undecided: dict[str, list[str]] = {}
+    for entry in leaderboard.ranked:
+        if entry.decided.no_threshold is not None:
+            somewhere = "" if entry.f1 is None else " (in some sections)"
+            undecided.setdefault(entry.decided.no_threshold, []).append(entry.variant + somewhere)
+    notes += [f"No decisions of {', '.join(names)}: {reason}." for reason, names in undecided.items()]
     if any(set("+&") & set(s.variant) for s in leaderboard.ranked):
         notes.append(
             "Entries with a + or &: ensembles, over what follows the +, of the variants joined by &; scores are scaled "

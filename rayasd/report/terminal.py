@@ -8,16 +8,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayasd.config import EvaluationConfig
 from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.colours import heat_colours
 from rayasd.report.curves import Curve, curve_rows, find_curves
 from rayasd.report.run_report import RunReport
-from rayasd.report.tables import footnotes, heading, percent, row
+from rayasd.report.tables import decision_table, footnotes, heading, percent, row
 from rayasd.wording import counted
 
-_WORDS = {"variant", "detector", "pooling"}
-_MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("precision", "recall", "F1"))
-_LAST = ("AUC interval", "pAUC interval")
+_WORDS = {"variant", "detector", "pooling", "calibration", "machine", "domain", "note"}
+_MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("false alarms", "recall", "calibration"),
+         ("precision", "F1"))  # fmt: skip
+_LAST = ("AUC interval", "pAUC interval", "of normal clips")
 _PARTS = {"development": "dev", "evaluation": "eval"}
 
 
@@ -79,8 +81,8 @@ def print_leaderboard(
         )
 
 
-def print_sections(console: Console, cells: pa.Table, variant: str) -> None:
-    """Print the AUC of an entry's cells, mean over seeds: a row a machine, a column a section and domain."""
+def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: EvaluationConfig) -> None:
+    """Print an entry's AUC, a row a machine and a column a section and domain, then what its decisions came to."""
     chosen = cells.filter(pc.field("selected") & (pc.field("variant") == variant) & pc.field("auc").is_valid())
     means = chosen.group_by(["machine", "part", "section", "domain"]).aggregate([("auc", "mean")]).to_pylist()
     found = {(row["machine"], (row["part"], row["section"], row["domain"])): row["auc_mean"] for row in means}
@@ -93,6 +95,16 @@ def print_sections(console: Console, cells: pa.Table, variant: str) -> None:
     for machine in sorted({machine for machine, _ in found}):
         table.add_row(Text(machine), *(_heat(found.get((machine, column))) for column in columns))
     console.print(table)
+    console.print(_plain_table(f"Decisions of {variant}, in percent", *decision_table(cells, variant, evaluation)))
+
+
+def _plain_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=Text(title), title_justify="left", header_style="bold", pad_edge=False, box=None)
+    for name in titles:
+        table.add_column(name, justify="left" if name in _WORDS | {"system"} else "right", no_wrap=name != "note")
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    return table
 
 
 def _heat(auc: float | None) -> Text:
@@ -104,11 +116,4 @@ def _heat(auc: float | None) -> Text:
 
 def print_curve(console: Console, curve: Curve, leaderboard: Leaderboard) -> None:
     """Print a curve's table."""
-    titles, rows = curve_rows(curve, leaderboard)
-    table = Table(title=Text(f"{curve.name}: {curve.setting}"), title_justify="left", header_style="bold",
-                  pad_edge=False, box=None)  # fmt: skip
-    for title in titles:
-        table.add_column(title, justify="left" if title == "system" else "right", no_wrap=True)
-    for cells in rows:
-        table.add_row(*map(Text, cells))
-    console.print(table)
+    console.print(_plain_table(f"{curve.name}: {curve.setting}", *curve_rows(curve, leaderboard)))

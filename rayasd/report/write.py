@@ -177,7 +177,8 @@ def leaderboard_table(leaderboard: Leaderboard, *, synthetic: bool) -> pa.Table:
     for standing in leaderboard.standings:
         columns = {"year": leaderboard.year, **vars(standing)}
         machines = columns.pop("machines")
-        for name in ("interval", "auc_interval", "pauc_interval"):
+        columns |= vars(columns.pop("decided"))
+        for name in ("interval", "auc_interval", "pauc_interval", "false_alarms_interval"):
             low, high = columns.pop(name) or (None, None)
             prefix = name.removesuffix("interval")
             columns |= {f"{prefix}low": low, f"{prefix}high": high}

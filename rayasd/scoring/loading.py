@@ -22,7 +22,7 @@ from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
 from rayasd.inlier.bank import Bank
 from rayasd.inlier.detectors import FusionSpec, most_neighbours, parse_detectors
-from rayasd.inlier.features import fit_rows, own_products
+from rayasd.inlier.features import normal_rows, own_products
 from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.scoring.model import MachineModel
@@ -216,7 +216,7 @@ class RunModels:
         known = self._manifest["data"]["pretrained"]
         check_unchanged({path: known[path] for path in base_paths(spec.config) if path in known})
         embeddings = read_parquet(self._store.paths.table(spec.upstream("embed")))
-        learned = embeddings.filter(fit_rows("train"))
+        learned = embeddings.filter(normal_rows("train"))
         table = self._catalog.table
         classes: list[str] = []
         weights = {}
@@ -229,7 +229,9 @@ class RunModels:
             classes=tuple(classes),
             weights=weights,
             scale=scaling(table.filter(pc.is_in(table["clip"], pc.unique(learned["clip"])))),
-            bank=embeddings.filter(fit_rows(spec.config.inlier.fit_on) & pc.field("checkpoint").isin(sorted(epochs))),
+            bank=embeddings.filter(
+                normal_rows(spec.config.inlier.fit_on) & pc.field("checkpoint").isin(sorted(epochs))
+            ),
         )
 
     def _of_single_detectors(
@@ -262,7 +264,7 @@ def _scored_again(spec: FusionSpec, leaf: Leaf, section: str, embedder: Embedder
     rows = rows & (pc.field("section") == section) if inlier.per == "section" else rows
     bank = Bank(embedder.bank.filter(rows), inlier, most_neighbours([spec]))
     some = bank.table.slice(0, bank.num_windows)
-    of_section = Section(section, bank, some, inlier, own_products(embedder.products, section))
+    of_section = Section(section, bank, some, inlier, own_products(embedder.products, section), embedder.config.learns)
     with threadpool_limits(1):
         found = {member.name: of_section.pooled(member, leaf.pooling)[1] for member in spec.members}
     for name, scores in found.items():
@@ -273,5 +275,6 @@ def _scored_again(spec: FusionSpec, leaf: Leaf, section: str, embedder: Embedder
 
 def _table(section: str, number: int, scores: SectionScores) -> pa.Table:
     count = len(scores.training)
-    columns = [[section] * count, [number] * count, scores.training_clips, scores.training, scores.held_out]
+    facts = scores.training_clips, scores.training, scores.training_groups, scores.calibration
+    columns = [[section] * count, [number] * count, *facts]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)

@@ -16,7 +16,7 @@ from rayasd.arrays import Features, Indices, Scores
 from rayasd.config import InlierConfig
 from rayasd.data.audio import BadClipError, at_level, read_samples
 from rayasd.errors import UserError
-from rayasd.evaluation.decisions import threshold
+from rayasd.evaluation.decisions import Decision
 from rayasd.evaluation.fused import evaluated
 from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
@@ -30,6 +30,9 @@ from rayasd.inlier.features import features, features_of, own_products
 from rayasd.inlier.pooling import pool
 from rayasd.scoring.parts import Origin, Parts
 
+CALIBRATIONS = pa.schema(
+    [("section", pa.string()), ("score", pa.float64()), ("group", pa.string()), ("calibration", pa.string())]
+)
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
 
@@ -51,8 +54,14 @@ class ClipScore:
     score: float | None = None
     """Higher is more anomalous; None if there is none, see ``reason``."""
     anomalous: bool | None = None
-    """None without training scores."""
+    """None without a threshold."""
     threshold: float | None = None
+    no_threshold: str | None = None
+    """Why there is none."""
+    p_value: float | None = None
+    """Chance of so high a score if the clip is normal; None without scores of normal clips."""
+    calibration: str | None = None
+    """How these came about: held-out, cross-fit, leave-one-out, trained-on (then more normal clips raise an alarm)."""
     percentile: float | None = None
     """Share of the section's normal training clips that score lower, in percent."""
     worst: float | None = None
@@ -104,16 +113,16 @@ class _SectionModel:
 
     def __init__(self, parts: Parts, section: str, bank_of: Callable[[Leaf, str], Bank]) -> None:
         self.tree, self._known = parts.trees[section], parts.training_of(section)
-        normal = evaluated(self.tree, self._known)
-        if normal.reason is not None:
-            raise UserError(f"{parts.entry} cannot score section {section}: {normal.reason}")
+        normal = {name: evaluated(tree, parts.training_of(name)) for name, tree in parts.trees.items()}
+        if reason := normal[section].reason:
+            raise UserError(f"{parts.entry} cannot score section {section}: {reason}")
         self.members = {}
         for leaf in self._known:
             embedder = parts.embedders[leaf[:2]]
             product = own_products(embedder.products, section)
             self.members[leaf] = _Member(leaf, bank_of(leaf, section), embedder.config.inlier, product)
-        self.training = np.sort(normal.calibrating[np.isfinite(normal.calibrating)])
-        self.threshold = threshold(self.training, embedder.config.evaluation.threshold_percentile)
+        calibrations = {name: scores.calibrating for name, scores in normal.items()}
+        self.decision = Decision.of(calibrations, section, embedder.config.evaluation)
 
     def scores(self, windows: Mapping[Leaf, pa.Table], num_clips: int) -> tuple[Scores, Scores | None]:
         """Score the embedded windows of clips, as a report scores test clips: clips (n,), windows (n, windows).
@@ -214,13 +223,14 @@ class MachineModel:
         score: float,
         worst: int | None,
     ) -> ClipScore:
-        rate, training = self._config.data.sample_rate, model.training
-        below = 100.0 * float(np.searchsorted(training, score)) / len(training) if len(training) else None
+        rate, by = self._config.data.sample_rate, model.decision
+        below = 100.0 * float(np.searchsorted(by.normal, score)) / len(by.normal) if len(by.normal) else None
         starts = self.parts.embedders[next(iter(model.members))[:2]].starts(len(piece.samples))
         return ClipScore(
             clip=piece.clip, start=piece.start / rate, end=piece.end / rate, section=section, by_product_head=nearest,
-            score=score, anomalous=None if model.threshold is None else score > model.threshold,
-            threshold=model.threshold, percentile=below,
+            score=score, anomalous=None if by.threshold is None else score > by.threshold,
+            threshold=by.threshold, no_threshold=by.reason, calibration=by.calibration, percentile=below,
+            p_value=float(by.p_values(np.array([score]))[0]) if len(by.normal) else None,
             worst=None if worst is None else float(piece.start + starts[worst]) / rate,
         )  # fmt: skip
 

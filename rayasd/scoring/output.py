@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayasd.evaluation.decisions import TRAINED_ON_WARNING
 from rayasd.files import replacing
+from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.scoring.model import ClipScore, MachineModel
 
 _COLUMNS = [field.name for field in fields(ClipScore)]
-_SCHEMA = pa.schema(
-    [(name, {"clip": pa.string(), "section": pa.string(), "reason": pa.string(), "by_product_head": pa.bool_(),
-             "anomalous": pa.bool_()}.get(name, pa.float64())) for name in _COLUMNS]
-)  # fmt: skip
+_TYPES = {name: pa.string() for name in ("clip", "section", "reason", "no_threshold", "calibration")}
+_TYPES |= {name: pa.bool_() for name in ("by_product_head", "anomalous")}
+_SCHEMA = pa.schema([(name, _TYPES.get(name, pa.float64())) for name in _COLUMNS])
 
 
 def write_scores(scores: Iterable[ClipScore], form: str, out: Path | Console, model: MachineModel) -> None:
@@ -69,23 +70,28 @@ def _harmless(row: dict[str, object]) -> dict[str, object]:
 def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
     pieces = any(each.start > 0 for each in scores)
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
-    for name in ("clip", *(["seconds"] if pieces else []), "section", "score", "threshold", "percentile", "decision",
-                 "worst at"):  # fmt: skip
-        table.add_column(name, justify="right" if name in ("score", "threshold", "percentile", "worst at") else "left",
-                         overflow="fold")  # fmt: skip
+    for name in ("clip", *(["seconds"] if pieces else []), "section", "score", "threshold", "percentile", "p",
+                 "decision", "worst at"):  # fmt: skip
+        right = name in ("score", "threshold", "percentile", "p", "worst at")
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
     for each in scores:
         span = [f"{each.start:.1f}–{each.end:.1f}"] if pieces else []
         if each.reason is not None:
-            table.add_row(Text(each.clip), *span, "", "", "", "", Text(each.reason, style="yellow"), "")
+            table.add_row(Text(each.clip), *span, "", "", "", "", "", Text(each.reason, style="yellow"), "")
             continue
-        decision = {None: Text("no training scores", style="dim"), True: Text("anomalous", style="bold red"),
+        decision = {None: Text("no threshold", style="dim"), True: Text("anomalous", style="bold red"),
                     False: Text("normal", style="green")}[each.anomalous]  # fmt: skip
         table.add_row(
             Text(each.clip), *span, f"{each.section}{' (nearest)' if each.by_product_head else ''}",
             f"{each.score:.4g}", "" if each.threshold is None else f"{each.threshold:.4g}",
-            "" if each.percentile is None else f"{each.percentile:.0f} %", decision,
+            "" if each.percentile is None else f"{each.percentile:.0f} %",
+            "" if each.p_value is None else f"{each.p_value:.3f}", decision,
             "" if each.worst is None else f"{each.worst:.1f} s",
         )  # fmt: skip
     used = {each.section for each in scores if each.section is not None}
-    table.caption = f"{model.parts.machine}: {model.parts.systems_of(used)}. Higher scores are more anomalous."
+    notes = [f"{model.parts.machine}: {model.parts.systems_of(used)}. Higher scores are more anomalous."]
+    notes += sorted({f"Section {each.section}: {each.no_threshold}." for each in scores if each.no_threshold})
+    unsure = sorted({str(each.section) for each in scores if each.calibration == TRAINED_ON})
+    notes += [f"Section {', '.join(unsure)}: {TRAINED_ON_WARNING}, expect more false alarms."] if unsure else []
+    table.caption = "\n".join(notes)
     return table

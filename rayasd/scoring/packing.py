@@ -33,7 +33,7 @@ from rayasd.scoring.parts import TRAINING, Embedder, Parts
 VERSION = 3
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
 _FACTS = "model.json"
-_READ = ["section", "domain", "window", "checkpoint", "embedding"]
+_READ = ["clip", "group", "section", "domain", "window", "checkpoint", "embedding"]
 """Columns that every bank has."""
 
 

@@ -28,7 +28,8 @@ TRAINING = pa.schema(
         ("leaf", pa.int32()),  # place in the leaves of the section's tree
         ("clip", pa.string()),
         ("score", pa.float64()),
-        ("held_out", pa.bool_()),  # of the extractor's training
+        ("group", pa.string()),  # as in a scores file; like the next
+        ("calibration", pa.string()),
     ]
 )
 
@@ -46,7 +47,7 @@ class Embedder:
     scale: tuple[float, float]
     """Mean and deviation of the training samples, full scale 1."""
     bank: pa.Table
-    """Normal windows that detectors are fitted to, as in an embeddings file."""
+    """Normal windows that detectors are fitted to or that were held out, as in an embeddings file."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Files of pretrained weights by the relative paths that ``config`` has; none where it names them in place."""
 
@@ -85,7 +86,7 @@ class Parts:
     trees: Mapping[str, Tree]
     """What scores each section, of single detectors."""
     training: pa.Table
-    """Scores of normal clips by models that had not seen them, as ``TRAINING`` says."""
+    """Scores of normal clips by detectors that had not seen them, as ``TRAINING`` says."""
     provenance: Mapping[str, Any]
 
     @cached_property
@@ -100,8 +101,9 @@ class Parts:
         for number, leaf in enumerate(self.leaves[section]):
             rows = of_section.filter(pc.field("leaf") == number)
             clips = np.array(rows["clip"].to_pylist(), dtype=object)
-            scores, held_out = rows["score"].to_numpy(), rows["held_out"].to_numpy()
-            found[leaf] = SectionScores(none, none, np.empty(0), None, clips, scores, held_out, leaf)
+            groups, calibration = (np.array(rows[name].to_pylist(), dtype=object) for name in ("group", "calibration"))
+            scores = rows["score"].to_numpy()
+            found[leaf] = SectionScores(none, none, np.empty(0), None, none, clips, scores, groups, calibration, leaf)
         return found
 
     def systems_of(self, sections: Iterable[str]) -> str:

@@ -89,6 +89,11 @@ def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, raya
     done = rayasd("export", "dcase", study, "--system-label", label, "--variant", "both-real_anomalies-2",
                   "--seed", 1, "--author", "Doe,Jo,jo@lab.org,Lab")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (
+        "decisions: conformal, false-alarm rate of at most 0.5, by scores of the section's normal training clips"
+        in done.stdout
+    )
+    assert "section's normal training clips; normal clips: held-out" in done.stdout
     folder = study / "submission" / label
     assert len(list(folder.glob("*.csv"))) == 2 * 3 * 2 * 2
     values, decided = [], []
@@ -137,6 +142,10 @@ def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str)
         (["--system-label", "Doe"], "write it as Lastname_Institute_task2_1"),
         (["--system-label", "A_B_task2_1", "--variant", "bot"], "unknown entry 'bot'"),
         (["--system-label", "A_B_task2_1", "--seed", "7"], "unknown seed '7'"),
+        (
+            ["--system-label", "A_B_task2_1", "--set", "evaluation.false_alarm_rate=0.1"],
+            "fan section 00: no threshold: 1 normal clip allows no false-alarm rate",
+        ),
         (["--system-label", "A_B_task2_1", "--author", "Doe"], "LAST,FIRST,EMAIL,INSTITUTE"),
         (["--system-label", "A_B_task2_1", "--abbreviation", "a" * 11], "at most 10 characters"),
     ],
@@ -146,3 +155,30 @@ def test_a_wrong_submission_is_refused_in_one_line(study: Path, rayasd: Rayasd, 
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_seeds_that_are_folds_judge_every_normal_clip(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    run = tmp_path / "run"
+    more = [word for text in ("exposure.epochs=1", "exposure.hold_out=cross-fit", "exposure.folds=3",
+                              "evaluation.false_alarm_rate=0.2") for word in ("--set", text)]  # fmt: skip
+    done = rayasd(*small_sweep(tree, run, "--machines", "fan", "--seeds", "0-2", *more))
+    assert done.returncode == 0, done.stderr
+    cells = pq.read_table(
+        run / "cells.parquet", filters=[("selected", "=", True), ("domain", "=", "source")]
+    ).to_pylist()
+    found = {(row["variant"], row["calibration"], row["num_calibration"], row["threshold"] is None) for row in cells}
+    assert found == {
+        ("both", "held-out", 3, True),
+        ("both", "held-out", 2, True),
+        ("both+seeds", "cross-fit", 8, False),
+    }
+    normal = pq.read_table(run / "ensembles/variant=both+seeds/machine=fan/seed=all/part-0.parquet").to_pylist()
+    judged = {row["clip"] for row in normal if row["calibration"] == "cross-fit"}
+    assert judged == {path.relative_to(tree).as_posix() for path in tree.glob("fan/train/*source*")}
+    shown = rayasd("report", run, "--by-section")
+    assert "Decisions of both" in shown.stdout
+    board = pq.read_table(run / "leaderboard.parquet", filters=[("variant", "=", "both+seeds"), ("rank", ">", 0)])
+    (row,) = board.to_pylist()
+    assert (row["calibration"], row["num_calibration"], row["no_threshold"]) == ("cross-fit", 8, None)
+    assert row["false_alarms_low"] <= row["false_alarms"] <= row["false_alarms_high"]
+    assert "No decisions of both: no threshold: " in " ".join(shown.stdout.split())

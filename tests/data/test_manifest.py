@@ -143,12 +143,14 @@ def test_a_manifests_clip_that_cannot_be_opened_is_an_oddity_and_names_of_folder
         scan(tmp_path / "clips.csv")
 
 
-def test_a_manifest_may_have_attributes(tmp_path: Path):
+@pytest.mark.parametrize(("column", "without"), [("attributes", ""), ("group", None)])
+def test_a_manifest_may_have_attributes_and_groups(tmp_path: Path, column: str, without: str | None):
     write_clip(tmp_path / "x.wav", 300, seconds=0.1)
-    lines = "path,machine,section,domain,split,label,attributes\nx.wav,fan,00,source,train,normal,{}\n"
-    (tmp_path / "clips.csv").write_text(lines.format("speed 3"))
-    (clip,) = scan(tmp_path / "clips.csv").table.to_pylist()
-    assert clip["attributes"] == "speed 3"
+    lines = f"path,machine,section,domain,split,label,{column}\nx.wav,fan,00,source,train,normal,{{}}\n"
+    for words, expected in (("speed 3", "speed 3"), ("", without)):
+        (tmp_path / "clips.csv").write_text(lines.format(words))
+        (clip,) = scan(tmp_path / "clips.csv").table.to_pylist()
+        assert clip[column] == expected
     (tmp_path / "clips.csv").write_text(lines.format("a\x07b"))
-    with pytest.raises(UserError, match="row 1: attributes .* control character"):
+    with pytest.raises(UserError, match=f"row 1: {column} .* control character"):
         scan(tmp_path / "clips.csv")

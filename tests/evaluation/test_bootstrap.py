@@ -24,8 +24,8 @@ def cell(shift: float, clips: int = 40, seeds: int = 1, seed: int = 0) -> CellSc
     rng = np.random.default_rng(seed)
     anomalous = np.arange(clips) % 2 == 1
     names = tuple(f"{clip:04}" for clip in range(clips))
-    domains = np.full(clips, "source", dtype=object)
-    return CellScores(names, anomalous, rng.standard_normal((seeds, clips)) + shift * anomalous, domains)
+    domains, scores = np.full(clips, "source", dtype=object), rng.standard_normal((seeds, clips)) + shift * anomalous
+    return CellScores(names, anomalous, scores, domains, np.array(names, dtype=object))
 
 
 def drawn_scores(cells: dict[Cell, CellScores], replicates: int = NUM_REPLICATES) -> np.ndarray:
@@ -61,6 +61,23 @@ def test_draws_keep_the_number_of_each_label_and_come_from_the_cells_name():
     assert len(np.unique(a, axis=0)) == 50
     np.testing.assert_array_equal(a, bootstrap._draws(("fan", "03", "source"), c, 50))
     assert not np.array_equal(a, bootstrap._draws(("pump", "03", "source"), c, 50))
+
+
+def test_groups_are_drawn_as_a_whole_and_widen_the_interval():
+    c = cell(0.0, 400)
+    session = np.array([f"{n // 20}" for n in range(400)], dtype=object)
+    shared = np.random.default_rng(0).standard_normal(20)[np.arange(400) // 20]
+    grouped = replace(c, scores=c.scores * 0.3 + shared + 0.5 * c.anomalous, groups=session)
+    for row in bootstrap._draws(FAN, grouped, 20):
+        assert len(row) == 400
+        for label in (False, True):  # ten clips of each label in each session
+            counts = np.bincount(row[c.anomalous[row] == label], minlength=400)[c.anomalous == label].reshape(20, 10)
+            assert (counts == counts[:, :1]).all()
+    low, high = interval_of({FAN: grouped})
+    alone = interval_of({FAN: replace(grouped, groups=c.groups)})
+    assert high - low > 1.5 * (alone[1] - alone[0])
+    uneven = replace(c, groups=np.array([f"{min(n // 30, 3)}" for n in range(400)], dtype=object))
+    assert bootstrap._draws(FAN, uneven, 5).shape == (5, 400)
 
 
 def test_cells_that_share_clips_share_their_draws():

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,54 @@ def test_no_test_clip_depends_on_another(units: list[Scored], run: RunDirectory)
             assert score == expected[key][clip]
 
 
-def test_training_scores_are_of_the_clips_that_every_member_has(units: list[Scored], run: RunDirectory):
+def mark(unit: Scored, *, held_out: Callable[[str], bool] = lambda clip: False) -> None:
+    """Say that the extractor was trained on all normal clips but some."""
+    table = pq.read_table(unit.path)
+    clips, place = table["clip"].to_pylist(), table.schema.get_field_index("calibration")
+    how = [("held-out" if held_out(clip) else "trained-on") if clip.endswith("t") else None for clip in clips]
+    column = pa.array(how, pa.string()).cast(table.schema.field(place).type)
+    pq.write_table(table.set_column(place, table.schema.field(place), column), unit.path)
+
+
+def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored], run: RunDirectory):
+    for seed, unit in enumerate(units[:3]):
+        mark(unit, held_out=lambda clip, seed=seed: int(clip[-2]) % 4 == seed)  # no seed holds 3 and 7 out
+    mark(units[3], held_out=lambda clip: clip.endswith("0t"))
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    single = [read_scores(unit.path) for unit in units]
+    for key, scores in entry.systems.items():
+        assert [clip[-2:] for clip in scores.training_clips] == [f"{n}t" for n in (0, 1, 2, 4, 5, 6, 8, 9)]
+        assert set(scores.calibration) == {"cross-fit"}
+        assert scores.calibrating.kind == "cross-fit"
+        z = [(s[key].training - s[key].training.mean()) / s[key].training.std() for s in single]
+        expected = [np.mean([z[0][0], z[3][0]]), *(z[n % 4][n] for n in (1, 2, 4, 5, 6, 8, 9))]
+        np.testing.assert_allclose(scores.training, expected)
+        every = np.mean([(s[key].scores - s[key].training.mean()) / s[key].training.std() for s in single], axis=0)
+        np.testing.assert_allclose(scores.scores, every)
+
+
+def test_other_systems_judge_a_clip_together_or_not_at_all(units: list[Scored], run: RunDirectory):
+    """A score of one of them is not spread as the mean of both is."""
+    control, trained = (
+        replace(unit, variant=name, seed=0) for unit, name in zip(units[:2], ("control", "both"), strict=True)
+    )
+    mark(trained, held_out=lambda clip: clip[-2:] in ("2t", "5t"))
+    (entry,) = fuse_ensembles([control, trained], {}, rules("both&control"), run.ensemble)
+    for scores in entry.systems.values():
+        assert [clip[-2:] for clip in scores.training_clips] == ["2t", "5t"]
+        assert set(scores.calibration) == {"held-out"}
+    mark(trained)
+    (entry,) = fuse_ensembles([control, replace(trained)], {}, rules("both&control"), run.ensemble)
+    for scores in entry.systems.values():
+        assert len(scores.training_clips) == 10
+        assert set(scores.calibration) == {"trained-on"}
+
+
+def test_training_scores_are_of_the_clips_that_every_member_has_if_all_were_trained_on(
+    units: list[Scored], run: RunDirectory
+):
+    for unit in units:
+        mark(unit)
     table = pq.read_table(units[0].path)
     kept = (pc.field("split") == "test") | pc.ends_with(pc.field("clip"), "1t") | pc.ends_with(pc.field("clip"), "2t")
     pq.write_table(table.filter(kept), units[0].path)
@@ -84,6 +132,7 @@ def test_training_scores_are_of_the_clips_that_every_member_has(units: list[Scor
             scaled = (of_key.training - of_key.training.mean()) / of_key.training.std()
             z.append(scaled[np.isin(of_key.training_clips, scores.training_clips)])
         np.testing.assert_allclose(scores.training, np.mean(z, axis=0))
+        assert set(scores.calibration) == {"trained-on"}
 
 
 def test_detectors_are_averaged_within_each_seed(units: list[Scored], run: RunDirectory):
@@ -199,6 +248,7 @@ def test_unknown_ensembles_are_refused():
 
 def test_seeds_that_share_no_normal_clip_give_no_greedy_ensemble(units: list[Scored], run: RunDirectory):
     for seed, unit in enumerate(units[:2]):
+        mark(unit)
         table = pq.read_table(unit.path)
         last = pc.cast(pc.replace_substring_regex(table["clip"], r".*?(\d)t?$", r"\1"), pa.int64())
         own = pc.or_(pc.equal(table["split"], "test"), pc.equal(pc.bit_wise_and(last, 1), seed))
@@ -245,7 +295,8 @@ def test_the_tree_of_an_ensemble_gives_its_scores(units: list[Scored], run: RunD
             known = {leaf: files[leaf[:2]][Key(key.section, *leaf[2:])] for leaf in leaves(scores.tree)}
             again = evaluated(scores.tree, known)
             assert np.array_equal(again.scores, scores.scores)
-            assert np.array_equal(again.calibrating, scores.calibrating)
+            assert np.array_equal(again.calibrating.scores, scores.calibrating.scores)
+            assert again.calibrating.kind == scores.calibrating.kind
 
 
 @pytest.mark.parametrize(("was", "now"), [(b'["both", 0', b'["both", 1'), (b'["both", 0', b'["both" 00')])

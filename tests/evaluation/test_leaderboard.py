@@ -39,6 +39,7 @@ def scores_file(path: Path, quality: dict[str, dict[str, float]], seed: int = 0)
                     rows.append({"clip": f"{section}/{domain}/{clip}" + "t" * (split == "train"), "section": section,
                                  "domain": domain, "split": split, "label": None, "checkpoint": 3,
                                  "detector": detector, "pooling": "mean", "score": score,
+                                 "calibration": "held-out" if split == "train" else None,
                                  "reason": "no fit" if shift is None else None})  # fmt: skip
     table = pa.Table.from_pylist(rows, SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +298,9 @@ def test_a_cell_whose_clips_all_score_the_same_has_no_auc(tmp_path: Path):
     path = scores_file(tmp_path / "x.parquet", {"good": {"00": 2.0, "03": 2.0}, "dull": {"00": 2.0, "03": 2.0}})
     table = pq.read_table(path)
     dull = pc.and_(pc.equal(table["detector"], "dull"), pc.equal(table["section"], "03"))
-    pq.write_table(table.set_column(8, "score", pc.if_else(dull, 0.25, table["score"])), path)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("score"), "score", pc.if_else(dull, 0.25, table["score"])), path
+    )
     cells = score_cells([Scored("both", "fan", 0, path)], labels_of(catalog()), EvaluationConfig())
     failed = cells.filter(pc.field("status") == "failed").select(["detector", "section", "domain", "auc", "reason"])
     same = {"detector": "dull", "section": "03", "auc": None, "reason": "all its clips have the same score"}
@@ -331,4 +334,4 @@ def test_variants_whose_detectors_see_no_target_domain_clip_are_named(tmp_path: 
     (note,) = (
         n for n in footnotes(replace(board, source_only=("both",)), synthetic=False) if "target-domain clip" in n
     )
-    assert note.startswith("No target-domain clip is shown to the detectors of both: only source-domain clips")
+    assert note.startswith("No target-domain clip is shown to the detectors of both (docs/method.md")

@@ -118,7 +118,7 @@ def test_the_official_score_of_random_scores_equals_an_independent_computation(
     rows = official.table.to_pylist()
     for row in rows:
         row |= {"checkpoint": 1, "detector": "random", "pooling": "mean", "score": round(rng.standard_normal(), 2),
-                "reason": None}  # fmt: skip
+                "calibration": None, "reason": None}  # fmt: skip
     units = []
     for machine in official.machines:
         path = tmp_path / f"{machine}.parquet"

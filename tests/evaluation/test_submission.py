@@ -22,9 +22,11 @@ def section(clips: list[str], domains: list[str], scores: list[float]) -> Sectio
         np.array(domains, dtype=object),
         np.array(scores),
         None,
+        np.array(clips, dtype=object),
         none,
         np.empty(0),
-        np.empty(0, bool),
+        none,
+        none,
     )
 
 
@@ -104,7 +106,7 @@ def test_the_description_is_the_challenges(tmp_path: Path):
     assert description["ensemble_method_subsystem_count"] == 5
     assert "tf_efficientnet_b0" in description["machine_learning_method"]
     assert "knn-1 (mean)" in description["machine_learning_method"]
-    assert "percentile 90 of a gamma" in description["decision_making"]
+    assert "false-alarm rate of at most 0.1" in description["decision_making"]
     assert read["results"]["development_dataset"]["fan"]["harmonic_mean_auc"] == 61.2
 
 

@@ -28,6 +28,6 @@ def small_pack() -> Parts:
     )  # fmt: skip
     leaf = Leaf("both", 0, 0, "knn-1", "mean")
     training = {"section": ["00"] * 8, "leaf": [0] * 8, "clip": [row["clip"] for row in rows], "score": rng.random(8),
-                "held_out": [False] * 8}  # fmt: skip
+                "group": [f"{n}" for n in range(8)], "calibration": ["leave-one-out"] * 8}  # fmt: skip
     return Parts(machine="fan", entry="both", clip_seconds=1.0, embedders={leaf[:2]: embedder}, trees={"00": leaf},
                  training=pa.table(training), provenance={})  # fmt: skip

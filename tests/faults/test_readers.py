@@ -55,7 +55,7 @@ def readers(bench: Bench, run: Path, out: Path) -> dict[str, list[object]]:
         "dcase": ["export", "dcase", run, "--system-label", label, "--out", out / "dcase"],
         "dcase --set": ["export", "dcase", run, "--system-label", label, "--out", out / "other", "--set",
                         "evaluation.criterion=auc", "--set", "evaluation.ensembles=greedy"],
-        "report --set": ["report", run, "--set", "evaluation.threshold_percentile=95", "--by-section"],
+        "report --set": ["report", run, "--set", "evaluation.threshold=gamma", "--by-section"],
         "report --out": ["report", run, "--set", "evaluation.criterion=auc", "--out", out / "report"],
         "dry run": [*small_sweep(bench.tree, run), "--dry-run"],
     }  # fmt: skip

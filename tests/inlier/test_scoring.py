@@ -7,9 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayasd.config import Config
+from rayasd.data.catalog import Catalog, read_catalog, write_catalog
+from rayasd.data.groups import with_groups
 from rayasd.errors import UserError
+from rayasd.evaluation.scores import read_scores
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.training import train
+from rayasd.inlier import bank as bank_of_clips
 from rayasd.inlier.features import features
 from rayasd.inlier.scoring import detect
 from tests.conftest import SpecOf
@@ -40,19 +44,71 @@ def test_one_row_a_test_clip_detector_and_pooling(spec_of: SpecOf, config: Confi
     assert set(table["checkpoint"].to_pylist()) == {0}
 
 
-def test_normal_clips_are_scored_by_models_that_have_not_seen_them(spec_of: SpecOf, config: Config):
-    table = scored(spec_of, config, detectors=("knn-1", "gmm-1"), poolings=("mean",))
-    normal = table.filter((pc.field("split") != "test") & (pc.field("detector") == "knn-1"))
+@pytest.mark.parametrize(("few", "folds"), [(9, 9), (8, 5)])
+def test_normal_clips_are_scored_by_models_that_have_not_seen_them(
+    spec_of: SpecOf, config: Config, monkeypatch: pytest.MonkeyPatch, few: int, folds: int
+):
+    """One at a time up to some number of clips, in ``inlier.calibration_folds`` beyond."""
+    monkeypatch.setattr(bank_of_clips, "FEW", few)
+    table = scored(spec_of, config, detectors=("knn-3", "gmm-1"), poolings=("mean",))
+    normal = table.filter((pc.field("split") != "test") & (pc.field("detector") == "knn-3"))
     embeddings = pq.read_table(spec_of("embed").run.table(spec_of("embed").unit))
     bank = embeddings.filter((pc.field("split") != "test") & (pc.field("section") == "00"))
     X = features(bank, "embedding").reshape(-1, 3, 128)
     by_hand = []
     for clip in range(len(X)):
-        others = X[np.arange(len(X)) % 5 != clip % 5].reshape(-1, 128)
-        by_hand.append(np.linalg.norm(X[clip][:, None] - others[None], axis=2).min(axis=1).mean())
+        others = X[np.arange(len(X)) % folds != clip % folds].reshape(-1, 128)
+        distances = np.sort(np.linalg.norm(X[clip][:, None] - others[None], axis=2), axis=1)
+        by_hand.append(distances[:, :3].mean())
     of_section = normal.filter(pc.field("section") == "00")
     assert of_section["clip"].to_pylist() == bank.filter(pc.field("window") == 0)["clip"].to_pylist()
     np.testing.assert_allclose(of_section["score"].to_numpy(), by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_clips_of_a_group_are_scored_by_models_of_other_groups(spec_of: SpecOf, config: Config):
+    spec = spec_of("embed", config=config)
+    catalog = read_catalog(spec.run.catalog, spec.data_root)
+    write_catalog(spec.run.catalog, with_groups(catalog, "section_00_source_train"))
+    config = replace(config, exposure=replace(config.exposure, validation_fraction=0.0))
+    table = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), fit_on="train", calibration_folds=2)
+    normal = table.filter((pc.field("split") != "test") & (pc.field("section") == "00"))
+    embeddings = pq.read_table(spec.run.table(spec.unit))
+    bank = embeddings.filter((pc.field("split") == "train") & (pc.field("section") == "00"))
+    X = features(bank, "embedding").reshape(-1, 3, 128)
+    groups = np.array(bank.filter(pc.field("window") == 0)["group"].fill_null("").to_pylist())
+    assert (groups != "").sum() == 8
+    by_hand = []
+    for clip in range(9):  # eight clips of one group, and one that is alone
+        others = X[groups != groups[clip]].reshape(-1, 128)
+        by_hand.append(np.linalg.norm(X[clip][:, None] - others[None], axis=2).min(axis=1).mean())
+    np.testing.assert_allclose(normal["score"].to_numpy(), by_hand, rtol=1e-4, atol=1e-5)
+    assert normal["group"].null_count == 1
+    systems = read_scores(spec.run.table(spec_of("detect").unit))
+    found = next(scores for key, scores in systems.items() if key.section == "00").calibrating
+    assert (len(found.scores), len(set(found.groups)), found.kind) == (9, 2, "leave-one-out")
+
+
+def test_how_a_normal_clips_score_came_about_is_said(spec_of: SpecOf, small_config: Config):
+    train(spec_of("train"))
+    table = scored(spec_of, small_config, detectors=("knn-1",), poolings=("mean",), fit_on="train")
+    for split, how in (("test", [None]), ("train", ["trained-on"]), ("validation", ["held-out"])):
+        assert pc.unique(table.filter(pc.field("split") == split)["calibration"]).to_pylist() == how
+
+
+def test_held_out_target_clips_are_scored_though_detectors_are_fitted_to_the_source(
+    spec_of: SpecOf, catalog: Catalog, config: Config
+):
+    config = replace(config, exposure=replace(config.exposure, hold_out="cross-fit", folds=2))
+    moved = ("5_x.wav", "6_x.wav", "7_x.wav")
+    rows = catalog.table.to_pylist()
+    domain = pa.array(["target" if row["clip"].endswith(moved) else row["domain"] for row in rows])
+    place = catalog.table.schema.get_field_index("domain")
+    spec = spec_of("embed", config=config)
+    write_catalog(spec.run.catalog, replace(catalog, table=catalog.table.set_column(place, "domain", domain)))
+    rows = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), fit_on="source").to_pylist()
+    target = [row for row in rows if row["split"] != "test" and row["domain"] == "target"]
+    assert len(target) == 4  # half of four in each section
+    assert all(row["split"] == "validation" and row["score"] > 0 for row in target)
 
 
 @pytest.mark.parametrize(

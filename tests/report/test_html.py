@@ -286,10 +286,18 @@ def result(num_clips: int, section: str = "00", seed: int = 0, **fields: object)
     clips = np.array([f"{section}/{i}" for i in range(num_clips)], dtype=object)
     domains = np.array(["source" if i % 4 < 2 else "target" for i in range(num_clips)], dtype=object)
     labels = np.array([i % 2 for i in range(num_clips)], dtype=object)
+    none = clips[:0]
     scores = np.round(rng.standard_normal(num_clips) + 0.8 * labels.astype(float), 1)  # some are equal
-    given = {"labels": labels, "threshold": 1.0, "domains": ("source", "target"), "part": "evaluation", **fields}
+    given = {
+        "labels": labels,
+        "threshold": 1.0,
+        "p_values": np.full(num_clips, 0.5),
+        "domains": ("source", "target"),
+        "part": "evaluation",
+        **fields,
+    }
     return SectionResult(machine="fan", section=section, seed=seed, **given,
-                         scores=SectionScores(clips, domains, scores, None, clips[:0], scores[:0], scores[:0] > 0))  # type: ignore[arg-type] # fmt: skip
+                         scores=SectionScores(clips, domains, scores, None, clips, none, scores[:0], none, none))  # type: ignore[arg-type] # fmt: skip
 
 
 def labels_of(*results: SectionResult) -> dict[str, int | None]:

@@ -3,7 +3,10 @@ import io
 import pyarrow as pa
 from rich.console import Console
 
+from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import SCHEMA
+from rayasd.evaluation.decisions import clopper_pearson
+from rayasd.report.tables import between, decision_table
 from rayasd.report.terminal import print_sections
 
 
@@ -18,8 +21,29 @@ def test_sections_are_columns_and_seeds_are_averaged():
         common | {"machine": "fan", "part": "evaluation", "section": "03", "status": "failed"},
     ]
     console = Console(width=80, file=io.StringIO())
-    print_sections(console, pa.Table.from_pylist(rows, SCHEMA), "both")
+    print_sections(console, pa.Table.from_pylist(rows, SCHEMA), "both", EvaluationConfig())
     lines = [line.split() for line in console.file.getvalue().splitlines()]
-    assert lines[1:] == [
+    assert lines[1:6] == [
         ["dev", "eval"], ["00", "03"], ["machine", "source", "source"], ["fan", "65.00", "–"], ["pump", "–", "90.00"],
     ]  # fmt: skip
+
+
+def test_decisions_are_by_machine_and_domain_over_sections_and_seeds():
+    common = dict.fromkeys(SCHEMA.names) | {
+        "variant": "both", "machine": "fan", "domain": "source", "selected": True, "calibration": "held-out",
+    }  # fmt: skip
+    rows = [
+        common | {"section": section, "seed": seed, "num_normal": normal, "false_alarms": alarms, "recall": recall,
+                  "num_calibration": count}
+        for section, normal, alarms, recall, count in (("00", 10, 0.1, 0.5, 9), ("01", 30, 0.3, 0.7, 12))
+        for seed in (0, 1)
+    ] + [
+        common | {"domain": "target", "section": "00", "seed": 0, "num_normal": 9, "num_calibration": 4,
+                  "no_threshold": "no threshold: too few"},
+        common | {"domain": "both", "section": "00", "seed": 0, "num_normal": 9},
+    ]  # fmt: skip
+    titles, (source, target) = decision_table(pa.Table.from_pylist(rows, SCHEMA), "both", EvaluationConfig())
+    interval = between(clopper_pearson(10, 40))  # of one seed's clips: the other's are the same
+    assert source == ["fan", "source", "10.00", "25.00", interval, "60.00", "held-out", "9", ""]
+    assert target == ["fan", "target", "10.00", "–", "–", "–", "held-out", "4", "no threshold: too few"]
+    assert len(titles) == len(source)

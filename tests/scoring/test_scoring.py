@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from rich.console import Console
 
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
 from rayasd.scoring import load
 from rayasd.scoring.loading import RunModels
 from rayasd.scoring.model import MachineModel, _spans
-from rayasd.scoring.output import _harmless
+from rayasd.scoring.output import _harmless, write_scores
 from rayasd.scoring.packing import read_pack, write_pack
 from tests.command import Rayasd, command_line, environment
 from tests.conftest import RATE, run_locally
@@ -101,15 +102,40 @@ def test_the_first_entry_scores_even_if_it_is_the_best_in_hindsight_too(run: Pat
     assert RunModels(copied).entry == name
 
 
-def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(run: Path, tree: Path):
-    model = load(run, machine="fan", entry="both", detector="knn-1", pooling="mean")
+@pytest.mark.parametrize(("variant", "kind", "count"), [("statistics", "leave-one-out", 9), ("both", "held-out", 1)])
+def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(
+    run: Path, tree: Path, variant: str, kind: str, count: int
+):
+    model = load(run, machine="fan", entry=variant, detector="knn-1", pooling="mean")
     for clip in model.score(sorted((tree / "fan/source_test").glob("section_00*")), section="00"):
+        normal = model._sections["00"].decision.normal
+        assert len(normal) == count
+        assert clip.calibration == kind
         assert clip.score is not None
-        assert clip.threshold is not None
-        assert clip.anomalous == (clip.score > clip.threshold)
-        training = model._sections["00"].training
-        assert clip.percentile == pytest.approx(100 * np.mean(training < clip.score))
+        assert clip.p_value == (1 + (normal >= clip.score).sum()) / (1 + count)
+        assert clip.threshold == normal[count // 2]
+        assert clip.no_threshold is None
+        assert clip.anomalous == (clip.score > clip.threshold) == (clip.p_value <= 0.5)
+        assert clip.percentile == pytest.approx(100 * np.mean(normal < clip.score))
         assert 0 <= (clip.worst or 0) <= clip.end
+
+
+def test_a_model_without_threshold_says_why(run: Path, tree: Path):
+    parts = RunModels(run, entry="both").parts("fan")
+    ((origin, embedder),) = parts.embedders.items()
+    rules = replace(embedder.config.evaluation, false_alarm_rate=0.1)
+    strict = replace(embedder, config=replace(embedder.config, evaluation=rules))
+    model = MachineModel(replace(parts, embedders={origin: strict}))
+    (clip,) = model.score([tree / "fan/source_test/section_00_source_test_anomaly_0000.wav"], section="00")
+    assert (clip.threshold, clip.anomalous, clip.reason) == (None, None, None)
+    assert clip.no_threshold == "no threshold: 1 normal clip allows no false-alarm rate below 1/2"
+    assert clip.p_value in (0.5, 1.0)
+    console = Console(file=io.StringIO(), width=200)
+    write_scores([clip], "table", console, model)
+    assert f"Section 00: {clip.no_threshold}." in console.file.getvalue()
+    known = replace(clip, calibration="trained-on")
+    write_scores([known], "table", console, model)
+    assert "Section 00: calibrated on clips that were trained on, expect more false alarms." in console.file.getvalue()
 
 
 def test_a_packed_model_scores_as_the_run_does(run: Path, packed: Path, tree: Path):

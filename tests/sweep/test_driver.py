@@ -84,7 +84,7 @@ DATA = {"fingerprint": {"fan": "1"}, "root": "root", "pretrained": {}}
 
 
 def set_up(store: RunStore, config=CONFIG, clips=(("a", "1"), ("b", "2")), plan=PLAN, *, data=DATA, **options) -> None:
-    columns = {name: ["x"] * len(clips) for name in ("machine", "section", "domain", "split")}
+    columns = {name: ["x"] * len(clips) for name in ("machine", "section", "domain", "split", "group")}
     table = pa.table({"clip": [c[0] for c in clips], "digest": [c[1] for c in clips], **columns})
     fingerprint = {"fingerprint": {"fan": str(clips)}}
     store.set_up(config, Catalog(Path("root"), table), data | fingerprint, plan, ["rayasd"], **options)

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import Labels, members_of
-from rayasd.evaluation.decisions import threshold
+from rayasd.evaluation.decisions import decision_of
 from rayasd.evaluation.scores import Key, Scored, SectionScores, by_name
 
 FPR: NDArray[np.float64] = np.concatenate([[0.0], np.linspace(0, 0.1, 41)[1:] - 1e-6, np.linspace(0.1, 1, 91)[1:]])
@@ -32,6 +33,8 @@ class SectionResult:
     """0, 1 or None, (clips,)"""
     threshold: float | None
     """Score above which a clip is called anomalous."""
+    p_values: NDArray[np.float64]
+    """By normal clips' scores, (clips,)."""
     domains: tuple[str, ...]
     """Values of the cells that are ok and have an AUC."""
 
@@ -53,7 +56,7 @@ class WrongClip:
 
 
 def read_results(
-    entry: str, cells: pa.Table, scored: Iterable[Scored], labels: Labels, percentile: float
+    entry: str, cells: pa.Table, scored: Iterable[Scored], labels: Labels, evaluation: EvaluationConfig
 ) -> list[SectionResult]:
     """Read the scores that count for an entry, section by section and seed by seed.
 
@@ -62,7 +65,7 @@ def read_results(
         cells: of the run, with ``selected``.
         scored: scores files.
         labels: of the clips.
-        percentile: of the threshold, where the cells have none.
+        evaluation: the rules.
 
     """
     files = by_name(scored)
@@ -74,8 +77,8 @@ def read_results(
     for (machine, seed), by_section in sorted(sections.items(), key=str):
         systems = files[entry, machine, seed].systems
         for section, rows in sorted(by_section.items()):
-            of_section = systems[Key(*(rows[0][name] for name in Key._fields))]
-            at = next((row["threshold"] for row in rows if row["threshold"] is not None), None)
+            key = Key(*(rows[0][name] for name in Key._fields))
+            of_section, decision = systems[key], decision_of(systems, key, evaluation)
             results.append(
                 SectionResult(
                     machine=machine,
@@ -84,7 +87,8 @@ def read_results(
                     seed=seed,
                     scores=of_section,
                     labels=np.array([labels.get(clip) for clip in of_section.clips], dtype=object),
-                    threshold=threshold(of_section.calibrating, percentile) if at is None else at,
+                    threshold=decision.threshold,
+                    p_values=decision.p_values(of_section.scores),
                     domains=tuple(r["domain"] for r in rows if r["status"] == "ok" and r["auc"] is not None),
                 )
             )

@@ -104,6 +104,16 @@ def roc_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
     return drawing(280, 294, title, shaded, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
 
 
+def reliability_chart(variant: str, curves: Sequence[ChartCurve]) -> Markup:
+    """Draw false-alarm rates that were measured on normal test clips over those that p-values promise."""
+    plane = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
+    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    frame = plane.axes(marks, marks, "promised false-alarm rate", "measured")
+    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
+    title = f"Promised and measured false-alarm rate of {variant}: {', '.join(curve.name for curve in curves)}"
+    return drawing(280, 294, title, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
+
+
 def histogram(result: SectionResult) -> Markup:
     """Draw the scores of a section's test clips, a panel a domain, by label, with the threshold of decisions."""
     scores = result.scores.scores

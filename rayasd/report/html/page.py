@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 import tomli_w
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from rayasd.ensemble_names import parse_entry
+from rayasd.evaluation.cells import members_of
 from rayasd.evaluation.leaderboard import Standing
 from rayasd.files import now, write_text
 from rayasd.report.curves import curve_chart, find_curves
@@ -24,7 +26,7 @@ from rayasd.report.html.maps import MAX_POINTS, EmbeddingMap, draw_sample, read_
 from rayasd.report.html.run import ReportedRun, facts, published_rank
 from rayasd.report.html.sounds import MAX_SECONDS, read_clip, sound, spectrogram_of
 from rayasd.report.html.svg import write_drawing
-from rayasd.report.tables import footnotes, heading, row
+from rayasd.report.tables import decision_table, footnotes, heading, row
 from rayasd.unit import Unit
 
 MAX_ROWS = 300
@@ -88,7 +90,7 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
         configuration=tomli_w.dumps(run.config.as_dict()),
         problems=_problems(run),
         titles=heading(run.leaderboard, machines),
-        words=("variant", "detector", "pooling"),
+        words=("variant", "detector", "pooling", "calibration", "machine", "domain", "note"),
         rows=[(s.rank is not None, row(s, run.leaderboard)) for s in run.leaderboard.standings[:MAX_ROWS]],
         num_systems=len(run.leaderboard.standings),
         notes=notes,
@@ -99,6 +101,8 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
         best=best,
         roc=roc,
         seed=seed,
+        decisions=decision_table(run.cells, best.variant, run.evaluation) if best else None,
+        reliability=figures.reliability_chart(best.variant, _reliability(run, of_best)) if best else None,
         histograms={m: [(s, chart) for (of, s), chart in histograms.items() if of == m] for m, _ in histograms},
         maps=maps,
         methods=list(dict.fromkeys(each.method for of_machine in maps.values() for each, _ in of_machine)),
@@ -137,8 +141,7 @@ def _write_charts(run: ReportedRun, charts: Mapping[str, Markup]) -> None:
 
 
 def _results(run: ReportedRun, entry: str) -> list[SectionResult]:
-    percentile = run.evaluation.threshold_percentile
-    return read_results(entry, run.cells, run.scored, run.labels, percentile)
+    return read_results(entry, run.cells, run.scored, run.labels, run.evaluation)
 
 
 def _problems(run: ReportedRun) -> list[tuple[str, str]]:
@@ -185,6 +188,22 @@ def _roc_charts(run: ReportedRun, results: Mapping[str, list[SectionResult]]) ->
                     )
         if curves:
             yield machine, figures.roc_chart(machine, curves)
+
+
+def _reliability(run: ReportedRun, results: Sequence[SectionResult]) -> list[ChartCurve]:
+    """Collect the share of normal test clips, by domain, whose p-value is at most each false-alarm rate."""
+    values: dict[str, list[NDArray[np.float64]]] = {}
+    for result in results:
+        for domain in result.domains:
+            anomalous, members = members_of(result.scores, domain, run.labels, run.evaluation.year)
+            values.setdefault(domain, []).append(result.p_values[members & ~anomalous])
+    rates = np.linspace(0.0, 1.0, 201)
+    found = {domain: np.sort(np.concatenate(parts)) for domain, parts in sorted(values.items())}
+    return [
+        ChartCurve(domain, f"line c0 {domain if domain in ('source', 'target') else ''}", rates,
+                   np.searchsorted(of_domain, rates + 1e-9, "right") / len(of_domain))
+        for domain, of_domain in found.items()
+    ]  # fmt: skip
 
 
 def _training_charts(run: ReportedRun) -> tuple[Charts, list[tuple[str, str]]]:
