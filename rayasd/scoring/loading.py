@@ -176,28 +176,31 @@ class RunModels:
     def _tree(self, machine: str, row: CellRow) -> Tree:
         """Find what the chosen scores of a section come from."""
         detector, pooling = self._detector or row["detector"], self._pooling or row["pooling"]
-        scored = self._scores(row["variant"], machine, row["seed"])
-        for kind, name in (("detector", detector), ("pooling", pooling)):
-            if name not in (names := {getattr(key, kind) for key in scored.systems}):
-                raise unknown(kind, name, names)
-        found = scored.systems[Key(row["section"], row["checkpoint"], detector, pooling)]
+        key = Key(row["section"], row["checkpoint"], detector, pooling)
+        found = self._scores(row["variant"], machine, row["seed"], key)
         if found.failed:
             what = f"{self.entry} {detector} has no scores of {machine} section {row['section']}"
             raise UserError(f"{what}: {found.reason}")
         if found.tree is None or any(leaf.variant not in self._variants for leaf in leaves(found.tree)):
-            raise UserError(f"{scored.path} does not say what was fused: {self._again}")
+            raise UserError(f"the scores of {self.entry} do not say what was fused: {self._again}")
         return found.tree
 
-    def _scores(self, variant: str, machine: str, seed: int | None) -> Scored:
+    def _scores(self, variant: str, machine: str, seed: int | None, key: Key) -> SectionScores:
         """Scores of a unit or an ensemble; files are read once."""
-        key = variant, machine, seed
-        if key not in self._scored:
+        name = variant, machine, seed
+        if name not in self._scored:
             if seed is not None and variant in self._variants:
                 path = self._store.paths.table(self._finished(machine, (variant, seed)).unit)
-            elif not (path := self._store.paths.ensemble(*key)).exists():
+            elif not (path := self._store.paths.ensemble(*name)).exists():
                 raise UserError(f"{path} is missing: {self._again}")
-            self._scored[key] = Scored(*key, path)
-        return self._scored[key]
+            self._scored[name] = Scored(*name, path)
+        systems = self._scored[name].systems
+        for kind in ("detector", "pooling"):
+            if getattr(key, kind) not in (names := {getattr(each, kind) for each in systems}):
+                raise unknown(kind, getattr(key, kind), names)
+        if key not in systems:
+            raise UserError(f"{self._scored[name].path} has nothing of {machine} as the leaderboard has: {self._again}")
+        return systems[key]
 
     def _finished(self, machine: str, origin: Origin) -> UnitSpec:
         """Find a detect unit, and make sure once that it and what it builds on is whole."""
@@ -242,17 +245,14 @@ class RunModels:
         if isinstance(tree, Fusion):
             members = (self._of_single_detectors(m, machine, section, embedders, training) for m in tree.members)
             return Fusion(tree.method, tuple(members))
-        scored = self._scores(tree.variant, machine, tree.seed)
-        key = Key(section, *tree[2:])
-        if key not in scored.systems:
-            raise UserError(f"{scored.path} has no {tree.detector} any more: {self._again}")
+        scores = self._scores(tree.variant, machine, tree.seed, Key(section, *tree[2:]))
         spec = parse_detectors([tree.detector], embedders[tree[:2]].config.inlier)[0]
         if not isinstance(spec, FusionSpec):
-            training[tree] = scored.systems[key]
+            training[tree] = scores
             return tree
         normal = _scored_again(spec, tree, section, embedders[tree[:2]])
         leaves_of = tuple(tree._replace(detector=name) for name in normal)
-        training |= {leaf: replace(scored.systems[key], training=normal[leaf.detector]) for leaf in leaves_of}
+        training |= {leaf: replace(scores, training=normal[leaf.detector]) for leaf in leaves_of}
         return Fusion(spec.method, leaves_of)
 
 
