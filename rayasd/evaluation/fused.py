@@ -15,9 +15,8 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
 
     A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
     clip is judged by those that held it out (CV+; Barber et al. 2021). They are fewer than judge a test clip, so
-    these scores spread more, and thresholds are rather too high. Members of different variants judge a clip together:
-    it counts only if none of them has seen it. Where there are no such clips, the scores are those of clips that all
-    members have in common.
+    these scores spread more, and thresholds are rather too high. Members of different variants judge a clip together
+    or not at all. A clip that members have seen is scored by all of them, and marked so.
     """
     first, tree = members[0], Fusion(method, tuple(member.tree for member in members if member.tree is not None))
     fewest = len(members) if len({_variants(member) for member in tree.members}) > 1 else 1
@@ -40,9 +39,13 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
         nothing, none = np.full(len(first.clips), np.nan), np.empty(0, object)
         normal = none, np.empty(0), none, none
         return SectionScores(first.clips, first.domains, nothing, reason, first.groups, *normal, tree)
-    fresh = {clip: [(score, how) for score, how in of if how != TRAINED_ON] for clip, of in sorted(of_clip.items())}
-    judged = {clip: of for clip, of in fresh.items() if len(of) >= fewest}
-    judged = judged or {clip: of for clip, of in sorted(of_clip.items()) if len(of) == len(members)}
+    judged = {}
+    for clip, of in sorted(of_clip.items()):
+        fresh = [(score, how) for score, how in of if how != TRAINED_ON]
+        if len(fresh) >= fewest:
+            judged[clip] = fresh
+        elif len(of) == len(members):
+            judged[clip] = of
     kinds = [_kind({how for _, how in of}) if len(of) == len(members) else CROSS_FIT for of in judged.values()]
     return SectionScores(
         first.clips, first.domains, combine(np.stack(scores)), None, first.groups, np.array([*judged], dtype=object),

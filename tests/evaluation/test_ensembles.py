@@ -88,12 +88,14 @@ def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored], r
     (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
     single = [read_scores(unit.path) for unit in units]
     for key, scores in entry.systems.items():
-        assert [clip[-2:] for clip in scores.training_clips] == [f"{n}t" for n in (0, 1, 2, 4, 5, 6, 8, 9)]
-        assert set(scores.calibration) == {"cross-fit"}
+        assert [clip[-2:] for clip in scores.calibrating.groups] == [f"{n}t" for n in (0, 1, 2, 4, 5, 6, 8, 9)]
+        assert set(scores.calibration) == {"cross-fit", "trained-on"}
         assert scores.calibrating.kind == "cross-fit"
         z = [(s[key].training - s[key].training.mean()) / s[key].training.std() for s in single]
         expected = [np.mean([z[0][0], z[3][0]]), *(z[n % 4][n] for n in (1, 2, 4, 5, 6, 8, 9))]
-        np.testing.assert_allclose(scores.training, expected)
+        np.testing.assert_allclose(scores.calibrating.scores, expected)
+        of_all = [np.mean([of_seed[n] for of_seed in z]) for n in (3, 7)]
+        np.testing.assert_allclose(scores.training[scores.calibration == "trained-on"], of_all)
         every = np.mean([(s[key].scores - s[key].training.mean()) / s[key].training.std() for s in single], axis=0)
         np.testing.assert_allclose(scores.scores, every)
 
@@ -106,8 +108,8 @@ def test_other_systems_judge_a_clip_together_or_not_at_all(units: list[Scored], 
     mark(trained, held_out=lambda clip: clip[-2:] in ("2t", "5t"))
     (entry,) = fuse_ensembles([control, trained], {}, rules("both&control"), run.ensemble)
     for scores in entry.systems.values():
-        assert [clip[-2:] for clip in scores.training_clips] == ["2t", "5t"]
-        assert set(scores.calibration) == {"held-out"}
+        assert [clip[-2:] for clip in scores.calibrating.groups] == ["2t", "5t"]
+        assert scores.calibrating.kind == "held-out"
     mark(trained)
     (entry,) = fuse_ensembles([control, replace(trained)], {}, rules("both&control"), run.ensemble)
     for scores in entry.systems.values():

@@ -9,10 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.evaluation.scores import Key, Scored, SectionScores
+from rayasd.evaluation.scores import Fusion, Leaf, SectionScores
 from rayasd.evaluation.submission import check_label, metadata, result_files, write_metadata, write_results
 from rayasd.report.dcase import _members
-from rayasd.unit import Unit
 
 
 def section(clips: list[str], domains: list[str], scores: list[float]) -> SectionScores:
@@ -118,12 +117,13 @@ def test_labels_are_checked():
 
 
 def test_networks_behind_an_entry_are_those_that_were_scored():
-    units = [Unit("train", variant, "fan", seed) for variant in ("both", "shared") for seed in (0, 1)]
-    of = {"both": (1, 2, 5), "shared": (9,)}  # epochs: exposure.min_steps may have added some
-    scored = [
-        Scored(variant, "fan", 0, Path(), computed={Key("00", epochs, "knn-1", "mean"): None for epochs in kept})
-        for variant, kept in of.items()
-    ]
-    assert _members("both&shared+seeds+checkpoints", units, scored, []) == {"both": 6, "shared": 2}
-    assert _members("shared+seeds", units, scored, []) == {"shared": 2}
-    assert _members("both", units, scored, []) == {"both": 1}
+    def scores(*systems: Leaf) -> SectionScores:
+        none = np.empty(0, object)
+        tree = Fusion("z-mean", systems)
+        return SectionScores(none, none, np.empty(0), None, none, none, np.empty(0), none, none, tree)
+
+    both = [Leaf("both", seed, epochs, "knn-1", "mean") for seed in (0, 1) for epochs in (1, 2, 5)]
+    shared = [Leaf("shared", seed, 9, "knn-1", "mean") for seed in (0, 1)]
+    of_detectors = [leaf._replace(detector="gmm-1") for leaf in shared]  # of the same networks
+    assert _members([scores(*both, *shared), scores(*both, *shared, *of_detectors)]) == {"both": 6, "shared": 2}
+    assert _members([scores(both[0])]) == {"both": 1}

@@ -70,8 +70,8 @@ def test_every_entry_scores_packed_as_its_scores_files_say(run: Path, tree: Path
             for section, scores in expected.items():
                 found = list(model.score([tree / clip for clip in scores.clips], section))
                 np.testing.assert_allclose([clip.score for clip in found], scores.scores, rtol=1e-5, err_msg=entry)
-                known = np.sort(scores.calibrating)
-                np.testing.assert_allclose(model._sections[section].training, known, rtol=1e-5, atol=1e-9)
+                known = np.sort(scores.calibrating.scores)
+                np.testing.assert_allclose(model._sections[section].decision.normal, known, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "clip-mean"])
