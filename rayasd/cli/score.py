@@ -97,7 +97,7 @@ def score(
 
 
 def _clips(words: Iterable[str]) -> Iterator[str]:
-    from rayasd.scoring.arrivals import audio_files
+    from rayasd.data.folders import audio_files
 
     for word in words:
         if word == "-":

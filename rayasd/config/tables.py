@@ -17,7 +17,11 @@ class DataConfig:
     resample: bool = False
     """Resample clips of another rate with a polyphase filter; if false, they are refused by name."""
     channel: str = "only"
-    """'only': mono files, others are refused by name; 'mean': average of all channels; or a channel number from 0."""
+    """'only': mono files, others are refused by name; 'mean': average of all channels; a channel number from 0; or
+    'near-far': channel 0, without what channel 1, far from the machine, hears too (DCASE 2026)."""
+    scale: float = bounded(0.0, minimum=0.0)
+    """Value of float samples (Pa, g) that counts as full scale; 0: 1 where they go from -1 to 1, else a power of 2 of
+    four to eight times the median peak of the machine's training clips."""
     level: Literal["keep", "clip"] = "keep"
     """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
     on_bad_clip: Literal["fail", "skip"] = "fail"

@@ -1,6 +1,6 @@
 """Every clip read, and what is odd about it, as ``rayasd data check`` shows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayasd.config import Config
+from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
 from rayasd.data.catalog import Catalog
-from rayasd.data.decoding import DECODED_COLUMNS, content
+from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
 from rayasd.data.oddities import CONTENT, Oddity, odd_contents
 from rayasd.host import usable_cpus
 
-_CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",)}
+_CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",), ".ogg": ("OGG",), ".mp3": ("MP3", "MPEG")}
 _MUCH_CLIPPED = 0.01
 
 
@@ -35,11 +35,13 @@ def inspect_clips(
     """
     rows = catalog.table.select(CONTENT[:4]).to_pylist()
 
+    scales = {machine: scaled(catalog.root, catalog.of(machine), config.data) for machine in catalog.machines}
+
     def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
         clip, facts = row["clip"], None
         try:
             facts = read_facts(catalog.root / clip)
-            samples = read_samples(catalog.root / clip, config.data)
+            samples = read_samples(catalog.root / clip, scales[row["machine"]])
         except BadClipError as error:
             return facts, {}, [Oddity(clip, str(error), True)]
         odd = []
@@ -68,16 +70,20 @@ def inspect_clips(
         [catalog.table.schema.field(n) for n in CONTENT[:4]] + [DECODED_COLUMNS.field(n) for n in CONTENT[4:]]
     )
     held_by_all = pa.Table.from_pylist(contents, schema)
-    return facts, [*oddities, *_of_the_whole(catalog), *odd_contents(held_by_all)]
+    return facts, [*oddities, *_of_the_whole(catalog, scales), *odd_contents(held_by_all)]
 
 
-def _of_the_whole(catalog: Catalog) -> list[Oddity]:
+def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Oddity]:
     """Oddities of machines and sections, not of single clips."""
     rows = catalog.table.select(["machine", "section", "split"]).to_pylist()
     sections: dict[str, dict[str, set[str]]] = {}
     for row in rows:
         sections.setdefault(row["machine"], {}).setdefault(row["split"], set()).add(row["section"])
-    oddities = []
+    oddities = [
+        Oddity(machine, f"floats are divided by {data.scale:g}: they do not go from -1 to 1", False)
+        for machine, data in scales.items()
+        if data.scale != 1.0
+    ]
     if len(sections) == 1:
         oddities.append(Oddity(str(catalog.root), "one machine type: outlier exposure needs a second", False))
     for machine, splits in sections.items():

@@ -9,7 +9,9 @@ import os
 import re
 from dataclasses import dataclass
 
-SPLIT_FOLDERS = {"train": "train", "test": "test", "source_test": "test", "target_test": "test"}
+SPLIT_FOLDERS = {
+    "train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test",
+}  # fmt: skip
 """Folder of a machine type -> split of the clips in it."""
 
 LABELS = {"normal": 0, "anomaly": 1}
@@ -62,6 +64,12 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
         raise ValueError(f"named as a {domain}-domain clip but lies in {folder}/")
     label = LABELS[match["label"]] if match["label"] else (0 if split == "train" else None)
     return ClipName(match["section"], folder_domain or domain, split, label, attributes)
+
+
+def section_name(text: str) -> str:
+    """Spell a section as clips' names do: 0, 00, 0.0, id_00 and section_00 are all 00; other names stay as they are."""
+    match = re.fullmatch(r"(?:(?:section|id)[_ -]?)?(\d+)(?:\.0+)?", text.strip(), re.IGNORECASE)
+    return match[1].zfill(2) if match else text.strip()
 
 
 def name_problem(name: str) -> str | None:

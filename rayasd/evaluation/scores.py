@@ -1,7 +1,7 @@
 """Scores files as arrays: one system's scores of a section's test clips and of its normal training clips."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +84,8 @@ class Scored:
     """Scores of an ensemble, which may have no file."""
     members: "Mapping[str, Sequence[System]] | None" = field(default=None, repr=False)
     """For a greedy ensemble: by section, the systems whose scores are fused."""
+    domains: "Mapping[str, str]" = field(default_factory=dict, repr=False)
+    """Domains of test clips that are known now and may not have been when the scores were written."""
 
     @cached_property
     def systems(self) -> Mapping[Key, SectionScores]:
@@ -93,7 +95,14 @@ class Scored:
             UserError: the file is damaged.
 
         """
-        return read_scores(self.path, sha256=self.sha256) if self.computed is None else self.computed
+        if self.computed is not None:
+            return self.computed
+        found = read_scores(self.path, sha256=self.sha256)
+        return {key: replace(each, domains=self._known(each)) for key, each in found.items()} if self.domains else found
+
+    def _known(self, scores: "SectionScores") -> Words:
+        both = zip(scores.clips, scores.domains, strict=True)
+        return np.array([self.domains.get(clip, domain) for clip, domain in both], dtype=object)
 
 
 def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:

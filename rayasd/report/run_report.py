@@ -79,9 +79,11 @@ class RunReport:
     def units(self) -> dict[Unit, Scored]:
         """Scores of the finished detect units. A damaged file raises a UserError when its scores are first used."""
         specs, paths = self.sweep.specs, self.store.paths
+        test = self.catalog.table.filter(pc.field("split") == "test")
+        domains = dict(zip(test["clip"].to_pylist(), test["domain"].to_pylist(), strict=True))
         return {
             unit: Scored(unit.variant, unit.machine, unit.seed, paths.table(unit),
-                         markers.checksum(specs[unit], paths.table(unit)))
+                         markers.checksum(specs[unit], paths.table(unit)), domains=domains)
             for unit in self.sweep.units(State.DONE) if unit.stage == "detect"
         }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Where a machine's model comes from: a run, or a packed file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from safetensors.torch import load_file
 
 from rayasd import __version__
+from rayasd.config import Config
 from rayasd.data.catalog import Catalog
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
@@ -126,7 +127,7 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
     bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
     return Parts(
         machine=machine,
-        config=spec.config,
+        config=_scaled(spec.config, catalog.of(machine)),
         classes=tuple(classes),
         weights=weights,
         scale=scaling(_clips(catalog, embeddings.filter(fit_rows("train")))),
@@ -185,6 +186,12 @@ class _Chosen:
             detector, pooling = self._choice.detector or row["detector"], self._choice.pooling or row["pooling"]
             systems[section] = System(self.variant, checkpoint, detector, pooling)
         return systems
+
+
+def _scaled(config: Config, table: pa.Table) -> Config:
+    """Settle ``data.scale`` as the machine's clips were decoded."""
+    scale = table["scale"][0].as_py() if "scale" in table.column_names else 1.0
+    return replace(config, data=replace(config.data, scale=scale))
 
 
 def _clips(catalog: Catalog, windows: pa.Table) -> pa.Table:
