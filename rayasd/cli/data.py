@@ -36,7 +36,7 @@ def data() -> None:
 def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: bool) -> None:
     """Fetch a DCASE Task 2 data set from Zenodo.
 
-    DATASET is one of dcase2020 to dcase2025. Run again, it continues where it stopped.
+    DATASET is one of dcase2020 to dcase2026. Run again, it continues where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -99,6 +99,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     from rayasd.cli.display import clip_progress, wide_console
     from rayasd.data.ground_truth import scan_labelled
     from rayasd.data.inspection import inspect_clips
+    from rayasd.evaluation.years import years_told
     from rayasd.wording import counted
 
     console = wide_console()
@@ -107,6 +108,9 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     with clip_progress(console, "reading") as on_progress:
         facts, oddities = inspect_clips(catalog, config, on_progress)
     console.print(_counts(catalog, facts))
+    told, by = years_told(catalog.table, catalog.dataset)
+    if told:
+        console.print(Text(f"DCASE {told[0]}, by {by}: its rules are evaluation.year = auto"), soft_wrap=True)
     if catalog.synthetic:
         console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
     by_problem: dict[tuple[bool, str], list[str]] = {}

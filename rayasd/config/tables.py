@@ -21,7 +21,7 @@ class DataConfig:
     'near-far': channel 0, without what channel 1, far from the machine, hears too (DCASE 2026)."""
     scale: float = bounded(0.0, minimum=0.0)
     """Value of float samples (Pa, g) that counts as full scale; 0: 1 where they go from -1 to 1, else a power of 2 of
-    four to eight times the median peak of the machine's training clips."""
+    four to eight times the median peak of the machine's training clips, if most of these are floats."""
     level: Literal["keep", "clip"] = "keep"
     """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
     on_bad_clip: Literal["fail", "skip"] = "fail"
@@ -246,8 +246,9 @@ class InlierConfig:
 class EvaluationConfig:
     """Choosing, ranking and combining systems."""
 
-    year: Literal[2020, 2021, 2022, 2023, 2024, 2025] = 2021
-    """DCASE Task 2 challenge whose score and division into development and evaluation apply."""
+    year: Literal["auto", 2020, 2021, 2022, 2023, 2024, 2025, 2026] = "auto"
+    """DCASE Task 2 challenge whose score and division into development and evaluation apply; 'auto' tells it from
+    clips' names, machines and folders, and takes 2021 where they tell nothing."""
     development: tuple[str, ...] = ()
     """Development sections: a section '00', a machine 'fan', or 'fan/00'; all others are evaluation sections.
     Empty: the division of evaluation.year."""
@@ -263,6 +264,11 @@ class EvaluationConfig:
     """How ensembles combine scores, after scaling each by the training scores of its section."""
     threshold_percentile: float = bounded(90.0, minimum=0.0, maximum=100.0)
     """Clips above this percentile of a gamma distribution fitted to their section's training scores are anomalous."""
+
+    @property
+    def rule_year(self) -> int:
+        """The year; 2021 where nothing has told it."""
+        return 2021 if self.year == "auto" else self.year
 
 
 def _is_name(value: object) -> bool:

@@ -191,7 +191,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
     if facts.subtype in _FLOATS and config.scale not in (0.0, 1.0):
         audio = audio / np.float32(config.scale)
     if max(audio.max(), -audio.min()) > _MOST_OVER_FULL_SCALE:
-        raise BadClipError("holds floats far beyond full scale, which data.scale sets")
+        raise BadClipError("holds samples far beyond full scale: floats go from -1 to 1, or to data.scale")
     mono = _mono(audio, config.channel)
     if facts.sample_rate != config.sample_rate:
         from scipy.signal import resample_poly  # 0.3 s to import, and rarely needed

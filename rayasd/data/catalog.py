@@ -15,6 +15,7 @@ from rayasd.data.manifest import is_manifest, read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
+from rayasd.files import read_record
 from rayasd.parquet import read_parquet, write_parquet
 
 SCHEMA = pa.schema(
@@ -63,6 +64,12 @@ class Catalog:
     def is_train(self) -> pc.Expression:
         """Filter expression of the training clips."""
         return pc.field("split") == "train"
+
+    @property
+    def dataset(self) -> str | None:
+        """What ``rayasd data fetch`` noted beside the clips: dcase2021; None if nothing."""
+        found = [read_record(folder / "fetched.json").get("dataset") for folder in (self.root, self.root.parent)]
+        return next((str(name) for name in found if name), None)
 
     @property
     def synthetic(self) -> bool:

@@ -132,7 +132,7 @@ def scaled(root: Path, table: pa.Table, config: DataConfig, over: MapOver = map)
         return config
     train = table.filter(pc.field("split") == "train")["clip"].to_pylist()
     found = [peak for part in over(partial(_peaks, root), _chunks(train)) for peak in part]
-    return replace(config, scale=scale_of(found))
+    return replace(config, scale=scale_of(found) if 2 * len(found) > len(train) else 1.0)
 
 
 def _peaks(root: Path, clips: Sequence[str]) -> list[float]:

@@ -77,7 +77,7 @@ def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True
             raise UserError(
                 f"{row['clip']}: its name says label {row['label']}, the ground truth in {folder} says {true.label}"
             )
-        if true.domain is not None and row["domain"] not in ("unknown", true.domain):
+        if true.domain is not None and row["domain"] not in (None, "unknown", true.domain):
             raise UserError(f"{row['clip']}: it is of the domain {row['domain']}, {folder} says {true.domain}")
         row["label"] = row["label"] if true.label is None else true.label
         row["domain"] = true.domain or row["domain"]

@@ -66,6 +66,11 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
     return ClipName(match["section"], folder_domain or domain, split, label, attributes)
 
 
+def scheme(stem: str) -> int | None:
+    """Return the first year that named clips like this one: 2020, 2021, or None."""
+    return 2021 if _SINCE_2021.fullmatch(stem) else 2020 if _2020.fullmatch(stem) else None
+
+
 def section_name(text: str) -> str:
     """Spell a section as clips' names do: 0, 00, 0.0, id_00 and section_00 are all 00; other names stay as they are."""
     match = re.fullmatch(r"(?:(?:section|id)[_ -]?)?(\d+)(?:\.0+)?", text.strip(), re.IGNORECASE)

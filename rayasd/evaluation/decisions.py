@@ -68,7 +68,7 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
             thresholds[unit, key] = threshold(of_section.calibrating, evaluation.threshold_percentile)
         row["threshold"] = thresholds[unit, key]
         if row["threshold"] is not None:
-            anomalous, members = members_of(of_section, row["domain"], labels, evaluation.year)
+            anomalous, members = members_of(of_section, row["domain"], labels, evaluation.rule_year)
             called = of_section.scores[members] > row["threshold"]
             values = precision_recall_fscore_support(anomalous[members], called, average="binary", zero_division=0.0)
             row["precision"], row["recall"], row["f1"] = map(float, values[:3])

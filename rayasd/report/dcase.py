@@ -80,7 +80,7 @@ def write_submission(
                 "inlier.calibration_folds needs to be 2 or more, the section as many normal clips, and an ensemble "
                 "clips that all its members have scored (inlier.fit_on=train)"
             )
-        num_files += write_results(folder, evaluation.year, machine, key.section, scores, limit)
+        num_files += write_results(folder, evaluation.rule_year, machine, key.section, scores, limit)
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
         label=label,

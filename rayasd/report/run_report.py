@@ -20,6 +20,7 @@ from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.published import why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT
+from rayasd.evaluation.years import settled
 from rayasd.files import digest
 from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
@@ -73,7 +74,8 @@ class RunReport:
                 raise UserError(
                     f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep"
                 )
-        return self.by_rules(from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation)
+        rules = from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation
+        return self.by_rules(settled(rules, self.catalog.table, self.catalog.dataset))
 
     @cached_property
     def units(self) -> dict[Unit, Scored]:
