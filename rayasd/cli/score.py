@@ -34,7 +34,11 @@ def choose_model(command: Any) -> Any:
 @click.argument("words", nargs=-1, metavar="[RUN] CLIP|FOLDER|-…")
 @click.option("--model", type=click.Path(path_type=Path, dir_okay=False), help="File of rayasd pack, instead of RUN.")
 @choose_model
-@click.option("--section", help="Which product; default: the nearest by the product head.")
+@click.option("--section", help="Which product; default (or auto): the nearest by the product head.")
+@click.option("--resample", is_flag=True, help="Convert clips of another sample rate.")
+@click.option("--channel", metavar="only|mean|near-far|N", help="Of clips with several; default: as in the run.")
+@click.option("--percentile", type=click.FloatRange(min=0, max=100),
+              help="Of normal training clips, which the threshold is at; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
@@ -42,7 +46,7 @@ def choose_model(command: Any) -> Any:
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(
     words: tuple[str, ...], model: Path | None, section: str | None, form: str, out: Path | None, watch: bool,
-    device: str, trust: bool, **choice: Any,
+    device: str, trust: bool, resample: bool, channel: str | None, percentile: float | None, **choice: Any,
 ) -> None:  # fmt: skip
     """Score new clips of one machine.
 
@@ -55,7 +59,11 @@ def score(
         rayasd score --model fan.rayasd recording.wav --format jsonl
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
+    from dataclasses import replace
+
     from rayasd.cli.display import wide_console
+    from rayasd.config import from_dict
+    from rayasd.data.naming import matching
     from rayasd.scoring.arrivals import arriving
     from rayasd.scoring.loading import load
     from rayasd.scoring.output import json_line, write_scores
@@ -77,6 +85,16 @@ def score(
     if not clips and not watch:
         raise UserError(f"no audio files in {', '.join(words)}")
     loaded = load(model, device=device, trust=trust, **choice)
+    data, evaluation = loaded.parts.config.data, loaded.parts.config.evaluation
+    config = replace(
+        loaded.parts.config,
+        data=replace(data, resample=resample or data.resample, channel=channel or data.channel),
+        evaluation=evaluation if percentile is None else replace(evaluation, threshold_percentile=percentile),
+    )
+    loaded.parts = replace(loaded.parts, config=from_dict(config.as_dict()))
+    if section is None and len(loaded.sections) == 1:
+        section = loaded.sections[0]
+    section = None if section in (None, "auto") else matching("section", section, loaded.sections)
     if watch:
         print(f"watching {', '.join(words)}; Ctrl-C ends it", file=sys.stderr, flush=True)
         with suppress(KeyboardInterrupt):
@@ -101,7 +119,7 @@ def _clips(words: Iterable[str]) -> Iterator[str]:
 
     for word in words:
         if word == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif Path(word).is_dir():
             yield from map(str, audio_files(Path(word)))
         elif Path(word).exists():

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from rayasd.data.naming import shown
-
 DirEntries = list[os.DirEntry[str]]
 
 AUDIO_SUFFIXES = (
@@ -23,29 +21,17 @@ def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
 
 
-def audio_files(root: Path, others: list[Path] | None = None) -> list[Path]:
-    """List the audio files below a folder, sorted; ``others`` gets audio that cannot be read."""
-    found = []
-    for _, entries in folders(root):
-        for entry in entries:
-            if is_audio(entry.name) and not is_folder(entry):
-                found.append(Path(entry.path))
-            elif others is not None and is_other_audio(entry.name) and not is_folder(entry):
-                others.append(Path(entry.path))
-    return sorted(found)
+def audio_files(root: Path) -> list[Path]:
+    """List the audio files below a folder, sorted; those, too, that cannot be read."""
+    return sorted(
+        Path(entry.path) for _, entries in folders(root) for entry in entries
+        if (is_audio(entry.name) or is_other_audio(entry.name)) and not is_folder(entry)
+    )  # fmt: skip
 
 
 def is_other_audio(name: str) -> bool:
     """Whether a file's name is that of audio which cannot be read."""
     return name.lower().endswith(OTHER_AUDIO) and not name.startswith(".")
-
-
-def not_readable(files: list[Path]) -> str:
-    """Say that these audio files cannot be read, and what to do."""
-    return (
-        f"{len(files)} audio files of a kind that cannot be read, {shown(str(files[0]))} first: "
-        "ffmpeg -i FILE FILE.wav converts one"
-    )
 
 
 def folders(

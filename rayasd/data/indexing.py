@@ -4,12 +4,12 @@ import fnmatch
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayasd.data.audio import CUT, BadClipError, read_facts
-from rayasd.data.folders import AUDIO_SUFFIXES, audio_files, folders, not_readable
+from rayasd.data.folders import audio_files, folders, is_audio, is_other_audio
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
 from rayasd.data.naming import name_problem, section_name, shown
 from rayasd.data.tables import read_table, words
@@ -84,7 +84,7 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     rows, left = [], []
     for path in _files(root, pattern):
         name = path.relative_to(root).as_posix()
-        if match := expression.fullmatch(name):
+        if (match := expression.fullmatch(name)) and not is_other_audio(name):
             rows.append(_row(name, match.groupdict(), rules, shown(str(path))))
         else:
             left.append(path)
@@ -168,20 +168,15 @@ def cut(root: Path, rows: Sequence[Row], seconds: float) -> list[Row]:
     return pieces
 
 
-def _files(root: Path, pattern: str) -> Iterator[Path]:
-    """List audio files, and those of the suffix that the pattern ends with."""
+def _files(root: Path, pattern: str) -> list[Path]:
+    """List audio files, or those of another suffix that the pattern ends with."""
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
-    others: list[Path] = []
     suffix = Path(pattern).suffix.lower()
-    found = audio_files(root, others)
-    if suffix and suffix.isascii() and suffix[1:].isalnum() and suffix not in AUDIO_SUFFIXES:
-        entries = (entry for _, listed in folders(root) for entry in listed)
-        found = sorted(Path(e.path) for e in entries if e.name.lower().endswith(suffix) and not e.name.startswith("."))
-    elif others and not found:
-        raise UserError(not_readable(others))
-    yield from found
-    yield from others
+    if not suffix[1:].isalnum() or is_audio(f"x{suffix}"):
+        return audio_files(root)
+    entries = (entry for _, listed in folders(root) for entry in listed)
+    return sorted(Path(e.path) for e in entries if e.name.lower().endswith(suffix) and not e.name.startswith("."))
 
 
 def _row(name: str, found: Mapping[str, str], rules: Rules, place: str) -> Row:

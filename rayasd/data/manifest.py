@@ -102,7 +102,7 @@ def manifest_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     group, attributes = (words(record.get(name)) for name in _MORE)
     for name in (clip, machine, section, group, attributes):
         if problem := name_problem(name):
-            raise UserError(f"{place}: {shown(name)} {problem}")
+            raise UserError(f"{place}: {shown(name)!r} {problem}")
     if split not in ("train", "test"):
         raise UserError(f"{place}: split {split!r}: choose train or test")
     domain = domain.lower() or "source"

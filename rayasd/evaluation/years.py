@@ -61,7 +61,8 @@ class CellKind(NamedTuple):
 def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> bool:
     """Tell whether a section chooses (development) or reports (evaluation): as configured, else as the year divides."""
     if evaluation.development:
-        return bool({machine, section, f"{machine}/{section}"} & set(evaluation.development))
+        named = {where.casefold() for where in evaluation.development}
+        return bool({machine.casefold(), section.casefold(), f"{machine}/{section}".casefold()} & named)
     if evaluation.rule_year == 2020:
         return section in _DEVELOPMENT_IDS_2020.get(machine, ("00", "02", "04", "06"))
     if evaluation.rule_year <= 2022:

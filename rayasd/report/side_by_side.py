@@ -86,6 +86,15 @@ class PairedResult:
     """Seeds that were left out."""
 
 
+def ranking_part(runs: Sequence[Path]) -> str:
+    """Return the part that all these runs have scores on: evaluation, else development."""
+    for run in runs:
+        entries = RunReport.of(run).entries().values()
+        if all(entry["evaluation"] is None for entry in entries):
+            return "development"
+    return "evaluation"
+
+
 def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResult:
     """Compare two systems by a paired bootstrap over test clips.
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from rayasd import __version__
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
+from rayasd.data.naming import matching
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
@@ -79,7 +80,7 @@ def load(
     if any(value is not None for value in (variant, seed, detector, pooling)):
         raise UserError(f"{path} is packed: variant, seed, detector and pooling were chosen when it was made")
     parts = read_pack(path, trust=trust)
-    if machine not in (None, parts.machine):
+    if machine is not None and machine.casefold() != parts.machine.casefold():
         raise UserError(f"{path} is of {parts.machine}, not of {machine}")
     return MachineModel(parts, device)
 
@@ -96,9 +97,7 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
     machines = sorted({unit.machine for unit in specs} - {ALL_MACHINES})
     if choice.machine is None and len(machines) > 1:
         raise UserError(f"{folder} has several machines: name one of {', '.join(machines)}")
-    machine = choice.machine or machines[0]
-    if machine not in machines:
-        raise unknown("machine", machine, machines)
+    machine = matching("machine", choice.machine or machines[0], machines)
     chosen = _Chosen(store, machine, choice)
     unit = Unit("detect", chosen.variant, machine, chosen.seed)
     if unit not in specs:

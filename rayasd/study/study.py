@@ -281,6 +281,9 @@ def _oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
     for machine in machines:
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
             yield f"note     {machine} has one section: the product loss has nothing to tell apart"
+    outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]
+    if outside:
+        yield f"note     {outside[0]}{f', and {len(outside) - 1} more folders' if len(outside) > 1 else ''}"
     for found in odd_contents(catalog.table):
         yield f"note     {found}"
     skipped = Counter(odd.problem for odd in catalog.oddities if odd.unusable)

@@ -147,8 +147,9 @@ def test_a_table_of_other_columns(tmp_path: Path, rayasd: Rayasd):
     put(tmp_path, *(f"sounds/{n}.wav" for n in range(3)))
     lines = ["Filename;ClassId", "0.wav;1", "1.wav;4", "2.wav;1"]
     (tmp_path / "motor.csv").write_bytes("\r\n".join(lines).encode("utf-16"))
-    done = rayasd("data", "index", tmp_path, "--table", tmp_path / "motor.csv", "--columns",
-                  "path=sounds\\{filename},label=ClassId", "--machine", "motor", "--normal", "1", "--anomaly", "*")  # fmt: skip
+    columns = "path=sounds\\{filename},label=ClassId"
+    words = ("--table", tmp_path / "motor.csv", "--columns", columns, "--machine", "motor")
+    done = rayasd("data", "index", tmp_path, *words, "--normal", "1", "--anomaly", "*")
     assert done.returncode == 0, done.stderr
     rows = scan(tmp_path / "clips.csv").table.to_pylist()
     assert [(row["clip"], row["machine"], row["label"]) for row in rows] == [

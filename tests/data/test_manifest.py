@@ -10,7 +10,6 @@ from rayasd.data.manifest import COLUMNS, manifest_text
 from rayasd.errors import UserError
 from tests.conftest import write_clip
 
-
 GOOD = dict(zip(COLUMNS, ("x.wav", "fan", "00", "source", "train", "normal"), strict=True))
 
 
@@ -138,5 +137,5 @@ def test_a_manifest_may_have_attributes(tmp_path: Path):
     (clip,) = scan(tmp_path / "clips.csv").table.to_pylist()
     assert clip["attributes"] == "speed 3"
     (tmp_path / "clips.csv").write_text(lines.format("a\x07b"))
-    with pytest.raises(UserError, match="row 1: attributes .* control character"):
+    with pytest.raises(UserError, match="row 1: .* control character"):
         scan(tmp_path / "clips.csv")
