@@ -95,7 +95,7 @@ TRAIN = Stage(
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
-    settings=("embedding",), version=4, uses_torch=True, most_gpus=1.0,
+    settings=("embedding",), version=5, uses_torch=True, most_gpus=1.0,
     work_unit="windows",
     work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
     output_bytes=lambda machine, config, clips, parameters: (

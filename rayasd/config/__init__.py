@@ -96,7 +96,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config: Config = build(Config, values)
     data, front_end, exposure = config.data, config.front_end, config.exposure
     _ = config.network.lora  # checks network.train
-    if front_end.f_min >= front_end.f_max:
+    if front_end.f_min >= front_end.highest(data.sample_rate):
         raise UserError("front_end.f_min must be below front_end.f_max")
     if front_end.f_max > data.sample_rate / 2:
         raise UserError(f"front_end.f_max = {front_end.f_max:g} is above half of data.sample_rate = {data.sample_rate}")

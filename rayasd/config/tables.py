@@ -42,14 +42,18 @@ class FrontEndConfig:
     """Number of mel bands."""
     f_min: float = bounded(50.0, minimum=0.0)
     """Lowest frequency, in Hz."""
-    f_max: float = bounded(7800.0, minimum=1.0)
-    """Highest frequency, in Hz; at most half of data.sample_rate."""
+    f_max: float = bounded(0.0, minimum=0.0)
+    """Highest frequency, in Hz, at most half of data.sample_rate; 0: 97.5 % of that half, 7800 Hz at 16 kHz."""
     power: float = bounded(1.0, minimum=0.1)
     """Exponent of the magnitude: 1 is amplitude, 2 is power."""
     normalized: bool = True
     """Divide the transform by the root of the window function's energy ('normalized' in torchaudio)."""
     log: bool = False
     """Use log(mel + 1e-6) instead of mel."""
+
+    def highest(self, sample_rate: int) -> float:
+        """Return ``f_max`` at a sample rate."""
+        return self.f_max or 0.975 * sample_rate / 2
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,10 @@ class EmbeddingConfig:
     """Embedding the windows of each clip."""
 
     num_windows: int = bounded(10, minimum=1)
-    """Evenly spaced windows per clip; the last one ends with the clip."""
+    """Evenly spaced windows per clip; the last one ends with the clip. Where they would see less than a quarter of a
+    machine's usual clip (long recordings), its clips get as many as lie end to end."""
+    windows_per_second: float = bounded(0.0, minimum=0.0)
+    """Windows for each second of a machine's usual clip, instead of embedding.num_windows; 0: that many per clip."""
     batch_size: int = bounded(256, minimum=1)
     """Windows per forward pass."""
 

@@ -16,6 +16,7 @@ from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.scores import Key, System, read_scores
+from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
 from rayasd.inlier.detectors import single_detector
@@ -126,7 +127,7 @@ def parts_of_run(folder: Path, choice: Choice) -> Parts:
     bank = bank.filter(pc.field("checkpoint").isin([system.checkpoint for system in systems.values()]))
     return Parts(
         machine=machine,
-        config=_scaled(spec.config, catalog.of(machine)),
+        config=_settled(spec.config, catalog.of(machine)),
         classes=tuple(classes),
         weights=weights,
         scale=scaling(_clips(catalog, embeddings.filter(fit_rows("train")))),
@@ -187,10 +188,11 @@ class _Chosen:
         return systems
 
 
-def _scaled(config: Config, table: pa.Table) -> Config:
-    """Settle ``data.scale`` as the machine's clips were decoded."""
+def _settled(config: Config, table: pa.Table) -> Config:
+    """Settle ``data.scale`` and the windows per clip as for the machine's clips."""
     scale = table["scale"][0].as_py() if "scale" in table.column_names else 1.0
-    return replace(config, data=replace(config.data, scale=scale))
+    embedding = replace(config.embedding, num_windows=windows_of(config, table))
+    return replace(config, data=replace(config.data, scale=scale), embedding=embedding)
 
 
 def _clips(catalog: Catalog, windows: pa.Table) -> pa.Table:

@@ -30,9 +30,9 @@ def spectrogram_of(config: Config) -> Callable[[NDArray[np.int16]], str]:
     import torch  # seconds to import
     from torchaudio.transforms import MelSpectrogram
 
-    front = config.front_end
+    front, rate = config.front_end, config.data.sample_rate
     mel = MelSpectrogram(
-        config.data.sample_rate, n_fft=front.n_fft, hop_length=front.hop_length, f_min=front.f_min, f_max=front.f_max,
+        rate, n_fft=front.n_fft, hop_length=front.hop_length, f_min=front.f_min, f_max=front.highest(rate),
         n_mels=min(front.n_mels, _HEIGHT), center=True, pad_mode="constant",
     )  # fmt: skip
 
