@@ -15,6 +15,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
+from rayasd.data.folders import is_other_audio
 from rayasd.data.headers import contradiction, flac_differs, impossible_length
 from rayasd.errors import StorageError
 
@@ -275,7 +276,8 @@ def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
     of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
     if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
         return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command goes on")
-    return BadClipError(_reason(error))
+    remedy = ": ffmpeg -i FILE FILE.wav converts it" if is_other_audio(path.name) else ""
+    return BadClipError(_reason(error) + remedy)
 
 
 def _reason(error: Exception) -> str:

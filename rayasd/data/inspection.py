@@ -12,7 +12,7 @@ from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
 from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
-from rayasd.data.oddities import CONTENT, Oddity, odd_contents
+from rayasd.data.oddities import CONTENT, Oddity, odd_contents, same_audio
 from rayasd.host import usable_cpus
 
 _CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",), ".ogg": ("OGG",), ".mp3": ("MP3", "MPEG")}
@@ -70,7 +70,7 @@ def inspect_clips(
         [catalog.table.schema.field(n) for n in CONTENT[:4]] + [DECODED_COLUMNS.field(n) for n in CONTENT[4:]]
     )
     held_by_all = pa.Table.from_pylist(contents, schema)
-    return facts, [*oddities, *_of_the_whole(catalog, scales), *odd_contents(held_by_all)]
+    return facts, [*oddities, *_of_the_whole(catalog, scales), *odd_contents(held_by_all), *same_audio(held_by_all)]
 
 
 def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Oddity]:

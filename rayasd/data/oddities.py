@@ -43,10 +43,6 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
     rows: list[ClipRow] = clips.select(CONTENT).to_pylist()
     train = [row for row in rows if row["split"] == "train"]
     test = [row for row in rows if row["split"] == "test"]
-    heard = [row for row in rows if not is_constant(row)]
-    anywhere, alike = _first_of_each(heard, _digest), _first_of_each(heard, _place)
-    elsewhere = [(row, anywhere[_digest(row)]) for row in heard if row["machine"] != anywhere[_digest(row)]["machine"]]
-    twice = [(row, alike[_place(row)]) for row in heard if row is not alike[_place(row)]]
     trained = _first_of_each(train, _audio)
     tested = _first_of_each((row for row in test if row["label"] is not None), _audio)
     leaked = [(row, trained[_audio(row)]) for row in test if _audio(row) in trained]
@@ -58,8 +54,6 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
     found = [
         *_pairs(leaked, "test clips hold the same audio as training clips"),
         *_pairs(contradicting, "test clips hold the same audio as test clips of the other label"),
-        *_pairs(elsewhere, "clips hold the same audio as clips of another machine"),
-        *_pairs(twice, "clips hold the same audio as others of their machine and split"),
         *_much_longer(train, test),
     ]
     if mute := sorted({row["machine"] for row in train} - {row["machine"] for row in train if not is_constant(row)}):
@@ -70,6 +64,21 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
             Oddity(_machines(silent), f"training clips are silent or constant, {silent[0]['clip']} first", False)
         )
     return found
+
+
+def same_audio(clips: pa.Table) -> list[Oddity]:
+    """Find clips that hold the same audio as one of another machine, or of their machine and split in another place.
+
+    ``clips`` and what is returned are as of ``odd_contents``, which finds what lies in training and test.
+    """
+    rows = [row for row in clips.select(CONTENT).to_pylist() if not is_constant(row)]
+    anywhere, alike = _first_of_each(rows, _digest), _first_of_each(rows, _place)
+    elsewhere = [(row, anywhere[_digest(row)]) for row in rows if row["machine"] != anywhere[_digest(row)]["machine"]]
+    twice = [(row, alike[_place(row)]) for row in rows if row is not alike[_place(row)]]
+    return [
+        *_pairs(elsewhere, "clips hold the same audio as clips of another machine"),
+        *_pairs(twice, "clips hold the same audio as others of their machine and split"),
+    ]
 
 
 def is_constant(row: ClipRow) -> bool:
