@@ -165,7 +165,7 @@ def clips_of(*names: str) -> pa.Table:
     ("names", "years"),
     [
         (["fan/train/normal_id_00_00000000.wav", "ToyCar/test/id_05_00000001.wav"], [2020]),
-        (["fan/source_test/section_00_source_test_normal_0000.wav", "pump/train/section_03_source_train_normal_0000.wav"],
+        (["fan/source_test/section_00_source_test_0000.wav", "pump/train/section_03_source_train_normal_0000.wav"],
          [2021, 2022]),
         (["bearing/test/section_03_source_test_normal_0000.wav"], [2022, 2021]),
         (["bearing/test/section_00_source_test_normal_0000.wav"], [2023, 2024, 2025, 2022]),
