@@ -33,6 +33,10 @@ SCHEMA = pa.schema(
     ]
 )
 
+ONE_MACHINE = (
+    "outlier exposure needs a second machine type; --variants statistics trains nothing, and variants with "
+    "exposure.scope = all (shared, shared-scac) set sections against each other"
+)
 _LONGEST_MACHINE = 150
 """Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
 
@@ -55,6 +59,11 @@ class Catalog:
     def trained(self) -> set[str]:
         """Machine types with training clips."""
         return set(self.table.filter(self.is_train)["machine"].to_pylist())
+
+    @property
+    def has_tests(self) -> bool:
+        """Whether there are test clips."""
+        return "test" in pc.unique(self.table["split"]).to_pylist()
 
     def of(self, machine: str) -> pa.Table:
         """Rows of one machine type's clips."""
@@ -170,9 +179,7 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
         if machine not in trained:
             raise UserError(f"{machine} has no training clips in {catalog.root}: --machines leaves it out")
         if trained == {machine}:
-            raise UserError(
-                f"outlier exposure needs a second machine type: {catalog.root} has training clips of {machine} alone"
-            )
+            raise UserError(f"{catalog.root} has training clips of {machine} alone: {ONE_MACHINE}")
 
 
 def _check_machines(machines: Iterable[str]) -> None:

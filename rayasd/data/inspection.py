@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
-from rayasd.data.catalog import Catalog
+from rayasd.data.catalog import ONE_MACHINE, Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
 from rayasd.data.oddities import CONTENT, Oddity, odd_contents, same_audio
 from rayasd.host import usable_cpus
@@ -85,7 +85,9 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
         if data.scale != 1.0
     ]
     if len(sections) == 1:
-        oddities.append(Oddity(str(catalog.root), "one machine type: outlier exposure needs a second", False))
+        oddities.append(Oddity(str(catalog.root), f"one machine type: {ONE_MACHINE}", False))
+    if not catalog.has_tests:
+        oddities.append(Oddity(str(catalog.root), "no test clips: models can be used, and not evaluated", False))
     for machine, splits in sections.items():
         train, test = splits.get("train", set()), splits.get("test", set())
         if len(train) == 1:

@@ -100,6 +100,8 @@ def _unit_cells(unit: Scored, labels: Labels, evaluation: EvaluationConfig) -> l
     for section, systems in by_section.items():
         part = "development" if is_development(evaluation, unit.machine, section) else "evaluation"
         first = next(iter(systems.values()))
+        if len(first.clips) == 0:
+            continue
         scores = np.stack([of_system.scores for of_system in systems.values()])
         failed = np.atleast_1d(~np.isfinite(scores).all(axis=1))
         for kind in cell_kinds(evaluation.rule_year, first.domains):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +148,10 @@ class _Chosen:
 
     def __init__(self, store: RunStore, machine: str, choice: Choice) -> None:
         self._choice = choice
+        self._cells: list[dict[str, Any]] = []
+        if not store.catalog().has_tests:
+            self._take_fixed(store, machine)
+            return
         leaderboard = store.paths.leaderboard("parquet")
         again = f"rayasd report {store.paths.root} makes it again"
         if not leaderboard.exists():
@@ -174,6 +179,17 @@ class _Chosen:
             row for row in cells.to_pylist()
             if (row["variant"], row["machine"], row["seed"]) == (self.variant, machine, self.seed)
         ]  # fmt: skip
+
+    def _take_fixed(self, store: RunStore, machine: str) -> None:
+        """Take what no test clip has chosen: the first variant, its knn-1 and mean pooling where it has them."""
+        plan = store.plans()[0]
+        self.variant = self._choice.variant or plan.variants[0]
+        self.seed = min(plan.seeds) if self._choice.seed is None else self._choice.seed
+        path = store.paths.table(Unit("detect", self.variant, machine, self.seed))
+        if not path.exists():
+            raise UserError(f"{store.paths.root} has not scored {self.variant}, seed {self.seed} of {machine}")
+        key = min(read_scores(path), key=lambda each: (each.detector != "knn-1", each.pooling != "mean"))
+        self._first = {"checkpoint": None, "detector": key.detector, "pooling": key.pooling}
 
     def systems(self, bank: pa.Table) -> dict[str, System]:
         """Choose for each section of the bank."""
