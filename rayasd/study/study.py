@@ -258,6 +258,7 @@ class Study:
         for line in [
             *told,
             *_oddities(catalog, plan.machines),
+            *_skipped_anomalies(self.catalog, catalog),
             *(f"skipped  all of {group}" for group in data["emptied"]),
         ]:
             watcher.warn(line)
@@ -265,6 +266,15 @@ class Study:
         asked = [f"{name}={','.join(map(str, values))}" for name, values in vars(plan).items()]
         command = ["rayasd.Study", *asked] if self._command is None else self._command
         store.set_up(config, catalog, data, plan, command, accept_changes=accept_changes)
+
+
+def _skipped_anomalies(scanned: Catalog, catalog: Catalog) -> Iterator[str]:
+    """Say where the anomalous clips are those that were left out: a level, say, that goes with the label."""
+    known = (c.table.filter((pc.field("split") == "test") & pc.field("label").is_valid()) for c in (scanned, catalog))
+    before, after = (Counter(table["label"].to_pylist()) for table in known)
+    lost = before - after
+    if lost[1]:
+        yield f"skipped  {lost[1]} of {before[1]} anomalous test clips, and {lost[0]} of {before[0]} normal ones"
 
 
 def _emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
