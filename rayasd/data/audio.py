@@ -32,6 +32,8 @@ _OWN_FAULTS = (
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
 )  # fmt: skip
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
+_ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
+"""What soundfile raises besides its own, for codecs that cannot seek, say."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -84,8 +86,8 @@ def uncut(path: Path) -> tuple[Path, tuple[float, float] | None]:
     """Return the file of a clip, and the seconds that it begins and ends at if it is a piece of it."""
     file, found, seconds = str(path).rpartition(CUT)
     begin, comma, end = seconds.partition(",")
-    if found and comma and not path.exists():
-        with suppress(ValueError):
+    with suppress(ValueError, OSError):  # no numbers, or a name that is too long
+        if found and comma and not path.exists():
             return Path(file), (float(begin), float(end))
     return path, None
 
@@ -119,7 +121,7 @@ def _opened(clip: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts, 
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise BadClipError("changed while it was read: is it still being written?")
-    except (soundfile.SoundFileError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except (soundfile.SoundFileError, *_ERRORS) as error:
         raise _blame(path, error) from None
     finally:
         os.close(descriptor)

@@ -1,6 +1,5 @@
 """Labels and domains that clips' names do not tell: from the organisers' files, or from a catalog that knows more."""
 
-import csv
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from rayasd.data.catalog import SCHEMA, Catalog, scan
 from rayasd.data.naming import parse_clip_name
+from rayasd.data.tables import read_rows
 from rayasd.errors import UserError
 
 _GROUND_TRUTH = re.compile(
@@ -89,32 +89,30 @@ def _of_rows(file: Path) -> Iterator[tuple[tuple[str, str], Truth]]:
     match = _GROUND_TRUTH.fullmatch(file.name)
     if match is None:
         raise UserError(f"{file}: expected a name like ground_truth_fan_section_03_source_test.csv")
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), 1):
-            if len(row) < 2 or row[1].strip() not in ("0", "1"):
-                raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
-            value = int(row[1])
-            key = match["machine"].casefold(), row[0].strip()
-            if file.parent.name == _DOMAINS:
-                yield key, Truth(domain=("source", "target")[value])
-            else:
-                yield key, Truth(label=value, domain=match["domain"])
+    for number, row in enumerate(read_rows(file), 1):
+        if len(row) < 2 or row[1].strip() not in ("0", "1"):
+            raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
+        value = int(row[1])
+        key = match["machine"].casefold(), row[0].strip()
+        if file.parent.name == _DOMAINS:
+            yield key, Truth(domain=("source", "target")[value])
+        else:
+            yield key, Truth(label=value, domain=match["domain"])
 
 
 def _of_list(file: Path) -> Truths:
     found: Truths = {}
     machine = ""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), 1):
-            cells = [cell.strip() for cell in row if cell.strip()]
-            if len(cells) == 1:
-                machine = cells[0].casefold()
-            elif cells:
-                try:
-                    name = parse_clip_name(Path(cells[1]).stem, "test")
-                except ValueError as error:
-                    raise UserError(f"{file}, line {number}: {cells[1]}: {error}") from None
-                found[machine, cells[0]] = Truth(name.label, name.domain, name.attributes)
+    for number, row in enumerate(read_rows(file), 1):
+        cells = [cell.strip() for cell in row if cell.strip()]
+        if len(cells) == 1:
+            machine = cells[0].casefold()
+        elif cells:
+            try:
+                name = parse_clip_name(Path(cells[1]).stem, "test")
+            except ValueError as error:
+                raise UserError(f"{file}, line {number}: {cells[1]}: {error}") from None
+            found[machine, cells[0]] = Truth(name.label, name.domain, name.attributes)
     return found
 
 

@@ -45,6 +45,8 @@ def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path]:
             f"{path}: no column {', '.join(missing)}; a manifest has {', '.join(COLUMNS)}: rayasd data index ROOT "
             f"--table {path.name} --columns path=…,label=… makes one"
         )
+    if problem := name_problem(named or ""):
+        raise UserError(f"{path}: the folder of {ROOT_LINE} {problem}")
     root = Path(os.path.normpath(path.parent.absolute() / (named or "")))
     places = [f"{path.name}, row {number}" for number in range(1, len(records) + 1)]
     rows = [manifest_row(record, place) for record, place in zip(records, places, strict=True)]

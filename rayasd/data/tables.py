@@ -48,6 +48,21 @@ def read_table(path: Path) -> tuple[Records, list[str], str | None]:
         raise UserError(f"{path} cannot be read as a manifest: {one_line(error)}") from None
 
 
+def read_rows(path: Path) -> list[list[str]]:
+    """Read the rows of a CSV file without a header.
+
+    Raises:
+        UserError: it is no such file, or cannot be opened.
+
+    """
+    try:
+        return list(csv.reader(io.StringIO(_decoded(path.read_bytes()), newline="")))
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+
+
 def in_lower_case(records: Records, columns: Sequence[str], known: Sequence[str]) -> tuple[Records, list[str]]:
     """Rename columns that are one of ``known`` but for their case (Path, LABEL)."""
     names = {column: column.lower() for column in columns if column.lower() in known and column.lower() not in columns}
