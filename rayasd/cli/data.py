@@ -185,9 +185,13 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
               help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
               help="Manifest to write, anywhere; default ROOT/clips.csv.")  # fmt: skip
+@click.option("--root", "seen_as", type=click.Path(path_type=Path, file_okay=False),
+              help="Where the hosts that read the manifest see ROOT; it is written into the first line.")  # fmt: skip
 @click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are not there.")
 @click.option("--force", is_flag=True, help="Replace a manifest that differs.")
-def index(root: Path, out: Path | None, partial: bool, force: bool, cut: float | None, **options: Any) -> None:
+def index(
+    root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, **options: Any
+) -> None:  # fmt: skip
     """Make a manifest of your own recordings below ROOT, for --data.
 
     The default pattern is the original MIMII tree (fan/id_00/normal/00000000.wav, 8 channels):
@@ -223,10 +227,10 @@ def index(root: Path, out: Path | None, partial: bool, force: bool, cut: float |
     if cut:
         rows = indexing.cut(root, rows, cut)
     out = out or root / "clips.csv"
-    above = out.parent.resolve() in (root.resolve(), *root.resolve().parents)
+    above = seen_as is None and out.parent.resolve() in (root.resolve(), *root.resolve().parents)
     for row in rows if above else ():
         row["path"] = (root.resolve() / row["path"]).relative_to(out.parent.resolve()).as_posix()
-    text = manifest_text(rows, None if above else root.resolve())
+    text = manifest_text(rows, None if above else seen_as or root.resolve())
     if out.exists() and not force and out.read_bytes() != text.encode():
         raise UserError(f"{out} exists and differs: --force replaces it, -o FILE chooses another place")
     try:

@@ -141,6 +141,11 @@ def test_a_manifest_may_lie_beside_its_clips(tmp_path: Path, rayasd: Rayasd):
     done = rayasd("data", "index", tmp_path / "shared", "--pattern", "{machine}/{label}/*.wav", "-o", out)
     assert done.returncode == 0, done.stderr
     assert scan(out).table["clip"].to_pylist() == ["fan/normal/a.wav"]
+    (tmp_path / "shared").rename(tmp_path / "there")
+    words = ("--pattern", "{machine}/{label}/*.wav", "-o", out, "--force", "--root", "../there")
+    assert rayasd("data", "index", tmp_path / "there", *words).returncode == 0
+    assert out.read_text().startswith("# root: ../there\n")
+    assert not scan(out).oddities
 
 
 def test_a_table_of_other_columns(tmp_path: Path, rayasd: Rayasd):
