@@ -62,7 +62,8 @@ class Network(nn.Module):
         front, network = config.front_end, config.network
         self.mel = torchaudio.transforms.MelSpectrogram(
             config.data.sample_rate, n_fft=front.n_fft, hop_length=front.hop_length, f_min=front.f_min,
-            f_max=front.f_max, n_mels=front.n_mels, power=front.power, normalized=front.normalized,
+            f_max=front.highest(config.data.sample_rate), n_mels=front.n_mels, power=front.power,
+            normalized=front.normalized,
         )  # fmt: skip
         self.log = front.log
         self.backbone = timm.create_model(network.backbone, in_chans=1, num_classes=0, global_pool="avg")

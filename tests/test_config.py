@@ -43,7 +43,7 @@ def test_overrides_take_toml_values_and_bare_words():
         ("exposure.epochs=many", "a value of type whole number is needed"),
         ("exposure.learning_rate=nan", "must be at least 0"),
         ("exposure.mixup_schedule=down", "choose one of cosine-down, cosine-up, always, never"),
-        ("data.channel=left", "choose only, mean or a channel's number"),
+        ("data.channel=left", "choose only, mean, near-far or a channel's number"),
         ("front_end.f_max=9000", "above half of data.sample_rate"),
         ("exposure=3", "exposure is a table of settings"),
         ("exposure.epochs", "write it as key=value"),
@@ -78,7 +78,7 @@ def test_a_wrong_override_is_named_with_the_way_out(override: str, said: str):
             ["exposure.objective=adacos", "exposure.scope=all", "exposure.waveform_scaling=target"],
             'exposure.waveform_scaling = "target" needs exposure.scope = "machine"',
         ),
-        (["evaluation.year=2021", "evaluation.year.x=1"], "evaluation.year = {'x': 1}: choose one of 2020"),
+        (["evaluation.year=2021", "evaluation.year.x=1"], "evaluation.year = {'x': 1}: choose one of auto, 2020"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(overrides: list[str], said: str):

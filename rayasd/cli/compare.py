@@ -13,7 +13,7 @@ from rayasd.errors import UserError
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
 @PART
 @output_format("table", "md", "csv", "json")
-def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
+def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     """Rank the chosen systems of several RUNS together.
 
     By the official score on one part. Runs on the whole of DCASE 2021 Task 2 are ranked among published systems, with
@@ -27,10 +27,10 @@ def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
     import json
     import sys
 
-    from rayasd.report.side_by_side import rank_runs
+    from rayasd.report.side_by_side import rank_runs, ranking_part
     from rayasd.report.tables import markdown_table, percent
 
-    rows, year, where, reasons = rank_runs(runs, part)
+    rows, year, where, reasons = rank_runs(runs, part or ranking_part(runs))
     for line in reasons:
         click.echo(line, err=True)
     if form == "json":
@@ -55,7 +55,7 @@ def leaderboard(runs: tuple[Path, ...], part: str, form: str) -> None:
 @click.argument("second", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
 @PART
-def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
+def compare(first: Path, second: Path, variants: str | None, part: str | None) -> None:
     """Say which of two runs is better, and how sure that is.
 
     By a paired bootstrap over test clips, of the official score and of the mean AUC. FIRST and SECOND may be the
@@ -69,13 +69,14 @@ def compare(first: Path, second: Path, variants: str | None, part: str) -> None:
 
     from rayasd.cli.display import wide_console
     from rayasd.nested import split_list
-    from rayasd.report.side_by_side import Contestant, compare_pair
+    from rayasd.report.side_by_side import Contestant, compare_pair, ranking_part
     from rayasd.report.tables import percent
 
     console = wide_console()
     names = [None, None] if variants is None else split_list(variants)
     if len(names) != 2:
         raise UserError(f"--variants {variants}: one of the first run and one of the second, for example both,no-mixup")
+    part = part or ranking_part([first, second])
     pair = [Contestant.named(run, name, part) for run, name in zip((first, second), names, strict=True)]
     found = compare_pair(pair[0], pair[1], part)
     systems = [f"{each.report.store.paths.root.name} {each.system}" for each in found.pair]

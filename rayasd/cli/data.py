@@ -1,7 +1,8 @@
 """``rayasd data``: fetch, check and index recordings, make synthetic ones."""
 
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def data() -> None:
 def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: bool) -> None:
     """Fetch a DCASE Task 2 data set from Zenodo.
 
-    DATASET is one of dcase2020 to dcase2025. Run again, it continues where it stopped.
+    DATASET is one of dcase2020 to dcase2026. Run again, it continues where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -99,6 +100,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     from rayasd.cli.display import clip_progress, wide_console
     from rayasd.data.ground_truth import scan_labelled
     from rayasd.data.inspection import inspect_clips
+    from rayasd.evaluation.years import years_told
     from rayasd.wording import counted
 
     console = wide_console()
@@ -107,6 +109,9 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     with clip_progress(console, "reading") as on_progress:
         facts, oddities = inspect_clips(catalog, config, on_progress)
     console.print(_counts(catalog, facts))
+    told, by = years_told(catalog.table, catalog.dataset)
+    if told:
+        console.print(Text(f"DCASE {told[0]}, by {by}: its rules are evaluation.year = auto"), soft_wrap=True)
     if catalog.synthetic:
         console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
     by_problem: dict[tuple[bool, str], list[str]] = {}
@@ -160,23 +165,34 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
 @data.command()
 @click.argument("root", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--pattern", default="{machine}/id_{section}/{label}/*.wav", show_default=True,
-              help="Where machine, section, domain, split and label are in a path; * matches anything.")  # fmt: skip
-@click.option("--test-fraction", type=click.FloatRange(min=0, max=0.5), default=None,
-              help="Share of normal clips held out for the test; default: as many as there are anomalies.")  # fmt: skip
+              help="Where machine, section, domain, split, label, group and attributes are in a path; * is anything "
+              "within a level, ** any levels.")  # fmt: skip
 @click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Which normal clips are held out.",
+    "--table", type=click.Path(path_type=Path, dir_okay=False), help="A table of the clips, instead of paths."
 )
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Manifest to write; default ROOT/clips.csv.",
-)
-def index(root: Path, pattern: str, test_fraction: float | None, seed: int, out: Path | None) -> None:
+@click.option("--columns", default="", metavar="path=NAME,…",
+              help="Its columns, or text with some in braces: path=sounds/{Filename},label=ClassId.")  # fmt: skip
+@click.option("--machine", help="Of all clips, where no path or column tells.")
+@click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Likewise.")
+@click.option("--normal", default="", metavar="WORDS", help="Your words for normal clips: good,healthy,*_OK.")
+@click.option("--anomaly", default="", metavar="WORDS",
+              help="For anomalous ones; '*': all others. They are kept as attributes.")  # fmt: skip
+@click.option("--split", "splits", multiple=True, metavar="WORD=train|test", help="Your words for train and test.")
+@click.option("--test-fraction", type=click.FloatRange(min=0, max=0.5), default=0.2, show_default=True,
+              help="Share of normal clips (of groups) without a split that is held out for the test.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Which normal clips are held out.")  # fmt: skip
+@click.option("--cut", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
+              help="Manifest to write, anywhere; default ROOT/clips.csv.")  # fmt: skip
+@click.option("--root", "seen_as", type=click.Path(path_type=Path, file_okay=False),
+              help="Where the hosts that read the manifest see ROOT; it is written into the first line.")  # fmt: skip
+@click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are not there.")
+@click.option("--force", is_flag=True, help="Replace a manifest that differs.")
+def index(
+    root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, **options: Any
+) -> None:  # fmt: skip
     """Make a manifest of your own recordings below ROOT, for --data.
 
     The default pattern is the original MIMII tree (fan/id_00/normal/00000000.wav, 8 channels):
@@ -184,27 +200,56 @@ def index(root: Path, pattern: str, test_fraction: float | None, seed: int, out:
     \b
         rayasd data index MIMII --out MIMII/clips.csv
         rayasd sweep --data MIMII/clips.csv --set data.channel=0
+        rayasd data index parts --pattern '{machine}/{label}/**/*.wav' --normal good --anomaly '*'
+        rayasd data index motor --table motor.csv --columns path=Filename,label=ClassId --machine motor --normal 1
 
-    A manifest is a CSV or Parquet table of path (relative to it), machine, section, domain, split and label, which you
-    may as well write yourself.
+    A manifest is a CSV or Parquet table of path (relative to it, or absolute), machine, section, domain, split and
+    label, which you may as well write yourself. Audio that matches nothing is counted, and nothing is written without
+    --partial (exit code 1). More clips of the same tree move no clip from training to test.
     """
     from rayasd.cli.display import wide_console
-    from rayasd.data.manifest import index_tree, write_manifest
+    from rayasd.data import indexing
+    from rayasd.data.manifest import manifest_text
+    from rayasd.files import write_text
 
+    columns, splits = (_pairs(part) for part in (options.pop("columns").split(","), options.pop("splits")))
+    table, pattern = options.pop("table"), options.pop("pattern")
+    if strange := [word for word, split in splits.items() if split not in ("train", "test")]:
+        raise UserError(f"--split {strange[0]}={splits[strange[0]]}: choose train or test")
+    normal, anomaly = ([word for word in options.pop(name).split(",") if word] for name in ("normal", "anomaly"))
+    rules = indexing.Rules(partial=partial, **options, normal=normal, anomaly=anomaly, splits=splits)
+    if table:
+        rows, left = indexing.index_table(root, table, columns, rules)
+    else:
+        rows, left = indexing.index_tree(root, pattern, rules)
+    if left and not partial:
+        print(f"{len(left)} audio files match nothing, first: {left[0]}; --partial leaves them out", file=sys.stderr)
+        raise SystemExit(1)
+    if cut:
+        rows = indexing.cut(root, rows, cut)
     out = out or root / "clips.csv"
-    rows = index_tree(root, pattern, test_fraction=test_fraction, seed=seed)
+    above = seen_as is None and out.parent.resolve() in (root.resolve(), *root.resolve().parents)
+    for row in rows if above else ():
+        row["path"] = (root.resolve() / row["path"]).relative_to(out.parent.resolve()).as_posix()
+    text = manifest_text(rows, None if above else seen_as or root.resolve())
+    if out.exists() and not force and out.read_bytes() != text.encode():
+        raise UserError(f"{out} exists and differs: --force replaces it, -o FILE chooses another place")
     try:
-        base = out.parent.resolve()
-        for row in rows:
-            row["path"] = (root.resolve() / row["path"]).relative_to(base).as_posix()
-    except ValueError:
-        raise UserError(
-            f"--out {out}: a manifest lies in a folder above its clips, for example {root / 'clips.csv'}"
-        ) from None
-    write_manifest(out, rows)
+        write_text(out, text)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; -o FILE chooses another place") from None
     counts = Counter((row["machine"], row["split"]) for row in rows)
     summary = ", ".join(f"{machine} {split} {n}" for (machine, split), n in sorted(counts.items()))
-    wide_console().print(f"{out}: {len(rows)} clips ({summary})", highlight=False)
+    more = f"; {len(left)} audio files match nothing and are left out, {left[0]} first" if left else ""
+    wide_console().print(f"{out}: {len(rows)} clips ({summary}){more}", highlight=False, markup=False)
+
+
+def _pairs(parts: Iterable[str]) -> dict[str, str]:
+    """Read KEY=VALUE words."""
+    words = [part.partition("=") for part in parts if part.strip()]
+    if wrong := [word for word, sign, value in words if not (sign and value)]:
+        raise UserError(f"{wrong[0]!r}: write NAME=VALUE")
+    return {word.strip(): value.strip() for word, _, value in words}
 
 
 def _counts(catalog: "Catalog", facts: Mapping[str, "AudioFacts"]) -> "Table":

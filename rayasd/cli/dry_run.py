@@ -104,6 +104,8 @@ class DryRun:
         if not console.file.isatty():  # for scripts, with no name left out: slurm/array.sh
             console.print(Text(f"machines: {','.join(plan.parts(self.study.config))}"), soft_wrap=True)
         console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))
+        if (told := self.study.year_told) is not None:
+            console.print(Text(told))
         if len(units) <= _LISTED:
             for unit in units:
                 console.print(Text(f"  {unit}"))

@@ -23,8 +23,8 @@ DEVICE = click.option(
     help="What networks compute on; auto: a GPU where there is one.",
 )  # fmt: skip
 PART = click.option(
-    "--part", type=click.Choice(["evaluation", "development"]), default="evaluation", show_default=True,
-    help="Sections whose scores are shown.",
+    "--part", type=click.Choice(["evaluation", "development"]),
+    help="Sections whose scores are shown; default: evaluation, or development where no evaluation section has labels.",
 )  # fmt: skip
 ADDRESS = click.option(
     "--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True, help="Standing Ray cluster."

@@ -34,7 +34,11 @@ def choose_model(command: Any) -> Any:
 @click.argument("words", nargs=-1, metavar="CLIP|FOLDER|-…")
 @click.option("--machine", help="May be left out where there is one alone.")
 @choose_model
-@click.option("--section", help="Which product; default: the nearest by the product head.")
+@click.option("--section", help="Which product; default (or auto): the nearest by the product head.")
+@click.option("--resample", is_flag=True, help="Convert clips of another sample rate.")
+@click.option("--channel", metavar="only|mean|near-far|N", help="Of clips with several; default: as in the run.")
+@click.option("--percentile", type=click.FloatRange(min=0, max=100),
+              help="Of normal training clips, which the threshold is at; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
@@ -42,7 +46,7 @@ def choose_model(command: Any) -> Any:
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(
     model: Path, words: tuple[str, ...], section: str | None, form: str, out: Path | None, watch: bool, device: str,
-    trust: bool, **choice: Any,
+    trust: bool, resample: bool, channel: str | None, percentile: float | None, **choice: Any,
 ) -> None:  # fmt: skip
     """Score new clips of one machine.
 
@@ -55,7 +59,11 @@ def score(
         rayasd score fan.rayasd recording.wav --format jsonl
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
+    from dataclasses import replace
+
     from rayasd.cli.display import wide_console
+    from rayasd.config import Config, from_dict
+    from rayasd.data.naming import matching
     from rayasd.scoring.arrivals import arriving
     from rayasd.scoring.loading import load
     from rayasd.scoring.output import json_line, write_scores
@@ -73,6 +81,19 @@ def score(
     if not clips and not watch:
         raise UserError(f"no audio files in {', '.join(words)}")
     loaded = load(model, device=device, trust=trust, **choice)
+
+    def change(config: Config) -> Config:
+        data, evaluation = config.data, config.evaluation
+        data = replace(data, resample=resample or data.resample, channel=channel or data.channel)
+        if percentile is not None:
+            evaluation = replace(evaluation, threshold="percentile", false_alarm_rate=1 - percentile / 100)
+        return from_dict(replace(config, data=data, evaluation=evaluation).as_dict())
+
+    if resample or channel or percentile is not None:
+        loaded = loaded.changed(change)
+    if section is None and len(loaded.sections) == 1:
+        section = loaded.sections[0]
+    section = None if section in (None, "auto") else matching("section", section, loaded.sections)
     if watch:
         print(f"watching {', '.join(words)}; Ctrl-C ends it", file=sys.stderr, flush=True)
         with suppress(KeyboardInterrupt):
@@ -93,11 +114,11 @@ def score(
 
 
 def _clips(words: Iterable[str]) -> Iterator[str]:
-    from rayasd.scoring.arrivals import audio_files
+    from rayasd.data.folders import audio_files
 
     for word in words:
         if word == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif Path(word).is_dir():
             yield from map(str, audio_files(Path(word)))
         elif Path(word).exists():

@@ -101,7 +101,7 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config: Config = build(Config, values)
     data, front_end, exposure = config.data, config.front_end, config.exposure
     _ = config.network.lora  # checks network.train
-    if front_end.f_min >= front_end.f_max:
+    if front_end.f_min >= front_end.highest(data.sample_rate):
         raise UserError("front_end.f_min must be below front_end.f_max")
     if front_end.f_max > data.sample_rate / 2:
         raise UserError(f"front_end.f_max = {front_end.f_max:g} is above half of data.sample_rate = {data.sample_rate}")
@@ -122,8 +122,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
     if config.window_length <= front_end.n_fft / 2:
         raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
-    if not (data.channel in ("only", "mean") or data.channel.isdecimal()):
-        raise UserError(f"data.channel = {data.channel!r}: choose only, mean or a channel's number from 0")
+    if not (data.channel in ("only", "mean", "near-far") or data.channel.isdecimal()):
+        raise UserError(f"data.channel = {data.channel!r}: choose only, mean, near-far or a channel's number from 0")
     try:
         re.compile(data.groups)
     except re.error as error:

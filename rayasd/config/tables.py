@@ -17,7 +17,11 @@ class DataConfig:
     resample: bool = False
     """Resample clips of another rate with a polyphase filter; if false, they are refused by name."""
     channel: str = "only"
-    """'only': mono files, others are refused by name; 'mean': average of all channels; or a channel number from 0."""
+    """'only': mono files, others are refused by name; 'mean': average of all channels; a channel number from 0; or
+    'near-far': channel 0, without what channel 1, far from the machine, hears too (DCASE 2026)."""
+    scale: float = bounded(0.0, minimum=0.0)
+    """Value of float samples (Pa, g) that counts as full scale; 0: 1 where they go from -1 to 1, else a power of 2 of
+    four to eight times the median peak of the machine's training clips, if most of these are floats."""
     level: Literal["keep", "clip"] = "keep"
     """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
     groups: str = ""
@@ -42,14 +46,18 @@ class FrontEndConfig:
     """Number of mel bands."""
     f_min: float = bounded(50.0, minimum=0.0)
     """Lowest frequency, in Hz."""
-    f_max: float = bounded(7800.0, minimum=1.0)
-    """Highest frequency, in Hz; at most half of data.sample_rate."""
+    f_max: float = bounded(0.0, minimum=0.0)
+    """Highest frequency, in Hz, at most half of data.sample_rate; 0: 97.5 % of that half, 7800 Hz at 16 kHz."""
     power: float = bounded(1.0, minimum=0.1)
     """Exponent of the magnitude: 1 is amplitude, 2 is power."""
     normalized: bool = True
     """Divide the transform by the root of the window function's energy ('normalized' in torchaudio)."""
     log: bool = False
     """Use log(mel + 1e-6) instead of mel."""
+
+    def highest(self, sample_rate: int) -> float:
+        """Return ``f_max`` at a sample rate."""
+        return self.f_max or 0.975 * sample_rate / 2
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,10 @@ class EmbeddingConfig:
     """Embedding the windows of each clip."""
 
     num_windows: int = bounded(10, minimum=1)
-    """Evenly spaced windows per clip; the last one ends with the clip."""
+    """Evenly spaced windows per clip; the last one ends with the clip. Where they would see less than a quarter of a
+    machine's usual clip (long recordings), its clips get as many as lie end to end."""
+    windows_per_second: float = bounded(0.0, minimum=0.0)
+    """Windows for each second of a machine's usual clip, instead of embedding.num_windows; 0: that many per clip."""
     batch_size: int = bounded(256, minimum=1)
     """Windows per forward pass."""
 
@@ -251,8 +262,9 @@ class InlierConfig:
 class EvaluationConfig:
     """Choosing, ranking and combining systems."""
 
-    year: Literal[2020, 2021, 2022, 2023, 2024, 2025] = 2021
-    """DCASE Task 2 challenge whose score and division into development and evaluation apply."""
+    year: Literal["auto", 2020, 2021, 2022, 2023, 2024, 2025, 2026] = "auto"
+    """DCASE Task 2 challenge whose score and division into development and evaluation apply; 'auto' tells it from
+    clips' names, machines and folders, and takes 2021 where they tell nothing."""
     development: tuple[str, ...] = ()
     """Development sections: a section '00', a machine 'fan', or 'fan/00'; all others are evaluation sections.
     Empty: the division of evaluation.year."""
@@ -275,6 +287,11 @@ class EvaluationConfig:
     threshold_per: Literal["section", "machine"] = "section"
     """Normal clips that set a threshold: the section's own, or those of all sections of the machine. The rate
     then holds over the machine's sections together, not in each."""
+
+    @property
+    def rule_year(self) -> int:
+        """The year; 2021 where nothing has told it."""
+        return 2021 if self.year == "auto" else self.year
 
 
 def _is_name(value: object) -> bool:

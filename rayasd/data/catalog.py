@@ -9,15 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd.data.audio import what_it_is
-from rayasd.data.folders import folders, is_folder
+from rayasd.data.audio import uncut, what_it_is
+from rayasd.data.folders import folders, is_audio, is_folder, is_other_audio
 from rayasd.data.manifest import is_manifest, read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
+from rayasd.files import read_record
 from rayasd.parquet import read_parquet, write_parquet
-
-AUDIO_SUFFIXES = (".wav", ".flac")
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +33,10 @@ SCHEMA = pa.schema(
     ]
 )
 
+ONE_MACHINE = (
+    "outlier exposure needs a second machine type; --variants statistics trains nothing, and variants with "
+    "exposure.scope = all (shared, shared-scac) set sections against each other"
+)
 _LONGEST_MACHINE = 150
 """Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
 
@@ -57,6 +60,11 @@ class Catalog:
         """Machine types with training clips."""
         return set(self.table.filter(self.is_train)["machine"].to_pylist())
 
+    @property
+    def has_tests(self) -> bool:
+        """Whether there are test clips."""
+        return "test" in pc.unique(self.table["split"]).to_pylist()
+
     def of(self, machine: str) -> pa.Table:
         """Rows of one machine type's clips."""
         return self.table.filter(pc.field("machine") == machine)
@@ -65,6 +73,12 @@ class Catalog:
     def is_train(self) -> pc.Expression:
         """Filter expression of the training clips."""
         return pc.field("split") == "train"
+
+    @property
+    def dataset(self) -> str | None:
+        """What ``rayasd data fetch`` noted beside the clips: dcase2021; None if nothing."""
+        found = [read_record(folder / "fetched.json").get("dataset") for folder in (self.root, self.root.parent)]
+        return next((str(name) for name in found if name), None)
 
     @property
     def synthetic(self) -> bool:
@@ -86,11 +100,11 @@ def scan(source: Path) -> Catalog:
     if problem := name_problem(str(source)):
         raise UserError(f"{shown(str(source))} {problem}: rename it")
     if is_manifest(source):
-        rows, root = read_manifest(source), source.parent
+        rows, root = read_manifest(source)
         oddities: list[Oddity] = []
         for row in rows:
             try:
-                status = (root / row["clip"]).stat()
+                status = uncut(root / row["clip"])[0].stat()
             except OSError as error:
                 problem = f"listed in {source.name}, cannot be opened: {error.strerror}"
                 oddities.append(Oddity(row["clip"], problem, True))
@@ -168,9 +182,7 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
         if machine not in trained:
             raise UserError(f"{machine} has no training clips in {catalog.root}: --machines leaves it out")
         if trained == {machine}:
-            raise UserError(
-                f"outlier exposure needs a second machine type: {catalog.root} has training clips of {machine} alone"
-            )
+            raise UserError(f"{catalog.root} has training clips of {machine} alone: {ONE_MACHINE}")
 
 
 def _check_machines(machines: Iterable[str]) -> None:
@@ -192,11 +204,12 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
         oddities.append(Oddity(below(folder), f"cannot be opened: {error.strerror}", True))
 
     for folder, entries in folders(root, unreadable):
-        if os.path.basename(folder) in SPLIT_FOLDERS and Path(folder) != root:  # noqa: PTH119 - hot loop
+        name = os.path.basename(folder)  # noqa: PTH119 - hot loop
+        if name == "test" and Path(folder).with_name("test_rename").is_dir():
+            continue  # the same clips, by names that tell less
+        if name in SPLIT_FOLDERS and Path(folder) != root:
             yield from entries
-        elif num_audio := sum(
-            entry.name.lower().endswith(AUDIO_SUFFIXES) and not is_folder(entry) for entry in entries
-        ):
+        elif num_audio := sum(is_audio(entry.name) and not is_folder(entry) for entry in entries):
             problem = f"{num_audio} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
             oddities.append(Oddity(below(folder), problem, False))
 
@@ -206,8 +219,12 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     clip = path.relative_to(root).as_posix()
     if entry.name.startswith("."):  # as macOS leaves beside each file
         return
-    if not entry.name.lower().endswith(AUDIO_SUFFIXES):
-        oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
+    if not is_audio(entry.name):
+        other = is_other_audio(entry.name)
+        what = (
+            "audio that cannot be read: ffmpeg -i FILE FILE.wav converts it" if other else "not an audio file: ignored"
+        )
+        oddities.append(Oddity(shown(clip), what, other))
         return
     try:
         status = entry.stat()
@@ -233,6 +250,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
             "split": name.split,
             "label": name.label,
             "attributes": name.attributes,
+            "group": "",
             "size": status.st_size,
             "mtime_ns": status.st_mtime_ns,
         }

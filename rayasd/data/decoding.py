@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing import current_process
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, num_frames, read_facts, read_samples
+from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, read_samples, scale_of
 from rayasd.errors import Interrupted, StorageError
 from rayasd.files import gone, replacing
 from rayasd.host import freed_memory_kept, worker_pool
@@ -36,6 +38,7 @@ DECODED_COLUMNS = pa.schema(
         ("sum_squares", pa.int64()),
         ("digest", pa.string()),  # xxh3 (128 bits) of the decoded samples
         ("cache", pa.string()),  # name of the machine's cache files, without suffix
+        ("scale", pa.float64()),  # that the machine's floats are divided by
     ]
 )
 
@@ -65,6 +68,7 @@ def decode_machine(
     rows: dict[str, tuple[Any, ...]] = {}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
+        config = scaled(root, table, config, over)
         found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
         lengths = {clip: length for (clip, _), length in zip(clips, found, strict=True)}
         bad = {clip: reason for clip, reason in lengths.items() if isinstance(reason, str)}
@@ -82,7 +86,7 @@ def decode_machine(
                     if isinstance(fact, str):
                         bad[clip] = fact
                     else:
-                        rows[clip] = (offset, *fact, index.stem)
+                        rows[clip] = (offset, *fact, index.stem, config.scale)
                 on_progress(len(rows) + len(bad))
             for clip in bad:
                 if not (root / clip).parent.is_dir():
@@ -120,6 +124,19 @@ def processes(num_clips: int, num_processes: int) -> Iterator[MapOver]:
 
 def _chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[begin : begin + _CHUNK] for begin in range(0, len(items), _CHUNK)]
+
+
+def scaled(root: Path, table: pa.Table, config: DataConfig, over: MapOver = map) -> DataConfig:
+    """Settle ``data.scale`` for a machine's clips: as given, else by its training clips."""
+    if config.scale:
+        return config
+    train = table.filter(pc.field("split") == "train")["clip"].to_pylist()
+    found = [peak for part in over(partial(_peaks, root), _chunks(train)) for peak in part]
+    return replace(config, scale=scale_of(found) if 2 * len(found) > len(train) else 1.0)
+
+
+def _peaks(root: Path, clips: Sequence[str]) -> list[float]:
+    return [peak for clip in clips if (peak := float_peak(root / clip)) is not None]
 
 
 def content(samples: NDArray[np.int16]) -> tuple[int, int, int, str]:

@@ -1,4 +1,4 @@
-"""Every folder below a root, whatever people keep there: links in circles, pipes, depths and numbers of any size."""
+"""Every folder below a root, whatever people keep there, and which of the files in it are audio."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,13 +7,40 @@ from pathlib import Path
 
 DirEntries = list[os.DirEntry[str]]
 
+AUDIO_SUFFIXES = (
+    ".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au",
+    ".snd", ".caf", ".nist", ".sph", ".voc",
+)  # fmt: skip
+"""What libsndfile reads; in any case."""
+OTHER_AUDIO = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka")
+"""What it does not read."""
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file's name is that of audio which can be read; hidden files, as macOS leaves them, are not."""
+    return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
+
+
+def audio_files(root: Path) -> list[Path]:
+    """List the audio files below a folder, sorted; those, too, that cannot be read."""
+    return sorted(
+        Path(entry.path) for _, entries in folders(root) for entry in entries
+        if (is_audio(entry.name) or is_other_audio(entry.name)) and not is_folder(entry)
+    )  # fmt: skip
+
+
+def is_other_audio(name: str) -> bool:
+    """Whether a file's name is that of audio which cannot be read."""
+    return name.lower().endswith(OTHER_AUDIO) and not name.startswith(".")
+
 
 def folders(
-    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None, *, follow_links: bool = True
+    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None
 ) -> Iterator[tuple[str, DirEntries]]:
     """Give each folder's path and entries (sorted by name), from the root down; hidden folders are left out.
 
-    A folder to which several ways lead is given once. ``on_error`` gets folders that cannot be opened.
+    Links to folders are followed; a folder to which several ways lead is given once. ``on_error`` gets folders that
+    cannot be opened.
     """
     waiting = [(str(root), os.path.realpath(root))]
     seen: set[str] = set()
@@ -30,7 +57,7 @@ def folders(
             continue
         yield folder, entries
         for entry in reversed(entries):
-            if is_folder(entry) and not entry.name.startswith(".") and (follow_links or not entry.is_symlink()):
+            if is_folder(entry) and not entry.name.startswith("."):
                 linked = entry.is_symlink()
                 waiting.append((entry.path, os.path.realpath(entry.path) if linked else f"{real}/{entry.name}"))
 

@@ -1,56 +1,123 @@
-"""Labels that clips' names do not tell: from the organisers' files, or from a catalog that knows more."""
+"""Labels and domains that clips' names do not tell: from the organisers' files, or from a catalog that knows more."""
 
-import csv
 import re
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from rayasd.data.catalog import SCHEMA, Catalog, scan
+from rayasd.data.naming import parse_clip_name
+from rayasd.data.tables import read_rows
 from rayasd.errors import UserError
 
 _GROUND_TRUTH = re.compile(
     r"ground_truth_(?P<machine>.+)_section_(?P<section>\d+)(?:_(?P<domain>source|target))?_test\.csv"
 )
+_PATTERNS = ("ground_truth_*.csv", "eval_data_list_*.csv")
+_LABELS, _DOMAINS = "ground_truth_data", "ground_truth_domain"
+_FOLDERS = (_LABELS, _DOMAINS, "datasets")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a clip: None where a file does not tell."""
+
+    label: int | None = None
+    domain: str | None = None
+    attributes: str | None = None
+
+
+Truths = dict[tuple[str, str], Truth]
+"""By machine, its name folded, and name of the file."""
 
 
 def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True) -> Catalog:
-    """Fill the unknown labels of test clips from ``ground_truth_<machine>_section_SS_<domain>_test.csv`` files.
+    """Fill unknown labels, domains and attributes of test clips from the organisers' files.
+
+    * ``ground_truth_<machine>_section_SS[_<domain>]_test.csv``, rows ``clip,0|1``: labels.
+    * The same names in a folder ``ground_truth_domain``, rows ``clip,0|1``: 0 source, 1 target.
+    * ``eval_data_list_YEAR.csv``, lines ``machine`` and ``clip,name that tells all``; of several, the one that names
+      most of the clips.
+
+    They lie in ``folder``, in its folders of these names or beside it.
 
     Raises:
-        UserError: no such folder or no such files, a row that is not ``clip,0|1``, a label that contradicts a name, or
-            (with ``must_match``) no clip that is named.
+        UserError: no such folder or no such files, a row that makes no sense, a label that contradicts a name, or (with
+            ``must_match``) no clip that is named.
 
     """
-    files = sorted(folder.glob("ground_truth_*.csv"))
-    if not files:
-        raise UserError(f"no ground_truth_<machine>_section_SS_<domain>_test.csv in {folder}")
-    truth: dict[tuple[str, str], int] = {}
-    for file in files:
-        match = _GROUND_TRUTH.fullmatch(file.name)
-        if match is None:
-            raise UserError(f"{file}: expected a name like ground_truth_fan_section_03_source_test.csv")
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            for number, row in enumerate(csv.reader(lines), 1):
-                if len(row) < 2 or row[1].strip() not in ("0", "1"):
-                    raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
-                truth[match["machine"], row[0].strip()] = int(row[1])
-    tests = zip(*(catalog.table.filter(~catalog.is_train)[n].to_pylist() for n in ("machine", "clip")), strict=True)
-    if must_match and not any((machine, clip.rpartition("/")[2]) in truth for machine, clip in tests):
+    places = [folder, *(folder / name for name in _FOLDERS), folder.parent / _DOMAINS]
+    if folder.name in _FOLDERS:
+        places.append(folder.parent)
+    files = [sorted(file for place in places for file in place.glob(pattern)) for pattern in _PATTERNS]
+    if not folder.is_dir() or not any(files):
+        raise UserError(f"no {_PATTERNS[0]} (<machine>_section_SS_<domain>_test) and no {_PATTERNS[1]} in {folder}")
+    names = [
+        (machine.casefold(), clip.rpartition("/")[2])
+        for machine, clip in zip(*(catalog.table[n].to_pylist() for n in ("machine", "clip")), strict=True)
+    ]
+    tested = {name for name, split in zip(names, catalog.table["split"].to_pylist(), strict=True) if split == "test"}
+    lists = [_of_list(file) for file in files[1]]
+    truth: Truths = max(lists, key=lambda each: len(tested & each.keys()), default={})
+    for file in files[0]:
+        for key, value in _of_rows(file):
+            before = truth.get(key, Truth())
+            if before.label is not None and value.label is not None and before.label != value.label:
+                raise UserError(f"{file}: {key[1]} has label {value.label}, {folder} says {before.label} elsewhere")
+            given = {name: v for name, v in vars(value).items() if v is not None}
+            truth[key] = replace(before, **given)
+    if must_match and not tested & truth.keys():
         raise UserError(f"the ground truth in {folder} names none of the test clips in {catalog.root}")
-    labels = []
-    columns = (catalog.table[name].to_pylist() for name in ("machine", "clip", "split", "label"))
-    for machine, clip, split, label in zip(*columns, strict=True):
-        true = truth.get((machine, clip.rpartition("/")[2])) if split == "test" else None
-        if true is not None and label is not None and label != true:
-            raise UserError(f"{clip}: its name says label {label}, the ground truth in {folder} says {true}")
-        labels.append(label if true is None else true)
-    return _with_labels(catalog, labels)
+    rows = catalog.table.select(["clip", "split", "label", "domain", "attributes"]).to_pylist()
+    for key, row in zip(names, rows, strict=True):
+        true = truth.get(key, Truth()) if row["split"] == "test" else Truth()
+        if true.label is not None and row["label"] not in (None, true.label):
+            raise UserError(
+                f"{row['clip']}: its name says label {row['label']}, the ground truth in {folder} says {true.label}"
+            )
+        if true.domain is not None and row["domain"] not in (None, "unknown", true.domain):
+            raise UserError(f"{row['clip']}: it is of the domain {row['domain']}, {folder} says {true.domain}")
+        row["label"] = row["label"] if true.label is None else true.label
+        row["domain"] = true.domain or row["domain"]
+        row["attributes"] = row["attributes"] or true.attributes or ""
+    return _with_columns(catalog, {name: [row[name] for row in rows] for name in ("label", "domain", "attributes")})
+
+
+def _of_rows(file: Path) -> Iterator[tuple[tuple[str, str], Truth]]:
+    match = _GROUND_TRUTH.fullmatch(file.name)
+    if match is None:
+        raise UserError(f"{file}: expected a name like ground_truth_fan_section_03_source_test.csv")
+    for number, row in enumerate(read_rows(file), 1):
+        if len(row) < 2 or row[1].strip() not in ("0", "1"):
+            raise UserError(f"{file}, line {number}: expected 'clip name,0|1', found {','.join(row)!r}")
+        value = int(row[1])
+        key = match["machine"].casefold(), row[0].strip()
+        if file.parent.name == _DOMAINS:
+            yield key, Truth(domain=("source", "target")[value])
+        else:
+            yield key, Truth(label=value, domain=match["domain"])
+
+
+def _of_list(file: Path) -> Truths:
+    found: Truths = {}
+    machine = ""
+    for number, row in enumerate(read_rows(file), 1):
+        cells = [cell.strip() for cell in row if cell.strip()]
+        if len(cells) == 1:
+            machine = cells[0].casefold()
+        elif cells:
+            try:
+                name = parse_clip_name(Path(cells[1]).stem, "test")
+            except ValueError as error:
+                raise UserError(f"{file}, line {number}: {cells[1]}: {error}") from None
+            found[machine, cells[0]] = Truth(name.label, name.domain, name.attributes)
+    return found
 
 
 def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
-    """Catalog clips, with labels from a ground-truth folder, else from a ground_truth_data folder in or below the root.
+    """Catalog clips, with labels from a ground-truth folder, else from what lies in or right below the root.
 
     Raises:
         UserError: as ``scan`` and ``with_ground_truth``.
@@ -59,20 +126,30 @@ def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
     catalog = scan(source)
     if ground_truth is not None:
         return with_ground_truth(catalog, ground_truth)
-    for found in (catalog.root / "ground_truth_data", *sorted(catalog.root.glob("*/ground_truth_data"))):
-        if found.is_dir():
-            catalog = with_ground_truth(catalog, found, must_match=False)
+    found = [catalog.root / _LABELS, *sorted(catalog.root.glob(f"*/{_LABELS}"))]
+    if any(catalog.root.glob(_PATTERNS[1])):
+        found.append(catalog.root)
+    for place in found:
+        if place.is_dir():
+            catalog = with_ground_truth(catalog, place, must_match=False)
     return catalog
 
 
 def with_labels_of(catalog: Catalog, known: Catalog) -> Catalog:
-    """Fill the unknown labels of test clips from a catalog that knows more."""
-    labels = dict(zip(known.table["clip"].to_pylist(), known.table["label"].to_pylist(), strict=True))
-    pairs = zip(catalog.table["clip"].to_pylist(), catalog.table["label"].to_pylist(), strict=True)
-    return _with_labels(catalog, [labels.get(clip) if label is None else label for clip, label in pairs])
+    """Fill unknown labels and domains of test clips from a catalog that knows more."""
+    columns = ("clip", "label", "domain")
+    before: Mapping[str, dict[str, object]] = {row["clip"]: row for row in known.table.select(columns).to_pylist()}
+    rows = catalog.table.select(columns).to_pylist()
+    for row in rows:
+        more = before.get(row["clip"], row)
+        row["label"] = more["label"] if row["label"] is None else row["label"]
+        row["domain"] = more["domain"] if row["domain"] == "unknown" else row["domain"]
+    return _with_columns(catalog, {name: [row[name] for row in rows] for name in columns[1:]})
 
 
-def _with_labels(catalog: Catalog, labels: list[int | None]) -> Catalog:
-    position = catalog.table.schema.get_field_index("label")
-    table = catalog.table.set_column(position, SCHEMA.field("label"), pa.array(labels, pa.int8()))
+def _with_columns(catalog: Catalog, columns: Mapping[str, list[object]]) -> Catalog:
+    table = catalog.table
+    for name, values in columns.items():
+        field = SCHEMA.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
     return replace(catalog, table=table)

@@ -7,8 +7,8 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-_STREAMED = (0, 0xFFFFFFFF)
-"""Placeholder lengths left by streaming writers."""
+_LONGEST = 0x7FFFE000
+"""Streaming writers leave 0 or lengths from here on: sox 0x7FFFF000, arecord 0x80000000, ffmpeg 0xFFFFFFFF."""
 _PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, extensible
 _MIN_BYTES_PER_BLOCK = 11  # FLAC: header, one constant, checksums
 
@@ -19,7 +19,7 @@ def contradiction(descriptor: int, size: int) -> str | None:
     if len(head) < 12 or head[:4] != b"RIFF":
         return None
     promised = struct.unpack("<I", head[4:8])[0]
-    if promised not in _STREAMED and promised > size:  # some writers count the eight bytes of this chunk's head too
+    if 0 < promised < _LONGEST and promised > size:  # some writers count the eight bytes of this chunk's head too
         return _cut_off(promised + 8 - size)
     return _of_wave(descriptor, size) if head[8:] == b"WAVE" else None
 
@@ -60,7 +60,7 @@ def _of_wave(descriptor: int, size: int) -> str | None:
         if name == b"fmt " and (wrong := _of_format(os.pread(descriptor, 16, place))):
             return wrong
         if name == b"data":
-            if length in _STREAMED:
+            if length == 0 or (length >= _LONGEST and place + length > size):
                 return None
             end = place + length
             return _cut_off(end - size) if end > size else _of_rest(descriptor, end, size)

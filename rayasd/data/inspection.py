@@ -1,7 +1,7 @@
 """Every clip read, and what is odd about it, as ``rayasd data check`` shows it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rayasd.config import Config
+from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
-from rayasd.data.catalog import Catalog
-from rayasd.data.decoding import DECODED_COLUMNS, content
+from rayasd.data.catalog import ONE_MACHINE, Catalog
+from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
 from rayasd.data.groups import with_groups
-from rayasd.data.oddities import CONTENT, Oddity, odd_contents
+from rayasd.data.oddities import CONTENT, Oddity, odd_contents, same_audio
 from rayasd.host import usable_cpus
 from rayasd.wording import counted
 
-_CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",)}
+_CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",), ".ogg": ("OGG",), ".mp3": ("MP3", "MPEG")}
 _MUCH_CLIPPED = 0.01
 _CHANNEL = re.compile(r"[_-]?(?:mic|ch|channel)[_-]?\d+", re.IGNORECASE)
 
@@ -39,11 +39,13 @@ def inspect_clips(
     """
     rows = catalog.table.select(CONTENT[:4]).to_pylist()
 
+    scales = {machine: scaled(catalog.root, catalog.of(machine), config.data) for machine in catalog.machines}
+
     def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
         clip, facts = row["clip"], None
         try:
             facts = read_facts(catalog.root / clip)
-            samples = read_samples(catalog.root / clip, config.data)
+            samples = read_samples(catalog.root / clip, scales[row["machine"]])
         except BadClipError as error:
             return facts, {}, [Oddity(clip, str(error), True)]
         odd = []
@@ -73,7 +75,8 @@ def inspect_clips(
     )
     held_by_all = pa.Table.from_pylist(contents, schema)
     grouped = with_groups(catalog, config.data.groups)
-    return facts, [*oddities, *_of_the_whole(catalog), *_of_groups(grouped), *odd_contents(held_by_all)]
+    of_whole = [*_of_the_whole(catalog, scales), *_of_groups(grouped)]
+    return facts, [*oddities, *of_whole, *odd_contents(held_by_all), *same_audio(held_by_all)]
 
 
 def _of_groups(catalog: Catalog) -> list[Oddity]:
@@ -95,15 +98,21 @@ def _of_groups(catalog: Catalog) -> list[Oddity]:
     return oddities
 
 
-def _of_the_whole(catalog: Catalog) -> list[Oddity]:
+def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Oddity]:
     """Oddities of machines and sections, not of single clips."""
     rows = catalog.table.select(["machine", "section", "split"]).to_pylist()
     sections: dict[str, dict[str, set[str]]] = {}
     for row in rows:
         sections.setdefault(row["machine"], {}).setdefault(row["split"], set()).add(row["section"])
-    oddities = []
+    oddities = [
+        Oddity(machine, f"floats are divided by {data.scale:g}: they do not go from -1 to 1", False)
+        for machine, data in scales.items()
+        if data.scale != 1.0
+    ]
     if len(sections) == 1:
-        oddities.append(Oddity(str(catalog.root), "one machine type: outlier exposure needs a second", False))
+        oddities.append(Oddity(str(catalog.root), f"one machine type: {ONE_MACHINE}", False))
+    if not catalog.has_tests:
+        oddities.append(Oddity(str(catalog.root), "no test clips: models can be used, and not evaluated", False))
     for machine, splits in sections.items():
         train, test = splits.get("train", set()), splits.get("test", set())
         if len(train) == 1:

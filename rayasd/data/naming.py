@@ -7,9 +7,14 @@ test clips leave out the label (2021: ``section_SS_source_test_NNNN``), later th
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-SPLIT_FOLDERS = {"train": "train", "test": "test", "source_test": "test", "target_test": "test"}
+from rayasd.errors import unknown
+
+SPLIT_FOLDERS = {
+    "train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test",
+}  # fmt: skip
 """Folder of a machine type -> split of the clips in it."""
 
 LABELS = {"normal": 0, "anomaly": 1}
@@ -62,6 +67,34 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
         raise ValueError(f"named as a {domain}-domain clip but lies in {folder}/")
     label = LABELS[match["label"]] if match["label"] else (0 if split == "train" else None)
     return ClipName(match["section"], folder_domain or domain, split, label, attributes)
+
+
+def scheme(stem: str) -> int | None:
+    """Return the first year that named clips like this one: 2020, 2021, or None."""
+    return 2021 if _SINCE_2021.fullmatch(stem) else 2020 if _2020.fullmatch(stem) else None
+
+
+def section_name(text: str) -> str:
+    """Spell a section as clips' names do: 0, 00, 0.0, id_00 and section_00 are all 00; other names stay as they are."""
+    match = re.fullmatch(r"(?:(?:section|id)[_ -]?)?(\d+)(?:\.0+)?", text.strip(), re.IGNORECASE)
+    return match[1].zfill(2) if match else text.strip()
+
+
+def matching(kind: str, word: str, names: Sequence[str]) -> str:
+    """Return the name that a word means: in any case, and a section in any spelling.
+
+    Raises:
+        UserError: none of them, or several.
+
+    """
+    if word in names:
+        return word
+    alike = [name for name in names if name.casefold() == word.casefold()]
+    if kind == "section" and not alike:
+        alike = [name for name in names if section_name(name) == section_name(word)]
+    if len(alike) != 1:
+        raise unknown(kind, word, names)
+    return alike[0]
 
 
 def name_problem(name: str) -> str | None:

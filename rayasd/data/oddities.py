@@ -1,8 +1,9 @@
 """What a person should know about data: of single clips, and what only shows when clips are set side by side."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,10 @@ import pyarrow as pa
 ClipRow = Mapping[str, Any]
 CONTENT = ("clip", "machine", "split", "label", "frames", "sum", "sum_squares", "digest")
 """Columns that ``odd_contents`` reads."""
+
+
+MUCH_LONGER = 1.5
+"""Times a training clip: ``rayasd score`` scores a longer recording in pieces."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
     rows: list[ClipRow] = clips.select(CONTENT).to_pylist()
     train = [row for row in rows if row["split"] == "train"]
     test = [row for row in rows if row["split"] == "test"]
-    trained, tested = _first_of_each(train), _first_of_each(row for row in test if row["label"] is not None)
+    trained = _first_of_each(train, _audio)
+    tested = _first_of_each((row for row in test if row["label"] is not None), _audio)
     leaked = [(row, trained[_audio(row)]) for row in test if _audio(row) in trained]
     contradicting = [
         (row, tested[_audio(row)])
@@ -46,8 +52,9 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
         if row["label"] is not None and row["label"] != tested[_audio(row)]["label"]
     ]
     found = [
-        *_pairs(leaked, "hold the same audio as training clips"),
-        *_pairs(contradicting, "hold the same audio as test clips of the other label"),
+        *_pairs(leaked, "test clips hold the same audio as training clips"),
+        *_pairs(contradicting, "test clips hold the same audio as test clips of the other label"),
+        *_much_longer(train, test),
     ]
     if mute := sorted({row["machine"] for row in train} - {row["machine"] for row in train if not is_constant(row)}):
         problem = "all training clips are silent or constant: nothing can be learned from them"
@@ -57,6 +64,21 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
             Oddity(_machines(silent), f"training clips are silent or constant, {silent[0]['clip']} first", False)
         )
     return found
+
+
+def same_audio(clips: pa.Table) -> list[Oddity]:
+    """Find clips that hold the same audio as one of another machine, or of their machine and split in another place.
+
+    ``clips`` and what is returned are as of ``odd_contents``, which finds what lies in training and test.
+    """
+    rows = [row for row in clips.select(CONTENT).to_pylist() if not is_constant(row)]
+    anywhere, alike = _first_of_each(rows, _digest), _first_of_each(rows, _place)
+    elsewhere = [(row, anywhere[_digest(row)]) for row in rows if row["machine"] != anywhere[_digest(row)]["machine"]]
+    twice = [(row, alike[_place(row)]) for row in rows if row is not alike[_place(row)]]
+    return [
+        *_pairs(elsewhere, "clips hold the same audio as clips of another machine"),
+        *_pairs(twice, "clips hold the same audio as others of their machine and split"),
+    ]
 
 
 def is_constant(row: ClipRow) -> bool:
@@ -72,22 +94,44 @@ def counted_problems(problems: Collection[str]) -> str:
     return f"1 clip: {first}" if len(problems) == 1 else f"{len(problems)} clips, first {first}"
 
 
-def _audio(row: ClipRow) -> tuple[str, str]:
+def _digest(row: ClipRow) -> Hashable:
+    return row["digest"]
+
+
+def _audio(row: ClipRow) -> Hashable:
     return row["machine"], row["digest"]
 
 
-def _first_of_each(rows: Iterable[ClipRow]) -> dict[tuple[str, str], ClipRow]:
-    first: dict[tuple[str, str], ClipRow] = {}
+def _place(row: ClipRow) -> Hashable:
+    return row["machine"], row["split"], row["digest"]
+
+
+def _first_of_each(rows: Iterable[ClipRow], key: Callable[[ClipRow], Hashable]) -> dict[Hashable, ClipRow]:
+    first: dict[Hashable, ClipRow] = {}
     for row in rows:
-        first.setdefault(_audio(row), row)
+        first.setdefault(key(row), row)
     return first
+
+
+def _much_longer(train: Sequence[ClipRow], test: Sequence[ClipRow]) -> list[Oddity]:
+    """Find machines whose test clips are longer than what ``rayasd score`` takes for one clip."""
+    lengths: dict[str, list[int]] = {}
+    for row in train:
+        lengths.setdefault(row["machine"], []).append(row["frames"])
+    usual = {machine: median(of_machine) for machine, of_machine in lengths.items()}
+    longer = [r for r in test if r["machine"] in usual and r["frames"] > MUCH_LONGER * usual[r["machine"]]]
+    text = (
+        f"test clips are more than {MUCH_LONGER:g} times as long as training clips, and rayasd score takes them in "
+        "pieces: rayasd data index --cut SECONDS makes clips of one length"
+    )
+    return [Oddity(_machines(longer), text, False)] if longer else []
 
 
 def _pairs(pairs: Sequence[tuple[ClipRow, ClipRow]], problem: str) -> list[Oddity]:
     if not pairs:
         return []
     (one, other), *_ = pairs
-    text = f"test clips {problem}, {one['clip']} = {other['clip']} first"
+    text = f"{problem}, {one['clip']} = {other['clip']} first"
     return [Oddity(_machines([row for row, _ in pairs]), text, False)]
 
 

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,9 @@ from rayasd.host import usable_cpus
 from rayasd.parquet import read_parquet
 
 OnProgress = Callable[[int, int], None]
-_VERSION = 3  # of the cache's files, and of what is refused
+_TOLD_LATER = re.compile(r"(^|/)section_\d+_\d+\.[^/]*$")
+"""Test clips whose domain and attributes, like their labels, the organisers tell after the challenge."""
+_VERSION = 4  # of the cache's files, and of what is refused
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -222,7 +225,11 @@ def data_fingerprint(catalog: Catalog) -> dict[str, str]:
         table = catalog.of(machine)
         columns = ["clip", "section", "domain", "attributes", "split", "digest"]
         columns += ["group"] if table["group"].null_count < table.num_rows else []
-        prints[machine] = digest([table[name].to_pylist() for name in columns])
+        rows = table.select(columns).to_pylist()
+        for row in rows:
+            if row["split"] == "test" and _TOLD_LATER.search(row["clip"]):
+                row.update(domain="unknown", attributes="")
+        prints[machine] = digest([[row[name] for row in rows] for name in columns])
     return prints
 
 

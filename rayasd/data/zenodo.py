@@ -19,6 +19,7 @@ RECORDS: dict[str, dict[str, tuple[int, ...]]] = {
     "dcase2023": {"dev": (7882613,), "eval": (7830345, 7860847)},
     "dcase2024": {"dev": (10902294,), "eval": (11259435, 11363076)},
     "dcase2025": {"dev": (15097779,), "eval": (15392814, 15519362)},
+    "dcase2026": {"dev": (19336329,), "eval": (20151556, 20437238)},
 }
 """Data set -> part -> Zenodo records, as the organisers' baselines name them; eval: training, then test clips."""
 

@@ -93,6 +93,8 @@ class Comparison:
     high: float
     share: float
     """Share of the draws in which the first leads; ties count half."""
+    ties: float = 0.0
+    """Share of the draws in which both have the same score."""
 
     @property
     def lead(self) -> float:
@@ -101,8 +103,9 @@ class Comparison:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval of the lead leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval of the lead leaves out zero, and as many draws have this leader as that says."""
+        first, enough = self.share - self.ties / 2, (1 + CONFIDENCE) / 2
+        return (self.low > 0 and first >= enough) or (self.high < 0 and 1 - first - self.ties >= enough)
 
 
 def compare(
@@ -129,9 +132,10 @@ def compare(
 
     def comparison(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Comparison:
         lead = measure(drawn[0]) - measure(drawn[1])
-        share = float(np.mean(lead > 0) + np.mean(lead == 0) / 2)
+        ties = float(np.mean(lead == 0))
+        share = float(np.mean(lead > 0)) + ties / 2
         a, b = (float(measure(each)[0]) for each in whole)
-        return Comparison(a, b, *interval(lead, a - b), share)
+        return Comparison(a, b, *interval(lead, a - b, least=-1.0), share, ties)
 
     return comparison(lambda m: official_replicates(m, year)), comparison(lambda m: mean_replicates(m, "auc"))
 
@@ -144,17 +148,20 @@ def undrawn(cells: Mapping[Cell, CellScores]) -> dict[Cell, dict[str, Replicates
     }
 
 
-def interval(replicates: NDArray[np.float64], estimate: float) -> tuple[float, float]:
+def interval(replicates: NDArray[np.float64], estimate: float, *, least: float = 0.0) -> tuple[float, float]:
     """95 % interval of replicates, moved by their bias: resampling leaves out clips, and pAUC rises with that.
+
+    It holds the estimate, and stays within what a score can be.
 
     Args:
         replicates: of the score, (replicates,).
         estimate: the score itself, of all clips as they are.
+        least: lowest value that there is; the highest is 1.
 
     """
     low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     bias = float(np.mean(replicates)) - estimate
-    return float(low) - bias, float(high) - bias
+    return max(least, min(float(low) - bias, estimate)), min(1.0, max(float(high) - bias, estimate))
 
 
 def _draws(cell: Cell, of_cell: CellScores, num_replicates: int) -> NDArray[np.int64]:

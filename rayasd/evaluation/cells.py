@@ -107,9 +107,11 @@ def _unit_cells(unit: Scored, labels: Labels, evaluation: EvaluationConfig) -> l
     for section, systems in by_section.items():
         part = "development" if is_development(evaluation, unit.machine, section) else "evaluation"
         first = next(iter(systems.values()))
+        if len(first.clips) == 0:
+            continue
         scores = np.stack([of_system.scores for of_system in systems.values()])
         failed = np.atleast_1d(~np.isfinite(scores).all(axis=1))
-        for kind in cell_kinds(evaluation.year, first.domains):
+        for kind in cell_kinds(evaluation.rule_year, first.domains):
             anomalous, members = _members(first.clips, kind, labels)
             problem = why_not_evaluated(first.clips, kind, labels)
             good = scores[~failed][:, members]
@@ -147,7 +149,7 @@ def labelled_cells(catalog: pa.Table, evaluation: EvaluationConfig) -> dict[str,
     labels, counts = labels_of(test), dict.fromkeys(pc.unique(test["machine"]).to_pylist(), 0)
     for group in test.group_by(["machine", "section"]).aggregate([("clip", "list"), ("domain", "list")]).to_pylist():
         clips, domains = (np.array(group[f"{name}_list"], dtype=object) for name in ("clip", "domain"))
-        kinds = cell_kinds(evaluation.year, domains)
+        kinds = cell_kinds(evaluation.rule_year, domains)
         counts[group["machine"]] += sum(why_not_evaluated(clips, kind, labels) is None for kind in kinds)
     return counts
 

@@ -193,7 +193,7 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
         row["threshold"], row["no_threshold"] = decision.threshold, decision.reason
         row["calibration"], row["num_calibration"] = decision.calibration, len(decision.normal)
         if decision.threshold is not None:
-            anomalous, members = members_of(of_section, row["domain"], labels, evaluation.year)
+            anomalous, members = members_of(of_section, row["domain"], labels, evaluation.rule_year)
             truth, called = anomalous[members], of_section.scores[members] > decision.threshold
             values = precision_recall_fscore_support(truth, called, average="binary", zero_division=0.0)
             row["precision"], row["recall"], row["f1"] = map(float, values[:3])

@@ -133,7 +133,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
     if len(systems) < 2:
         return []
     scaled = {w: np.stack([z_normalised(of[w].scores, of[w].training) for of in candidates.values()]) for w in places}
-    cells = [cell for w in places for cell in _labelled(w, candidates[systems[0]][w], labels, evaluation.year)]
+    cells = [cell for w in places for cell in _labelled(w, candidates[systems[0]][w], labels, evaluation.rule_year)]
     members: dict[Where, list[System]] = {}
     for fold, choosing in _folds(places, evaluation):
         basis = [cell for cell in cells if cell.where in choosing]

@@ -1,5 +1,6 @@
 """The leaderboard: entries ranked by the sections that did not choose them, and every system behind them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from rayasd.evaluation.scores import System
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT, CellRow, EntryCells, left_out, official, system_of
 from rayasd.files import digest
 from rayasd.nested import differing
+from rayasd.wording import counted
 
 PER_SECTION = "per section"
 """Detector of an entry whose sections have systems of their own."""
@@ -100,6 +102,8 @@ class Leaderboard:
     """Variants of which nothing is trained."""
     source_only: tuple[str, ...] = ()
     """Variants whose detectors are fitted to no target-domain clip, though there are some to train on."""
+    unlabelled: tuple[str, ...] = ()
+    """Why cells cannot be evaluated, with the number of cells, most frequent first."""
 
     @property
     def part(self) -> str:
@@ -159,7 +163,7 @@ def rank(
             chooses, reports = (lambda row: variant is None), (lambda row: variant is not None)
         else:
             chooses, reports = (lambda row: row["part"] == "development"), (lambda row: row["part"] == "evaluation")
-        found = _standing(rows, number, evaluation.year, machines, chooses, reports, in_rank, variant)
+        found = _standing(rows, number, evaluation.rule_year, machines, chooses, reports, in_rank, variant)
         return found if variant is not None else replace(found, decided=Decided.of([]), precision=None, f1=None)
 
     def count(entry: str, rows: Sequence[CellRow]) -> int:
@@ -169,8 +173,8 @@ def rank(
         seeds = {variant: len({row["seed"] for row in all_rows if row["variant"] == variant}) for variant in variants}
         return max(expected[v] // seeds[v] for v in variants) * len({row["seed"] for row in rows})
 
-    counted = {name: [all_rows[i] for i in places] for name, places in entries.items()}
-    ranked = [standing(rows, count(name, rows), name) for name, rows in counted.items()]
+    of_entry = {name: [all_rows[i] for i in places] for name, places in entries.items()}
+    ranked = [standing(rows, count(name, rows), name) for name, rows in of_entry.items()]
     score = _ranking_part(ranked_on)
     ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
     ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]
@@ -181,7 +185,10 @@ def rank(
     promise = f"at most {100 * evaluation.false_alarm_rate:g} % promised"
     if evaluation.threshold != "conformal":
         promise = f"{100 * evaluation.false_alarm_rate:g} % wanted but not promised (evaluation.threshold)"
-    board = Leaderboard((*ranked, *others), evaluation.year, ranked_on, chosen, evaluation.criterion, promise)
+    board = Leaderboard(
+        (*ranked, *others), evaluation.rule_year, ranked_on, chosen, evaluation.criterion, promise,
+        unlabelled=_unlabelled(cells),
+    )  # fmt: skip
     return _with_oracle(board)
 
 
@@ -189,6 +196,12 @@ def _could_choose(rows: Sequence[CellRow]) -> bool:
     """Whether each section, or machine, that is left out has labelled cells of others to be chosen on."""
     name = left_out(row["section"] for row in rows)
     return len({row[name] for row in rows if row["status"] == "ok"}) > 1
+
+
+def _unlabelled(cells: pa.Table) -> tuple[str, ...]:
+    rows = cells.filter(pc.field("status") == "unlabelled").select(["machine", "section", "domain", "reason"])
+    reasons = Counter(reason for *_, reason in {tuple(row.values()) for row in rows.to_pylist()})
+    return tuple(f"{counted(count, 'cell')}: {reason}" for reason, count in reasons.most_common())
 
 
 def _ranking_part(ranked_on: str) -> str:

@@ -43,8 +43,8 @@ def why_not_benchmark(catalog: pa.Table, part: str, evaluation: EvaluationConfig
     """
     benchmark = _data()["benchmark"]
     name, sections = benchmark["name"], benchmark["sections"][part]
-    if evaluation.year != benchmark["year"]:
-        return f"scored by the rules of {evaluation.year}, not {benchmark['year']}"
+    if evaluation.rule_year != benchmark["year"]:
+        return f"scored by the rules of {evaluation.rule_year}, not {benchmark['year']}"
     if evaluation.development or evaluation.selection == LEAVE_ONE_OUT:
         return "development and evaluation sections are not divided as the benchmark divides them"
     if synthetic:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,6 +163,8 @@ class Scored:
     """What the file must have, where that is known."""
     computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
     """Scores of an ensemble, which may have no file."""
+    domains: "Mapping[str, str]" = field(default_factory=dict, repr=False)
+    """Domains of test clips that are known now and may not have been when the scores were written."""
 
     @cached_property
     def systems(self) -> Mapping[Key, SectionScores]:
@@ -175,7 +177,12 @@ class Scored:
         if self.computed is not None:
             return self.computed
         origin = None if self.seed is None else (self.variant, self.seed)
-        return read_scores(self.path, sha256=self.sha256, origin=origin)
+        found = read_scores(self.path, sha256=self.sha256, origin=origin)
+        return {key: replace(each, domains=self._known(each)) for key, each in found.items()} if self.domains else found
+
+    def _known(self, scores: "SectionScores") -> Words:
+        both = zip(scores.clips, scores.domains, strict=True)
+        return np.array([self.domains.get(clip, domain) for clip, domain in both], dtype=object)
 
 
 def by_name(scored: Iterable[Scored]) -> dict[tuple[str, str, int | None], Scored]:

@@ -1,6 +1,7 @@
 """Embed every clip of one machine, window by window, into Parquet."""
 
 import json
+import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from rayasd.files import replacing
 from rayasd.parquet import CLASSES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
+_LEAST_SEEN = 0.25
 _COLLAPSED = 1e-6  # of the largest value: what float32 leaves of equal embeddings
 
 
@@ -58,6 +61,17 @@ def window_starts(frames: int, length: int, num_windows: int) -> NDArray[np.int6
     return np.linspace(0, max(frames - length, 0), num_windows).round().astype(np.int64)
 
 
+def windows_of(config: Config, table: pa.Table) -> int:
+    """Return the windows per clip of a machine (``table``: its decoded clips), by its usual training or test clip."""
+    lengths = (table.filter(pc.field("split") == split)["frames"].to_numpy() for split in ("train", "test"))
+    frames = max(float(np.median(of_split)) for of_split in lengths if len(of_split))
+    if config.embedding.windows_per_second:
+        return max(1, math.ceil(config.embedding.windows_per_second * frames / config.data.sample_rate))
+    num_windows = config.embedding.num_windows
+    seen = num_windows * config.window_length
+    return num_windows if seen >= _LEAST_SEEN * frames else math.ceil(frames / config.window_length)
+
+
 @torch.inference_mode()
 def embed(spec: UnitSpec, report: Report = silent) -> None:
     """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``.
@@ -69,7 +83,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     config = spec.config
     compute = choose_compute(spec.device, config.network.arithmetic)
     clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec, report)
-    num_windows = config.embedding.num_windows
+    num_windows = windows_of(config, clips.table)
     starts = np.stack([window_starts(int(n), config.window_length, num_windows) for n in clips.waveforms.frames])
     num_clips = clips.table.num_rows
     clips_a_batch = max(1, config.embedding.batch_size // num_windows)

@@ -6,6 +6,7 @@ from functools import reduce
 from operator import and_
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -44,7 +45,8 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]
     of_bank: dict[str, Any] = {}
-    groups = test.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)
+    scored = test if test.num_rows else embeddings.filter(normal_rows(inlier.fit_on))  # thresholds need no test clips
+    groups = scored.group_by(["checkpoint", "section"]).aggregate([]).sort_by(order)
     with (
         threadpool_limits(spec.num_threads),  # detectors of many units run side by side
         replacing(spec.run.table(spec.unit)) as path,
@@ -134,7 +136,8 @@ class Section:
                 )
             except ValueError as error:
                 return [reason(error)] * 2
-        test = scores_or_reason(detector, self._tests[which, level])
+        no_test = self._test.num_rows == 0
+        test = np.empty(0) if no_test else scores_or_reason(detector, self._tests[which, level])
         if isinstance(test, str):
             return [test] * 2
         if not isinstance(normal, str):

@@ -82,7 +82,7 @@ def write_submission(
                 "without a promise (and needs inlier.calibration_folds of 2 or more)"
             )
         calibrations.add(str(decision.calibration))
-        num_files += write_results(folder, evaluation.year, machine, key.section, scores, decision.threshold)
+        num_files += write_results(folder, evaluation.rule_year, machine, key.section, scores, decision.threshold)
     resolved = config.variant(next(iter(members))) if members else config
     description = metadata(
         label=label,

@@ -21,6 +21,7 @@ from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.published import why_not_benchmark
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT
+from rayasd.evaluation.years import settled
 from rayasd.files import digest
 from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
@@ -74,15 +75,18 @@ class RunReport:
                 raise UserError(
                     f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep"
                 )
-        return self.by_rules(from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation)
+        rules = from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation
+        return self.by_rules(settled(rules, self.catalog.table, self.catalog.dataset))
 
     @cached_property
     def units(self) -> dict[Unit, Scored]:
         """Scores of the finished detect units. A damaged file raises a UserError when its scores are first used."""
         specs, paths = self.sweep.specs, self.store.paths
+        test = self.catalog.table.filter(pc.field("split") == "test")
+        domains = dict(zip(test["clip"].to_pylist(), test["domain"].to_pylist(), strict=True))
         return {
             unit: Scored(unit.variant, unit.machine, unit.seed, paths.table(unit),
-                         markers.checksum(specs[unit], paths.table(unit)))
+                         markers.checksum(specs[unit], paths.table(unit)), domains=domains)
             for unit in self.sweep.units(State.DONE) if unit.stage == "detect"
         }  # fmt: skip
 

@@ -86,6 +86,15 @@ class PairedResult:
     """Seeds that were left out."""
 
 
+def ranking_part(runs: Sequence[Path]) -> str:
+    """Return the part that all these runs have scores on: evaluation, else development."""
+    for run in runs:
+        entries = RunReport.of(run).entries().values()
+        if all(entry["evaluation"] is None for entry in entries):
+            return "development"
+    return "evaluation"
+
+
 def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResult:
     """Compare two systems by a paired bootstrap over test clips.
 
@@ -95,7 +104,9 @@ def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResu
     """
     pair, note = _of_common_seeds(first, second)
     systems = [
-        cell_scores(each.report.scored, labels_of(each.report.catalog.table), each.cells, each.report.evaluation.year)
+        cell_scores(
+            each.report.scored, labels_of(each.report.catalog.table), each.cells, each.report.evaluation.rule_year
+        )
         for each in pair
     ]
     year, where = _common_rules([each.report.evaluation for each in pair], part)
@@ -166,10 +177,10 @@ def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, st
         UserError: the runs are scored by rules that do not go together.
 
     """
-    found = {(evaluation.year, evaluation.selection, evaluation.development) for evaluation in rules}
+    found = {(evaluation.rule_year, evaluation.selection, evaluation.development) for evaluation in rules}
     if len(found) > 1:
         several = "; ".join(f"{year}, {selection} {' '.join(development)}" for year, selection, development in found)
         raise UserError(
             f"the runs are scored by different rules (evaluation.year, .selection, .development: {several})"
         )
-    return rules[0].year, "held-out" if rules[0].selection == LEAVE_ONE_OUT else part
+    return rules[0].rule_year, "held-out" if rules[0].selection == LEAVE_ONE_OUT else part

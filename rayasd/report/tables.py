@@ -14,6 +14,7 @@ from rayasd.evaluation.years import RULES
 from rayasd.inlier.scores_file import TRAINED_ON
 
 INTERVAL = "95 % interval"
+_REASONS = 3  # that are shown
 
 
 def heading(leaderboard: Leaderboard, machines: Sequence[str]) -> list[str]:
@@ -197,11 +198,11 @@ def footnotes(
         notes.append(
             f"The chosen systems are shown, of {num_systems}; leaderboard.csv and rayasd report --all have all."
         )
-    unlabelled = max((s.cells_unlabelled for s in leaderboard.standings), default=0)
-    if unlabelled:
-        notes.append(
-            f"{unlabelled} cells have no labels (or one class only) and take no part; --ground-truth DIR adds labels."
-        )
+    if reasons := leaderboard.unlabelled:
+        more = f"; and {len(reasons) - _REASONS} other reasons" if len(reasons) > _REASONS else ""
+        has_them = not any(word in " ".join(reasons) for word in ("have no label", "is unknown"))
+        remedy = "" if has_them else ". --ground-truth DIR adds labels and domains"
+        notes.append(f"Without a score: {'; '.join(reasons[:_REASONS])}{more}{remedy}.")
     incomplete = [f"{s.variant} {s.detector} {s.pooling} ({coverage(s)})" for s in leaderboard.ranked if not s.complete]
     if incomplete:
         notes.append("Incomplete, ranked below the complete: " + "; ".join(incomplete) + ".")

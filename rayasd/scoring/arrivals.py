@@ -1,21 +1,12 @@
-"""Audio files of folders: those that are there, and those that arrive."""
+"""Audio files that arrive in folders."""
 
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import soundfile
+from rayasd.data.folders import audio_files
 
-_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()}
 _POLL_SECONDS, _QUIET_SECONDS = 0.5, 2.0
-
-
-def audio_files(folder: Path) -> list[Path]:
-    """List the audio files below a folder, sorted."""
-    return sorted(
-        path for path in folder.rglob("*")
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )  # fmt: skip
 
 
 def arriving(folders: Sequence[Path]) -> Iterator[list[Path]]:
@@ -28,7 +19,7 @@ def arriving(folders: Sequence[Path]) -> Iterator[list[Path]]:
         for path in [path for folder in folders for path in audio_files(folder)]:
             try:
                 facts = path.stat()
-            except FileNotFoundError:
+            except OSError:
                 continue
             state = (facts.st_size, facts.st_mtime_ns)
             if seen.get(path) != state:

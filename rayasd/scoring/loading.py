@@ -12,12 +12,14 @@ from threadpoolctl import threadpool_limits
 
 from rayasd import __version__
 from rayasd.arrays import Scores
+from rayasd.config import Config
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.scores import Fusion, Key, Leaf, Scored, SectionScores, Tree
 from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
+from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
 from rayasd.inlier.bank import Bank
@@ -113,6 +115,8 @@ class RunModels:
 
     def _rows(self, entry: str | None) -> list[CellRow]:
         """Settle the entry, and list the cells that count for it."""
+        if not self._catalog.has_tests:
+            return self._fixed(entry)
         paths, evaluation = self._store.paths, self._store.config().evaluation
         leaderboard = paths.leaderboard("parquet")
         if not leaderboard.exists():
@@ -131,6 +135,21 @@ class RunModels:
         if any_variant:  # not marked in the cells: each section's variant is chosen as the report chose it
             cells = cells.take(select(cells, evaluation)[1][self.entry])
         rows: list[CellRow] = cells.to_pylist()
+        return rows
+
+    def _fixed(self, entry: str | None) -> list[CellRow]:
+        """List what no test clip has chosen, in the form of cells: a variant's knn-1, mean, where it has them."""
+        self.entry = entry or self._store.plans()[0].variants[0]
+        if self.entry not in self._variants:
+            raise unknown("entry", self.entry, self._variants)
+        rows: list[CellRow] = []
+        for unit in self._specs:
+            if (unit.stage, unit.variant) == ("detect", self.entry):
+                best: dict[str, Key] = {}
+                for key in sorted(self._systems(unit.variant, unit.machine, unit.seed), key=_unlike_fixed):
+                    best.setdefault(key.section, key)
+                of_unit = {"variant": unit.variant, "machine": unit.machine, "seed": unit.seed}
+                rows += [{**of_unit, **key._asdict()} for key in best.values()]
         return rows
 
     @property
@@ -185,7 +204,7 @@ class RunModels:
             raise UserError(f"the scores of {self.entry} do not say what was fused: {self._again}")
         return found.tree
 
-    def _scores(self, variant: str, machine: str, seed: int | None, key: Key) -> SectionScores:
+    def _systems(self, variant: str, machine: str, seed: int | None) -> Mapping[Key, SectionScores]:
         """Scores of a unit or an ensemble; files are read once."""
         name = variant, machine, seed
         if name not in self._scored:
@@ -194,12 +213,17 @@ class RunModels:
             elif not (path := self._store.paths.ensemble(*name)).exists():
                 raise UserError(f"{path} is missing: {self._again}")
             self._scored[name] = Scored(*name, path)
-        systems = self._scored[name].systems
+        return self._scored[name].systems
+
+    def _scores(self, variant: str, machine: str, seed: int | None, key: Key) -> SectionScores:
+        """Scores of one system."""
+        systems = self._systems(variant, machine, seed)
         for kind in ("detector", "pooling"):
             if getattr(key, kind) not in (names := {getattr(each, kind) for each in systems}):
                 raise unknown(kind, getattr(key, kind), names)
         if key not in systems:
-            raise UserError(f"{self._scored[name].path} has nothing of {machine} as the leaderboard has: {self._again}")
+            path = self._scored[variant, machine, seed].path
+            raise UserError(f"{path} has nothing of {machine} as the leaderboard has: {self._again}")
         return systems[key]
 
     def _finished(self, machine: str, origin: Origin) -> UnitSpec:
@@ -228,7 +252,7 @@ class RunModels:
             classes, found = class_names(models), weights_by_epochs(models)
             weights = {each: load_file(found[each]) for each in sorted(epochs)}
         return Embedder(
-            config=spec.config,
+            config=_settled(spec.config, self._catalog.of(machine)),
             classes=tuple(classes),
             weights=weights,
             scale=scaling(table.filter(pc.is_in(table["clip"], pc.unique(learned["clip"])))),
@@ -254,6 +278,17 @@ class RunModels:
         leaves_of = tuple(tree._replace(detector=name) for name in normal)
         training |= {leaf: replace(scores, training=normal[leaf.detector]) for leaf in leaves_of}
         return Fusion(spec.method, leaves_of)
+
+
+def _unlike_fixed(key: Key) -> tuple[bool, bool, int]:
+    return key.detector != "knn-1", key.pooling != "mean", -key.checkpoint
+
+
+def _settled(config: Config, table: pa.Table) -> Config:
+    """Settle ``data.scale`` and the windows per clip as for the machine's clips."""
+    scale = table["scale"][0].as_py() if "scale" in table.column_names else 1.0
+    embedding = replace(config.embedding, num_windows=windows_of(config, table))
+    return replace(config, data=replace(config.data, scale=scale), embedding=embedding)
 
 
 def _scored_again(spec: FusionSpec, leaf: Leaf, section: str, embedder: Embedder) -> dict[str, Scores]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from rayasd.arrays import Features, Indices, Scores
-from rayasd.config import InlierConfig
+from rayasd.config import Config, InlierConfig
 from rayasd.data.audio import BadClipError, at_level, read_samples
 from rayasd.errors import UserError
 from rayasd.evaluation.decisions import Decision
@@ -146,12 +146,17 @@ class MachineModel:
     """Scores clips of one machine; see ``rayasd.scoring.load``."""
 
     def __init__(self, parts: Parts, device: str = "auto") -> None:
-        self.parts = parts
+        self.parts, self._device = parts, device
         self._computes = {o: choose_compute(device, e.config.network.arithmetic) for o, e in parts.embedders.items()}
         self._extractors: dict[tuple[Origin, int], Network | Control] = {}
         self._banks: dict[tuple[str | int, ...], Bank] = {}
         self._sections: dict[str, _SectionModel] = {}
         self._config = next(iter(parts.embedders.values())).config  # data and evaluation are the same for all
+
+    def changed(self, change: Callable[[Config], Config]) -> "MachineModel":
+        """Return the same model with other settings for reading clips or making decisions."""
+        embedders = {o: replace(e, config=change(e.config)) for o, e in self.parts.embedders.items()}
+        return MachineModel(replace(self.parts, embedders=embedders), self._device)
 
     @property
     def sections(self) -> list[str]:

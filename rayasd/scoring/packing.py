@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from rayasd.config import Config, from_dict
-from rayasd.errors import UserError, one_line, unknown
+from rayasd.data.naming import matching
+from rayasd.errors import UserError, one_line
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.scores import tree_of
 from rayasd.exposure.encoders import ENCODERS
@@ -102,9 +103,7 @@ def chosen_machine(source: Path, machine: str | None, machines: Iterable[str]) -
     there = sorted(machines)
     if machine is None and len(there) != 1:
         raise UserError(f"{source} has several machines: name one of {', '.join(there)}")
-    if machine is not None and machine not in there:
-        raise unknown("machine", machine, there)
-    return machine or there[0]
+    return matching("machine", machine or there[0], there)
 
 
 def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) -> Parts:

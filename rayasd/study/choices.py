@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rayasd.errors import UserError, unknown
+from rayasd.data.naming import matching
+from rayasd.errors import UserError
 
 DEFAULT_DATA = Path("data")
 MAX_SEEDS = 10_000
@@ -20,10 +21,7 @@ def choose(kind: str, names: str | Iterable[str], available: Sequence[str]) -> t
     if names == "all":
         return tuple(available)
     parts = names.split(",") if isinstance(names, str) else names
-    chosen = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-    for name in chosen:
-        if name not in available:
-            raise unknown(kind, name, available)
+    chosen = tuple(dict.fromkeys(matching(kind, part.strip(), available) for part in parts if part.strip()))
     if not chosen:
         raise UserError(f"no {kind} chosen: all, or some of {', '.join(available)}")
     return chosen

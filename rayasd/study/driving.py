@@ -165,6 +165,11 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -
     """Write the leaderboard where it is not current; damaged scores are noted in the sweep instead."""
     store.check_held()
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
+    if not report.catalog.has_tests:
+        watcher.say(
+            "no test clips, so nothing is evaluated or ranked: rayasd score and pack take knn-1, if there is one"
+        )
+        return
     if not has_run and report.is_current:
         watcher.say(f"its leaderboard exists: {store.paths.leaderboard('md')}")
         watcher.reported(report, is_new=False)

@@ -15,6 +15,7 @@ from rayasd.data.catalog import SCHEMA, Catalog, read_catalog
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
+from rayasd.evaluation.years import settled, years_told
 from rayasd.report.run_report import RunReport
 from rayasd.stages import ALL_MACHINES, STAGES
 from rayasd.study.choices import cache_folder, choose, data_source, parse_seeds
@@ -65,9 +66,9 @@ class Study:
         ground_truth: str | Path | None = None,
         command: Sequence[str] | None = None,
     ) -> None:
-        self.config = config if isinstance(config, Config) else presets.load(str(config))
+        self._asked = config if isinstance(config, Config) else presets.load(str(config))
         self.store = RunStore(Path(run_dir))
-        self.variants = choose("variant", variants, sorted(self.config.variants))
+        self.variants = choose("variant", variants, sorted(self._asked.variants))
         self.seeds = parse_seeds(seeds)
         self._data, self._machines = data, machines
         self._ground_truth = None if ground_truth is None else Path(ground_truth)
@@ -88,6 +89,28 @@ class Study:
         study._machines = [machine for plan in plans for machine in plan.machines]
         study._is_opened = True
         return study
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration, with ``evaluation.year`` settled by the data.
+
+        Raises:
+            UserError: there are no clips, or they are of another year than asked.
+
+        """
+        if self._is_opened:
+            return self._asked
+        return replace(
+            self._asked, evaluation=settled(self._asked.evaluation, self.catalog.table, self.catalog.dataset)
+        )
+
+    @property
+    def year_told(self) -> str | None:
+        """Say in a line which year's rules the data have chosen; None where they were asked for."""
+        if self._asked.evaluation.year != "auto" or self._is_opened:
+            return None
+        _, by = years_told(self.catalog.table, self.catalog.dataset)
+        return f"evaluation.year = {self.config.evaluation.year}: {by or 'nothing in the data tells another'}"
 
     @cached_property
     def configs(self) -> dict[str, Config]:
@@ -231,12 +254,27 @@ class Study:
             "fingerprint": data_fingerprint(catalog),
             "pretrained": self._weights,
         }
-        for line in [*_oddities(catalog, plan.machines), *(f"skipped  all of {group}" for group in data["emptied"])]:
+        told = [f"note     {self.year_told}"] if self.year_told else []
+        for line in [
+            *told,
+            *_oddities(catalog, plan.machines),
+            *_skipped_anomalies(self.catalog, catalog),
+            *(f"skipped  all of {group}" for group in data["emptied"]),
+        ]:
             watcher.warn(line)
         check_space(store, config, plan, catalog, num_parameters)
         asked = [f"{name}={','.join(map(str, values))}" for name, values in vars(plan).items()]
         command = ["rayasd.Study", *asked] if self._command is None else self._command
         store.set_up(config, catalog, data, plan, command, accept_changes=accept_changes)
+
+
+def _skipped_anomalies(scanned: Catalog, catalog: Catalog) -> Iterator[str]:
+    """Say where the anomalous clips are those that were left out: a level, say, that goes with the label."""
+    known = (c.table.filter((pc.field("split") == "test") & pc.field("label").is_valid()) for c in (scanned, catalog))
+    before, after = (Counter(table["label"].to_pylist()) for table in known)
+    lost = before - after
+    if lost[1]:
+        yield f"skipped  {lost[1]} of {before[1]} anomalous test clips, and {lost[0]} of {before[0]} normal ones"
 
 
 def _emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
@@ -253,6 +291,9 @@ def _oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
     for machine in machines:
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
             yield f"note     {machine} has one section: the product loss has nothing to tell apart"
+    outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]
+    if outside:
+        yield f"note     {outside[0]}{f', and {len(outside) - 1} more folders' if len(outside) > 1 else ''}"
     for found in odd_contents(catalog.table):
         yield f"note     {found}"
     skipped = Counter(odd.problem for odd in catalog.oddities if odd.unusable)

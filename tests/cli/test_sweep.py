@@ -283,7 +283,7 @@ class TestBadInput:
             (["--vary", "exposure.real_anomalies"], "write it as key=value,value"),
             (["--vary", "exposure.real_anomalies=0,32"], "setting 32 anomalies aside"),
             (["--vary", "evaluation.year=2021,2022"], "apply to the whole run"),
-            (["--set", "evaluation.year=2019"], "choose one of 2020, 2021"),
+            (["--set", "evaluation.year=2019"], "choose one of auto, 2020"),
             (["--set", "evaluation.ensembles=all"], "is none of seeds, checkpoints, detectors, greedy"),
             (["--executor", "slurm"], "Invalid value for '--executor'"),
             (["--cpus-per-unit", "0"], "Invalid value for '--cpus-per-unit'"),

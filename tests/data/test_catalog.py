@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from rayasd.config import Config
 from rayasd.data.catalog import SCHEMA, Catalog, scan
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
+from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import UserError
 from tests.conftest import write_clip, write_tree
 
@@ -75,6 +77,62 @@ def test_ground_truth_beside_the_clips_may_name_others(tmp_path: Path):
     assert scan_labelled(tmp_path, None).table["label"].to_pylist() == [0]
     with pytest.raises(UserError, match="names none of the test clips"):
         scan_labelled(tmp_path, tmp_path / "ground_truth_data")
+
+
+@pytest.fixture
+def of_2023(tmp_path: Path) -> Path:
+    """Two test clips whose names tell neither label nor domain, and the organisers' evaluator beside them."""
+    for n in range(2):
+        write_clip(tmp_path / f"data/eval_data/raw/Vacuum/test/section_00_000{n}.wav", 300, seconds=0.1)
+    evaluator = tmp_path / "evaluator"
+    for folder, values in (("ground_truth_data", "10"), ("ground_truth_domain", "01")):
+        (evaluator / folder).mkdir(parents=True)
+        lines = "".join(f"section_00_000{n}.wav,{value}\r\n" for n, value in enumerate(values))
+        (evaluator / folder / "ground_truth_Vacuum_section_00_test.csv").write_text(lines)
+    return tmp_path
+
+
+ANOMALY_THEN_NORMAL = [("source", 1, ""), ("target", 0, "")]
+
+
+def told(catalog: Catalog) -> list[tuple[str, int, str]]:
+    return [(row["domain"], row["label"], row["attributes"]) for row in catalog.table.to_pylist()]
+
+
+@pytest.mark.parametrize("place", ["evaluator", "evaluator/ground_truth_data"])
+def test_domains_come_from_beside_the_labels(of_2023: Path, place: str):
+    assert told(scan_labelled(of_2023 / "data", of_2023 / place)) == ANOMALY_THEN_NORMAL
+
+
+def test_a_list_of_the_evaluation_data_tells_all(of_2023: Path):
+    names = ("section_00_source_test_anomaly_0000_car_A.wav", "section_00_target_test_normal_0001_car_B.wav")
+    lines = ["Vacuum", *(f"section_00_000{n}.wav,{name}" for n, name in enumerate(names))]
+    (of_2023 / "data/eval_data_list_2023.csv").write_text("\n".join(lines))
+    (of_2023 / "data/eval_data_list_2022.csv").write_text(
+        "fan\nsection_03_0000.wav,section_03_source_test_normal_0.wav"
+    )
+    expected = [(domain, label, attributes) for (domain, label, _), attributes in
+                zip(ANOMALY_THEN_NORMAL, ("car_A", "car_B"), strict=True)]  # fmt: skip
+    assert told(scan_labelled(of_2023 / "data", None)) == expected
+    (of_2023 / "data/eval_data_list_2023.csv").write_text("Vacuum\nsection_00_0000.wav,rubbish.wav")
+    with pytest.raises(UserError, match=r"eval_data_list_2023.csv, line 2: rubbish.wav"):
+        scan_labelled(of_2023 / "data", None)
+
+
+def test_renamed_test_clips_take_the_place_of_those_without_labels(of_2023: Path):
+    folder = of_2023 / "data/eval_data/raw/Vacuum/test_rename"
+    for name in ("section_00_source_test_anomaly_0000.wav", "section_00_target_test_normal_0001.wav"):
+        write_clip(folder / name, 300, seconds=0.1)
+    assert told(scan_labelled(of_2023 / "data", None)) == ANOMALY_THEN_NORMAL
+
+
+def test_domains_that_are_told_later_change_no_fingerprint(of_2023: Path, cache: Path, small_config: Config):
+    write_clip(of_2023 / "data/fan/train/section_00_source_train_normal_0000.wav", 300, seconds=0.1)
+    before = scan(of_2023 / "data")
+    after = scan_labelled(of_2023 / "data", of_2023 / "evaluator")
+    prints = [data_fingerprint(decode(catalog, small_config.data, cache)) for catalog in (before, after)]
+    assert prints[0] == prints[1]
+    assert told(with_labels_of(before, after))[:2] == ANOMALY_THEN_NORMAL
 
 
 def test_labels_that_a_run_knows_are_kept(tmp_path: Path):

@@ -1,6 +1,4 @@
-import os
-import subprocess
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,52 +6,71 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayasd.data.catalog import scan
-from rayasd.data.manifest import COLUMNS, index_tree, write_manifest
+from rayasd.data.manifest import COLUMNS, manifest_text
 from rayasd.errors import UserError
 from tests.conftest import write_clip
 
-
-@pytest.fixture
-def mimii(tmp_path: Path) -> Path:
-    """The original MIMII tree: machine / id / normal or abnormal, 8 channels."""
-    for machine in ("fan", "pump"):
-        for section in ("00", "02"):
-            for label, count in (("normal", 6), ("abnormal", 2)):
-                for n in range(count):
-                    write_clip(tmp_path / f"{machine}/id_{section}/{label}/{n:08}.wav", 400, seconds=0.1, channels=8)
-    return tmp_path
+GOOD = dict(zip(COLUMNS, ("x.wav", "fan", "00", "source", "train", "normal"), strict=True))
 
 
-def test_the_mimii_tree_becomes_a_catalog(mimii: Path):
-    rows = index_tree(mimii, "{machine}/id_{section}/{label}/*.wav")
-    write_manifest(mimii / "clips.csv", rows)
-    table = scan(mimii / "clips.csv").table
-    assert table.num_rows == 32
-    test = [row for row in table.to_pylist() if row["split"] == "test"]
-    assert len(test) == 2 * 2 * 4  # as many normal clips are held out as there are anomalies
-    assert sum(row["label"] for row in test) == 2 * 2 * 2
-    assert {row["section"] for row in test} == {"00", "02"}
-    assert all(row["label"] == 0 for row in table.to_pylist() if row["split"] == "train")
+def write_manifest(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text(manifest_text(rows))
 
 
-def test_held_out_clips_depend_on_the_seed_alone(mimii: Path):
-    pattern = "{machine}/id_{section}/{label}/*.wav"
-    assert index_tree(mimii, pattern) == index_tree(mimii, pattern)
-    assert index_tree(mimii, pattern) != index_tree(mimii, pattern, seed=1)
+def test_a_parquet_manifest_reads_like_a_csv(tmp_path: Path):
+    write_clip(tmp_path / "x.wav", 300, seconds=0.1)
+    pq.write_table(pa.Table.from_pylist([GOOD]), tmp_path / "clips.parquet")
+    write_manifest(tmp_path / "clips.csv", [GOOD])
+    assert scan(tmp_path / "clips.parquet").table.equals(scan(tmp_path / "clips.csv").table)
 
 
-def test_a_parquet_manifest_reads_like_a_csv(mimii: Path):
-    rows = index_tree(mimii, "{machine}/id_{section}/{label}/*.wav")
-    pq.write_table(pa.Table.from_pylist(rows), mimii / "clips.parquet")
-    write_manifest(mimii / "clips.csv", rows)
-    assert scan(mimii / "clips.parquet").table.equals(scan(mimii / "clips.csv").table)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace(",", ";").encode(),
+        lambda text: text.replace(",", "\t").encode(),
+        lambda text: text.replace("path,machine", "Path,MACHINE").replace("train", "Train").encode(),
+        lambda text: text.replace(",00,", ",0.0,").replace("normal", "0.0").encode(),
+        lambda text: text.replace("path,", ",path,").replace("sub/x.wav", "0,sub/x.wav").encode(),
+        lambda text: text.replace("sub/x.wav", "sub\\x.wav").replace(",fan,", ", fan ,").encode(),
+        lambda text: text.replace(",00,", ",section_00,").encode(),
+    ],
+    ids=["windows", "utf-16", "semicolon", "tab", "capitals", "pandas numbers", "pandas index", "backslash", "section"],
+)
+def test_a_manifest_of_another_program_reads_the_same(tmp_path: Path, change: Callable[[str], bytes]):
+    write_clip(tmp_path / "sub/x.wav", 300, seconds=0.1)
+    text = manifest_text([GOOD | {"path": "sub/x.wav"}])
+    (tmp_path / "clips.csv").write_text(text)
+    expected = scan(tmp_path / "clips.csv").table
+    (tmp_path / "clips.csv").write_bytes(change(text))
+    assert scan(tmp_path / "clips.csv").table.equals(expected)
+
+
+def test_clips_may_lie_anywhere(tmp_path: Path):
+    for name in ("a/x.wav", "b/y.wav"):
+        write_clip(tmp_path / name, 300, seconds=0.1)
+    (tmp_path / "mine").mkdir()
+    manifest = tmp_path / "mine/clips.csv"
+    write_manifest(manifest, [GOOD | {"path": "../a/x.wav"}, GOOD | {"path": str(tmp_path / "b/y.wav")}])
+    catalog = scan(manifest)
+    assert (catalog.root, catalog.table["clip"].to_pylist()) == (tmp_path, ["a/x.wav", "b/y.wav"])
+    manifest.write_text(manifest_text([GOOD | {"path": "x.wav"}], tmp_path / "a"))
+    assert (scan(manifest).root, scan(manifest).oddities) == (tmp_path / "a", ())
+
+
+def test_a_machine_in_two_spellings_is_one(tmp_path: Path):
+    for name in ("x.wav", "y.wav"):
+        write_clip(tmp_path / name, 300, seconds=0.1)
+    write_manifest(tmp_path / "clips.csv", [GOOD, GOOD | {"path": "y.wav", "machine": "Fan"}])
+    assert scan(tmp_path / "clips.csv").machines == ["fan"]
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"path": "../x.wav"}, "must be relative and stay below"),
-        ({"path": "/x.wav"}, "must be relative and stay below"),
+        ({"path": ""}, "no path"),
         ({"split": "validation"}, "split 'validation': choose train or test"),
         ({"domain": "mars"}, "domain 'mars'"),
         ({"label": "broken"}, "label 'broken': choose normal, anomaly or unknown"),
@@ -62,16 +79,14 @@ def test_a_parquet_manifest_reads_like_a_csv(mimii: Path):
     ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: dict[str, str], said: str):
-    good = dict(zip(COLUMNS, ("x.wav", "fan", "00", "source", "train", "normal"), strict=True))
-    write_manifest(tmp_path / "clips.csv", [good, good | row])
+    write_manifest(tmp_path / "clips.csv", [GOOD, GOOD | row])
     with pytest.raises(UserError, match=said) as caught:
         scan(tmp_path / "clips.csv")
     assert "row 2" in str(caught.value)
 
 
 def test_a_row_that_comes_twice_is_named(tmp_path: Path):
-    good = dict(zip(COLUMNS, ("x.wav", "fan", "00", "source", "train", "normal"), strict=True))
-    write_manifest(tmp_path / "clips.csv", [good, good])
+    write_manifest(tmp_path / "clips.csv", [GOOD, GOOD])
     with pytest.raises(UserError, match=r"row 2: x.wav is listed already in row 1"):
         scan(tmp_path / "clips.csv")
 
@@ -88,12 +103,12 @@ def test_numbers_in_a_parquet_manifest_are_names(tmp_path: Path):
     row = {"path": "x.wav", "machine": 7, "section": 0, "domain": None, "split": "test", "label": 1}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "clips.parquet")
     (clip,) = scan(tmp_path / "clips.parquet").table.to_pylist()
-    assert (clip["machine"], clip["section"], clip["domain"], clip["label"]) == ("7", "0", "source", 1)
+    assert (clip["machine"], clip["section"], clip["domain"], clip["label"]) == ("7", "00", "source", 1)
 
 
 def test_missing_columns_and_files_are_named(tmp_path: Path):
     (tmp_path / "clips.csv").write_text("path,machine\nx.wav,fan\n")
-    with pytest.raises(UserError, match="no column section, domain, split, label"):
+    with pytest.raises(UserError, match=r"no column split, label; .* --table clips.csv --columns"):
         scan(tmp_path / "clips.csv")
     write_clip(tmp_path / "here.wav", 300)
     (tmp_path / "clips.csv").write_text(
@@ -101,34 +116,6 @@ def test_missing_columns_and_files_are_named(tmp_path: Path):
     )
     (odd,) = scan(tmp_path / "clips.csv").oddities
     assert (odd.path, odd.unusable) == ("gone.wav", True)
-
-
-@pytest.mark.parametrize("pattern", ["*/*.wav", "{machine}/{colour}/*.wav", "{machine}/{machine}/*.wav"])
-def test_a_wrong_pattern_is_refused(mimii: Path, pattern: str):
-    with pytest.raises(UserError, match="pattern"):
-        index_tree(mimii, pattern)
-
-
-def test_indexing_passes_over_hidden_files_and_refuses_names_that_no_manifest_can_hold(mimii: Path):
-    pattern = "{machine}/id_{section}/{label}/*.wav"
-    rows = index_tree(mimii, pattern)
-    write_clip(mimii / "fan/id_00/normal/._00000000.wav", 400)
-    assert index_tree(mimii, pattern) == rows
-    (mimii / "fan/id_00/normal/caf\udce9.wav").touch()
-    with pytest.raises(UserError, match=r"caf\\xe9.wav has a name that is not UTF-8: rename it"):
-        index_tree(mimii, pattern)
-
-
-def test_indexing_goes_as_deep_as_folders_do():
-    root = Path(tempfile.mkdtemp())  # not pytest's, which Python 3.11 could not remove
-    try:
-        for depth in range(1, 1101):
-            os.mkdir(f"{root}/" + "d/" * depth)  # noqa: PTH102 - pathlib takes long over such a path
-        (root / ("d/" * 1100) / "x.wav").touch()
-        (row,) = index_tree(root, "{machine}/**/*.wav")
-    finally:
-        subprocess.run(["rm", "-rf", root], check=True)
-    assert row["path"] == "d/" * 1100 + "x.wav"
 
 
 def test_a_manifests_clip_that_cannot_be_opened_is_an_oddity_and_names_of_folders_are_no_machines(tmp_path: Path):
@@ -152,5 +139,5 @@ def test_a_manifest_may_have_attributes_and_groups(tmp_path: Path, column: str, 
         (clip,) = scan(tmp_path / "clips.csv").table.to_pylist()
         assert clip[column] == expected
     (tmp_path / "clips.csv").write_text(lines.format("a\x07b"))
-    with pytest.raises(UserError, match=f"row 1: {column} .* control character"):
+    with pytest.raises(UserError, match="row 1: .* control character"):
         scan(tmp_path / "clips.csv")

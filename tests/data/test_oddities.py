@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from rayasd.data.decoding import content
-from rayasd.data.oddities import CONTENT, counted_problems, odd_contents
+from rayasd.data.oddities import CONTENT, counted_problems, odd_contents, same_audio
 
 NOISE, OTHER, MUTE = (np.full(100, 5, np.int16) for _ in range(3))
 NOISE[3], OTHER[4] = 7, 9
@@ -29,6 +29,24 @@ def test_leakage_is_within_a_machine_and_from_training_to_test():
     (odd,) = odd_contents(leaky)
     assert str(odd) == "fan 2, pump 1: test clips hold the same audio as training clips, b = a first"
     assert not odd.unusable
+
+
+def test_the_same_audio_in_two_places_is_found():
+    clips = table(
+        ("a", "fan", "train", 0, NOISE), ("b/a", "fan", "train", 0, NOISE), ("c", "pump", "test", 0, NOISE),
+        ("d", "fan", "test", 0, OTHER), ("e", "pump", "train", 0, MUTE), ("f", "fan", "train", 0, MUTE),
+    )  # fmt: skip
+    assert [str(odd) for odd in same_audio(clips)] == [
+        "pump 1: clips hold the same audio as clips of another machine, c = a first",
+        "fan 1: clips hold the same audio as others of their machine and split, b/a = a first",
+    ]
+
+
+def test_long_test_clips_are_counted():
+    long = np.tile(NOISE, 2)
+    clips = table(("a", "fan", "train", 0, NOISE), ("b", "fan", "test", 0, long), ("c", "pump", "test", 0, long))
+    (odd,) = odd_contents(clips)
+    assert str(odd).startswith("fan 1: test clips are more than 1.5 times as long")
 
 
 @pytest.mark.parametrize(("labels", "number"), [((0, 1), 1), ((0, 0), 0), ((None, 1), 0), ((1, None), 0), ((1, 0), 1)])

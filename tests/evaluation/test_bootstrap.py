@@ -153,3 +153,26 @@ def test_systems_of_different_clips_are_not_compared():
         compare({FAN: c, ("pump", "03", "source"): c}, {FAN: c}, 2021)
     with pytest.raises(UserError, match="not scored on the same clips, or labels, of fan 03 source"):
         compare({FAN: c}, {FAN: replace(c, anomalous=~c.anomalous)}, 2021)
+
+
+def test_many_ties_are_no_sure_lead():
+    normal, anomalous = np.linspace(0.0, 1.0, 12), np.linspace(2.0, 3.0, 25)
+    perfect = np.concatenate([normal, anomalous])
+    nearly = perfect.copy()
+    nearly[11] = 2.01  # one normal clip above one anomalous clip
+    labels, domains = np.arange(37) >= 12, np.array(["source"] * 37, object)
+    clips = tuple(f"{i:02}" for i in range(37))
+    first, second = ({("fan", "00", "source"): CellScores(clips, labels, s[None], domains)} for s in (nearly, perfect))
+    for found in compare(first, second, 2021):
+        assert found.ties > 0.3
+        assert not found.sure
+    far = perfect[::-1].copy()
+    worse = {("fan", "00", "source"): CellScores(clips, labels, far[None], domains)}
+    assert all(found.sure for found in compare(second, worse, 2021))
+
+
+def test_an_interval_holds_its_estimate_and_stays_within_bounds():
+    rng = np.random.default_rng(0)
+    for replicates, estimate in ((rng.uniform(0.9, 1, 500), 1.0), (rng.uniform(0, 0.1, 500), 0.0)):
+        low, high = interval(replicates, estimate)
+        assert 0 <= low <= estimate <= high <= 1

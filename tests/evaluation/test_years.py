@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
 from rayasd.config import EvaluationConfig
+from rayasd.errors import UserError
 from rayasd.evaluation.cells import labelled_cells, score_cells
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import official
-from rayasd.evaluation.years import RULES, is_development, official_score
+from rayasd.evaluation.years import RULES, is_development, official_score, settled, years_told
 from rayasd.inlier.scores_file import SCHEMA
 
 YEARS = sorted(RULES)
@@ -143,12 +145,61 @@ def test_zero_is_floored_and_nothing_is_nan():
         (2021, [("fan", "00"), ("ToyTrain", "02")], [("fan", "03"), ("pump", "05")]),
         (2022, [("bearing", "02")], [("bearing", "03")]),
         (2023, [("fan", "00"), ("bearing", "00")], [("shaker", "00"), ("bandsaw", "00")]),
-        (2025, [("ToyTrain", "00")], [("AutoTrash", "00")]),
+        (2025, [("ToyTrain", "00")], [("AutoTrash", "00"), ("ToyCarEmu", "00")]),
+        (2026, [("ToyCarEmu", "00"), ("toycar", "00")], [("ToyTrain", "00"), ("Sander", "00")]),
     ],
 )  # fmt: skip
 def test_each_year_divides_its_sections(year: int, development: list, evaluation: list):
     assert all(is_development(rules(year), *where) for where in development)
     assert not any(is_development(rules(year), *where) for where in evaluation)
+
+
+def clips_of(*names: str) -> pa.Table:
+    """Catalog rows of clips by their paths."""
+    section = [re.search(r"(?:section|id)_(\d+)", name) for name in names]
+    return pa.table({"clip": names, "machine": [name.split("/")[0] for name in names],
+                     "section": [found[1] if found else "00" for found in section]})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "years"),
+    [
+        (["fan/train/normal_id_00_00000000.wav", "ToyCar/test/id_05_00000001.wav"], [2020]),
+        (["fan/source_test/section_00_source_test_0000.wav", "pump/train/section_03_source_train_normal_0000.wav"],
+         [2021, 2022]),
+        (["bearing/test/section_03_source_test_normal_0000.wav"], [2022, 2021]),
+        (["bearing/test/section_00_source_test_normal_0000.wav"], [2023, 2024, 2025, 2022]),
+        (["fan/test/section_00_source_test_normal_0000.wav"], [2023, 2024, 2025, 2026, 2022]),
+        (["fan/test/section_00_source_test_normal_0000.wav", "Vacuum/test/section_00_0000.wav"], [2023]),
+        (["Polisher/test/section_00_0000.wav"], [2025]),
+        (["fan/train/section_00_source_train_normal_0000_.wav", "valveEmu/train/section_00_source_train_normal_0.wav"],
+         [2026]),
+        (["ToyDrone/test/section_00_0000.wav", "Sander/test/section_00_0000.wav"], [2026]),
+        (["mine/train/section_03_source_train_normal_0000.wav"], []),
+        (["fan/good/1.wav"], []),
+    ],
+)  # fmt: skip
+def test_the_year_is_told_by_names_machines_and_folders(names: list[str], years: list[int]):
+    found, by = years_told(clips_of(*names))
+    assert (found, bool(by)) == (years, bool(years))
+    settled_year = settled(EvaluationConfig(), clips_of(*names)).year
+    assert settled_year == (years[0] if years else 2021)
+    assert years_told(clips_of(*names), "dcase2024")[0] == [2024]
+
+
+def test_a_year_that_contradicts_the_data_is_refused():
+    of_2020 = clips_of("fan/train/normal_id_00_00000000.wav")
+    with pytest.raises(UserError, match=r"these are DCASE 2020 data .*evaluation.year = 2021 would"):
+        settled(rules(2021), of_2020)
+    assert settled(rules(2020), of_2020).year == 2020
+    assert settled(rules(2021, development=("00",)), of_2020).year == 2021
+    of_2021 = clips_of("pump/source_test/section_03_source_test_normal_0000.wav")
+    assert settled(rules(2022), of_2021).year == 2022  # the same division, another score
+    with pytest.raises(UserError, match="2021"):
+        settled(rules(2023), of_2021)
+    assert settled(rules(2025), clips_of("Vacuum/test/section_00_0000.wav")).year == 2025  # scored alike
+    with pytest.raises(UserError, match="2026"):
+        settled(rules(2025), clips_of("valveEmu/test/section_00_0000.wav"))
 
 
 def test_a_division_of_ones_own_names_sections_machines_or_both():

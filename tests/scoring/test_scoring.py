@@ -352,3 +352,41 @@ def test_watching_scores_what_is_complete(packed: Path, tree: Path, cache: Path,
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 0
     assert process.stdout.read() == ""  # once, and whole
+
+
+def test_without_test_clips_models_can_be_used(tree: Path, cache: Path, tmp_path: Path, rayasd: Rayasd):
+    for machine in ("fan", "pump"):
+        shutil.copytree(tree / machine / "train", tmp_path / "tree" / machine / "train")
+    run = run_locally(tmp_path / "tree", cache, tmp_path / "run", "--variants", "statistics")
+    found = rayasd("score", run, "--machine", "FAN", "--section", "0", tree / "fan/source_test", "--format", "jsonl")
+    assert found.returncode == 0, found.stderr
+    assert all(json.loads(line)["anomalous"] in (True, False) for line in found.stdout.splitlines())
+    assert rayasd("pack", run, "--machine", "fan", "-o", tmp_path / "fan.rayasd").returncode == 0
+    shutil.copytree(tree / "fan/source_test", tmp_path / "tree/fan/source_test")  # pump alone has none
+    run = run_locally(tmp_path / "tree", cache, tmp_path / "other", "--variants", "statistics")
+    assert rayasd("score", run, "--machine", "pump", "--section", "03", tree / "pump/train").returncode == 0
+
+
+def test_recordings_of_the_field_and_other_spellings(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
+    sound, _ = soundfile.read(next((tree / "fan/train").iterdir()))
+    soundfile.write(tmp_path / "stereo.wav", np.column_stack([sound, sound]), RATE)
+    soundfile.write(tmp_path / "slow.wav", sound[::2], RATE // 2)
+    words = ("score", run, "--machine", "Fan", tmp_path, "--format", "jsonl")
+    refused = rayasd(*words, "--section", "id_00")
+    reasons = [json.loads(line)["reason"] for line in refused.stdout.splitlines()]
+    assert (refused.returncode, "--resample" in reasons[0], "--channel" in reasons[1]) == (1, True, True)
+    limits = []
+    for percentile in ("50", "99"):
+        done = rayasd(*words, "--section", "0", "--resample", "--channel", "0", "--percentile", percentile)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {row["section"] for row in rows} == {"00"}
+        limits.append(rows[0]["threshold"])
+    assert limits[0] < limits[1]
+    wrong = rayasd(*words, "--section", "0O")
+    assert (wrong.returncode, "unknown section '0O'" in wrong.stderr) == (2, True)
+    listed = subprocess.run(
+        command_line("score", run, "--machine", "fan", "--section", "00", "-", "--channel", "mean"), text=True,
+        input=f"{tmp_path / 'stereo.wav'}\r\n", capture_output=True, env=environment(tmp_path), check=False,
+    )  # fmt: skip
+    assert listed.returncode == 0, listed.stderr

@@ -31,7 +31,7 @@ class MelSpectrogram(nn.Module):
             pad_mode="reflect",
         )
         self.scale = torchaudio.transforms.MelScale(
-            n_mels or config.n_mels, sample_rate, config.f_min, config.f_max, config.n_fft // 2 + 1
+            n_mels or config.n_mels, sample_rate, config.f_min, config.highest(sample_rate), config.n_fft // 2 + 1
         )
 
     def forward(self, waveforms: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def _heat_cell(cells: Sequence[Mapping[str, Any]]) -> HeatCell:
 
 
 def _roc_charts(run: ReportedRun, results: Mapping[str, list[SectionResult]]) -> Iterator[tuple[str, Markup]]:
-    year, held_out = run.evaluation.year, run.leaderboard.ranked_on not in ("development", "evaluation")
+    year, held_out = run.evaluation.rule_year, run.leaderboard.ranked_on not in ("development", "evaluation")
     for machine in sorted({r.machine for of_entry in results.values() for r in of_entry}):
         curves = []
         for i, (variant, of_entry) in enumerate(results.items()):
@@ -195,7 +195,7 @@ def _reliability(run: ReportedRun, results: Sequence[SectionResult]) -> list[Cha
     values: dict[str, list[NDArray[np.float64]]] = {}
     for result in results:
         for domain in result.domains:
-            anomalous, members = members_of(result.scores, domain, run.labels, run.evaluation.year)
+            anomalous, members = members_of(result.scores, domain, run.labels, run.evaluation.rule_year)
             values.setdefault(domain, []).append(result.p_values[members & ~anomalous])
     rates = np.linspace(0.0, 1.0, 201)
     found = {domain: np.sort(np.concatenate(parts)) for domain, parts in sorted(values.items())}
@@ -264,7 +264,7 @@ def _wrong_clips(
     machines = sorted({result.machine for result in results})
     number = max(1, min(10, MAX_CLIPS // len(machines)))
     wrong = {
-        machine: most_wrong([r for r in results if r.machine == machine], run.evaluation.year, run.labels, number)
+        machine: most_wrong([r for r in results if r.machine == machine], run.evaluation.rule_year, run.labels, number)
         for machine in machines
     }
     if not any(wrong.values()):

@@ -4,6 +4,7 @@ import base64
 import io
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import BadClipError, read_samples, uncut
 
 MAX_SECONDS = 10.0
 """Seconds of a clip that are shown and heard."""
@@ -29,9 +30,9 @@ def spectrogram_of(config: Config) -> Callable[[NDArray[np.int16]], str]:
     import torch  # seconds to import
     from torchaudio.transforms import MelSpectrogram
 
-    front = config.front_end
+    front, rate = config.front_end, config.data.sample_rate
     mel = MelSpectrogram(
-        config.data.sample_rate, n_fft=front.n_fft, hop_length=front.hop_length, f_min=front.f_min, f_max=front.f_max,
+        rate, n_fft=front.n_fft, hop_length=front.hop_length, f_min=front.f_min, f_max=front.highest(rate),
         n_mels=min(front.n_mels, _HEIGHT), center=True, pad_mode="constant",
     )  # fmt: skip
 
@@ -69,13 +70,14 @@ def sound(samples: NDArray[np.int16], sample_rate: int) -> str:
 
 def read_clip(root: Path, clip: dict[str, Any], config: Config) -> NDArray[np.int16] | str:
     """Read the beginning of a clip (a row of the catalog), or say why it cannot be had."""
-    path = root / clip["clip"]
-    if not path.is_file():
+    path, file = root / clip["clip"], uncut(root / clip["clip"])[0]
+    if not file.is_file():
         return "its file is gone"
-    if path.stat().st_size != clip["size"]:
+    if file.stat().st_size != clip["size"]:
         return "its file has changed since the sweep"
     try:
-        return read_samples(path, config.data)[: round(MAX_SECONDS * config.data.sample_rate)]
+        scaled = replace(config.data, scale=clip.get("scale") or 1.0)
+        return read_samples(path, scaled)[: round(MAX_SECONDS * config.data.sample_rate)]
     except BadClipError as error:
         return str(error)
 

@@ -1,0 +1,115 @@
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from rayasd.config import DataConfig
+from rayasd.data.audio import BadClipError, read_facts, read_samples, scale_of, without_far
+from rayasd.data.catalog import scan
+from rayasd.data.decoding import scaled
+from rayasd.data.folders import audio_files
+from tests.conftest import RATE, write_clip
+
+TIME = np.arange(2 * RATE) / RATE
+
+
+def level(signal: np.ndarray) -> float:
+    """Root mean square in dB."""
+    return float(20 * np.log10(np.sqrt(np.square(signal).mean())))
+
+
+def test_what_both_microphones_hear_is_subtracted_and_the_machine_stays():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(len(TIME))
+    tone = 0.5 * np.sin(2 * np.pi * 1000 * TIME)
+    assert level(without_far(noise, 0.4 * noise)) < level(noise) - 20
+    cleaned = without_far(tone, 0.3 * rng.standard_normal(len(TIME)))
+    assert abs(level(cleaned) - level(tone)) < 1
+    both = without_far(tone + noise, 0.4 * noise)
+    spectrum = np.abs(np.fft.rfft(both))
+    assert np.argmax(spectrum) == 1000 * len(TIME) // RATE
+    assert level(both - tone) < level(noise) - 15
+
+
+def test_near_and_far_are_the_first_two_channels(tmp_path: Path):
+    noise = 0.1 * np.random.default_rng(1).standard_normal(RATE)
+    soundfile.write(tmp_path / "x.wav", np.column_stack([noise, 0.5 * noise]), RATE)
+    config = DataConfig(channel="near-far")
+    assert np.abs(read_samples(tmp_path / "x.wav", config)).max() < 100
+    write_clip(tmp_path / "mono.wav", 300)
+    with pytest.raises(BadClipError, match="one channel: data.channel near-far needs"):
+        read_samples(tmp_path / "mono.wav", config)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "NMS_ADPCM_32", "IMA_ADPCM"])
+def test_codecs_that_cannot_seek_are_read(tmp_path: Path, subtype: str):
+    path = tmp_path / "x.wav"
+    soundfile.write(path, 0.2 * np.sin(2 * np.pi * 440 * TIME), RATE, subtype=subtype)
+    samples = read_samples(path, DataConfig())
+    assert len(samples) == read_facts(path).frames
+    assert 0.05 < np.sqrt(np.square(samples / 32768).mean()) < 0.25
+
+
+@pytest.mark.parametrize("length", [0x7FFFF000, 0x80000000, 0xFFFFFFFF], ids=["sox", "arecord", "ffmpeg"])
+def test_the_length_of_a_stream_is_that_of_the_file(tmp_path: Path, length: int):
+    path = tmp_path / "x.wav"
+    write_clip(path, 300)
+    whole = bytearray(path.read_bytes())
+    expected = read_samples(path, DataConfig())
+    whole[4:8], whole[40:44] = struct.pack("<I", min(length + 36, 0xFFFFFFFF)), struct.pack("<I", length)
+    path.write_bytes(whole)
+    assert np.array_equal(read_samples(path, DataConfig()), expected)
+
+
+def test_a_piece_of_a_file_is_a_clip(tmp_path: Path):
+    for name in ("x.wav", "x.flac", "x.ogg"):
+        write_clip(tmp_path / name, 300)
+        whole = read_samples(tmp_path / name, DataConfig())
+        piece = read_samples(tmp_path / f"{name}#t=0.25,0.5", DataConfig())
+        assert np.abs(piece - whole[4000:8000].astype(int)).max() <= (0 if name != "x.ogg" else 2)
+    with pytest.raises(BadClipError, match="no piece of its file, which has 1 s"):
+        read_samples(tmp_path / "x.wav#t=0.5,1.5", DataConfig())
+
+
+@pytest.mark.parametrize(
+    ("peaks", "scale"),
+    [([0.5, 1.0], 1.0), ([], 1.0), ([0.0], 1.0), ([9.0, 10.0, 4000.0], 64.0), ([0.001], 2.0**-7), ([1.5], 8.0)],
+)
+def test_floats_of_other_units_have_a_scale(peaks: list[float], scale: float):
+    assert scale_of(peaks) == scale
+    assert all(scale >= 4 * peak for peak in peaks[:1]) or scale == 1.0
+
+
+def test_a_machines_floats_are_scaled_alike(tmp_path: Path):
+    lines = ["path,machine,section,domain,split,label"]
+    for machine, gain in (("fan", 9.0), ("pump", 0.5)):
+        for n, split in enumerate(("train", "train", "test")):
+            sound = gain * (1.6 if split == "test" else 1.0) * np.sin(2 * np.pi * 300 * TIME)
+            soundfile.write(tmp_path / f"{machine}{n}.wav", sound, RATE, subtype="FLOAT")
+            lines.append(f"{machine}{n}.wav,{machine},00,source,{split},normal")
+    (tmp_path / "clips.csv").write_text("\n".join(lines))
+    catalog = scan(tmp_path / "clips.csv")
+    fan, pump = (scaled(tmp_path, catalog.of(machine), DataConfig()) for machine in ("fan", "pump"))
+    assert (fan.scale, pump.scale) == (64.0, 1.0)
+    loud = read_samples(tmp_path / "fan2.wav", fan)
+    assert loud.max() == pytest.approx(9 * 1.6 / 64 * 32768, rel=0.01)  # and not clipped
+    assert scaled(tmp_path, catalog.of("fan"), replace(fan, scale=20.0)).scale == 20.0
+
+
+def test_one_list_says_what_audio_is(tmp_path: Path):
+    names = ["a.WAV", "b.aif", "c.opus", "d.oga", "e.mp3", "f.m4a"]
+    for name in [*names, "g.txt", "._a.wav"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in audio_files(tmp_path)] == names
+    tree = tmp_path / "tree"
+    for number, (suffix, form) in enumerate({"wav": "WAV", "aif": "AIFF", "ogg": "OGG"}.items()):
+        write_clip(tree / f"fan/train/section_00_source_train_normal_{number:04}.{suffix}", 300, format=form)
+    (tree / "fan/train/section_00_source_train_normal_0009.m4a").touch()
+    catalog = scan(tree)
+    assert catalog.table.num_rows == 3
+    (odd,) = catalog.oddities
+    assert odd.unusable
+    assert "ffmpeg" in odd.problem
