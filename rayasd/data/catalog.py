@@ -250,7 +250,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
             "split": name.split,
             "label": name.label,
             "attributes": name.attributes,
-            "group": "",
+            "group": None,
             "size": status.st_size,
             "mtime_ns": status.st_mtime_ns,
         }

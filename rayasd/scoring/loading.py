@@ -1,6 +1,6 @@
 """Where a machine's model comes from: a run, or a packed file."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,7 +116,10 @@ class RunModels:
     def _rows(self, entry: str | None) -> list[CellRow]:
         """Settle the entry, and list the cells that count for it."""
         if not self._catalog.has_tests:
-            return self._fixed(entry)
+            self.entry: str = entry or self._store.plans()[0].variants[0]
+            if self.entry not in self._variants:
+                raise unknown("entry", self.entry, self._variants)
+            return self._untested("knn-1", "mean")
         paths, evaluation = self._store.paths, self._store.config().evaluation
         leaderboard = paths.leaderboard("parquet")
         if not leaderboard.exists():
@@ -126,7 +129,7 @@ class RunModels:
         if facts.get(RULES) != rules_digest(evaluation):
             raise UserError(f"{leaderboard} was not made by the run's own rules: {self._again}")
         ranked = board.filter(pc.field("rank") > 0).sort_by("rank")["variant"].to_pylist()
-        self.entry: str = entry or ranked[0]
+        self.entry = entry or ranked[0]
         if self.entry not in ranked:
             raise unknown("entry", self.entry, ranked)
         any_variant = self.entry.startswith(ANY_VARIANT)
@@ -135,18 +138,18 @@ class RunModels:
         if any_variant:  # not marked in the cells: each section's variant is chosen as the report chose it
             cells = cells.take(select(cells, evaluation)[1][self.entry])
         rows: list[CellRow] = cells.to_pylist()
+        if self.entry in self._variants:
+            rows += self._untested(rows[0]["detector"], rows[0]["pooling"], {row["machine"] for row in rows})
         return rows
 
-    def _fixed(self, entry: str | None) -> list[CellRow]:
-        """List what no test clip has chosen, in the form of cells: a variant's knn-1, mean, where it has them."""
-        self.entry = entry or self._store.plans()[0].variants[0]
-        if self.entry not in self._variants:
-            raise unknown("entry", self.entry, self._variants)
+    def _untested(self, detector: str, pooling: str, tested: Collection[str] = ()) -> list[CellRow]:
+        """List what scores machines without test clips, in the form of cells: this detector, where they have it."""
         rows: list[CellRow] = []
         for unit in self._specs:
-            if (unit.stage, unit.variant) == ("detect", self.entry):
+            if (unit.stage, unit.variant) == ("detect", self.entry) and unit.machine not in tested:
                 best: dict[str, Key] = {}
-                for key in sorted(self._systems(unit.variant, unit.machine, unit.seed), key=_unlike_fixed):
+                systems = self._systems(unit.variant, unit.machine, unit.seed)
+                for key in sorted(systems, key=lambda k: (k.detector != detector, k.pooling != pooling, -k.checkpoint)):
                     best.setdefault(key.section, key)
                 of_unit = {"variant": unit.variant, "machine": unit.machine, "seed": unit.seed}
                 rows += [{**of_unit, **key._asdict()} for key in best.values()]
@@ -278,10 +281,6 @@ class RunModels:
         leaves_of = tuple(tree._replace(detector=name) for name in normal)
         training |= {leaf: replace(scores, training=normal[leaf.detector]) for leaf in leaves_of}
         return Fusion(spec.method, leaves_of)
-
-
-def _unlike_fixed(key: Key) -> tuple[bool, bool, int]:
-    return key.detector != "knn-1", key.pooling != "mean", -key.checkpoint
 
 
 def _settled(config: Config, table: pa.Table) -> Config:

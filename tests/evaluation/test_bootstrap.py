@@ -162,12 +162,15 @@ def test_many_ties_are_no_sure_lead():
     nearly[11] = 2.01  # one normal clip above one anomalous clip
     labels, domains = np.arange(37) >= 12, np.array(["source"] * 37, object)
     clips = tuple(f"{i:02}" for i in range(37))
-    first, second = ({("fan", "00", "source"): CellScores(clips, labels, s[None], domains)} for s in (nearly, perfect))
+    groups = np.array(clips, object)
+    first, second = (
+        {("fan", "00", "source"): CellScores(clips, labels, s[None], domains, groups)} for s in (nearly, perfect)
+    )
     for found in compare(first, second, 2021):
         assert found.ties > 0.3
         assert not found.sure
     far = perfect[::-1].copy()
-    worse = {("fan", "00", "source"): CellScores(clips, labels, far[None], domains)}
+    worse = {("fan", "00", "source"): CellScores(clips, labels, far[None], domains, groups)}
     assert all(found.sure for found in compare(second, worse, 2021))
 
 
