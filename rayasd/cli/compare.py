@@ -16,8 +16,8 @@ from rayasd.errors import UserError
 def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     """Rank the chosen systems of several RUNS together.
 
-    By the official score on one part. Runs on the whole of DCASE 2021 Task 2 are ranked among published systems, with
-    the source of each number.
+    Entries are ranked by the official score on one part. Runs on the whole of DCASE 2021 Task 2 are ranked among
+    published systems, with the source of each number.
 
     \b
         rayasd leaderboard runs/first runs/ablation
@@ -56,9 +56,9 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
 @click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
 @PART
 def compare(first: Path, second: Path, variants: str | None, part: str | None) -> None:
-    """Say which of two runs is better, and how sure that is.
+    """Compare two runs: which is better, by how much, and how certain that is.
 
-    By a paired bootstrap over test clips, of the official score and of the mean AUC. FIRST and SECOND may be the
+    Uses a paired bootstrap over test clips, for the official score and the mean AUC. FIRST and SECOND may be the
     same run, to compare two of its variants.
 
     \b

@@ -86,9 +86,9 @@ def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: boo
 @GROUND_TRUTH
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="data.resample=true, data.channel=0 …")
 def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> None:
-    """Count and read every clip below ROOT, and name all that is odd.
+    """Read every clip below ROOT and list what is unusual or unusable.
 
-    Exit code 1 when something is unusable.
+    Exit code 1 if something is unusable.
 
     \b
         rayasd data check data/synthetic
@@ -172,7 +172,7 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
 )
 @click.option("--columns", default="", metavar="path=NAME,…",
               help="Its columns, or text with some in braces: path=sounds/{Filename},label=ClassId.")  # fmt: skip
-@click.option("--machine", help="Of all clips, where no path or column tells.")
+@click.option("--machine", help="Machine type of all clips, if no path or column has it.")
 @click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Likewise.")
 @click.option("--normal", default="", metavar="WORDS", help="Your words for normal clips: good,healthy,*_OK.")
 @click.option("--anomaly", default="", metavar="WORDS",

@@ -17,7 +17,7 @@ from rayasd.cli.options import CACHE, TEMP_DIR, output_format
 @TEMP_DIR
 @output_format("table", "json")
 def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Path, form: str) -> None:
-    """Look for what could stop a sweep on this node.
+    """Check this node for what could stop a sweep.
 
     CPUs, GPUs, the placement that launch reads from Slurm or MPI, and folders: space, file system, locks, length of
     the temporary path. Exit code 1 if anything is bad. Leaves no files. For packages: pip check.

@@ -12,15 +12,15 @@ from rayasd.cli.options import TEMP_DIR
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--job", help="Name that all launchers of this job share; default from Slurm, OpenMPI or MPICH.")
 @click.option("--rank", type=click.IntRange(min=0), help="Of this launcher; 0 is the head, which runs the command.")
-@click.option("--size", type=click.IntRange(min=1), help="Launchers of the job, one a node.")
+@click.option("--size", type=click.IntRange(min=1), help="Launchers of the job, one per node.")
 @click.option("--node-address", "address",
               help="IPv4 address or interface (ib0) of this node; default: what its name resolves to.")  # fmt: skip
 @click.option("--cpus", type=click.IntRange(min=1), help="CPUs of this node; default: as Slurm gave, else all usable.")
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
-              help="Seconds until all nodes must have come.")  # fmt: skip
+              help="Seconds to wait for all nodes.")  # fmt: skip
 @click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
-              help="Folder that all nodes see, where the launchers meet; default: the current one.")  # fmt: skip
+              help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
 @TEMP_DIR
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(

@@ -20,14 +20,14 @@ CACHE = click.option(
 )  # fmt: skip
 DEVICE = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default=Execution.device, show_default=True,
-    help="What networks compute on; auto: a GPU where there is one.",
+    help="Device of the networks; auto: a GPU if there is one.",
 )  # fmt: skip
 PART = click.option(
     "--part", type=click.Choice(["evaluation", "development"]),
     help="Sections whose scores are shown; default: evaluation, or development where no evaluation section has labels.",
 )  # fmt: skip
 ADDRESS = click.option(
-    "--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True, help="Standing Ray cluster."
+    "--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True, help="Address of a running Ray cluster."
 )
 TEMP_DIR = click.option(
     "--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
@@ -40,7 +40,7 @@ def output_format(*formats: str) -> Callable[..., Any]:
     """Make the option that says in which of these forms a command prints; the first is its default."""
     return click.option(
         "--format", "form", type=click.Choice(formats), default=formats[0], show_default=True,
-        help="Of what is printed.",
+        help="Output format.",
     )  # fmt: skip
 
 
@@ -59,19 +59,19 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=Execution.cpus_per_unit,
                      show_default=True, help="CPU cores of one unit, and its threads."),
         click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
-                     help="GPUs of a training unit, a fraction or several of one host; default 1 if there are any."),
+                     help="GPUs per training unit, a fraction or several on one host; default 1 if there are any."),
         click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
                      help="Processes that train a unit together, data-parallel; default: one per GPU."),
         DEVICE,
         click.option("--max-tries", type=click.IntRange(min=1), default=Execution.max_tries, show_default=True,
-                     help="How often a unit is tried whose worker dies or whose code raises."),
+                     help="Attempts per unit if its worker dies or its code raises."),
         click.option("--hang-after", "hang_seconds", type=click.FloatRange(min=0), default=Execution.hang_seconds,
                      show_default=True,
-                     help="Seconds without a sign of life after which a unit is ended and tried again; 0: never."),
+                     help="End and retry a unit after so many seconds without a sign of life; 0: never."),
         click.option("--grace", type=click.FloatRange(min=1), default=Execution.grace, show_default=True,
-                     help="Seconds that units have after SIGUSR1 to save at their epoch's end."),
-        click.option("--retry-failed", is_flag=True, help="Try units again that failed for good earlier."),
-        click.option("--fail-fast", is_flag=True, help="Start nothing more after the first failed unit."),
+                     help="Seconds that units have after SIGUSR1 to save at the end of their epoch."),
+        click.option("--retry-failed", is_flag=True, help="Retry units that failed earlier."),
+        click.option("--fail-fast", is_flag=True, help="Start no more units after the first failure."),
         click.option("--verify", is_flag=True,
                      help="First compare every file of finished units with its checksum; do damaged units again."),
         CACHE,

@@ -15,19 +15,21 @@ from rayasd.errors import UserError
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
-@click.option("--all", "all_systems", is_flag=True, help="Show every system, not the one chosen of each variant.")
-@click.option("--oracle", is_flag=True, help="Add the best system in hindsight: marked, never ranked.")
+@click.option("--all", "all_systems", is_flag=True, help="Show every system, not only the chosen one of each variant.")
+@click.option(
+    "--oracle", is_flag=True, help="Add the system that is best on the test sections in hindsight; never ranked."
+)
 @click.option(
     "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
 )
-@click.option("--with-audio", is_flag=True, help="Put the most wrong clips into report.html to be heard: up to 30 MB.")
+@click.option("--with-audio", is_flag=True, help="Put the sound of the worst errors into report.html: up to 30 MB.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
     run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
     with_audio: bool, out: Path | None,
 ) -> None:  # fmt: skip
-    """Compute RUN's leaderboard afresh, print it, write its page.
+    """Compute RUN's leaderboard from its scores, print it and write report.html.
 
     It is made from all finished scores. The run's own report is written into RUN, with the page RUN/report.html; one by
     other rules (--set) is printed, and written only into the folder that --out names.

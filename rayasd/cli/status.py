@@ -24,9 +24,9 @@ _PAUSE_FACTOR = 20  # times as long as a look took: of a large run on a slow fil
 )
 @output_format("table", "json")
 def status(run: Path, watch: bool, form: str) -> None:
-    """Show how far RUN is.
+    """Show the progress of RUN.
 
-    Who drives it, what runs where, what failed. Reads files alone; needs no Ray.
+    It shows who drives it, what runs where and what failed. It reads files only and needs no Ray.
 
     \b
         rayasd status runs/night --watch
@@ -57,7 +57,7 @@ def status(run: Path, watch: bool, form: str) -> None:
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
               help="Wait until nobody works on the run, for so long at most.")  # fmt: skip
 def stop(run: Path, wait_seconds: float) -> None:
-    """Ask whoever drives RUN to stop.
+    """Ask the process that drives RUN to stop.
 
     Units save at their epoch's end, and the sweep exits with 77. It stays stopped: batch scripts do not put it back
     in the queue. The same command goes on from there.

@@ -30,7 +30,7 @@ def submit(
 ) -> None:  # fmt: skip
     """Run a COMMAND of rayasd as a job of a standing Ray cluster.
 
-    Or --follow, --stop, --list its jobs. Only the command line is sent: rayasd must be installed on every node, and
+    Or follow, stop or list jobs. Only the command line is sent: rayasd must be installed on every node, and
     every node must see the same folders. The exit code is the job's; Ctrl-C leaves the job running.
 
     \b

@@ -22,34 +22,38 @@ if TYPE_CHECKING:
               help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
 @GROUND_TRUTH
 @click.option("--on-bad-clip", type=click.Choice(["fail", "skip"]),
-              help="A clip that cannot be used stops the sweep, or is left out and counted; default fail.")  # fmt: skip
+              help="An unusable clip stops the sweep, or is left out and counted; default fail.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
 @click.option("--preset", default="eusipco2022", show_default=True,
               help="eusipco2022, serial-oe, small, demo, or a TOML file.")  # fmt: skip
 @click.option("--variants", default="both", show_default=True,
               help="Systems to compare, as the preset names them: both,untrained,statistics")  # fmt: skip
-@click.option("--seeds", default="0", show_default=True, help="0,1,2 or 0-4")
+@click.option("--seeds", default="0", show_default=True, help="Seeds: 0,1,2 or 0-4")
 @click.option(
     "--detectors",
     help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)' …; default from the preset.",
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting: exposure.epochs=50")
 @click.option("--vary", metavar="KEY=V1,V2,…",
-              help="A variant of each for each value, and a curve: exposure.real_anomalies=0,1,2,4")  # fmt: skip
+              help="Run one variant per value and plot the result: exposure.real_anomalies=0,1,2,4")  # fmt: skip
 @click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
-              show_default=True, help="Where results go; a run that is there goes on.")  # fmt: skip
-@click.option("--accept-changes", is_flag=True, help="Go on in a run of another configuration; redo what that changes.")
+              show_default=True, help="Folder for results; an existing run continues.")  # fmt: skip
+@click.option(
+    "--accept-changes", is_flag=True, help="Continue a run whose configuration differs; redo what that changes."
+)
 @click.option("--dry-run", is_flag=True, help="Print units, resources and disk, and start nothing.")
 @click.option("--simulate", metavar="KEY=VALUE,…",
               help="With --dry-run: how long on nodes=128,gpus-per-node=8 (docs/scaling.md).")  # fmt: skip
-@click.option("--set-up-only", is_flag=True, help="Decode and write the plan; train, embed, detect do the rest.")
+@click.option(
+    "--set-up-only", is_flag=True, help="Decode and write the plan only; train, embed and detect do the rest."
+)
 @click.option("--only", metavar="MACHINES",
-              help="Do these machines alone, of a run that is set up; other commands may do the rest.")  # fmt: skip
+              help="Work on these machines only, in a run that is set up; other processes do the others.")  # fmt: skip
 @execution_options
 def sweep(**options: Any) -> None:
     """From recordings to a leaderboard: train, embed, detect, rank.
 
-    Running the same command again goes on where it stopped.
+    Run the same command again to continue where it stopped.
 
     \b
         rayasd sweep --machines all --data ROOT --preset demo

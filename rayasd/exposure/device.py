@@ -53,9 +53,9 @@ def choose_compute(device: str, precision: str) -> Compute:
     if precision != "auto":
         dtype, what = getattr(torch, precision), f"{precision} as asked"
     elif _has_bfloat16(chosen):
-        dtype, what = torch.bfloat16, "bfloat16: the device computes in it"
+        dtype, what = torch.bfloat16, "bfloat16, which the device supports"
     else:
-        dtype, what = torch.float32, "float32: the device has no bfloat16 instructions"
+        dtype, what = torch.float32, "float32, since the device has no bfloat16 instructions"
     return Compute(chosen, dtype, f"{chosen} ({why}), {what}")
 
 

@@ -191,7 +191,7 @@ def footnotes(
         notes.append(
             "Oracle: chosen on the sections that it is reported on. It is no result and has no rank."
             if best.rank is None
-            else f"Oracle: no system is better in hindsight than number {best.rank}."
+            else f"Oracle: number {best.rank} is also the best system in hindsight."
         )
     num_systems = len(leaderboard.standings)
     if num_systems > len(leaderboard.ranked) and not all_systems:

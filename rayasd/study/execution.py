@@ -27,20 +27,20 @@ class Execution:
     cpus_per_unit: float = 1.0
     """CPU cores of one unit, and its threads."""
     gpus_per_unit: float | None = None
-    """GPUs of a training unit, a fraction or several of one host; default 1 if there are any."""
+    """GPUs per training unit, a fraction or several on one host; default 1 if there are any."""
     ranks_per_unit: int | None = None
     """Processes that train a unit together; default: one per GPU."""
     device: DeviceName = "auto"
     max_tries: int = 2
-    """How often a unit is tried whose worker dies or whose code raises."""
+    """Attempts per unit if its worker dies or its code raises."""
     hang_seconds: float = 900.0
     """Without a sign of life for so long, a unit is ended and tried again; 0: never."""
     grace: float = 60.0
     """Seconds that units have after SIGUSR1 to save; only the command line handles signals."""
     retry_failed: bool = False
-    """Try units again that failed for good earlier."""
+    """Retry units that failed earlier."""
     fail_fast: bool = False
-    """Start nothing more after the first failed unit."""
+    """Start no more units after the first failure."""
     verify: bool = False
     """First compare every file of finished units with its checksum."""
     cache: str | Path | None = None
