@@ -56,7 +56,7 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
 @click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
 @PART
 def compare(first: Path, second: Path, variants: str | None, part: str | None) -> None:
-    """Compare two runs: which is better, by how much, and how certain that is.
+    """Compare two runs: which is better and how certain that is.
 
     Uses a paired bootstrap over test clips, for the official score and the mean AUC. FIRST and SECOND may be the
     same run, to compare two of its variants.

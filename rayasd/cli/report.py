@@ -29,7 +29,7 @@ def report(
     run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
     with_audio: bool, out: Path | None,
 ) -> None:  # fmt: skip
-    """Compute RUN's leaderboard from its scores, print it and write report.html.
+    """Compute RUN's leaderboard, print it and write report.html.
 
     It is made from all finished scores. The run's own report is written into RUN, with the page RUN/report.html; one by
     other rules (--set) is printed, and written only into the folder that --out names.
