@@ -63,8 +63,9 @@ def report(
         found = replace(found, catalog=with_ground_truth(found.catalog, ground_truth))
     found = found.by_settings(overrides)
     print_report(console, found, all_systems=all_systems, oracle=oracle)
-    if sections:
-        print_sections(console, found.results.cells, found.results.leaderboard.standings[0].variant, found.evaluation)
+    if sections and (entries := found.entries(single_variant=True)):
+        first = next(iter(entries))  # any variant has no cells of its own
+        print_sections(console, found.results.cells, first, found.evaluation)
     if missing := len(found.sweep.states) - found.sweep.count(State.DONE) + len(found.damaged):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
     if out is not None:
