@@ -21,10 +21,10 @@ def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
 
 
-def audio_files(root: Path) -> list[Path]:
-    """List the audio files below a folder, sorted; those, too, that cannot be read."""
+def audio_files(root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None) -> list[Path]:
+    """List the audio files below a folder, sorted; those, too, that cannot be read. ``on_error`` as of ``folders``."""
     return sorted(
-        Path(entry.path) for _, entries in folders(root) for entry in entries
+        Path(entry.path) for _, entries in folders(root, on_error) for entry in entries
         if (is_audio(entry.name) or is_other_audio(entry.name)) and not is_folder(entry)
     )  # fmt: skip
 
