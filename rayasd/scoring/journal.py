@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rayasd.errors import UserError
 
@@ -39,6 +39,12 @@ class Journal:
             raise UserError(f"another rayasd score --watch appends to {path}: name another --out") from None
         except OSError:  # a file system without locks
             pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
     def recorded(self) -> Iterator[list[Record]]:
         """Give each clip's records, and cut off what a kill left of the last one.

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -51,20 +51,22 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
         if each.decision.reason is not None:
             say(f"section {name}: {each.decision.reason}: it raises no alarm")
     monitor = Monitor(sections, rules.alarm, rules.drift)
-    write: Callable[[str], None] = _print
     done: dict[str, Stamp] = {}
-    if rules.out is not None:
-        journal = Journal(rules.out, say)
-        write = journal.append
-        for records in journal.recorded():
+    with nullcontext() if rules.out is None else Journal(rules.out, say) as journal:
+        for records in journal.recorded() if journal else ():
             done[records[0]["clip"]] = records[0]["size"], records[0]["mtime_ns"]
             for score in map(_score_of, records):
                 monitor.alarm(score), monitor.drift(score)
-    arrivals = Arrivals(folders, done, say)
-    say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
+        say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
+        _go_on(model, Arrivals(folders, done, say), monitor, rules, journal.append if journal else _print)
+
+
+def _go_on(
+    model: MachineModel, arrivals: Arrivals, monitor: Monitor, rules: Watch, write: Callable[[str], None]
+) -> None:
     failing: set[Path] = set()
     for ready in arrivals:
-        write("")
+        write("")  # what could not be written before
         for begin in range(0, len(ready), _AT_ONCE):
             stamps = dict(ready[begin : begin + _AT_ONCE])
             for path, scores in _scored(model, list(stamps), rules.section):

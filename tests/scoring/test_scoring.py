@@ -319,7 +319,6 @@ def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
         ((run,), "no clips"),
         ((run, tmp_path / "absent"), "no such file"),
         ((run, clips, "--format", "parquet"), "--out"),
-        ((run, clips, "--machine", "fan", "--watch", "--out", "x"), "--watch"),
         ((tmp_path, clips), "error"),
     ):
         refused = rayasd("score", *wrong)
