@@ -13,7 +13,7 @@ from rayasd.errors import UserError
 
 @click.command()
 @MODEL
-@click.option("--normal", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True,
+@click.option("--normal", "folder", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="Recordings of the machine in good order, searched with all folders below.")  # fmt: skip
 @click.option("--machine", help="May be left out where there is one alone.")
 @choose_model
@@ -47,7 +47,7 @@ def recalibrate(
 
     clips = audio_files(folder)
     if not clips:
-        raise UserError(f"no audio files in {folder}")
+        raise UserError(f"no audio files in {folder}" if folder.is_dir() else f"no such folder: {folder}")
     before = changed(load(model, device=device, trust=trust, **choice), resample, channel)
     if section is None and len(before.sections) > 1:
         raise UserError(f"{model} has several sections: name one of {', '.join(before.sections)} by --section")

@@ -34,14 +34,14 @@ class Monitor:
         self._anomalous = {name: deque[bool](maxlen=alarm[1]) for name in sections}
         self._scores: dict[str, list[float]] = {name: [] for name in sections}
 
-    def knows(self, score: ClipScore) -> bool:
+    def _knows(self, score: ClipScore) -> bool:
         """Whether this model gave the score: another one has another threshold."""
         model = self._sections.get(score.section or "")
         return model is not None and score.score is not None and score.threshold == model.decision.threshold
 
     def alarm(self, score: ClipScore) -> bool:
         """Whether a clip raises an alarm."""
-        if not self.knows(score):
+        if not self._knows(score):
             return False
         last = self._anomalous[str(score.section)]
         last.append(bool(score.anomalous))
@@ -57,7 +57,7 @@ class Monitor:
             The p-value.
 
         """
-        if not self.knows(score) or score.score is None:
+        if not self._knows(score) or score.score is None:
             return None
         scores, normal = self._scores[str(score.section)], self._sections[str(score.section)].calibration
         scores.append(score.score)
@@ -79,7 +79,7 @@ def run_command(command: str, given: str) -> str | None:
     """
     try:
         with subprocess.Popen(
-            command, shell=True, stdin=subprocess.PIPE, stdout=2, start_new_session=True, text=True
+            command, shell=True, stdin=subprocess.PIPE, stdout=2, start_new_session=True, encoding="utf-8"
         ) as process:
             try:
                 process.communicate(given, _COMMAND_SECONDS)

@@ -81,6 +81,7 @@ def test_what_it_needs_is_said_in_one_line(run: Path, normal: Path, tmp_path: Pa
     out = ("-o", tmp_path / "new")
     for words, said in (
         ((run, "--machine", "fan", "--section", "00", "--normal", tmp_path / "empty"), "no audio files in"),
+        ((run, "--machine", "fan", "--section", "00", "--normal", tmp_path / "absent"), "no such folder"),
         ((run, "--machine", "fan", "--section", "00", "--normal", tmp_path / "bad"), "has no clip that can be read"),
         ((run, "--machine", "fan", "--section", "07", "--normal", normal), "unknown section '07'"),
         ((run, "--machine", "fan", "--normal", normal), "has several sections: name one of 00, 03 by --section"),

@@ -64,7 +64,8 @@ def test_a_folder_that_fails_or_goes_hides_no_other(no_pauses: None, tmp_path: P
     assert back == tmp_path / "bad/a.wav"
     found.later(back)
     assert next(rounds) == []
-    shutil.rmtree(tmp_path / "good")
+    (tmp_path / "good/c.wav").unlink()
+    (tmp_path / "good").rmdir()
     assert next(rounds) == []
     (tmp_path / "good").mkdir()
     os.utime(tmp_path / "bad/a.wav", ns=(1, 1))
