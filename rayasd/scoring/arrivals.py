@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rayasd.data.folders import audio_files
+from rayasd.data.folders import audio_entries
 
 Stamp = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds: other ones mean that a file has other content."""
@@ -66,13 +66,14 @@ class Arrivals:
             troubles.add(f"{path}: {error.strerror or error}")
 
         due, ready = {}, []
-        for path in {path for folder in self._folders for path in audio_files(folder, trouble)}:
+        for entry in (entry for folder in self._folders for entry in audio_entries(folder, trouble)):
             try:
-                stamp = stamp_of(path)
+                facts = entry.stat()
             except OSError as error:
-                trouble(path, error)
+                trouble(entry.path, error)
                 continue
-            if self._done.get(str(path)) == stamp:
+            stamp = facts.st_size, facts.st_mtime_ns
+            if self._done.get(entry.path) == stamp or (path := Path(entry.path)) in due:
                 continue
             before, when = self._due.get(path, (None, 0.0))
             due[path] = stamp, when if before == stamp else time.monotonic() + _QUIET_SECONDS
