@@ -82,7 +82,7 @@ def score(
         rayasd score runs/first --machine fan --section 00 new/
         rayasd score fan.rayasd recording.wav --format jsonl
         rayasd score fan.rayasd --watch incoming/ --out scores.jsonl --alarm 3/5 --on-alarm ./tell-somebody
-    find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
+        find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
     from rayasd.cli.display import wide_console
     from rayasd.data.naming import matching
