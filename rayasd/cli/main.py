@@ -14,6 +14,7 @@ from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
 from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
+from rayasd.cli.recalibrate import recalibrate
 from rayasd.cli.report import report
 from rayasd.cli.score import pack, score
 from rayasd.cli.settings import settings
@@ -51,7 +52,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (data, sweep, train, embed, detect, status, stop, track, report, leaderboard, compare, score, pack,
-                export, settings, launch, submit, doctor, gc):  # fmt: skip
+                recalibrate, export, settings, launch, submit, doctor, gc):  # fmt: skip
     cli.add_command(command)
 
 

@@ -12,7 +12,7 @@ from rayasd.cli.options import DEVICE, RUN, output_format
 from rayasd.errors import UserError
 
 if TYPE_CHECKING:
-    from rayasd.scoring.model import ClipScore
+    from rayasd.scoring.model import ClipScore, MachineModel
 
 _MODEL = [
     click.option("--entry", help="Of RUN's leaderboard, ensembles too; default: the first in rank."),
@@ -29,8 +29,11 @@ def choose_model(command: Any) -> Any:
     return command
 
 
+MODEL = click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FILE")
+
+
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FILE")
+@MODEL
 @click.argument("words", nargs=-1, metavar="CLIP|FOLDER|-…")
 @click.option("--machine", help="May be left out where there is one alone.")
 @choose_model
@@ -41,12 +44,33 @@ def choose_model(command: Any) -> Any:
               help="Of normal training clips, which the threshold is at; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
-@click.option("--watch", is_flag=True, help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C; to "
+    "--out, they are appended, and what is in it is not scored again.",
+)
+@click.option("--on-alarm", metavar="COMMAND", help="With --watch: run at an alarm; its input is the clip's JSON line.")
+@click.option(
+    "--alarm",
+    metavar="K/N",
+    default="1/1",
+    show_default=True,
+    help="With --watch: an alarm when K of a section's last N clips are anomalous.",
+)
+@click.option(
+    "--drift",
+    type=click.IntRange(min=2),
+    default=50,
+    show_default=True,
+    help="With --watch: how many clips of a section are compared with normal ones.",
+)
 @DEVICE
 @click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
 def score(
-    model: Path, words: tuple[str, ...], section: str | None, form: str, out: Path | None, watch: bool, device: str,
-    trust: bool, resample: bool, channel: str | None, percentile: float | None, **choice: Any,
+    model: Path, words: tuple[str, ...], section: str | None, form: str, out: Path | None, watch: bool,
+    on_alarm: str | None, alarm: str, drift: int, device: str, trust: bool, resample: bool, channel: str | None,
+    percentile: float | None, **choice: Any,
 ) -> None:  # fmt: skip
     """Score new clips of one machine.
 
@@ -57,23 +81,23 @@ def score(
     \b
         rayasd score runs/first --machine fan --section 00 new/
         rayasd score fan.rayasd recording.wav --format jsonl
+        rayasd score fan.rayasd --watch incoming/ --out scores.jsonl --alarm 3/5 --on-alarm ./tell-somebody
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
-    from dataclasses import replace
-
     from rayasd.cli.display import wide_console
-    from rayasd.config import Config, from_dict
     from rayasd.data.naming import matching
-    from rayasd.scoring.arrivals import arriving
     from rayasd.scoring.loading import load
-    from rayasd.scoring.output import json_line, write_scores
+    from rayasd.scoring.output import write_scores
 
     if not words:
         raise UserError("no clips: name files, folders, or - for names from the input")
     if form == "parquet" and out is None:
         raise UserError("--format parquet needs --out FILE")
-    if watch and (out is not None or form not in ("table", "jsonl")):
-        raise UserError("--watch writes JSON lines to the terminal: leave --format and --out away")
+    if watch and form not in ("table", "jsonl"):
+        raise UserError("--watch writes JSON lines: leave --format away")
+    if on_alarm is not None and not watch:
+        raise UserError("--on-alarm needs --watch")
+    smoothing = _smoothing(alarm)
     for folder in words if watch else ():
         if not Path(folder).is_dir():
             raise UserError(f"--watch {folder}: no such folder")
@@ -82,24 +106,16 @@ def score(
         raise UserError(f"no audio files in {', '.join(words)}")
     loaded = load(model, device=device, trust=trust, **choice)
 
-    def change(config: Config) -> Config:
-        data, evaluation = config.data, config.evaluation
-        data = replace(data, resample=resample or data.resample, channel=channel or data.channel)
-        if percentile is not None:
-            evaluation = replace(evaluation, threshold="percentile", false_alarm_rate=1 - percentile / 100)
-        return from_dict(replace(config, data=data, evaluation=evaluation).as_dict())
-
-    if resample or channel or percentile is not None:
-        loaded = loaded.changed(change)
+    loaded = changed(loaded, resample, channel, percentile)
     if section is None and len(loaded.sections) == 1:
         section = loaded.sections[0]
     section = None if section in (None, "auto") else matching("section", section, loaded.sections)
     if watch:
-        print(f"watching {', '.join(words)}; Ctrl-C ends it", file=sys.stderr, flush=True)
+        from rayasd.scoring import watching
+
+        rules = watching.Watch(section, out, on_alarm, smoothing, drift)
         with suppress(KeyboardInterrupt):
-            for ready in arriving([Path(word) for word in words]):
-                for each in loaded.score(ready, section):
-                    print(json_line(each), flush=True)
+            watching.watch(loaded, [Path(word).absolute() for word in words], rules)
         return
     failed = 0
 
@@ -111,6 +127,31 @@ def score(
 
     write_scores(counted(), form, wide_console() if out is None else out, loaded)
     raise SystemExit(1 if failed else 0)
+
+
+def changed(
+    model: "MachineModel", resample: bool, channel: str | None, percentile: float | None = None
+) -> "MachineModel":
+    """Return the model with the rules of a command's options, if there are any."""
+    from dataclasses import replace
+
+    from rayasd.config import Config, from_dict
+
+    def change(config: Config) -> Config:
+        data, evaluation = config.data, config.evaluation
+        data = replace(data, resample=resample or data.resample, channel=channel or data.channel)
+        if percentile is not None:
+            evaluation = replace(evaluation, threshold="percentile", false_alarm_rate=1 - percentile / 100)
+        return from_dict(replace(config, data=data, evaluation=evaluation).as_dict())
+
+    return model.changed(change) if resample or channel or percentile is not None else model
+
+
+def _smoothing(text: str) -> tuple[int, int]:
+    needed, _, of = text.partition("/")
+    if not (needed.isdecimal() and of.isdecimal() and 1 <= int(needed) <= int(of)):
+        raise UserError(f"--alarm {text}: write K/N, K of the last N clips, as 3/5")
+    return int(needed), int(of)
 
 
 def _clips(words: Iterable[str]) -> Iterator[str]:

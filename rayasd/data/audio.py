@@ -20,6 +20,7 @@ from rayasd.data.headers import contradiction, flac_differs, impossible_length
 from rayasd.errors import StorageError
 
 NEAR_FAR = "near-far"
+NO_MEMORY = "needs more memory than there is"
 _FLOATS = ("FLOAT", "DOUBLE")
 _QUIETEST_FLOATS = 2.0**-8
 """Peaks below it would leave less than 8 of 16 bits."""
@@ -283,5 +284,7 @@ def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return f"cannot be read as audio: {str(text).rstrip('.')}"

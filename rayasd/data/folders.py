@@ -23,10 +23,17 @@ def is_audio(name: str) -> bool:
 
 def audio_files(root: Path) -> list[Path]:
     """List the audio files below a folder, sorted; those, too, that cannot be read."""
-    return sorted(
-        Path(entry.path) for _, entries in folders(root) for entry in entries
-        if (is_audio(entry.name) or is_other_audio(entry.name)) and not is_folder(entry)
-    )  # fmt: skip
+    return sorted(Path(entry.path) for entry in audio_entries(root))
+
+
+def audio_entries(
+    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None
+) -> Iterator[os.DirEntry[str]]:
+    """Give what ``audio_files`` lists, as it is found; ``on_error`` as of ``folders``."""
+    for _, entries in folders(root, on_error):
+        for entry in entries:
+            if (is_audio(entry.name) or is_other_audio(entry.name)) and not is_folder(entry):
+                yield entry
 
 
 def is_other_audio(name: str) -> bool:

@@ -8,10 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.torch import load_file
-from threadpoolctl import threadpool_limits
 
 from rayasd import __version__
-from rayasd.arrays import Scores
 from rayasd.config import Config
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
@@ -22,12 +20,12 @@ from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
 from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
-from rayasd.inlier.bank import Bank
-from rayasd.inlier.detectors import FusionSpec, most_neighbours, parse_detectors
-from rayasd.inlier.features import normal_rows, own_products
+from rayasd.inlier.detectors import FusionSpec, parse_detectors
+from rayasd.inlier.features import normal_rows
 from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.scoring.model import MachineModel
+from rayasd.scoring.normal import normal_scores
 from rayasd.scoring.packing import chosen_machine, read_pack
 from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
 from rayasd.stages import stages_of
@@ -277,7 +275,7 @@ class RunModels:
         if not isinstance(spec, FusionSpec):
             training[tree] = scores
             return tree
-        normal = _scored_again(spec, tree, section, embedders[tree[:2]])
+        normal = normal_scores(spec.members, tree, section, embedders[tree[:2]])
         leaves_of = tuple(tree._replace(detector=name) for name in normal)
         training |= {leaf: replace(scores, training=normal[leaf.detector]) for leaf in leaves_of}
         return Fusion(spec.method, leaves_of)
@@ -288,23 +286,6 @@ def _settled(config: Config, table: pa.Table) -> Config:
     scale = table["scale"][0].as_py() if "scale" in table.column_names else 1.0
     embedding = replace(config.embedding, num_windows=windows_of(config, table))
     return replace(config, data=replace(config.data, scale=scale), embedding=embedding)
-
-
-def _scored_again(spec: FusionSpec, leaf: Leaf, section: str, embedder: Embedder) -> dict[str, Scores]:
-    """Training scores of a fusion's detectors, which scores files do not hold, as the unit computed them."""
-    from rayasd.inlier.scoring import Section  # imports scikit-learn
-
-    inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
-    rows = rows & (pc.field("section") == section) if inlier.per == "section" else rows
-    bank = Bank(embedder.bank.filter(rows), inlier, most_neighbours([spec]))
-    some = bank.table.slice(0, bank.num_windows)
-    of_section = Section(section, bank, some, inlier, own_products(embedder.products, section), embedder.config.learns)
-    with threadpool_limits(1):
-        found = {member.name: of_section.pooled(member, leaf.pooling)[1] for member in spec.members}
-    for name, scores in found.items():
-        if isinstance(scores, str):
-            raise UserError(f"{name} of {leaf.detector}: {scores}")
-    return found  # type: ignore[return-value]
 
 
 def _table(section: str, number: int, scores: SectionScores) -> pa.Table:

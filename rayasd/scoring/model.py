@@ -1,6 +1,6 @@
 """One machine's model: clips in, scores and decisions out."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -10,33 +10,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from rayasd.arrays import Features, Indices, Scores
-from rayasd.config import Config, InlierConfig
-from rayasd.data.audio import BadClipError, at_level, read_samples
+from rayasd.config import Config
+from rayasd.data.audio import NO_MEMORY, BadClipError, at_level, read_samples
 from rayasd.errors import UserError
-from rayasd.evaluation.decisions import Decision
-from rayasd.evaluation.fused import evaluated
 from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows
 from rayasd.exposure.network import Control, Network
 from rayasd.host import usable_cpus
 from rayasd.inlier.bank import Bank
-from rayasd.inlier.clip_pooling import is_clip_level, level_of
-from rayasd.inlier.detectors import anomaly_scores, most_neighbours, single_detector
-from rayasd.inlier.features import features, features_of, own_products
-from rayasd.inlier.pooling import pool
+from rayasd.inlier.detectors import most_neighbours, single_detector
 from rayasd.scoring.parts import Origin, Parts
+from rayasd.scoring.sections import SectionModel
 
-CALIBRATIONS = pa.schema(
-    [("section", pa.string()), ("score", pa.float64()), ("group", pa.string()), ("calibration", pa.string())]
-)
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
 
-_Tables = dict[tuple[Origin, int], pa.Table]
+Tables = dict[tuple[Origin, int], pa.Table]
 """Embedded windows of the clips at hand, by origin and epochs."""
 
 
@@ -71,75 +62,13 @@ class ClipScore:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
+    """A clip, or a part of a long recording, as samples."""
+
     clip: str
     start: int
     end: int
     samples: NDArray[np.int16]
-
-
-class _Member:
-    """A fitted detector that reads one embedder's windows."""
-
-    def __init__(self, leaf: Leaf, bank: Bank, inlier: InlierConfig, product: Indices) -> None:
-        spec = single_detector(leaf.detector, inlier)
-        self._pooling, self._level, self._metric = leaf.pooling, level_of(leaf.pooling), inlier.metric
-        self._sees = features_of(spec, inlier.features)
-        self._reads = (*leaf[:3], self._sees, self._level)
-        self.bank = bank
-        with threadpool_limits(1):  # as units do: another number of threads adds up in another order
-            self._detector, _ = bank.fitted(spec, self._level, product)
-        if isinstance(self._detector, str):
-            raise UserError(f"{leaf.detector} of {leaf.variant} cannot be fitted: {self._detector}")
-
-    def scores(self, windows: pa.Table, num_clips: int, seen: dict[object, Features]) -> tuple[Scores, Scores | None]:
-        """Score the embedded windows of clips: clips (n,), and windows (n, windows) unless the detector sees clips.
-
-        ``seen``: what members have seen of these windows; neighbours of one array are searched once.
-        """
-        if self._reads not in seen:
-            num_windows = len(windows) // num_clips
-            seen[self._reads] = features(windows, self._sees, self._metric, self._level, num_windows)
-        with threadpool_limits(1):
-            scores = anomaly_scores(self._detector, seen[self._reads])
-        if is_clip_level(self._pooling):
-            return scores, None
-        of_windows = scores.reshape(num_clips, -1)
-        return pool(self._pooling, of_windows), of_windows
-
-
-class _SectionModel:
-    """What scores a section, and its threshold."""
-
-    def __init__(self, parts: Parts, section: str, bank_of: Callable[[Leaf, str], Bank]) -> None:
-        self.tree, self._known = parts.trees[section], parts.training_of(section)
-        normal = {name: evaluated(tree, parts.training_of(name)) for name, tree in parts.trees.items()}
-        if reason := normal[section].reason:
-            raise UserError(f"{parts.entry} cannot score section {section}: {reason}")
-        self.members = {}
-        for leaf in self._known:
-            embedder = parts.embedders[leaf[:2]]
-            product = own_products(embedder.products, section)
-            self.members[leaf] = _Member(leaf, bank_of(leaf, section), embedder.config.inlier, product)
-        calibrations = {name: scores.calibrating for name, scores in normal.items()}
-        self.decision = Decision.of(calibrations, section, embedder.config.evaluation)
-
-    def scores(self, windows: Mapping[Leaf, pa.Table], num_clips: int) -> tuple[Scores, Scores | None]:
-        """Score the embedded windows of clips, as a report scores test clips: clips (n,), windows (n, windows).
-
-        There are no scores of windows where a member has none, or others have other windows.
-        """
-        seen: dict[object, Features] = {}
-        found = {leaf: member.scores(windows[leaf], num_clips, seen) for leaf, member in self.members.items()}
-        for member in self.members.values():
-            member.bank.forget()
-        clips = self._fused({leaf: of_clips for leaf, (of_clips, _) in found.items()})
-        of_windows = {leaf: scores for leaf, (_, scores) in found.items() if scores is not None}
-        alike = len(of_windows) == len(found) and len({scores.shape for scores in of_windows.values()}) == 1
-        return clips, self._fused(of_windows) if alike else None
-
-    def _fused(self, scores: Mapping[Leaf, Scores]) -> Scores:
-        return evaluated(self.tree, {leaf: replace(self._known[leaf], scores=s) for leaf, s in scores.items()}).scores
 
 
 class MachineModel:
@@ -150,7 +79,7 @@ class MachineModel:
         self._computes = {o: choose_compute(device, e.config.network.arithmetic) for o, e in parts.embedders.items()}
         self._extractors: dict[tuple[Origin, int], Network | Control] = {}
         self._banks: dict[tuple[str | int, ...], Bank] = {}
-        self._sections: dict[str, _SectionModel] = {}
+        self._sections: dict[str, SectionModel] = {}
         self._config = next(iter(parts.embedders.values())).config  # data and evaluation are the same for all
 
     def changed(self, change: Callable[[Config], Config]) -> "MachineModel":
@@ -178,32 +107,48 @@ class MachineModel:
             UserError: the section is not known, and there is no product head (a control).
 
         """
+        for pieces in self.batches(clips):
+            scores = iter(self._score([piece for piece in pieces if isinstance(piece, Piece)], section))
+            yield from (next(scores) if isinstance(piece, Piece) else piece for piece in pieces)
+
+    def fitted(self, section: str | None = None) -> dict[str, SectionModel]:
+        """Fit what scores a section, or every one where none is known, before a clip asks for it.
+
+        Raises:
+            UserError: as ``score``.
+
+        """
+        if section not in self.parts.trees:
+            self._products(section)
+        return {
+            name: self._section(name) for name in self.sections if section not in self.parts.trees or name == section
+        }
+
+    def batches(self, clips: Iterable[str | Path]) -> Iterator[list[Piece | ClipScore]]:
+        """Read clips, as many at once as are embedded at once; those that cannot be read are given with a reason."""
         windows = [embedder.config.embedding for embedder in self.parts.embedders.values()]
         at_once = max(1, min(each.batch_size // each.num_windows for each in windows))
         with ThreadPoolExecutor(usable_cpus()) as readers:
             names = map(str, clips)
             while batch := list(islice(names, at_once)):
-                read = readers.map(self._pieces, batch)
-                pieces = [piece for found in read for piece in found]
-                scores = iter(self._score([piece for piece in pieces if isinstance(piece, _Piece)], section))
-                yield from (next(scores) if isinstance(piece, _Piece) else piece for piece in pieces)
+                yield [piece for found in readers.map(self._pieces, batch) for piece in found]
 
-    def _pieces(self, clip: str) -> list[_Piece | ClipScore]:
+    def _pieces(self, clip: str) -> list[Piece | ClipScore]:
         data = self._config.data
         try:
             samples = read_samples(Path(clip), data)
-        except BadClipError as error:
-            return [ClipScore(clip, 0.0, 0.0, reason=str(error))]
+        except (BadClipError, MemoryError) as error:
+            return [ClipScore(clip, 0.0, 0.0, reason=NO_MEMORY if isinstance(error, MemoryError) else str(error))]
         spans = _spans(len(samples), round(self.parts.clip_seconds * data.sample_rate))
         if len(spans) == 1:
-            return [_Piece(clip, 0, len(samples), samples)]
-        return [_Piece(clip, start, end, at_level(samples[start:end], data)) for start, end in spans]
+            return [Piece(clip, 0, len(samples), samples)]
+        return [Piece(clip, start, end, at_level(samples[start:end], data)) for start, end in spans]
 
-    def _score(self, pieces: Sequence[_Piece], section: str | None) -> list[ClipScore]:
+    def _score(self, pieces: Sequence[Piece], section: str | None) -> list[ClipScore]:
         if not pieces:
             return []
         known = section in self.parts.trees
-        tables: _Tables = {}
+        tables: Tables = {}
         sections = [str(section)] * len(pieces) if known else self._nearest(pieces, section, tables)
         found: dict[int, ClipScore] = {}
         for name in sorted(set(sections)):
@@ -211,7 +156,7 @@ class MachineModel:
             chosen = np.array([number for number, own in enumerate(sections) if own == name])
             windows = {}
             for leaf in model.members:
-                table = self._embedded(pieces, leaf[:2], leaf.checkpoint, tables)
+                table = self.embedded(pieces, leaf[:2], leaf.checkpoint, tables)
                 windows[leaf] = table.take(np.arange(len(table)).reshape(len(pieces), -1)[chosen].ravel())
             clips, of_windows = model.scores(windows, len(chosen))
             worst = [None] * len(chosen) if of_windows is None else of_windows.argmax(axis=1).tolist()
@@ -221,10 +166,10 @@ class MachineModel:
 
     def _said(
         self,
-        piece: _Piece,
+        piece: Piece,
         section: str,
         nearest: bool,
-        model: _SectionModel,
+        model: SectionModel,
         score: float,
         worst: int | None,
     ) -> ClipScore:
@@ -239,25 +184,32 @@ class MachineModel:
             worst=None if worst is None else float(piece.start + starts[worst]) / rate,
         )  # fmt: skip
 
-    def _nearest(self, pieces: Sequence[_Piece], section: str | None, tables: _Tables) -> list[str]:
+    def _nearest(self, pieces: Sequence[Piece], section: str | None, tables: Tables) -> list[str]:
         """Name the section with the highest mean product logit of each clip's windows."""
-        heads = [origin for origin, embedder in self.parts.embedders.items() if embedder.products]
-        classes = self.parts.embedders[heads[0]].products if heads else ()
-        sections = [name.partition("/")[0] for name in classes]  # clusters divide them, if there are any
-        products = [k for k, name in enumerate(sections) if name in self.parts.trees]
-        if not products:
-            asked = "no section is given" if section is None else f"section {section} is not known"
-            raise UserError(f"{asked}, and this model has no product head: there are {', '.join(self.sections)}")
-        last = max(leaf.checkpoint for of in self.parts.leaves.values() for leaf in of if leaf[:2] == heads[0])
-        logits = self._embedded(pieces, heads[0], last, tables)["product_logits"].combine_chunks()
+        head, products = self._products(section)
+        last = max(leaf.checkpoint for of in self.parts.leaves.values() for leaf in of if leaf[:2] == head)
+        logits = self.embedded(pieces, head, last, tables)["product_logits"].combine_chunks()
         per_window = logits.flatten().to_numpy().reshape(len(logits), -1)
         of_clip: dict[str, list[NDArray[np.float32]]] = {}
         for piece, rows in zip(pieces, np.split(per_window, len(pieces)), strict=True):
             of_clip.setdefault(piece.clip, []).append(rows)
-        means = {clip: np.concatenate(rows).mean(axis=0)[products] for clip, rows in of_clip.items()}
-        return [sections[products[int(means[piece.clip].argmax())]] for piece in pieces]
+        means = {clip: np.concatenate(rows).mean(axis=0)[list(products)] for clip, rows in of_clip.items()}
+        sections = list(products.values())
+        return [sections[int(means[piece.clip].argmax())] for piece in pieces]
 
-    def _embedded(self, pieces: Sequence[_Piece], origin: Origin, checkpoint: int, tables: _Tables) -> pa.Table:
+    def _products(self, section: str | None) -> tuple[Origin, dict[int, str]]:
+        """Find the first network with a product head, and the sections of its logits, by their places."""
+        heads = [origin for origin, embedder in self.parts.embedders.items() if embedder.products]
+        classes = self.parts.embedders[heads[0]].products if heads else ()
+        sections = [name.partition("/")[0] for name in classes]  # clusters divide them, if there are any
+        products = {k: name for k, name in enumerate(sections) if name in self.parts.trees}
+        if not products:
+            asked = "no section is given" if section is None else f"section {section} is not known"
+            raise UserError(f"{asked}, and this model has no product head: there are {', '.join(self.sections)}")
+        return heads[0], products
+
+    def embedded(self, pieces: Sequence[Piece], origin: Origin, checkpoint: int, tables: Tables) -> pa.Table:
+        """Embed the windows of pieces, one piece after the other; ``tables`` keeps what is known of these pieces."""
         key = origin, checkpoint
         if key not in tables:
             embedder, compute = self.parts.embedders[origin], self._computes[origin]
@@ -286,9 +238,9 @@ class MachineModel:
             self._banks[key] = Bank(embedder.bank.filter(rows), replace(inlier, calibration_folds=0), most)
         return self._banks[key]
 
-    def _section(self, name: str) -> _SectionModel:
+    def _section(self, name: str) -> SectionModel:
         if name not in self._sections:
-            self._sections[name] = _SectionModel(self.parts, name, self._bank)
+            self._sections[name] = SectionModel(self.parts, name, self._bank)
         return self._sections[name]
 
 

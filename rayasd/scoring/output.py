@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,7 @@ from rayasd.files import replacing
 from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.scoring.model import ClipScore, MachineModel
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _COLUMNS = [field.name for field in fields(ClipScore)]
 _TYPES = {name: pa.string() for name in ("clip", "section", "reason", "no_threshold", "calibration")}
 _TYPES |= {name: pa.bool_() for name in ("by_product_head", "anomalous")}
@@ -44,15 +46,16 @@ def write_scores(scores: Iterable[ClipScore], form: str, out: Path | Console, mo
             _write_text(scores, form, file, Console(file=file, width=200), model)
 
 
-def json_line(score: ClipScore) -> str:
-    """Write a clip's score as one line of JSON, without its end."""
-    return json.dumps(asdict(score), ensure_ascii=False)
+def json_line(values: Mapping[str, object]) -> str:
+    """Write a clip's score and what else is known of it as one line of JSON, with its end."""
+    strange = any(_SURROGATE.search(value) for value in values.values() if isinstance(value, str))  # a name in no UTF-8
+    return json.dumps(values, ensure_ascii=strange) + "\n"
 
 
 def _write_text(scores: Iterable[ClipScore], form: str, file: IO[str], console: Console, model: MachineModel) -> None:
     if form == "jsonl":
         for each in scores:
-            file.write(json_line(each) + "\n")
+            file.write(json_line(asdict(each)))
     elif form == "csv":
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()

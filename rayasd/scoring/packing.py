@@ -106,6 +106,12 @@ def chosen_machine(source: Path, machine: str | None, machines: Iterable[str]) -
     return matching("machine", machine or there[0], there)
 
 
+def machines_of(path: Path) -> list[str]:
+    """List the machines of a packed model that has been read."""
+    with zipfile.ZipFile(path) as archive:
+        return sorted(json.loads(archive.read(_FACTS))["machines"])
+
+
 def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) -> Parts:
     """Read a packed model.
 

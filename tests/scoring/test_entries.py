@@ -15,9 +15,9 @@ from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, SectionScores, read_scores
 from rayasd.scoring import load
 from rayasd.scoring.loading import RunModels
-from rayasd.scoring.packing import write_pack
+from rayasd.scoring.packing import read_pack, write_pack
 from tests.command import Rayasd
-from tests.conftest import run_locally
+from tests.conftest import run_locally, write_clip
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +128,36 @@ def test_what_members_and_machines_share_is_packed_once(run: Path, tmp_path: Pat
     assert packed("one+seeds+detectors", ["fan", "pump", "valve"]) == {"weights": 2, "banks": 6}
     assert packed("one+checkpoints", ["fan", "pump"]) == {"weights": 3, "banks": 2}
     assert packed("both+detectors", ["fan"]) == {"weights": 1, "banks": 1}
+
+
+@pytest.mark.parametrize("entry", ["both&one+seeds", "one+seeds+detectors", "both"])
+def test_recalibration_fits_all_members_of_a_section_and_leaves_the_others(
+    run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd, entry: str
+):
+    for n in range(6):
+        write_clip(tmp_path / f"normal/{n}.wav", 2000.0 + n, seed=n)
+    write_pack(tmp_path / "old", map(RunModels(run, entry=entry).parts, ("fan", "pump")), "CC0-1.0")
+    words = ("--machine", "fan", "--section", "0", "--normal", tmp_path / "normal", "-o", tmp_path / "new")
+    done = rayasd("recalibrate", tmp_path / "old", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/new: fan, section 00: threshold " in done.stdout
+    assert "from 6 normal clips" in done.stdout
+    old, new = (load(tmp_path / name, machine="fan") for name in ("old", "new"))
+    assert read_pack(tmp_path / "new", "pump").training == read_pack(tmp_path / "old", "pump").training
+    assert new.parts.provenance["licence"] == "CC0-1.0"
+    assert new.parts.provenance["recalibrated"] == {"00": 6}
+    clips = sorted((tree / "fan/source_test").glob("section_03*"))
+    assert list(new.score(clips, "03")) == list(old.score(clips, "03"))
+    before, after = (
+        list(model.score(sorted((tmp_path / "normal").iterdir()), "00")) for model in (old, new)
+    )  # as loud as ever, but normal now
+    assert all(clip.anomalous for clip in before)
+    assert not any(clip.anomalous for clip in after)
+    assert {clip.calibration for clip in after} == {"leave-one-out"}
+    for origin, embedder in new.parts.embedders.items():
+        rows = embedder.bank.filter(pc.field("section") == "00")
+        assert embedder.bank.schema == old.parts.embedders[origin].bank.schema
+        assert len(pc.unique(rows["clip"])) == 6
 
 
 def test_a_member_that_was_tampered_with_is_refused(run: Path, tmp_path: Path):

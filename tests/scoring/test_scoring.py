@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
-from rayasd.scoring import load
+from rayasd.scoring import load, model
 from rayasd.scoring.loading import RunModels
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.output import _harmless, write_scores
@@ -204,6 +204,22 @@ def test_what_cannot_be_read_says_why_and_does_not_stop_the_rest(packed: Path, t
     assert "8000 Hz" in str(found[3].reason)
 
 
+def test_a_clip_for_which_there_is_no_memory_says_so(packed: Path, tree: Path, monkeypatch):
+    clips = sorted((tree / "fan/source_test").iterdir())[:3]
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("rayasd.data.audio._read", no_memory)
+    reasons = {clip.reason for clip in load(packed).score(clips[:1], section="00")}
+    monkeypatch.undo()
+    read = model.read_samples
+    monkeypatch.setattr(model, "read_samples", lambda path, data: (no_memory if path == clips[1] else read)(path, data))
+    found = list(load(packed).score(clips, section="00"))
+    assert reasons == {found[1].reason} == {"needs more memory than there is"}
+    assert [clip.score is None for clip in found] == [False, True, False]
+
+
 def repacked(packed: Path, path: Path, change: Callable[[dict[str, Any]], object] = lambda fan: None, **facts: object
              ) -> Path:  # fmt: skip
     """Change the facts of a packed model of fans, as a stranger could."""
@@ -319,7 +335,6 @@ def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
         ((run,), "no clips"),
         ((run, tmp_path / "absent"), "no such file"),
         ((run, clips, "--format", "parquet"), "--out"),
-        ((run, clips, "--machine", "fan", "--watch", "--out", "x"), "--watch"),
         ((tmp_path, clips), "error"),
     ):
         refused = rayasd("score", *wrong)

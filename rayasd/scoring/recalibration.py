@@ -1,0 +1,137 @@
+"""Fit a machine's detectors and thresholds to new normal clips; networks stay as they are."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayasd.data.naming import parse_clip_name
+from rayasd.errors import UserError
+from rayasd.evaluation.scores import Leaf
+from rayasd.inlier.detectors import single_detector
+from rayasd.inlier.scores_file import LEAVE_ONE_OUT
+from rayasd.scoring.model import MachineModel, Piece, Tables
+from rayasd.scoring.normal import normal_scores
+from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
+
+_FOLDS = 5
+"""Where the model's own setting makes no training scores."""
+
+
+def recalibrated(
+    model: MachineModel, section: str, folder: Path, clips: Sequence[Path], say: Callable[[str], None]
+) -> Parts:
+    """Replace a section's normal clips by new ones, for the detectors and for the threshold.
+
+    No network has been trained on the new clips, and detectors score each without having seen it: calibration is
+    leave-one-out. Other sections keep their clips and scores; with ``inlier.per = "machine"``, where detectors see the
+    new clips too, their scores are computed anew.
+
+    Args:
+        model: what is recalibrated.
+        section: one of its sections.
+        folder: which ``clips`` are in.
+        clips: normal recordings; pieces of a long one are held out together.
+        say: takes why a clip is left out.
+
+    Raises:
+        UserError: clips are too few for a detector, or there are none.
+
+    """
+    parts = model.parts
+    banks = _embedded(model, section, folder, clips, say)
+    embedders = {origin: _with_bank(each, section, banks[origin]) for origin, each in parts.embedders.items()}
+    changed = {section}
+    if any(each.config.inlier.per == "machine" for each in embedders.values()):
+        changed |= parts.trees.keys()
+    tables = [parts.training.filter(~pc.field("section").isin(sorted(changed)))]
+    for name in sorted(changed):
+        for number, leaf in enumerate(parts.leaves[name]):
+            scores = _scored(leaf, name, embedders[leaf[:2]])
+            known = parts.training.filter((pc.field("section") == name) & (pc.field("leaf") == number))
+            words = dict(zip(known["clip"].to_pylist(), known["calibration"].to_pylist(), strict=True))
+            how = [LEAVE_ONE_OUT if name == section else words.get(clip) for clip in scores["clip"].to_pylist()]
+            columns = {"section": [name] * len(how), "leaf": [number] * len(how), "calibration": how}
+            table = pa.table({**columns, **{each: scores[each] for each in scores.column_names}})
+            tables.append(table.select(TRAINING.names).cast(TRAINING).filter(pc.is_valid(pc.field("calibration"))))
+    count = len(pc.unique(pa.concat_tables(next(iter(banks.values())))["clip"]))
+    provenance = {**parts.provenance, "recalibrated": {**parts.provenance.get("recalibrated", {}), section: count}}
+    return replace(parts, embedders=embedders, training=pa.concat_tables(tables), provenance=provenance)
+
+
+def _scored(leaf: Leaf, section: str, embedder: Embedder) -> pa.Table:
+    """Score a section's normal clips: clip, group and score."""
+    try:
+        spec = single_detector(leaf.detector, embedder.config.inlier)
+        scores = normal_scores([spec], leaf, section, embedder)[spec.name]
+    except UserError as error:
+        raise UserError(f"section {section}: {error}: are these enough normal clips?") from None
+    of_section = (pc.field("section") == section) & (pc.field("checkpoint") == leaf.checkpoint)
+    clips = embedder.bank.filter(of_section & (pc.field("window") == 0))
+    return pa.table({"clip": clips["clip"], "group": pc.fill_null(clips["group"], clips["clip"]), "score": scores})
+
+
+def _embedded(
+    model: MachineModel, section: str, folder: Path, clips: Sequence[Path], say: Callable[[str], None]
+) -> dict[Origin, list[pa.Table]]:
+    """Embed clips by every network that the machine has: rows of the networks' banks."""
+    used = {(leaf[:2], leaf.checkpoint) for of in model.parts.leaves.values() for leaf in of}
+    found: dict[Origin, list[pa.Table]] = {origin: [] for origin in model.parts.embedders}
+    for batch in model.batches(clips):
+        for each in batch:
+            if not isinstance(each, Piece):
+                say(f"{each.clip} is left out: {each.reason}")
+        if pieces := [each for each in batch if isinstance(each, Piece)]:
+            tables: Tables = {}
+            for origin, checkpoint in sorted(used):
+                windows = model.embedded(pieces, origin, checkpoint, tables)
+                rows = _rows(pieces, windows, model.parts.embedders[origin], section, folder, checkpoint)
+                found[origin].append(rows)
+    if not all(found.values()):
+        raise UserError(f"{folder} has no clip that can be read")
+    return found
+
+
+def _rows(
+    pieces: Sequence[Piece], windows: pa.Table, embedder: Embedder, section: str, folder: Path, checkpoint: int
+) -> pa.Table:
+    num_windows, rate = len(windows) // len(pieces), embedder.config.data.sample_rate
+    files = [f"recalibrated/{section}/{Path(piece.clip).relative_to(folder).as_posix()}" for piece in pieces]
+    count = Counter(files)
+    spans = [f"#t={piece.start / rate:g},{piece.end / rate:g}" for piece in pieces]
+    values = {
+        "clip": [file + span if count[file] > 1 else file for file, span in zip(files, spans, strict=True)],
+        "group": [file if count[file] > 1 else None for file in files],
+        "section": [section] * len(pieces), "domain": [_domain(piece) for piece in pieces],
+        "split": ["validation"] * len(pieces), "label": [0] * len(pieces), "checkpoint": [checkpoint] * len(pieces),
+    }  # fmt: skip
+    clip = np.repeat(np.arange(len(pieces)), num_windows)
+    columns = {name: pa.array(of).take(pa.array(clip)) for name, of in values.items()}
+    columns |= {name: windows[name].combine_chunks() for name in windows.column_names}
+    columns["window"] = pa.array(np.tile(np.arange(num_windows), len(pieces)))
+    columns["start"] = pa.array(np.concatenate([embedder.starts(len(p.samples)) for p in pieces]) / rate)
+    schema = embedder.bank.schema
+    return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
+
+
+def _domain(piece: Piece) -> str:
+    """Read the domain in a clip's name, if it is named so."""
+    try:
+        domain = parse_clip_name(Path(piece.clip).stem, "train").domain
+    except ValueError:
+        return "source"
+    return "target" if domain == "target" else "source"
+
+
+def _with_bank(embedder: Embedder, section: str, new: Sequence[pa.Table]) -> Embedder:
+    config = embedder.config
+    if config.inlier.calibration_folds < 2:
+        config = replace(config, inlier=replace(config.inlier, calibration_folds=_FOLDS))
+    order = [("checkpoint", "ascending"), ("domain", "ascending")]  # a domain's clips lie together
+    rows = pa.concat_tables(new)
+    others = embedder.bank.filter(pc.field("section") != section)
+    return replace(embedder, config=config, bank=pa.concat_tables([others, rows.sort_by(order)]))

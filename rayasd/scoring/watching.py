@@ -1,0 +1,148 @@
+"""Score what arrives in folders, for as long as a plant runs: nothing that happens there ends it or loses a clip."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+from rayasd.data.audio import NO_MEMORY
+from rayasd.errors import StorageError, UserError, one_line
+from rayasd.scoring.arrivals import Arrivals, Stamp, stamp_of
+from rayasd.scoring.journal import Journal, Record
+from rayasd.scoring.model import ClipScore, MachineModel
+from rayasd.scoring.monitoring import DRIFT, Monitor, run_command
+from rayasd.scoring.output import json_line
+
+_AT_ONCE = 16
+"""Clips that are scored before their results are written."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What to do with clips that arrive."""
+
+    section: str | None = None
+    out: Path | None = None
+    """File that results are appended to; clips in it are not scored again. None: standard output, and no memory."""
+    on_alarm: str | None = None
+    """Command of the shell, which gets the record of the clip as its input."""
+    alarm: tuple[int, int] = (1, 1)
+    """As of ``Monitor``; so is ``drift``."""
+    drift: int = 50
+
+
+def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
+    """Score clips as they arrive, without end.
+
+    A clip whose disk fails is tried again every minute. One that cannot be read for other reasons has its reason in its
+    record. The command of an alarm runs before the record is written: a kill between the two repeats it, and a kill at
+    any other moment changes nothing but when the rest is done.
+
+    Raises:
+        UserError: the section, the model or the file does not fit.
+        torch.AcceleratorError: the GPU has failed, and this process cannot use it any more.
+
+    """
+    sections = model.fitted(rules.section)
+    for name, each in sections.items():
+        if each.decision.reason is not None:
+            say(f"section {name}: {each.decision.reason}: it raises no alarm")
+    monitor = Monitor(sections, rules.alarm, rules.drift)
+    done: dict[str, Stamp] = {}
+    with nullcontext() if rules.out is None else Journal(rules.out, say) as journal:
+        for records in journal.recorded() if journal else ():
+            done[records[0]["clip"]] = records[0]["size"], records[0]["mtime_ns"]
+            for score in map(_score_of, records):
+                monitor.alarm(score), monitor.drift(score)
+        say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
+        _go_on(model, Arrivals(folders, done, say), monitor, rules, journal.append if journal else _print)
+
+
+def _go_on(
+    model: MachineModel, arrivals: Arrivals, monitor: Monitor, rules: Watch, write: Callable[[str], None]
+) -> None:
+    failing: set[Path] = set()
+    for ready in arrivals:
+        write("")  # what could not be written before
+        for begin in range(0, len(ready), _AT_ONCE):
+            stamps = dict(ready[begin : begin + _AT_ONCE])
+            for path, scores in _scored(model, list(stamps), rules.section):
+                if isinstance(scores, StorageError):
+                    if path not in failing:
+                        say(f"{scores}; rayasd tries it every minute")
+                    failing.add(path)
+                    arrivals.later(path)
+                elif scores[0].reason is not None and not _unchanged(path, stamps[path]):
+                    say(f"{path}: {scores[0].reason}")  # it is gone, or comes again when it is complete
+                else:
+                    records = [_record(model, monitor, each, stamps[path], len(scores), rules) for each in scores]
+                    arrivals.done(path, stamps[path])
+                    write("".join(map(json_line, records)))
+
+
+def _scored(
+    model: MachineModel, paths: Sequence[Path], section: str | None
+) -> Iterator[tuple[Path, list[ClipScore] | StorageError]]:
+    """Score clips together; if that fails, one after the other, so that each has its own reason."""
+    of_clip: dict[str, list[ClipScore]] = {}
+    try:
+        for each in model.score(paths, section):
+            if each.reason == NO_MEMORY and len(paths) > 1:
+                raise MemoryError  # alone, it may fit
+            of_clip.setdefault(each.clip, []).append(each)
+        yield from ((path, of_clip[str(path)]) for path in paths)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # of a disk, of memory, of what is plugged in
+        if len(paths) > 1:
+            for path in paths:
+                yield from _scored(model, [path], section)
+        elif isinstance(error, StorageError):
+            yield paths[0], error
+        elif isinstance(error, UserError):
+            raise
+        else:
+            memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+            why = NO_MEMORY if memory else one_line(f"{type(error).__name__}: {error}")
+            yield paths[0], [ClipScore(str(paths[0]), 0.0, 0.0, reason=why)]
+
+
+def _record(model: MachineModel, monitor: Monitor, score: ClipScore, stamp: Stamp, pieces: int, rules: Watch) -> Record:
+    alarm, drift = monitor.alarm(score), monitor.drift(score)
+    record = {"machine": model.parts.machine, **asdict(score), "alarm": alarm, "drift_p": drift, "pieces": pieces,
+              "size": stamp[0], "mtime_ns": stamp[1]}  # fmt: skip
+    if score.reason is not None:
+        say(f"{score.clip}: {score.reason}")
+    if drift is not None and drift < DRIFT:
+        say(f"section {score.section}: scores of the last {rules.drift} clips differ from those of normal clips "
+            f"(Kolmogorov-Smirnov p = {drift:.2g}): rayasd recalibrate, if they are normal")  # fmt: skip
+    if alarm:
+        say(f"alarm: {score.clip}, score {score.score:.4g} above {score.threshold:.4g}")
+        if rules.on_alarm is not None and (why := run_command(rules.on_alarm, json_line(record))):
+            say(f"--on-alarm of {score.clip}: {why}")
+    return record
+
+
+def _score_of(record: Record) -> ClipScore:
+    values: Record = {field.name: record.get(field.name) for field in fields(ClipScore)}
+    return ClipScore(**values)
+
+
+def _unchanged(path: Path, stamp: Stamp) -> bool:
+    try:
+        return stamp_of(path) == stamp
+    except OSError:
+        return False
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def say(text: str) -> None:
+    """Print to standard error, if somebody still reads it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
