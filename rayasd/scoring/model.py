@@ -30,9 +30,6 @@ from rayasd.inlier.features import features, features_of, own_products
 from rayasd.inlier.pooling import pool
 from rayasd.scoring.parts import Origin, Parts
 
-CALIBRATIONS = pa.schema(
-    [("section", pa.string()), ("score", pa.float64()), ("group", pa.string()), ("calibration", pa.string())]
-)
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
 
@@ -122,6 +119,8 @@ class _SectionModel:
             product = own_products(embedder.products, section)
             self.members[leaf] = _Member(leaf, bank_of(leaf, section), embedder.config.inlier, product)
         calibrations = {name: scores.calibrating for name, scores in normal.items()}
+        if section in parts.others:  # which are by this section's system, as in the run's decisions
+            calibrations = {section: calibrations[section], "": parts.others[section]}
         self.decision = Decision.of(calibrations, section, embedder.config.evaluation)
 
     def scores(self, windows: Mapping[Leaf, pa.Table], num_clips: int) -> tuple[Scores, Scores | None]:
