@@ -113,6 +113,8 @@ def compare(
 ) -> tuple[Comparison, Comparison]:
     """Compare two systems by a paired bootstrap: both are scored on the same draws of the same clips.
 
+    Where only one knows which clips belong together, it is so for both.
+
     Returns:
         By the official score, and by the mean AUC, which is steadier where cells have few clips.
 
@@ -127,6 +129,10 @@ def compare(
             raise UserError(f"only one of the two has scores of {name}: both need the same machines and sections")
         if a.clips != b.clips or not np.array_equal(a.anomalous, b.anomalous):
             raise UserError(f"the two were not scored on the same clips, or labels, of {name}")
+    coarse = {
+        name: min(of.groups, second[name].groups, key=lambda groups: len(set(groups))) for name, of in first.items()
+    }
+    first, second = ({n: replace(of, groups=coarse[n]) for n, of in system.items()} for system in (first, second))
     drawn = [metric_replicates(system) for system in (first, second)]
     whole = [undrawn(system) for system in (first, second)]
 
