@@ -155,8 +155,8 @@ def _with_intervals(
     if leaderboard.ranked_on in ("development", "evaluation"):
         rows = rows.filter(pc.field("part") == leaderboard.ranked_on)
     of_entry = cell_scores(scored, labels, rows, leaderboard.year)
-    if not of_entry or any(len(set(of_cell.groups)) == 1 for of_cell in of_entry.values()):
-        return standing  # draws of the one group that there is would all be alike
+    if not of_entry or not all(of_cell.is_drawable for of_cell in of_entry.values()):
+        return standing
     drawn, whole = metric_replicates(of_entry), undrawn(of_entry)
 
     def around(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Interval:
