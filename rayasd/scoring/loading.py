@@ -201,8 +201,7 @@ class RunModels:
         key = self._key(row)
         found = self._scores(row["variant"], machine, row["seed"], key)
         if found.failed:
-            what = f"{self.entry} {key.detector} has no scores of {machine} section {row['section']}"
-            raise UserError(f"{what}: {found.reason}")
+            raise UserError(f"{self.entry} {key.detector} has no scores of {machine} {key.section}: {found.reason}")
         if found.tree is None or any(leaf.variant not in self._variants for leaf in leaves(found.tree)):
             raise UserError(f"the scores of {self.entry} do not say what was fused: {self._again}")
         return found.tree
