@@ -50,6 +50,8 @@ def held_out(table: pa.Table, machine: str, exposure: ExposureConfig, seed: int)
                 chosen = _first(order, sizes, wanted)
             for number, each in enumerate(groups):
                 out.setdefault(each, number in chosen)
+            if groups and all(out[each] for each in groups):  # held out of another section or domain
+                out[groups[0]] = False
     return training & np.array([out.get(each, False) for each in group], bool)
 
 

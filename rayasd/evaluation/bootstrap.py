@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from rayasd.arrays import Indices
 from rayasd.errors import UserError
 from rayasd.evaluation.metrics import METRICS
 from rayasd.evaluation.years import official_score
@@ -34,6 +35,18 @@ class CellScores:
     """What belongs together; a clip that is alone has its own name, (clips,)."""
     metrics: tuple[str, ...] = ("auc", "pauc")
     """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
+
+    @property
+    def strata(self) -> dict[tuple[str, bool], Indices]:
+        """Clips of each domain and label, among which draws are made."""
+        places = [(domain, anomalous) for domain in sorted(set(self.domains)) for anomalous in (False, True)]
+        found = {at: np.flatnonzero((self.domains == at[0]) & (self.anomalous == at[1])) for at in places}
+        return {at: clips for at, clips in found.items() if len(clips)}
+
+    @property
+    def is_drawable(self) -> bool:
+        """Whether no stratum is of one group of several clips, whose draws would all be alike."""
+        return all(len(clips) == 1 or len(set(self.groups[clips])) > 1 for clips in self.strata.values())
 
     @classmethod
     def stacked(cls, seeds: Sequence["CellScores"]) -> "CellScores":
@@ -113,6 +126,8 @@ def compare(
 ) -> tuple[Comparison, Comparison]:
     """Compare two systems by a paired bootstrap: both are scored on the same draws of the same clips.
 
+    Where only one knows which clips belong together, it is so for both.
+
     Returns:
         By the official score, and by the mean AUC, which is steadier where cells have few clips.
 
@@ -127,6 +142,10 @@ def compare(
             raise UserError(f"only one of the two has scores of {name}: both need the same machines and sections")
         if a.clips != b.clips or not np.array_equal(a.anomalous, b.anomalous):
             raise UserError(f"the two were not scored on the same clips, or labels, of {name}")
+    coarse = {
+        name: min(of.groups, second[name].groups, key=lambda groups: len(set(groups))) for name, of in first.items()
+    }
+    first, second = ({n: replace(of, groups=coarse[n]) for n, of in system.items()} for system in (first, second))
     drawn = [metric_replicates(system) for system in (first, second)]
     whole = [undrawn(system) for system in (first, second)]
 
@@ -167,12 +186,9 @@ def interval(replicates: NDArray[np.float64], estimate: float, *, least: float =
 def _draws(cell: Cell, of_cell: CellScores, num_replicates: int) -> NDArray[np.int64]:
     """Clips of each replicate, (replicates, clips): stratum after stratum."""
     drawn = []
-    for domain in sorted(set(of_cell.domains)):
-        for anomalous in (False, True):
-            stratum = np.flatnonzero((of_cell.domains == domain) & (of_cell.anomalous == anomalous))
-            if len(stratum):
-                rng = generator("bootstrap", cell[0], cell[1], domain, int(anomalous))
-                drawn.append(stratum[_of_groups(rng, of_cell.groups[stratum], num_replicates)])
+    for (domain, anomalous), stratum in of_cell.strata.items():
+        rng = generator("bootstrap", cell[0], cell[1], domain, int(anomalous))
+        drawn.append(stratum[_of_groups(rng, of_cell.groups[stratum], num_replicates)])
     return np.hstack(drawn)
 
 

@@ -57,7 +57,8 @@ class Decision:
     def _by(cls, calibration: Calibration, evaluation: EvaluationConfig) -> "Decision":
         scores, rate = calibration.scores, evaluation.false_alarm_rate
         if len(scores) == 0 or not np.isfinite(scores).all():
-            why = "no normal clip has a score" if len(scores) == 0 else "some normal clips could not be scored"
+            why = "some normal clips could not be scored" if len(scores) else "no normal clip has a score, "
+            why += "" if len(scores) else "which takes two of them (or two groups) and inlier.calibration_folds of 2"
             return cls(None, f"no threshold: {why}", None, np.empty(0))
         names, places = np.unique(calibration.groups.astype(str), return_inverse=True)
         highest = np.full(len(names), -np.inf)

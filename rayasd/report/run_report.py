@@ -263,14 +263,14 @@ class RunReport:
         return data
 
     def _inputs(self, damaged: Collection[Unit]) -> str:
-        """Digest of all that decides a leaderboard: which scores, which labels, which rules."""
+        """Digest of all that decides a leaderboard: which scores, which labels and domains, which rules."""
         sweep = self.sweep
         scores = {
             str(unit): ["damaged" if unit in damaged else state, sweep.specs[unit].identity]
             for unit, state in sweep.states.items()
             if unit.stage == "detect"
         }
-        labels = [self.catalog.table[name].to_pylist() for name in ("clip", "label")]
+        labels = [self.catalog.table[name].to_pylist() for name in ("clip", "label", "domain")]
         skipped: Sequence[str] = self._data.get("skipped", ())
         versions = [stage.version for stage in STAGES.values()]
         return digest([__version__, versions, scores, labels, list(skipped), rules_digest(self.evaluation)])

@@ -61,8 +61,9 @@ def print_leaderboard(
     width = {name: max(len(name), *(len(r[i]) for r in rows)) + 2 for i, name in enumerate(titles)}
     shown = titles[: titles.index("AUC") + 1]
     for more in (*_MORE, machines, _LAST):
-        if sum(width[name] for name in [*shown, *more]) <= console.width:
-            shown += more
+        if sum(width[name] for name in [*shown, *more]) > console.width:
+            break
+        shown += more
     table = Table(header_style="bold", pad_edge=False, box=None)
     columns = [i for i, name in enumerate(titles) if name in shown]
     for i in columns:

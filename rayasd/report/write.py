@@ -155,13 +155,12 @@ def _with_intervals(
     if leaderboard.ranked_on in ("development", "evaluation"):
         rows = rows.filter(pc.field("part") == leaderboard.ranked_on)
     of_entry = cell_scores(scored, labels, rows, leaderboard.year)
-    if not of_entry:
+    if not of_entry or not all(of_cell.is_drawable for of_cell in of_entry.values()):
         return standing
     drawn, whole = metric_replicates(of_entry), undrawn(of_entry)
 
     def around(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Interval:
-        low, high = interval(measure(drawn), float(measure(whole)[0]))
-        return max(low, 0.0), min(high, 1.0)
+        return interval(measure(drawn), float(measure(whole)[0]))
 
     return replace(
         standing,

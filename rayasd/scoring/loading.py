@@ -15,7 +15,7 @@ from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
-from rayasd.evaluation.scores import Fusion, Key, Leaf, Scored, SectionScores, Tree
+from rayasd.evaluation.scores import Calibration, Fusion, Key, Leaf, Scored, SectionScores, Tree
 from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
 from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
@@ -27,7 +27,7 @@ from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.scoring.model import MachineModel
 from rayasd.scoring.normal import normal_scores
 from rayasd.scoring.packing import chosen_machine, read_pack
-from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
+from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
 from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
@@ -174,7 +174,7 @@ class RunModels:
         for section, tree in chosen.items():
             training: dict[Leaf, SectionScores] = {}
             trees[section] = self._of_single_detectors(tree, machine, section, embedders, training)
-            tables += [_table(section, n, training[leaf]) for n, leaf in enumerate(leaves(trees[section]))]
+            tables += [training_table(section, n, training[leaf]) for n, leaf in enumerate(leaves(trees[section]))]
         train = self._catalog.of(machine).filter(self._catalog.is_train)
         first = next(iter(trees.values()))
         if isinstance(first, Leaf) and set(trees.values()) == {first}:  # sections without test clips, too
@@ -187,6 +187,7 @@ class RunModels:
             embedders=embedders,
             trees=trees,
             training=pa.concat_tables(tables),
+            others=self._others(machine),
             provenance={
                 "rayasd": __version__, "entry": self.entry, "seed": self.seed,
                 "data": digest(data["fingerprint"]), "synthetic": data.get("synthetic", False),
@@ -195,15 +196,27 @@ class RunModels:
 
     def _tree(self, machine: str, row: CellRow) -> Tree:
         """Find what the chosen scores of a section come from."""
-        detector, pooling = self._detector or row["detector"], self._pooling or row["pooling"]
-        key = Key(row["section"], row["checkpoint"], detector, pooling)
+        key = self._key(row)
         found = self._scores(row["variant"], machine, row["seed"], key)
         if found.failed:
-            what = f"{self.entry} {detector} has no scores of {machine} section {row['section']}"
-            raise UserError(f"{what}: {found.reason}")
+            raise UserError(f"{self.entry} {key.detector} has no scores of {machine} {key.section}: {found.reason}")
         if found.tree is None or any(leaf.variant not in self._variants for leaf in leaves(found.tree)):
             raise UserError(f"the scores of {self.entry} do not say what was fused: {self._again}")
         return found.tree
+
+    def _key(self, row: CellRow) -> Key:
+        return Key(
+            row["section"], row["checkpoint"], self._detector or row["detector"], self._pooling or row["pooling"]
+        )
+
+    def _others(self, machine: str) -> dict[str, Calibration]:
+        """Collect what each section's system says of the others' normal clips; nothing where all have the same."""
+        found, rows = {}, self._rows_of[machine]
+        for section, row in rows.items():
+            own, systems = self._key(row), self._systems(row["variant"], machine, row["seed"])
+            others = (scores for key, scores in systems.items() if key != own and key[1:] == own[1:])
+            found[section] = Calibration.pooled(scores.calibrating for scores in others)
+        return found if len({(row["variant"], *self._key(row)[1:]) for row in rows.values()}) > 1 else {}
 
     def _systems(self, variant: str, machine: str, seed: int | None) -> Mapping[Key, SectionScores]:
         """Scores of a unit or an ensemble; files are read once."""
@@ -286,10 +299,3 @@ def _settled(config: Config, table: pa.Table) -> Config:
     scale = table["scale"][0].as_py() if "scale" in table.column_names else 1.0
     embedding = replace(config.embedding, num_windows=windows_of(config, table))
     return replace(config, data=replace(config.data, scale=scale), embedding=embedding)
-
-
-def _table(section: str, number: int, scores: SectionScores) -> pa.Table:
-    count = len(scores.training)
-    facts = scores.training_clips, scores.training, scores.training_groups, scores.calibration
-    columns = [[section] * count, [number] * count, *facts]
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)

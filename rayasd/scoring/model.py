@@ -54,7 +54,7 @@ class ClipScore:
     calibration: str | None = None
     """How these came about: held-out, cross-fit, leave-one-out, trained-on (then more normal clips raise an alarm)."""
     percentile: float | None = None
-    """Share of the section's normal training clips that score lower, in percent."""
+    """Share of the normal clips (or groups) behind the threshold that score lower, in percent."""
     worst: float | None = None
     """Start of the window that scores highest; None where a clip's windows are pooled before the detector."""
     reason: str | None = None

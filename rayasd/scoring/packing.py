@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from rayasd.config import Config, from_dict
 from rayasd.data.naming import matching
 from rayasd.errors import UserError, one_line
 from rayasd.evaluation.fused import leaves
-from rayasd.evaluation.scores import tree_of
+from rayasd.evaluation.scores import HONEST_FIRST, Calibration, tree_of
 from rayasd.exposure.encoders import ENCODERS
 from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
@@ -59,6 +60,7 @@ def write_pack(path: Path, models: Iterable[Parts], licence: str = "") -> list[s
                 "clip_seconds": parts.clip_seconds,
                 "sections": parts.trees,
                 "training": add(_parquet(parts.training)),
+                "others": {name: [list(c.scores), list(c.groups), c.kind] for name, c in parts.others.items()},
                 "embedders": [{"variant": v, "seed": s, **_facts(e, add)} for (v, s), e in parts.embedders.items()],
                 "provenance": dict(parts.provenance),
             }
@@ -174,13 +176,19 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
     trees = {section: tree_of(tree) for section, tree in facts["sections"].items()}
     if any(embedder.bank.select(_READ).num_rows == 0 for embedder in embedders.values()):
         raise ValueError("a bank is empty")
+    others = {
+        section: Calibration(np.array(scores, np.float64), np.array(groups, object), kind)
+        for section, (scores, groups, kind) in facts["others"].items()
+    }
+    if strange := {of.kind for of in others.values()} - {None, *HONEST_FIRST}:
+        raise ValueError(f"no such calibration: {strange}")
     for leaf in (leaf for tree in trees.values() for leaf in leaves(tree)):
         if embedders[leaf[:2]].config.network.is_trained and leaf.checkpoint not in embedders[leaf[:2]].weights:
             raise ValueError(f"no weights of {leaf.variant}, seed {leaf.seed} after {leaf.checkpoint} epochs")
     return Parts(
         machine=machine, entry=str(facts["entry"]), clip_seconds=float(facts["clip_seconds"]), embedders=embedders,
         trees=trees, training=_table(member(facts["training"])).select(TRAINING.names).cast(TRAINING),
-        provenance={**facts["provenance"], "licence": licence},
+        others=others, provenance={**facts["provenance"], "licence": licence},
     )  # fmt: skip
 
 

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from rayasd.config import Config
 from rayasd.evaluation.fused import leaves
-from rayasd.evaluation.scores import Leaf, SectionScores, Tree
+from rayasd.evaluation.scores import Calibration, Leaf, SectionScores, Tree
 from rayasd.exposure.embedding import window_starts
 from rayasd.exposure.network import Control, Network, restored
 from rayasd.pretrained import unpacked
 
 Origin = tuple[str, int]
 """Variant and seed of what has embedded the windows that a detector sees."""
-
 
 TRAINING = pa.schema(
     [
@@ -32,6 +31,14 @@ TRAINING = pa.schema(
         ("calibration", pa.string()),
     ]
 )
+
+
+def training_table(section: str, leaf: int, scores: SectionScores) -> pa.Table:
+    """Write a leaf's training scores as ``TRAINING`` says."""
+    count = len(scores.training)
+    facts = scores.training_clips, scores.training, scores.training_groups, scores.calibration
+    columns = [[section] * count, [leaf] * count, *facts]
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class Parts:
     training: pa.Table
     """Scores of normal clips by detectors that had not seen them, as ``TRAINING`` says."""
     provenance: Mapping[str, Any]
+    others: Mapping[str, Calibration] = field(default_factory=dict)
+    """Where sections have systems of their own: the other sections' normal clips by each section's."""
 
     @cached_property
     def leaves(self) -> dict[str, list[Leaf]]:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from rayasd.data.naming import parse_clip_name
 from rayasd.errors import UserError
-from rayasd.evaluation.scores import Leaf
+from rayasd.evaluation.scores import Calibration, Leaf
 from rayasd.inlier.detectors import single_detector
 from rayasd.inlier.scores_file import LEAVE_ONE_OUT
 from rayasd.scoring.model import MachineModel, Piece, Tables
@@ -60,7 +60,10 @@ def recalibrated(
             tables.append(table.select(TRAINING.names).cast(TRAINING).filter(pc.is_valid(pc.field("calibration"))))
     count = len(pc.unique(pa.concat_tables(next(iter(banks.values())))["clip"]))
     provenance = {**parts.provenance, "recalibrated": {**parts.provenance.get("recalibrated", {}), section: count}}
-    return replace(parts, embedders=embedders, training=pa.concat_tables(tables), provenance=provenance)
+    others = {**parts.others, **dict.fromkeys(changed & parts.others.keys(), Calibration.pooled([]))}
+    return replace(
+        parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance
+    )
 
 
 def _scored(leaf: Leaf, section: str, embedder: Embedder) -> pa.Table:

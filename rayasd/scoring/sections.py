@@ -64,6 +64,8 @@ class SectionModel:
             product = own_products(embedder.products, section)
             self.members[leaf] = _Member(leaf, bank_of(leaf, section), embedder.config.inlier, product)
         calibrations = {name: scores.calibrating for name, scores in normal.items()}
+        if section in parts.others:  # which are by this section's system, as in the run's decisions
+            calibrations = {section: calibrations[section], "": parts.others[section]}
         self.decision = Decision.of(calibrations, section, embedder.config.evaluation)
         self.calibration = calibrations[section]
 

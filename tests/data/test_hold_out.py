@@ -2,6 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from rayasd.config import ExposureConfig
@@ -82,3 +83,17 @@ def test_seeds_are_folds_that_hold_every_clip_out_once():
     np.testing.assert_array_equal(seeds[:4], seeds[4:])
     sizes = [count(table, out)["00", "target"] for out in seeds[:4]]
     assert sorted(sizes) == [2, 2, 3, 3]
+
+
+def test_a_section_keeps_a_clip_though_its_groups_are_held_out_of_another():
+    table = machine(source=8, target=0)
+    groups = [
+        None if row["split"] == "test" else "0" if row["section"] == "01" else row["clip"].rpartition("_")[2]
+        for row in table.to_pylist()
+    ]
+    table = table.set_column(table.schema.get_field_index("group"), "group", pa.array(groups, pa.string()))
+    kept = {("00", "source"), ("01", "source")}
+    for seed in range(2):
+        out = held_out(table, "fan", ExposureConfig(hold_out="cross-fit", folds=2), seed)
+        training = pc.equal(table["split"], "train").to_numpy(zero_copy_only=False)
+        assert count(table, training & ~out).keys() == kept

@@ -147,6 +147,14 @@ def test_pairing_is_sharper_than_two_intervals():
     assert lead.high - lead.low < (alone[1] - alone[0]) / 3
 
 
+def test_systems_are_paired_though_one_alone_knows_groups():
+    base = cell(0.8, 200)
+    grouped = replace(base, groups=np.array([str(clip // 4) for clip in range(200)], dtype=object))
+    for pair in ((base, grouped), (grouped, base)):
+        lead, _ = compare({FAN: pair[0]}, {FAN: pair[1]}, 2021)
+        assert (lead.low, lead.high, lead.ties) == (0, 0, 1)
+
+
 def test_systems_of_different_clips_are_not_compared():
     c = cell(1.0)
     with pytest.raises(UserError, match="only one of the two has scores of pump 03 source"):

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from sklearn.metrics import roc_auc_score
 
 from rayasd.cli.report import report as report_command
@@ -152,6 +153,16 @@ def test_sounds_are_mono_wav_and_the_size_is_said(swept: Path, tmp_path: Path, c
         assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (1, 2, 16000)
         assert sound.getnframes() == 16000
     assert re.search(r"report.html \([\d.]+ [kM]B, most of it sounds: mono, 16 bits\)", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_recordings_in_other_units_are_drawn(cache: Path, tmp_path: Path):
+    tree = write_hard_tree(tmp_path / "tree", ("fan",))
+    for path in tree.rglob("*.wav"):
+        soundfile.write(path, 100 * soundfile.read(path)[0], 16000, subtype="FLOAT")
+    shown = report(run_locally(tree, cache, tmp_path / "run", "--variants", "statistics"))
+    assert shown.count("img") > 0
+    assert "beyond full scale" not in shown.texts["clips"]
 
 
 @pytest.mark.slow

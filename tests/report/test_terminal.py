@@ -1,13 +1,17 @@
 import io
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import SCHEMA
 from rayasd.evaluation.decisions import clopper_pearson
+from rayasd.report.run_report import RunReport
 from rayasd.report.tables import between, decision_table
-from rayasd.report.terminal import print_sections
+from rayasd.report.terminal import print_report, print_sections
 
 
 def test_sections_are_columns_and_seeds_are_averaged():
@@ -47,3 +51,27 @@ def test_decisions_are_by_machine_and_domain_over_sections_and_seeds():
     assert source == ["fan", "source", "10.00", "25.00", interval, "60.00", "held-out", "9", ""]
     assert target == ["fan", "target", "10.00", "–", "–", "–", "held-out", "4", "no threshold: too few"]
     assert len(titles) == len(source)
+
+
+def test_a_column_is_shown_only_beside_those_that_matter_more(finished: Path):
+    titles = "false alarms", "precision"
+    for width in range(80, 260, 5):
+        console = Console(width=width, file=io.StringIO())
+        print_report(console, RunReport.of(finished))
+        head = console.file.getvalue().splitlines()[1]
+        assert titles[0] in head or titles[1] not in head, width
+    assert all(title in head for title in titles)
+
+
+def test_a_single_group_of_a_label_gives_no_interval(finished: Path):
+    assert all(entry.interval for entry in RunReport.of(finished).results.leaderboard.ranked)
+    report = RunReport.of(finished)
+    alone = {}
+    for unit, scored in report.units.items():
+        by_label = {
+            key: replace(of, groups=np.array(["anomaly" in clip for clip in of.clips], object))
+            for key, of in scored.systems.items()
+        }
+        alone[unit] = replace(scored, computed=by_label)
+    vars(report)["units"] = alone  # what the property has found
+    assert not any(entry.interval for entry in report.results.leaderboard.ranked)

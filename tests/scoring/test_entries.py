@@ -188,3 +188,24 @@ def test_an_entry_whose_variant_is_chosen_section_by_section_scores(
             scores = scored(folder, row["variant"], "fan", models.seed)[key]
             found = list(model.score([tree / clip for clip in scores.clips], section))
             np.testing.assert_allclose([clip.score for clip in found], scores.scores, rtol=1e-5)
+
+
+def test_sections_with_systems_of_their_own_decide_as_in_the_run(
+    run: Path, tree: Path, cache: Path, shared_preset: Path, tmp_path: Path
+):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    rules = ("selection=leave-one-section-out", "threshold_per=machine")
+    sets = [word for rule in rules for word in ("--set", f"evaluation.{rule}")]
+    sweep(tree, cache, shared_preset, folder, *sets, "--accept-changes")
+    several = 0
+    for entry in ("both", "one", "both+seeds", "both+detectors", "both&one"):
+        models = RunModels(folder, entry=entry)
+        write_pack(tmp_path / "all.rayasd", map(models.parts, models.machines))
+        for machine in models.machines:
+            model = load(tmp_path / "all.rayasd", machine=machine)
+            several += bool(model.parts.others)
+            for section, row in models._rows_of[machine].items():
+                decision = model._section(section).decision
+                assert decision.threshold == pytest.approx(row["threshold"], rel=1e-5), (entry, machine, section)
+                assert len(decision.normal) == row["num_calibration"]
+    assert several > 0

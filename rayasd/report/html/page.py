@@ -271,7 +271,9 @@ def _wrong_clips(
         return {}
     variant = parse_entry(best.variant).variants[0]
     picture = spectrogram_of(run.config.variant(variant) if variant in run.config.variants else run.config)
-    rows = {r["clip"]: r for r in run.catalog.table.select(["clip", "size"]).to_pylist()}
+    table = run.catalog.table
+    names = [name for name in ("clip", "size", "scale") if name in table.column_names]
+    rows = {r["clip"]: r for r in table.select(names).to_pylist()}
     shown: dict[str, list[ShownClip]] = {}
     for machine, clips in wrong.items():
         left = MAX_SOUND // len(machines)

@@ -76,8 +76,9 @@ def read_clip(root: Path, clip: dict[str, Any], config: Config) -> NDArray[np.in
     if file.stat().st_size != clip["size"]:
         return "its file has changed since the sweep"
     try:
-        scaled = replace(config.data, scale=clip.get("scale") or 1.0)
-        return read_samples(path, scaled)[: round(MAX_SECONDS * config.data.sample_rate)]
+        return read_samples(path, replace(config.data, scale=clip.get("scale", 1.0)))[
+            : round(MAX_SECONDS * config.data.sample_rate)
+        ]
     except BadClipError as error:
         return str(error)
 
