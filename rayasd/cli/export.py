@@ -16,7 +16,7 @@ def export() -> None:
 @export.command()
 @RUN
 @click.option("--system-label", "label", required=True, metavar="LABEL", help="Lastname_Institute_task2_1")
-@click.option("--variant", help="Entry of the leaderboard: both, both+seeds …; default: the first in rank.")
+@click.option("--entry", help="Entry of the leaderboard: both, both+seeds …; default: the first in rank.")
 @click.option(
     "--seed", type=int, help="Which of its seeds, where the entry is no ensemble of them; default: the lowest."
 )
@@ -35,7 +35,7 @@ def dcase(run: Path, overrides: tuple[str, ...], **options: Any) -> None:
 
     \b
         rayasd export dcase runs/first --system-label Doe_Lab_task2_1
-        rayasd export dcase runs/first --system-label Doe_Lab_task2_2 --variant both+seeds \\
+        rayasd export dcase runs/first --system-label Doe_Lab_task2_2 --entry both+seeds \\
             --author Doe,Jo,jo@lab.org,Lab
     """
     from rich.text import Text

@@ -25,7 +25,7 @@ def write_submission(
     report: RunReport,
     *,
     label: str,
-    variant: str | None,
+    entry: str | None,
     seed: int | None,
     name: str,
     abbreviation: str,
@@ -37,7 +37,7 @@ def write_submission(
     Args:
         report: of the run.
         label: of the system, ``Lastname_Institute_task2_1``.
-        variant: entry of the leaderboard; default: the first in rank.
+        entry: of the leaderboard; default: the first in rank.
         seed: which, where the entry is no ensemble of seeds; default: the lowest.
         name: of the system.
         abbreviation: of the name, at most 10 characters.
@@ -55,9 +55,9 @@ def write_submission(
     store, evaluation = report.store, report.evaluation
     config = replace(store.config(), evaluation=evaluation)
     entries = report.entries(single_variant=True)
-    if variant is not None and variant not in entries:
-        raise unknown("entry", variant, entries)
-    entry = variant or next(iter(entries))
+    if entry is not None and entry not in entries:
+        raise unknown("entry", entry, entries)
+    entry = entry or next(iter(entries))
     cells = report.cells.filter((pc.field("variant") == entry) & pc.field("selected"))
     seeds = sorted(seed for seed in pc.unique(cells["seed"]).to_pylist() if seed is not None)
     if seed is not None and seed not in seeds:

@@ -86,7 +86,7 @@ def test_source_and_target_stand_side_by_side(study: Path, rayasd: Rayasd):
 def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, rayasd: Rayasd):
     assert rayasd("report", study).returncode == 0
     label = "Doe_Lab_task2_1"
-    done = rayasd("export", "dcase", study, "--system-label", label, "--variant", "both-real_anomalies-2",
+    done = rayasd("export", "dcase", study, "--system-label", label, "--entry", "both-real_anomalies-2",
                   "--seed", 1, "--author", "Doe,Jo,jo@lab.org,Lab")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (
@@ -129,7 +129,7 @@ def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, raya
 
 @pytest.mark.parametrize("variant", ["both-real_anomalies-2+seeds", "all+greedy"])
 def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str):
-    done = rayasd("export", "dcase", study, "--system-label", "Doe_Lab_task2_2", "--variant", variant)
+    done = rayasd("export", "dcase", study, "--system-label", "Doe_Lab_task2_2", "--entry", variant)
     assert done.returncode == 0, done.stderr
     described = yaml.safe_load((study / "submission/Doe_Lab_task2_2/Doe_Lab_task2_2.meta.yaml").read_text())
     assert described["system"]["description"]["ensemble_method_subsystem_count"] >= 2
@@ -140,7 +140,7 @@ def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str)
     ("arguments", "said"),
     [
         (["--system-label", "Doe"], "write it as Lastname_Institute_task2_1"),
-        (["--system-label", "A_B_task2_1", "--variant", "bot"], "unknown entry 'bot'"),
+        (["--system-label", "A_B_task2_1", "--entry", "bot"], "unknown entry 'bot'"),
         (["--system-label", "A_B_task2_1", "--seed", "7"], "unknown seed '7'"),
         (
             ["--system-label", "A_B_task2_1", "--set", "evaluation.false_alarm_rate=0.1"],
@@ -151,7 +151,7 @@ def test_an_ensemble_can_be_handed_in(study: Path, rayasd: Rayasd, variant: str)
     ],
 )
 def test_a_wrong_submission_is_refused_in_one_line(study: Path, rayasd: Rayasd, arguments: list[str], said: str):
-    done = rayasd("export", "dcase", study, "--variant", "both-real_anomalies-0", *arguments)
+    done = rayasd("export", "dcase", study, "--entry", "both-real_anomalies-0", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
