@@ -11,7 +11,7 @@ from rayasd.inlier.scores_file import CROSS_FIT, TRAINED_ON
 
 
 def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
-    """Fuse scores of the same test clips, each scaled by its own training scores.
+    """Fuse scores of the same test clips, each scaled by its own training scores; normal clips, by the others'.
 
     A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
     clip is judged by those that held it out (CV+; Barber et al. 2021). They are fewer than judge a test clip, so
@@ -20,7 +20,7 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     """
     first, tree = members[0], Fusion(method, tuple(member.tree for member in members if member.tree is not None))
     fewest = len(members) if len({_variants(member) for member in tree.members}) > 1 else 1
-    normalise, combine = FUSIONS[method]
+    normalise, by_others, combine = FUSIONS[method]
     reason = next((member.reason for member in members if member.failed), None)
     scores, of_clip = [], dict[str, list[tuple[float, str]]]()
     facts: dict[str, Any] = {}
@@ -29,7 +29,7 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
             if not np.isfinite(member.training).all():
                 raise ValueError("no training scores: a fold of the normal clips could not be fitted")
             scores.append(normalise(member.scores, member.training))
-            own = normalise(member.training, member.training).tolist()
+            own = by_others(member.training).tolist()
             facts |= zip(member.training_clips, member.training_groups, strict=True)
             for clip, score, how in zip(member.training_clips, own, member.calibration, strict=True):
                 of_clip.setdefault(clip, []).append((score, how))

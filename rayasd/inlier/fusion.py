@@ -36,15 +36,46 @@ def rank_normalised(scores: Scores, training: Scores) -> Scores:
     return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2 * len(ordered))
 
 
+def z_by_others(training: Scores) -> Scores:
+    """Normalise each training score by all others, as a test clip's is, which gives no part of the scale.
+
+    By a scale that it is part of, a high score among few would come out lower than a test clip's: z-scores of n are at
+    most sqrt(n - 1). Where the others are alike, by all.
+
+    Raises:
+        ValueError: as ``z_normalised``.
+
+    """
+    by_all, rest = z_normalised(training, training), len(training) - 1
+    centred = training - training.mean()
+    means = -centred / rest
+    variances = ((centred**2).sum() - centred**2) / rest - means**2
+    alike = variances <= 1e-12 * training.var()
+    return np.where(alike, by_all, (centred - means) / np.sqrt(np.where(alike, 1.0, variances)))
+
+
+def rank_by_others(training: Scores) -> Scores:
+    """Share of the other training scores that lie below each; ties count half. By all where there are no others.
+
+    Raises:
+        ValueError: as ``rank_normalised``.
+
+    """
+    by_all, count = rank_normalised(training, training), len(training)
+    return (by_all * count - 0.5) / (count - 1) if count > 1 else by_all
+
+
 _Normalise = Callable[[Scores, Scores], Scores]
+_ByOthers = Callable[[Scores], Scores]
 _Combine = Callable[[NDArray[np.float64]], Scores]
 
-FUSIONS: dict[str, tuple[_Normalise, _Combine]] = {
-    "z-mean": (z_normalised, lambda members: members.mean(axis=0)),
-    "z-min": (z_normalised, lambda members: members.min(axis=0)),
-    "z-max": (z_normalised, lambda members: members.max(axis=0)),
-    "rank-mean": (rank_normalised, lambda members: members.mean(axis=0)),
+FUSIONS: dict[str, tuple[_Normalise, _ByOthers, _Combine]] = {
+    "z-mean": (z_normalised, z_by_others, lambda members: members.mean(axis=0)),
+    "z-min": (z_normalised, z_by_others, lambda members: members.min(axis=0)),
+    "z-max": (z_normalised, z_by_others, lambda members: members.max(axis=0)),
+    "rank-mean": (rank_normalised, rank_by_others, lambda members: members.mean(axis=0)),
 }
+"""For each method, what normalises test scores, what normalises training scores, and what combines members."""
 
 
 def fuse(method: str, members: list[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
@@ -61,6 +92,6 @@ def fuse(method: str, members: list[tuple[Scores, Scores]]) -> tuple[Scores, Sco
         ValueError: a member's training scores give no scale.
 
     """
-    normalise, combine = FUSIONS[method]
-    test, training = (np.stack([normalise(member[i], member[1]) for member in members]) for i in (0, 1))
-    return combine(test), combine(training)
+    normalise, by_others, combine = FUSIONS[method]
+    test = np.stack([normalise(of_test, training) for of_test, training in members])
+    return combine(test), combine(np.stack([by_others(training) for _, training in members]))

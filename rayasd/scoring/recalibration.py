@@ -61,9 +61,7 @@ def recalibrated(
     count = len(pc.unique(pa.concat_tables(next(iter(banks.values())))["clip"]))
     provenance = {**parts.provenance, "recalibrated": {**parts.provenance.get("recalibrated", {}), section: count}}
     others = {**parts.others, **dict.fromkeys(changed & parts.others.keys(), Calibration.pooled([]))}
-    return replace(
-        parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance
-    )
+    return replace(parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance)
 
 
 def _scored(leaf: Leaf, section: str, embedder: Embedder) -> pa.Table:

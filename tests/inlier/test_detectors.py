@@ -15,7 +15,7 @@ from rayasd.inlier.detectors import (
     most_neighbours,
     parse_detectors,
 )
-from rayasd.inlier.fusion import FUSIONS, fuse
+from rayasd.inlier.fusion import FUSIONS, fuse, rank_by_others, z_by_others, z_normalised
 from rayasd.inlier.pooling import POOLINGS, check_poolings, find_pooling, pool
 from rayasd.presets import load
 
@@ -201,6 +201,28 @@ def test_fusions_by_hand():
         np.testing.assert_allclose(fuse(method, [a, b])[0], values, err_msg=method)
     with pytest.raises(ValueError, match="training scores that differ"):
         fuse("z-mean", [a, (b[0], np.array([3.0, 3.0]))])
+
+
+def test_training_scores_are_normalised_by_the_others():
+    rng = np.random.default_rng(0)
+    training = 1e6 + rng.gamma(2.0, size=9)
+    rests = [np.delete(training, n) for n in range(9)]
+    z = [(score - rest.mean()) / rest.std() for score, rest in zip(training, rests, strict=True)]
+    ranks = [(rest < score).mean() for score, rest in zip(training, rests, strict=True)]
+    np.testing.assert_allclose(z_by_others(training), z, rtol=1e-6)
+    np.testing.assert_allclose(rank_by_others(training), ranks)
+    few = np.array([1.0, 1.0, 5.0])  # without the last, there is no scale
+    assert z_by_others(few)[2] == z_normalised(few, few)[2]
+
+
+def test_the_highest_fused_training_score_is_as_often_the_highest_as_any():
+    """Of seven exchangeable scores, each is the highest in a seventh of all draws."""
+    rng, higher = np.random.default_rng(0), 0
+    for _ in range(2000):
+        members = [(scores[6:], scores[:6]) for scores in rng.normal(size=(2, 7))]
+        test, training = fuse("z-mean", members)
+        higher += test[0] > training.max()
+    assert higher / 2000 < 1 / 7  # 0.23 where each is part of its own scale
 
 
 def test_a_pooling_of_ones_own_by_import_path():
