@@ -82,9 +82,12 @@ run() {
 # Run words on a node. Exit code 76: the head's host is lost, and perhaps the batch script with it. With --no-kill, Slurm
 # would leave the job running without anything that runs, so this node puts it back in the queue.
 on_node() {
-    local code=0
-    trap : TERM USR1 # Slurm signals this shell and the words
-    "$@" || code=$?
+    "$@" &
+    local launcher=$! code=0
+    trap 'kill -USR1 "$launcher"' USR1 # Slurm signals this shell alone
+    trap 'kill -TERM "$launcher"' TERM
+    wait "$launcher" || code=$?
+    while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done # a trapped signal ends wait early
     [ "$code" -ne 76 ] || requeue "the head is lost"
     return "$code"
 }
