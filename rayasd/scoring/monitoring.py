@@ -79,7 +79,7 @@ def run_command(command: str, given: str) -> str | None:
     """
     try:
         with subprocess.Popen(
-            command, shell=True, stdin=subprocess.PIPE, stdout=2, start_new_session=True, encoding="utf-8"
+            ["sh", "-c", command], stdin=subprocess.PIPE, stdout=2, start_new_session=True, encoding="utf-8"
         ) as process:
             try:
                 process.communicate(given, _COMMAND_SECONDS)
