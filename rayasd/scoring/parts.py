@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayasd.config import Config
-from rayasd.evaluation.fused import leaves
+from rayasd.evaluation.fused import evaluated, leaves
 from rayasd.evaluation.scores import Calibration, Leaf, SectionScores, Tree
 from rayasd.exposure.embedding import window_starts
 from rayasd.exposure.network import Control, Network, restored
@@ -102,6 +102,11 @@ class Parts:
     def leaves(self) -> dict[str, list[Leaf]]:
         """What scores each section in the end."""
         return {section: leaves(tree) for section, tree in self.trees.items()}
+
+    @cached_property
+    def normal(self) -> dict[str, SectionScores]:
+        """What each section's tree makes of its normal clips, which all sections' thresholds may need."""
+        return {section: evaluated(tree, self.training_of(section)) for section, tree in self.trees.items()}
 
     def training_of(self, section: str) -> dict[Leaf, SectionScores]:
         """Training scores of a section's leaves, without any test clips."""

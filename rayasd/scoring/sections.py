@@ -55,15 +55,14 @@ class SectionModel:
 
     def __init__(self, parts: Parts, section: str, bank_of: Callable[[Leaf, str], Bank]) -> None:
         self.tree, self._known = parts.trees[section], parts.training_of(section)
-        normal = {name: evaluated(tree, parts.training_of(name)) for name, tree in parts.trees.items()}
-        if reason := normal[section].reason:
+        if reason := parts.normal[section].reason:
             raise UserError(f"{parts.entry} cannot score section {section}: {reason}")
         self.members = {}
         for leaf in self._known:
             embedder = parts.embedders[leaf[:2]]
             product = own_products(embedder.products, section)
             self.members[leaf] = _Member(leaf, bank_of(leaf, section), embedder.config.inlier, product)
-        calibrations = {name: scores.calibrating for name, scores in normal.items()}
+        calibrations = {name: scores.calibrating for name, scores in parts.normal.items()}
         if section in parts.others:  # which are by this section's system, as in the run's decisions
             calibrations = {section: calibrations[section], "": parts.others[section]}
         self.decision = Decision.of(calibrations, section, embedder.config.evaluation)
