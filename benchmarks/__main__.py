@@ -2,6 +2,7 @@
 
 python -m benchmarks                 # all parts: a quarter of an hour on two cores
 python -m benchmarks metrics driver  # some
+python -m benchmarks evidence --help # systems side by side on real recordings
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import evidence
 from benchmarks.measure import Figure, machine
 
 PARTS = ("ingest", "training", "packing", "neighbours", "inlier", "back_ends", "thresholds", "metrics", "driver")
@@ -51,4 +53,7 @@ def table(figures: list[Figure]) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["evidence"]:
+        evidence.main()
+    else:
+        main()
