@@ -100,12 +100,13 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     from rayasd.cli.display import clip_progress, wide_console
     from rayasd.data.ground_truth import scan_labelled
     from rayasd.data.inspection import inspect_clips
-    from rayasd.evaluation.years import years_told
+    from rayasd.data.years import years_told
+    from rayasd.evaluation.years import settled_by_data
     from rayasd.wording import counted
 
     console = wide_console()
-    config = presets.load("eusipco2022", overrides)
     catalog = scan_labelled(root, ground_truth)
+    config = settled_by_data(presets.load("eusipco2022", overrides), catalog.table, catalog.dataset)
     with clip_progress(console, "reading") as on_progress:
         facts, oddities = inspect_clips(catalog, config, on_progress)
     console.print(_counts(catalog, facts))
@@ -129,9 +130,11 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 
 @data.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--machines", default="all", show_default=True, help="all, or some of the seven 2021 machine types.")
+@click.option("--year", type=click.IntRange(2020, 2026), default=2021, show_default=True,
+              help="DCASE year whose names, layout, channels and ground truth they get.")  # fmt: skip
+@click.option("--machines", default="all", show_default=True, help="all, or some of the year's machine types.")
 @click.option("--sections", "num_sections", type=click.IntRange(min=1, max=99), default=6, show_default=True,
-              help="Sections per machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
+              help="Sections per machine type until 2022; since then there is one.")  # fmt: skip
 @click.option("--train", "num_source_train", type=click.IntRange(min=1), default=1000, show_default=True,
               help="Source-domain training clips per section.")  # fmt: skip
 @click.option("--target-train", "num_target_train", type=click.IntRange(min=0), default=3, show_default=True,
@@ -144,21 +147,22 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Each seed gives other machines."
 )
-def synth(out: Path, machines: str, **plan: Any) -> None:
+def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 
-    They are laid out and named as DCASE 2021 Task 2.
+    They are laid out and named as a year's DCASE Task 2 data, with the organisers' ground truth.
 
     \b
         rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
+        rayasd data synth data/as2026 --year 2026 --train 30 --test 10 --seconds 4
     """
     from rayasd.cli.display import clip_progress, wide_console
-    from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
+    from rayasd.data.synthetic import SynthesisPlan, machine_types, synthesize
 
     console = wide_console()
-    chosen = choose("machine", machines, list(MACHINE_TYPES))
+    chosen = choose("machine", machines, list(machine_types(year)))
     with clip_progress(console, "writing") as on_progress:
-        count = synthesize(out, SynthesisPlan(machines=chosen, **plan), on_progress=on_progress)
+        count = synthesize(out, SynthesisPlan(year=year, machines=chosen, **plan), on_progress=on_progress)
     console.print(f"{count} synthetic clips in {out}" if count else f"{out} is there already, made by the same plan")
 
 
