@@ -189,6 +189,10 @@ class ExposureConfig:
     """Fraction of each section's training clips that is held out of training, in each domain."""
     folds: int = bounded(5, minimum=2)
     """Folds of exposure.hold_out = "cross-fit"."""
+    pseudo_anomalies: Literal["auto", "machines", "transforms"] = "auto"
+    """What scope 'machine' learns against: clips of all other machines, or the machine's own, transformed (another
+    pitch, a filter, backwards); 'auto' takes these where there is no other machine. With scope 'all', transformed clips
+    are classes of their own: with 'transforms', or by 'auto' where all clips are of one class."""
     real_anomalies: int = bounded(0, minimum=0)
     """Anomalous test clips per section that become pseudo-anomalous training clips."""
     real_anomalies_per_batch: int = bounded(1, minimum=1)

@@ -34,8 +34,7 @@ SCHEMA = pa.schema(
 )
 
 ONE_MACHINE = (
-    "outlier exposure needs a second machine type; --variants statistics trains nothing, and variants with "
-    "exposure.scope = all (shared, shared-scac) set sections against each other"
+    "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
 )
 _LONGEST_MACHINE = 150
 """Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
@@ -170,19 +169,22 @@ def changes(before: Catalog, after: Catalog) -> list[str]:
     return [f"data: {len(clips)} clips {what}, {clips[0]} first" for what, clips in found.items() if clips]
 
 
-def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
+def check_outlier_exposure(catalog: Catalog, machines: Iterable[str], pseudo_anomalies: str) -> None:
     """Make sure that outlier exposure has something to learn from: every machine's own training clips and another's.
 
     Raises:
-        UserError: a machine has none, or is the only one.
+        UserError: a machine has none, or is the only one though ``pseudo_anomalies`` wants others.
 
     """
     trained = catalog.trained
     for machine in machines:
         if machine not in trained:
             raise UserError(f"{machine} has no training clips in {catalog.root}: --machines leaves it out")
-        if trained == {machine}:
-            raise UserError(f"{catalog.root} has training clips of {machine} alone: {ONE_MACHINE}")
+        if trained == {machine} and pseudo_anomalies == "machines":
+            raise UserError(
+                f"{catalog.root} has training clips of {machine} alone: exposure.pseudo_anomalies = auto or transforms "
+                "lets its own clips, transformed, stand in for those of others"
+            )
 
 
 def _check_machines(machines: Iterable[str]) -> None:

@@ -110,7 +110,7 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
         if data.scale != 1.0
     ]
     if len(sections) == 1:
-        oddities.append(Oddity(str(catalog.root), f"one machine type: {ONE_MACHINE}", False))
+        oddities.append(Oddity(str(catalog.root), ONE_MACHINE, False))
     if not catalog.has_tests:
         oddities.append(Oddity(str(catalog.root), "no test clips: models can be used, and not evaluated", False))
     for machine, splits in sections.items():

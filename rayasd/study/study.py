@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from rayasd import presets
 from rayasd.config import Config
-from rayasd.data.catalog import SCHEMA, Catalog, read_catalog
+from rayasd.data.catalog import ONE_MACHINE, SCHEMA, Catalog, read_catalog
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
@@ -288,6 +288,8 @@ def _emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
 
 def _oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
     """List what a person should know about the data before hours go into it."""
+    if len(catalog.trained) == 1:
+        yield f"note     {ONE_MACHINE}"
     for machine in machines:
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
             yield f"note     {machine} has one section: the product loss has nothing to tell apart"
