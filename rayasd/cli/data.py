@@ -106,7 +106,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 
     console = wide_console()
     catalog = scan_labelled(root, ground_truth)
-    config = settled_by_data(presets.load("eusipco2022", overrides), catalog.table, catalog.dataset)
+    config = settled_by_data(presets.load("eusipco2022", overrides), catalog)
     with clip_progress(console, "reading") as on_progress:
         facts, oddities = inspect_clips(catalog, config, on_progress)
     console.print(_counts(catalog, facts))
@@ -188,6 +188,9 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
               help="Which normal clips are held out.")  # fmt: skip
 @click.option("--cut", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
+@click.option("--rate", type=click.IntRange(min=0), default=0, metavar="HZ",
+              help="Sample rate of .npy, .mat and .csv files; the manifest keeps it.")  # fmt: skip
+@click.option("--column", default="", metavar="NAME", help="Of .csv files, or the variable of .mat files; likewise.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
               help="Manifest to write, anywhere; default ROOT/clips.csv.")  # fmt: skip
 @click.option("--root", "seen_as", type=click.Path(path_type=Path, file_okay=False),
@@ -195,7 +198,8 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
 @click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are not there.")
 @click.option("--force", is_flag=True, help="Replace a manifest that differs.")
 def index(
-    root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, **options: Any
+    root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, rate: int,
+    column: str, **options: Any,
 ) -> None:  # fmt: skip
     """Make a manifest of your own recordings below ROOT, for --data.
 
@@ -212,6 +216,7 @@ def index(
     --partial (exit code 1). More clips of the same tree move no clip from training to test.
     """
     from rayasd.cli.display import wide_console
+    from rayasd.config import DataConfig
     from rayasd.data import indexing
     from rayasd.data.manifest import manifest_text
     from rayasd.files import write_text
@@ -226,16 +231,18 @@ def index(
         rows, left = indexing.index_table(root, table, columns, rules)
     else:
         rows, left = indexing.index_tree(root, pattern, rules)
+    out = out or root / "clips.csv"
+    left = [path for path in left if path.absolute() != out.absolute()]
     if left and not partial:
         print(f"{len(left)} audio files match nothing, first: {left[0]}; --partial leaves them out", file=sys.stderr)
         raise SystemExit(1)
     if cut:
-        rows = indexing.cut(root, rows, cut)
-    out = out or root / "clips.csv"
+        rows = indexing.cut(root, rows, cut, DataConfig(signal_rate=rate, signal_column=column))
     above = seen_as is None and out.parent.resolve() in (root.resolve(), *root.resolve().parents)
     for row in rows if above else ():
         row["path"] = (root.resolve() / row["path"]).relative_to(out.parent.resolve()).as_posix()
-    text = manifest_text(rows, None if above else seen_as or root.resolve())
+    facts = {"root": None if above else seen_as or root.resolve(), "rate": rate, "column": column}
+    text = manifest_text(rows, facts)
     if out.exists() and not force and out.read_bytes() != text.encode():
         raise UserError(f"{out} exists and differs: --force replaces it, -o FILE chooses another place")
     try:

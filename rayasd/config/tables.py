@@ -22,6 +22,11 @@ class DataConfig:
     scale: float = bounded(0.0, minimum=0.0)
     """Value of float samples (Pa, g) that counts as full scale; 0: 1 where they go from -1 to 1, else a power of 2 of
     four to eight times the median peak of the machine's training clips, if most of these are floats."""
+    signal_rate: int = bounded(0, minimum=0)
+    """Sample rate of .npy, .mat and .csv files, in Hz; 0: as the manifest says (rayasd data index --rate)."""
+    signal_column: str = ""
+    """Column of .csv files, by name or number from 0, or variable of .mat files, by its name or how it ends; empty: the
+    only one, or as the manifest says. Of arrays with several channels, data.channel chooses."""
     level: Literal["keep", "clip"] = "keep"
     """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
     groups: str = ""

@@ -48,6 +48,8 @@ class Catalog:
     table: pa.Table
     """Columns of ``SCHEMA``; the waveform cache adds frames, digest and sums."""
     oddities: tuple[Oddity, ...] = ()
+    signals: tuple[int, str] = (0, "")
+    """``data.signal_rate`` and ``data.signal_column`` of the manifest."""
 
     @property
     def machines(self) -> list[str]:
@@ -99,7 +101,7 @@ def scan(source: Path) -> Catalog:
     if problem := name_problem(str(source)):
         raise UserError(f"{shown(str(source))} {problem}: rename it")
     if is_manifest(source):
-        rows, root = read_manifest(source)
+        rows, root, signals = read_manifest(source)
         oddities: list[Oddity] = []
         for row in rows:
             try:
@@ -112,7 +114,7 @@ def scan(source: Path) -> Catalog:
                 row.update(size=status.st_size, mtime_ns=status.st_mtime_ns)
         rows = [row for row in rows if row["size"] >= 0]
     elif source.is_dir():
-        root, rows, oddities = source, [], []
+        root, rows, oddities, signals = source, [], [], (0, "")
         for entry in _split_folder_entries(source, oddities):
             _catalog_entry(entry, source, rows, oddities)
     else:
@@ -127,7 +129,7 @@ def scan(source: Path) -> Catalog:
         )
     _check_machines({str(row["machine"]) for row in rows})
     rows.sort(key=lambda row: (row["machine"], row["clip"]))
-    return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
+    return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities), signals)
 
 
 def write_catalog(path: Path, catalog: Catalog) -> None:

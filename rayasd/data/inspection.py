@@ -44,7 +44,7 @@ def inspect_clips(
     def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
         clip, facts = row["clip"], None
         try:
-            facts = read_facts(catalog.root / clip)
+            facts = read_facts(catalog.root / clip, config.data)
             samples = read_samples(catalog.root / clip, scales[row["machine"]])
         except BadClipError as error:
             return facts, {}, [Oddity(clip, str(error), True)]

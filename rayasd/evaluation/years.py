@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rayasd.config import Config, EvaluationConfig
 from rayasd.data import years
+from rayasd.data.catalog import Catalog
 from rayasd.data.years import years_told
 from rayasd.errors import UserError
 
@@ -74,9 +75,15 @@ def settled(evaluation: EvaluationConfig, clips: pa.Table, dataset: str | None =
     return evaluation
 
 
-def settled_by_data(config: Config, clips: pa.Table, dataset: str | None = None) -> Config:
-    """Settle a configuration as ``settled`` does; the two channels of 2026 give the near one where none is named."""
-    evaluation, data = settled(config.evaluation, clips, dataset), config.data
+def settled_by_data(config: Config, catalog: Catalog) -> Config:
+    """Settle a configuration as ``settled`` does, and how clips are read.
+
+    The two channels of 2026 give the near one where none is named; a manifest may name the rate and column of numbers.
+    """
+    evaluation, data = settled(config.evaluation, catalog.table, catalog.dataset), config.data
+    if not data.signal_rate:
+        rate, column = catalog.signals
+        data = replace(data, signal_rate=rate, signal_column=data.signal_column or column)
     if evaluation.rule_year == 2026 and data.channel == "only":
         data = replace(data, channel="0")
     return replace(config, evaluation=evaluation, data=data)

@@ -92,6 +92,11 @@ class MachineModel:
         """Sections that it can score."""
         return sorted(self.parts.trees)
 
+    @property
+    def reads_signals(self) -> bool:
+        """Whether files of numbers (.npy, .mat, .csv) are clips."""
+        return bool(self._config.data.signal_rate)
+
     def score(self, clips: Iterable[str | Path], section: str | None = None) -> Iterator[ClipScore]:
         """Score clips, in their order, as they are computed.
 

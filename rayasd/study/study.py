@@ -101,7 +101,7 @@ class Study:
         """
         if self._is_opened:
             return self._asked
-        return settled_by_data(self._asked, self.catalog.table, self.catalog.dataset)
+        return settled_by_data(self._asked, self.catalog)
 
     @property
     def year_told(self) -> str | None:
@@ -109,7 +109,9 @@ class Study:
         if self._asked.evaluation.year != "auto" or self._is_opened:
             return None
         _, by = years_told(self.catalog.table, self.catalog.dataset)
-        channel = "" if self.config.data == self._asked.data else ", data.channel = 0, the near microphone"
+        channel = (
+            "" if self.config.data.channel == self._asked.data.channel else ", data.channel = 0, the near microphone"
+        )
         return f"evaluation.year = {self.config.evaluation.year}{channel}: {by or 'nothing in the data tells another'}"
 
     @cached_property
