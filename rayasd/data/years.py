@@ -38,6 +38,17 @@ def is_development(year: int, machine: str, section: str) -> bool:
     return machine.casefold() in {name.casefold() for name in DEVELOPMENT_MACHINES[year]}
 
 
+def sections_of(year: int, part: str) -> list[tuple[str, str]]:
+    """List machine and section of all that a year has on a part, development or evaluation."""
+    machines = {*DEVELOPMENT_MACHINES[year], *EVALUATION_MACHINES.get(year, ())}
+    numbers = range(8) if year == 2020 else range(6) if year <= 2022 else range(1)
+    every = [(machine, f"{number:02}") for machine in sorted(machines) for number in numbers]
+    if year == 2020:  # toys count from 01 and have 7, 6 in the case of conveyors
+        lengths = {"ToyCar": ("01", "07"), "ToyConveyor": ("01", "06")}
+        every = [(m, s) for m, s in every if lengths.get(m, ("00", "06"))[0] <= s <= lengths.get(m, ("00", "06"))[1]]
+    return [(m, s) for m, s in every if is_development(year, m, s) == (part == "development")]
+
+
 def years_told(clips: pa.Table, dataset: str | None = None) -> tuple[list[int], str]:
     """Tell the year of a data set; the most likely comes first, none where it may be anybody's.
 
