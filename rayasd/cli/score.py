@@ -86,7 +86,6 @@ def score(
     """
     from rayasd.cli.display import wide_console
     from rayasd.data.folders import is_signal
-    from rayasd.data.naming import matching
     from rayasd.scoring.loading import load
     from rayasd.scoring.output import write_scores
 
@@ -110,9 +109,7 @@ def score(
         clips = [clip for clip in clips if clip in words or not is_signal(Path(clip).name)]
     if not clips and not watch:
         raise UserError(f"no audio files in {', '.join(words)}")
-    if section is None and len(loaded.sections) == 1:
-        section = loaded.sections[0]
-    section = None if section in (None, "auto") else matching("section", section, loaded.sections)
+    section = loaded.named(section)
     if watch:
         from rayasd.scoring import watching
 
