@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rayasd.data.catalog import Catalog
 
 _SHOWN_PATHS = 3
+_SHOWN_VALUES = 12
 
 
 @click.group()
@@ -113,6 +114,8 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     told, by = years_told(catalog.table, catalog.dataset)
     if told:
         console.print(Text(f"DCASE {told[0]}, by {by}: its rules are evaluation.year = auto"), soft_wrap=True)
+    for line in _attributes(catalog):
+        console.print(Text(line), soft_wrap=True)
     if catalog.synthetic:
         console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
     by_problem: dict[tuple[bool, str], list[str]] = {}
@@ -261,6 +264,19 @@ def _pairs(parts: Iterable[str]) -> dict[str, str]:
     if wrong := [word for word, sign, value in words if not (sign and value)]:
         raise UserError(f"{wrong[0]!r}: write NAME=VALUE")
     return {word.strip(): value.strip() for word, _, value in words}
+
+
+def _attributes(catalog: "Catalog") -> Iterator[str]:
+    """Say which attribute values a machine's clips have, and how many have each."""
+    from rayasd.data.naming import attribute_values
+
+    for machine in catalog.machines:
+        told = catalog.of(machine)["attributes"].to_pylist()
+        counts = Counter(value for each in told for value in attribute_values(each))
+        if len(counts) > 1:
+            more = f", and {len(counts) - _SHOWN_VALUES} more values" if len(counts) > _SHOWN_VALUES else ""
+            shown = ", ".join(f"{value} {count}" for value, count in sorted(counts.items())[:_SHOWN_VALUES])
+            yield f"attributes of {machine}: {shown}{more}"
 
 
 def _counts(catalog: "Catalog", facts: Mapping[str, "AudioFacts"]) -> "Table":
