@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rayasd.data.catalog import Catalog
 
 _SHOWN_PATHS = 3
+_SHOWN_VALUES = 12
 
 
 @click.group()
@@ -100,18 +101,21 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     from rayasd.cli.display import clip_progress, wide_console
     from rayasd.data.ground_truth import scan_labelled
     from rayasd.data.inspection import inspect_clips
-    from rayasd.evaluation.years import years_told
+    from rayasd.data.years import years_told
+    from rayasd.evaluation.years import settled_by_data
     from rayasd.wording import counted
 
     console = wide_console()
-    config = presets.load("eusipco2022", overrides)
     catalog = scan_labelled(root, ground_truth)
+    config = settled_by_data(presets.load("eusipco2022", overrides), catalog)
     with clip_progress(console, "reading") as on_progress:
         facts, oddities = inspect_clips(catalog, config, on_progress)
     console.print(_counts(catalog, facts))
     told, by = years_told(catalog.table, catalog.dataset)
     if told:
         console.print(Text(f"DCASE {told[0]}, by {by}: its rules are evaluation.year = auto"), soft_wrap=True)
+    for line in _attributes(catalog):
+        console.print(Text(line), soft_wrap=True)
     if catalog.synthetic:
         console.print(Text("synthetic: made by rayasd data synth", style="yellow"))
     by_problem: dict[tuple[bool, str], list[str]] = {}
@@ -129,9 +133,11 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 
 @data.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--machines", default="all", show_default=True, help="all, or some of the seven 2021 machine types.")
+@click.option("--year", type=click.IntRange(2020, 2026), default=2021, show_default=True,
+              help="DCASE year whose names, layout, channels and ground truth they get.")  # fmt: skip
+@click.option("--machines", default="all", show_default=True, help="all, or some of the year's machine types.")
 @click.option("--sections", "num_sections", type=click.IntRange(min=1, max=99), default=6, show_default=True,
-              help="Sections per machine type; 00-02 are development, the rest evaluation.")  # fmt: skip
+              help="Sections per machine type until 2022; since then there is one.")  # fmt: skip
 @click.option("--train", "num_source_train", type=click.IntRange(min=1), default=1000, show_default=True,
               help="Source-domain training clips per section.")  # fmt: skip
 @click.option("--target-train", "num_target_train", type=click.IntRange(min=0), default=3, show_default=True,
@@ -144,21 +150,22 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Each seed gives other machines."
 )
-def synth(out: Path, machines: str, **plan: Any) -> None:
+def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 
-    They are laid out and named as DCASE 2021 Task 2.
+    They are laid out and named as a year's DCASE Task 2 data, with the organisers' ground truth.
 
     \b
         rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
+        rayasd data synth data/as2026 --year 2026 --train 30 --test 10 --seconds 4
     """
     from rayasd.cli.display import clip_progress, wide_console
-    from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
+    from rayasd.data.synthetic import SynthesisPlan, machine_types, synthesize
 
     console = wide_console()
-    chosen = choose("machine", machines, list(MACHINE_TYPES))
+    chosen = choose("machine", machines, list(machine_types(year)))
     with clip_progress(console, "writing") as on_progress:
-        count = synthesize(out, SynthesisPlan(machines=chosen, **plan), on_progress=on_progress)
+        count = synthesize(out, SynthesisPlan(year=year, machines=chosen, **plan), on_progress=on_progress)
     console.print(f"{count} synthetic clips in {out}" if count else f"{out} is there already, made by the same plan")
 
 
@@ -184,6 +191,9 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
               help="Which normal clips are held out.")  # fmt: skip
 @click.option("--cut", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
+@click.option("--rate", type=click.IntRange(min=0), default=0, metavar="HZ",
+              help="Sample rate of .npy, .mat and .csv files; the manifest keeps it.")  # fmt: skip
+@click.option("--column", default="", metavar="NAME", help="Of .csv files, or the variable of .mat files; likewise.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
               help="Manifest to write, anywhere; default ROOT/clips.csv.")  # fmt: skip
 @click.option("--root", "seen_as", type=click.Path(path_type=Path, file_okay=False),
@@ -191,7 +201,8 @@ def synth(out: Path, machines: str, **plan: Any) -> None:
 @click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are not there.")
 @click.option("--force", is_flag=True, help="Replace a manifest that differs.")
 def index(
-    root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, **options: Any
+    root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, rate: int,
+    column: str, **options: Any,
 ) -> None:  # fmt: skip
     """Make a manifest of your own recordings below ROOT, for --data.
 
@@ -208,6 +219,7 @@ def index(
     --partial (exit code 1). More clips of the same tree move no clip from training to test.
     """
     from rayasd.cli.display import wide_console
+    from rayasd.config import DataConfig
     from rayasd.data import indexing
     from rayasd.data.manifest import manifest_text
     from rayasd.files import write_text
@@ -222,16 +234,18 @@ def index(
         rows, left = indexing.index_table(root, table, columns, rules)
     else:
         rows, left = indexing.index_tree(root, pattern, rules)
+    out = out or root / "clips.csv"
+    left = [path for path in left if path.absolute() != out.absolute()]
     if left and not partial:
         print(f"{len(left)} audio files match nothing, first: {left[0]}; --partial leaves them out", file=sys.stderr)
         raise SystemExit(1)
     if cut:
-        rows = indexing.cut(root, rows, cut)
-    out = out or root / "clips.csv"
+        rows = indexing.cut(root, rows, cut, DataConfig(signal_rate=rate, signal_column=column))
     above = seen_as is None and out.parent.resolve() in (root.resolve(), *root.resolve().parents)
     for row in rows if above else ():
         row["path"] = (root.resolve() / row["path"]).relative_to(out.parent.resolve()).as_posix()
-    text = manifest_text(rows, None if above else seen_as or root.resolve())
+    facts = {"root": None if above else seen_as or root.resolve(), "rate": rate, "column": column}
+    text = manifest_text(rows, facts)
     if out.exists() and not force and out.read_bytes() != text.encode():
         raise UserError(f"{out} exists and differs: --force replaces it, -o FILE chooses another place")
     try:
@@ -250,6 +264,19 @@ def _pairs(parts: Iterable[str]) -> dict[str, str]:
     if wrong := [word for word, sign, value in words if not (sign and value)]:
         raise UserError(f"{wrong[0]!r}: write NAME=VALUE")
     return {word.strip(): value.strip() for word, _, value in words}
+
+
+def _attributes(catalog: "Catalog") -> Iterator[str]:
+    """Say which attribute values a machine's clips have, and how many have each."""
+    from rayasd.data.naming import attribute_values
+
+    for machine in catalog.machines:
+        told = catalog.of(machine)["attributes"].to_pylist()
+        counts = Counter(value for each in told for value in attribute_values(each))
+        if len(counts) > 1:
+            more = f", and {len(counts) - _SHOWN_VALUES} more values" if len(counts) > _SHOWN_VALUES else ""
+            shown = ", ".join(f"{value} {count}" for value, count in sorted(counts.items())[:_SHOWN_VALUES])
+            yield f"attributes of {machine}: {shown}{more}"
 
 
 def _counts(catalog: "Catalog", facts: Mapping[str, "AudioFacts"]) -> "Table":

@@ -22,12 +22,13 @@ from rayasd.errors import UserError
 @click.option(
     "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
 )
+@click.option("--by-attribute", "attributes", is_flag=True, help="Add its AUC by attribute value and kind of fault.")
 @click.option("--with-audio", is_flag=True, help="Put the sound of the worst errors into report.html: up to 30 MB.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
     run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
-    with_audio: bool, out: Path | None,
+    attributes: bool, with_audio: bool, out: Path | None,
 ) -> None:  # fmt: skip
     """Compute RUN's leaderboard, print it and write report.html.
 
@@ -44,7 +45,7 @@ def report(
     from rayasd.cli.display import wide_console
     from rayasd.data.catalog import write_catalog
     from rayasd.data.ground_truth import with_ground_truth
-    from rayasd.report.terminal import print_report, print_sections
+    from rayasd.report.terminal import print_attributes, print_report, print_sections
     from rayasd.study.study import Study
     from rayasd.sweep.states import State
     from rayasd.unit import RunDirectory
@@ -63,9 +64,12 @@ def report(
         found = replace(found, catalog=with_ground_truth(found.catalog, ground_truth))
     found = found.by_settings(overrides)
     print_report(console, found, all_systems=all_systems, oracle=oracle)
-    if sections and (entries := found.entries(single_variant=True)):
+    if (sections or attributes) and (entries := found.entries(single_variant=True)):
         first = next(iter(entries))  # any variant has no cells of its own
-        print_sections(console, found.results.cells, first, found.evaluation)
+        if sections:
+            print_sections(console, found.results.cells, first, found.evaluation)
+        if attributes:
+            print_attributes(console, found, first)
     if missing := len(found.sweep.states) - found.sweep.count(State.DONE) + len(found.damaged):
         console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
     if out is not None:

@@ -85,7 +85,7 @@ def score(
         find . -name '*.wav' | rayasd score runs/first --machine fan - --format csv --out scores.csv
     """
     from rayasd.cli.display import wide_console
-    from rayasd.data.naming import matching
+    from rayasd.data.folders import is_signal
     from rayasd.scoring.loading import load
     from rayasd.scoring.output import write_scores
 
@@ -102,14 +102,14 @@ def score(
         if not Path(folder).is_dir():
             raise UserError(f"--watch {folder}: no such folder")
     clips = [] if watch else list(_clips(words))
-    if not clips and not watch:
-        raise UserError(f"no audio files in {', '.join(words)}")
     loaded = load(model, device=device, trust=trust, **choice)
 
     loaded = changed(loaded, resample, channel, percentile)
-    if section is None and len(loaded.sections) == 1:
-        section = loaded.sections[0]
-    section = None if section in (None, "auto") else matching("section", section, loaded.sections)
+    if not loaded.reads_signals:
+        clips = [clip for clip in clips if clip in words or not is_signal(Path(clip).name)]
+    if not clips and not watch:
+        raise UserError(f"no audio files in {', '.join(words)}")
+    section = loaded.named(section)
     if watch:
         from rayasd.scoring import watching
 
@@ -161,7 +161,7 @@ def _clips(words: Iterable[str]) -> Iterator[str]:
         if word == "-":
             yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
         elif Path(word).is_dir():
-            yield from map(str, audio_files(Path(word)))
+            yield from map(str, audio_files(Path(word), signals=True))
         elif Path(word).exists():
             yield word
         else:

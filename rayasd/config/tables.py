@@ -22,6 +22,11 @@ class DataConfig:
     scale: float = bounded(0.0, minimum=0.0)
     """Value of float samples (Pa, g) that counts as full scale; 0: 1 where they go from -1 to 1, else a power of 2 of
     four to eight times the median peak of the machine's training clips, if most of these are floats."""
+    signal_rate: int = bounded(0, minimum=0)
+    """Sample rate of .npy, .mat and .csv files, in Hz; 0: as the manifest says (rayasd data index --rate)."""
+    signal_column: str = ""
+    """Column of .csv files, by name or number from 0, or variable of .mat files, by its name or how it ends; empty: the
+    only one, or as the manifest says. Of arrays with several channels, data.channel chooses."""
     level: Literal["keep", "clip"] = "keep"
     """Level of a clip: 'keep' keeps it; 'clip' scales every clip to the same RMS value, before anything else."""
     groups: str = ""
@@ -189,6 +194,10 @@ class ExposureConfig:
     """Fraction of each section's training clips that is held out of training, in each domain."""
     folds: int = bounded(5, minimum=2)
     """Folds of exposure.hold_out = "cross-fit"."""
+    pseudo_anomalies: Literal["auto", "machines", "transforms"] = "auto"
+    """What scope 'machine' learns against: clips of all other machines, or the machine's own, transformed (another
+    pitch, a filter, backwards); 'auto' takes these where there is no other machine. With scope 'all', transformed clips
+    are classes of their own: with 'transforms', or by 'auto' where all clips are of one class."""
     real_anomalies: int = bounded(0, minimum=0)
     """Anomalous test clips per section that become pseudo-anomalous training clips."""
     real_anomalies_per_batch: int = bounded(1, minimum=1)

@@ -15,11 +15,13 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
-from rayasd.data.folders import is_other_audio
+from rayasd.data.folders import is_other_audio, is_signal
 from rayasd.data.headers import contradiction, flac_differs, impossible_length
+from rayasd.data.signals import as_wave
 from rayasd.errors import StorageError
 
 NEAR_FAR = "near-far"
+_PLAIN = DataConfig()
 NO_MEMORY = "needs more memory than there is"
 _FLOATS = ("FLOAT", "DOUBLE")
 _QUIETEST_FLOATS = 2.0**-8
@@ -71,15 +73,15 @@ class AudioFacts:
         return self.frames / self.sample_rate
 
 
-def read_facts(path: Path) -> AudioFacts:
-    """Read a file's header.
+def read_facts(path: Path, config: DataConfig = _PLAIN) -> AudioFacts:
+    """Read a file's header; of numbers (.npy, .mat, .csv), ``config`` tells the rate and the column.
 
     Raises:
         BadClipError: no file, not audio, empty, cut off, or with a header that lies.
         StorageError: its disk or this host fails.
 
     """
-    with _opened(path) as (_, _, facts, _):
+    with _opened(path, config) as (_, _, facts, _):
         return facts
 
 
@@ -99,7 +101,7 @@ def what_it_is(mode: int) -> str | None:
 
 
 @contextmanager
-def _opened(clip: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts, int]]:
+def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts, int]]:
     """Open a clip: descriptor, file, what its header says of the clip, and the clip's first frame in its file."""
     path, piece = uncut(clip)
     try:
@@ -110,7 +112,11 @@ def _opened(clip: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts, 
         before = os.fstat(descriptor)
         if kind := what_it_is(before.st_mode):
             raise BadClipError(f"is {kind}, not a file")
-        with soundfile.SoundFile(descriptor, closefd=False) as file:
+        numbers = is_signal(path.name)
+        if numbers and not config.signal_rate:
+            raise BadClipError("has no sample rate of its own: data.signal_rate (data index --rate) tells it")
+        source = as_wave(path, config.signal_rate, config.signal_column) if numbers else descriptor
+        with soundfile.SoundFile(source, closefd=False) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
             size = before.st_size
@@ -179,7 +185,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
             full scale, is not what a FLAC encoder was given, or changed while it was read.
 
     """
-    with _opened(path) as (descriptor, file, facts, first):
+    with _opened(path, config) as (descriptor, file, facts, first):
         expected = num_frames(facts, config)
         plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
         audio = _read(file, first, facts.frames, "int16" if plain else "float32")
@@ -204,9 +210,9 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
     return _rounded(mono if config.level == "keep" else _levelled(mono))
 
 
-def float_peak(path: Path) -> float | None:
+def float_peak(path: Path, config: DataConfig) -> float | None:
     """Largest absolute value of a clip of floats; None of integers, and of a clip that cannot be read."""
-    with suppress(BadClipError), _opened(path) as (_, file, facts, first):
+    with suppress(BadClipError), _opened(path, config) as (_, file, facts, first):
         if facts.subtype in _FLOATS:
             peak = float(np.abs(_read(file, first, facts.frames, "float32")).max(initial=0.0))
             return peak if np.isfinite(peak) else None

@@ -34,8 +34,7 @@ SCHEMA = pa.schema(
 )
 
 ONE_MACHINE = (
-    "outlier exposure needs a second machine type; --variants statistics trains nothing, and variants with "
-    "exposure.scope = all (shared, shared-scac) set sections against each other"
+    "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
 )
 _LONGEST_MACHINE = 150
 """Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
@@ -49,6 +48,8 @@ class Catalog:
     table: pa.Table
     """Columns of ``SCHEMA``; the waveform cache adds frames, digest and sums."""
     oddities: tuple[Oddity, ...] = ()
+    signals: tuple[int, str] = (0, "")
+    """``data.signal_rate`` and ``data.signal_column`` of the manifest."""
 
     @property
     def machines(self) -> list[str]:
@@ -100,7 +101,7 @@ def scan(source: Path) -> Catalog:
     if problem := name_problem(str(source)):
         raise UserError(f"{shown(str(source))} {problem}: rename it")
     if is_manifest(source):
-        rows, root = read_manifest(source)
+        rows, root, signals = read_manifest(source)
         oddities: list[Oddity] = []
         for row in rows:
             try:
@@ -113,7 +114,7 @@ def scan(source: Path) -> Catalog:
                 row.update(size=status.st_size, mtime_ns=status.st_mtime_ns)
         rows = [row for row in rows if row["size"] >= 0]
     elif source.is_dir():
-        root, rows, oddities = source, [], []
+        root, rows, oddities, signals = source, [], [], (0, "")
         for entry in _split_folder_entries(source, oddities):
             _catalog_entry(entry, source, rows, oddities)
     else:
@@ -128,7 +129,7 @@ def scan(source: Path) -> Catalog:
         )
     _check_machines({str(row["machine"]) for row in rows})
     rows.sort(key=lambda row: (row["machine"], row["clip"]))
-    return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities))
+    return Catalog(root, pa.Table.from_pylist(rows, SCHEMA), tuple(oddities), signals)
 
 
 def write_catalog(path: Path, catalog: Catalog) -> None:
@@ -170,19 +171,22 @@ def changes(before: Catalog, after: Catalog) -> list[str]:
     return [f"data: {len(clips)} clips {what}, {clips[0]} first" for what, clips in found.items() if clips]
 
 
-def check_outlier_exposure(catalog: Catalog, machines: Iterable[str]) -> None:
+def check_outlier_exposure(catalog: Catalog, machines: Iterable[str], pseudo_anomalies: str) -> None:
     """Make sure that outlier exposure has something to learn from: every machine's own training clips and another's.
 
     Raises:
-        UserError: a machine has none, or is the only one.
+        UserError: a machine has none, or is the only one though ``pseudo_anomalies`` wants others.
 
     """
     trained = catalog.trained
     for machine in machines:
         if machine not in trained:
             raise UserError(f"{machine} has no training clips in {catalog.root}: --machines leaves it out")
-        if trained == {machine}:
-            raise UserError(f"{catalog.root} has training clips of {machine} alone: {ONE_MACHINE}")
+        if trained == {machine} and pseudo_anomalies == "machines":
+            raise UserError(
+                f"{catalog.root} has training clips of {machine} alone: exposure.pseudo_anomalies = auto or transforms "
+                "lets its own clips, transformed, stand in for those of others"
+            )
 
 
 def _check_machines(machines: Iterable[str]) -> None:

@@ -131,12 +131,12 @@ def scaled(root: Path, table: pa.Table, config: DataConfig, over: MapOver = map)
     if config.scale:
         return config
     train = table.filter(pc.field("split") == "train")["clip"].to_pylist()
-    found = [peak for part in over(partial(_peaks, root), _chunks(train)) for peak in part]
+    found = [peak for part in over(partial(_peaks, root, config), _chunks(train)) for peak in part]
     return replace(config, scale=scale_of(found) if 2 * len(found) > len(train) else 1.0)
 
 
-def _peaks(root: Path, clips: Sequence[str]) -> list[float]:
-    return [peak for clip in clips if (peak := float_peak(root / clip)) is not None]
+def _peaks(root: Path, config: DataConfig, clips: Sequence[str]) -> list[float]:
+    return [peak for clip in clips if (peak := float_peak(root / clip, config)) is not None]
 
 
 def content(samples: NDArray[np.int16]) -> tuple[int, int, int, str]:
@@ -149,7 +149,7 @@ def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -
     lengths: list[int | str] = []
     for clip, listed in clips:
         try:
-            facts = read_facts(root / clip)
+            facts = read_facts(root / clip, config)
             if facts.size != listed:
                 raise BadClipError(f"had {listed} bytes when listed, now {facts.size}: is it still being written?")
             lengths.append(num_frames(facts, config))

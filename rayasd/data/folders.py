@@ -12,6 +12,8 @@ AUDIO_SUFFIXES = (
     ".snd", ".caf", ".nist", ".sph", ".voc",
 )  # fmt: skip
 """What libsndfile reads; in any case."""
+SIGNALS = (".npy", ".mat", ".csv")
+"""Numbers, which are recordings where a rate is given (``data.signal_rate``)."""
 OTHER_AUDIO = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka")
 """What it does not read."""
 
@@ -21,18 +23,25 @@ def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
 
 
-def audio_files(root: Path) -> list[Path]:
-    """List the audio files below a folder, sorted; those, too, that cannot be read."""
-    return sorted(Path(entry.path) for entry in audio_entries(root))
+def is_signal(name: str) -> bool:
+    """Whether a file's name is that of numbers."""
+    return name.lower().endswith(SIGNALS) and not name.startswith(".")
+
+
+def audio_files(root: Path, *, signals: bool = False) -> list[Path]:
+    """List the audio files below a folder, sorted; those, too, that cannot be read, and with ``signals`` numbers."""
+    return sorted(Path(entry.path) for entry in audio_entries(root, signals=signals))
 
 
 def audio_entries(
-    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None
+    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None, *, signals: bool = False
 ) -> Iterator[os.DirEntry[str]]:
     """Give what ``audio_files`` lists, as it is found; ``on_error`` as of ``folders``."""
     for _, entries in folders(root, on_error):
         for entry in entries:
-            if (is_audio(entry.name) or is_other_audio(entry.name)) and not is_folder(entry):
+            name = entry.name
+            known = is_audio(name) or is_other_audio(name) or (signals and is_signal(name))
+            if known and not is_folder(entry):
                 yield entry
 
 

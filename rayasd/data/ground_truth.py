@@ -116,6 +116,29 @@ def _of_list(file: Path) -> Truths:
     return found
 
 
+def _with_attribute_files(catalog: Catalog) -> Catalog:
+    """Fill attributes that clips' names do not tell from ``attributes_SS.csv`` in the folders of machines.
+
+    Its columns are file_name, d1p, d1v, d2p, d2v …: names and values.
+    """
+    clips, attributes = (catalog.table[name].to_pylist() for name in ("clip", "attributes"))
+    folders = {
+        clip.rpartition("/")[0].rpartition("/")[0] for clip, told in zip(clips, attributes, strict=True) if not told
+    }
+    known: dict[str, str] = {}
+    for folder in sorted(folders):
+        for file in sorted((catalog.root / folder).glob("attributes_*.csv")):
+            for row in read_rows(file)[1:]:
+                words = [word.strip() for word in row if word.strip() and word.strip() != "noAttribute"]
+                if words:
+                    split, _, name = words[0].rpartition("/")
+                    known["/".join(filter(None, (folder, split.rpartition("/")[2], name)))] = "_".join(words[1:])
+    if not known:
+        return catalog
+    filled = [told or known.get(clip, "") for clip, told in zip(clips, attributes, strict=True)]
+    return _with_columns(catalog, {"attributes": filled})
+
+
 def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
     """Catalog clips, with labels from a ground-truth folder, else from what lies in or right below the root.
 
@@ -123,7 +146,7 @@ def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
         UserError: as ``scan`` and ``with_ground_truth``.
 
     """
-    catalog = scan(source)
+    catalog = _with_attribute_files(scan(source))
     if ground_truth is not None:
         return with_ground_truth(catalog, ground_truth)
     found = [catalog.root / _LABELS, *sorted(catalog.root.glob(f"*/{_LABELS}"))]

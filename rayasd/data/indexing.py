@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rayasd.config import DataConfig
 from rayasd.data.audio import CUT, BadClipError, read_facts
 from rayasd.data.folders import audio_files, folders, is_audio, is_other_audio
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
@@ -147,7 +148,7 @@ def index_table(root: Path, path: Path, columns: Mapping[str, str], rules: Rules
     return rows, [each for each in audio_files(root) if each.relative_to(root).as_posix() not in listed]
 
 
-def cut(root: Path, rows: Sequence[Row], seconds: float) -> list[Row]:
+def cut(root: Path, rows: Sequence[Row], seconds: float, config: DataConfig) -> list[Row]:
     """Cut recordings into pieces of so many seconds, which stay in one group; what is left at the end goes.
 
     Raises:
@@ -157,7 +158,7 @@ def cut(root: Path, rows: Sequence[Row], seconds: float) -> list[Row]:
     pieces = []
     for row in rows:
         try:
-            total = read_facts(root / row["path"]).seconds
+            total = read_facts(root / row["path"], config).seconds
         except BadClipError as error:
             raise UserError(f"{row['path']} {error}") from None
         for number in range(int(total / seconds + 1e-6)):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
@@ -15,6 +16,7 @@ from rayasd.data.catalog import ONE_MACHINE, Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
 from rayasd.data.groups import with_groups
 from rayasd.data.oddities import CONTENT, Oddity, odd_contents, same_audio
+from rayasd.data.same_moments import envelope, same_moments
 from rayasd.host import usable_cpus
 from rayasd.wording import counted
 
@@ -39,13 +41,18 @@ def inspect_clips(
     """
     rows = catalog.table.select(CONTENT[:4]).to_pylist()
 
+    grouped = with_groups(catalog, config.data.groups)
+    group_of = dict(zip(*(grouped.table[name].to_pylist() for name in ("clip", "group")), strict=True))
     scales = {machine: scaled(catalog.root, catalog.of(machine), config.data) for machine in catalog.machines}
+
+    def samples_of(row: Mapping[str, Any]) -> NDArray[np.int16]:
+        return read_samples(catalog.root / row["clip"], scales[row["machine"]])
 
     def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
         clip, facts = row["clip"], None
         try:
-            facts = read_facts(catalog.root / clip)
-            samples = read_samples(catalog.root / clip, scales[row["machine"]])
+            facts = read_facts(catalog.root / clip, config.data)
+            samples = samples_of(row)
         except BadClipError as error:
             return facts, {}, [Oddity(clip, str(error), True)]
         odd = []
@@ -58,6 +65,7 @@ def inspect_clips(
         if len(samples) < config.window_length:
             odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
         held = row | dict(zip(CONTENT[4:], content(samples), strict=True))
+        held |= {"group": group_of[clip], "envelope": envelope(samples, config.data.sample_rate)}
         return facts, held, [Oddity(clip, problem, False) for problem in odd]
 
     facts, contents, oddities = {}, [], list(catalog.oddities)
@@ -73,10 +81,10 @@ def inspect_clips(
     schema = pa.schema(
         [catalog.table.schema.field(n) for n in CONTENT[:4]] + [DECODED_COLUMNS.field(n) for n in CONTENT[4:]]
     )
-    held_by_all = pa.Table.from_pylist(contents, schema)
-    grouped = with_groups(catalog, config.data.groups)
+    held_by_all = pa.Table.from_pylist([{n: row[n] for n in CONTENT} for row in contents], schema)
     of_whole = [*_of_the_whole(catalog, scales), *_of_groups(grouped)]
-    return facts, [*oddities, *of_whole, *odd_contents(held_by_all), *same_audio(held_by_all)]
+    moments = same_moments(contents, samples_of, config.data.sample_rate)
+    return facts, [*oddities, *of_whole, *odd_contents(held_by_all), *same_audio(held_by_all), *moments]
 
 
 def _of_groups(catalog: Catalog) -> list[Oddity]:
@@ -110,7 +118,7 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
         if data.scale != 1.0
     ]
     if len(sections) == 1:
-        oddities.append(Oddity(str(catalog.root), f"one machine type: {ONE_MACHINE}", False))
+        oddities.append(Oddity(str(catalog.root), ONE_MACHINE, False))
     if not catalog.has_tests:
         oddities.append(Oddity(str(catalog.root), "no test clips: models can be used, and not evaluated", False))
     for machine, splits in sections.items():

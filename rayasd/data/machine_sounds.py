@@ -52,6 +52,12 @@ MODELS = {
 }
 
 
+def model_of(machine: str) -> SoundModel:
+    """Return the model of a machine type; one that has none of its own sounds like one of these."""
+    own = machine.removesuffix("Emu")
+    return MODELS.get(own) or list(MODELS.values())[sum(own.encode()) % len(MODELS)]
+
+
 @dataclass(frozen=True)
 class Product:
     """One section of a machine type, in a state of health."""
@@ -72,7 +78,7 @@ class Product:
 
 def product_of(machine: str, section: int, seed: int) -> Product:
     """Build a healthy product; it depends on these three alone."""
-    model, rng = MODELS[machine], generator(seed, "product", machine, section)
+    model, rng = model_of(machine), generator(seed, "product", machine, section)
     levels = rng.normal(0.0, 7.0, model.num_harmonics or len(model.modes_hz))
     if model.num_harmonics:
         levels -= 2.0 * np.log2(np.arange(1, model.num_harmonics + 1))
@@ -108,10 +114,13 @@ def with_fault(product: Product, kind: str, strength: float, rng: np.random.Gene
     return replace(product, levels_db=levels)
 
 
-def clip_of(product: Product, domain: str, num_samples: int, sample_rate: int, rng: np.random.Generator) -> Signal:
+def clip_of(
+    product: Product, domain: str, num_samples: int, sample_rate: int, rng: np.random.Generator, *, part: str = ""
+) -> Signal:
     """Render one clip in a room, (num_samples,), full scale 1.
 
-    The target domain has another speed, more noise and another gain.
+    The target domain has another speed, more noise and another gain. The part "clean" is the machine without the room,
+    and "noise" the room without the machine.
     """
     model, target = product.model, domain == "target"
     hz = model.rate_hz * product.speed * (1.06 if target else 1.0) * float(np.exp(rng.uniform(-0.06, 0.06)))
@@ -127,7 +136,15 @@ def clip_of(product: Product, domain: str, num_samples: int, sample_rate: int, r
     noise_db = rng.uniform(-14.0, -3.0) + (2.0 if target else 0.0)
     gain_db = rng.uniform(-40.0, -28.0) - (3.0 if target else 0.0)
     room = _noise(room_hz, room_db, num_samples, sample_rate, rng)
-    return (machine + 10 ** (noise_db / 20) * room) * 10 ** (gain_db / 20)
+    room *= 10 ** (noise_db / 20)
+    return {"clean": machine, "noise": room}.get(part, machine + room) * 10 ** (gain_db / 20)
+
+
+def two_microphones(near: Signal, sample_rate: int, rng: np.random.Generator) -> Signal:
+    """Add a noise to a sound (n,) that a microphone far from the machine hears, too; (n, 2), near and far."""
+    hz, level_db = np.geomspace(30.0, 9000.0, 16), rng.normal(0.0, 5.0, 16)
+    noise = _noise(hz, level_db, len(near), sample_rate, rng) * np.sqrt(np.mean(near**2))
+    return np.stack([near + noise, 0.1 * near + np.roll(noise, 20)], axis=1)
 
 
 def _tones(p: Product, hz: float, levels_db: Signal, n: int, rate: int, rng: np.random.Generator) -> Signal:

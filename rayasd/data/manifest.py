@@ -5,10 +5,11 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rayasd.data.naming import name_problem, section_name, shown
-from rayasd.data.tables import ROOT_LINE, in_lower_case, read_table, words
+from rayasd.data.tables import in_lower_case, read_table, words
 from rayasd.errors import UserError
 
 COLUMNS = ("path", "machine", "section", "domain", "split", "label")
@@ -26,28 +27,31 @@ def is_manifest(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in (".csv", ".parquet")
 
 
-def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path]:
+def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path, tuple[int, str]]:
     """Read a manifest: any separator, line end and case of columns, as pandas and Excel write them.
 
     Paths are relative to its folder, or to the one that a first line ``# root: FOLDER`` names, or absolute.
 
     Returns:
-        Catalog rows (without size and time), with paths below a root; the root.
+        Catalog rows (without size and time), with paths below a root; the root; rate and column of numbers in files
+        (.npy, .mat, .csv), 0 and empty where it has none.
 
     Raises:
         UserError: a missing column, an unknown word; names the row.
 
     """
-    records, columns, named = read_table(path)
+    records, columns, facts = read_table(path)
     records, columns = in_lower_case(records, columns, (*COLUMNS, *_MORE))
     if missing := [name for name in _NEEDED if name not in columns]:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; a manifest has {', '.join(COLUMNS)}: rayasd data index ROOT "
             f"--table {path.name} --columns path=…,label=… makes one"
         )
-    if problem := name_problem(named or ""):
-        raise UserError(f"{path}: the folder of {ROOT_LINE} {problem}")
-    root = Path(os.path.normpath(path.parent.absolute() / (named or "")))
+    if problem := name_problem(facts.get("root", "")):
+        raise UserError(f"{path}: the folder of # root: {problem}")
+    if not (rate := facts.get("rate", "0")).isdecimal():
+        raise UserError(f"{path}: # rate: {rate}: write a whole number of Hz")
+    root = Path(os.path.normpath(path.parent.absolute() / facts.get("root", "")))
     places = [f"{path.name}, row {number}" for number in range(1, len(records) + 1)]
     rows = [manifest_row(record, place) for record, place in zip(records, places, strict=True)]
     if any(Path(row["clip"]).is_absolute() or row["clip"].startswith("../") for row in rows):
@@ -61,14 +65,14 @@ def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path]:
         row["machine"] = spelling.setdefault(row["machine"].casefold(), row["machine"])
         if first.setdefault(row["clip"], number) != number:
             raise UserError(f"{path.name}, row {number}: {row['clip']} is listed already in row {first[row['clip']]}")
-    return rows, root
+    return rows, root, (int(rate), facts.get("column", ""))
 
 
-def manifest_text(rows: Sequence[Mapping[str, str]], root: Path | None = None) -> str:
-    """Write manifest rows as CSV; ``root`` is the folder of their paths unless it is the manifest's own."""
+def manifest_text(rows: Sequence[Mapping[str, str]], facts: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Write manifest rows as CSV; ``facts``: root (the folder of their paths, if it is another), rate, column."""
     columns = [*COLUMNS, *(name for name in _MORE if any(row.get(name) for row in rows))]
-    text = io.StringIO(f"{ROOT_LINE} {root}\n" if root else "", newline="")
-    text.seek(0, io.SEEK_END)
+    text = io.StringIO(newline="")
+    text.writelines(f"# {name}: {value}\n" for name, value in facts.items() if value)
     csv.writer(text, lineterminator="\n").writerows([columns, *([row[name] for name in columns] for row in rows)])
     return text.getvalue()
 

@@ -69,6 +69,14 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
     return ClipName(match["section"], folder_domain or domain, split, label, attributes)
 
 
+def attribute_values(attributes: str) -> list[str]:
+    """List the values in a clip's attributes: ``vel_4_loc_D`` is vel=4 and loc=D; an odd number of words, one value."""
+    words = [word for word in attributes.split("_") if word and word != "noAttribute"]
+    if len(words) % 2:
+        return ["_".join(words)]
+    return [f"{name}={value}" for name, value in zip(words[::2], words[1::2], strict=True)]
+
+
 def scheme(stem: str) -> int | None:
     """Return the first year that named clips like this one: 2020, 2021, or None."""
     return 2021 if _SINCE_2021.fullmatch(stem) else 2020 if _2020.fullmatch(stem) else None

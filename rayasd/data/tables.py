@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ from pyarrow.lib import ArrowException
 
 from rayasd.errors import UserError, one_line
 
-ROOT_LINE = "# root:"
-"""Begins the first line of a manifest whose paths are relative to another folder than its own."""
+_FACT = re.compile(r"# (root|rate|column): *(.*?)\r?\n")
+"""A first line of a manifest: the folder of its paths, or the rate and column of numbers in files."""
 
 Records = list[dict[str, Any]]
 
 
-def read_table(path: Path) -> tuple[Records, list[str], str | None]:
+def read_table(path: Path) -> tuple[Records, list[str], dict[str, str]]:
     """Read a table.
 
     Returns:
-        Rows by column; the columns, as they are spelled; the folder that a first line ``# root: FOLDER`` names.
+        Rows by column; the columns, as they are spelled; what first lines ``# root: FOLDER``, ``# rate: HZ`` and
+        ``# column: NAME`` say.
 
     Raises:
         UserError: it is no table, or cannot be opened.
@@ -30,18 +32,16 @@ def read_table(path: Path) -> tuple[Records, list[str], str | None]:
     try:
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path)
-            return table.to_pylist(), table.column_names, None
-        text = _decoded(path.read_bytes())
-        root = None
-        if text.startswith(ROOT_LINE):
-            line, _, text = text.partition("\n")
-            root = line.removeprefix(ROOT_LINE).strip()
+            return table.to_pylist(), table.column_names, {}
+        text, facts = decoded(path.read_bytes()), {}
+        while match := _FACT.match(text):
+            facts[match[1]], text = match[2].strip(), text[match.end() :]
         head = text.partition("\n")[0]
         separator = max(",;\t|", key=head.count)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns
-        return list(reader), columns, root
+        return list(reader), columns, facts
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from None
     except (ArrowException, UnicodeDecodeError, csv.Error) as error:
@@ -56,7 +56,7 @@ def read_rows(path: Path) -> list[list[str]]:
 
     """
     try:
-        return list(csv.reader(io.StringIO(_decoded(path.read_bytes()), newline="")))
+        return list(csv.reader(io.StringIO(decoded(path.read_bytes()), newline="")))
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -75,7 +75,8 @@ def words(value: object) -> str:
     return "" if text.lower() == "nan" else text
 
 
-def _decoded(content: bytes) -> str:
+def decoded(content: bytes) -> str:
+    """Return the text of a file in UTF-8 or UTF-16, with plain line ends."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16").replace("\r\n", "\n")
     return content.decode("utf-8-sig").replace("\r\n", "\n")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.config import EvaluationConfig
+from rayasd.data.years import is_development, sections_of
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 
 
@@ -25,40 +26,44 @@ class Published:
     """Where the number was read."""
 
 
-def published_systems(part: str) -> list[Published]:
-    """List the systems with a score on this part, best first. Scores of different parts are never compared."""
+def published_systems(part: str, year: int) -> list[Published]:
+    """List the systems with a score on this part of a year's data, best first; others are never compared."""
     systems = [
-        Published(system["name"], system[part] / 100, system["source"])
+        Published(system["name"], system[part][str(year)] / 100, system["source"])
         for system in _data()["systems"]
-        if part in system
+        if str(year) in system.get(part, {})
     ]
     return sorted(systems, key=lambda system: -system.score)
 
 
 def why_not_benchmark(catalog: pa.Table, part: str, evaluation: EvaluationConfig, *, synthetic: bool) -> str | None:
-    """Say why a run's test clips are not the benchmark's of this part; None when they are.
+    """Say why a run's test clips are not the year's benchmark of this part; None when they are.
 
     It is scored by its year's rules; the clips of every machine, section and domain must be there, and be labelled: of
-    the evaluation part all, and of the development part, whose number we do not know, about as many as there were.
+    2021's evaluation part all, and of the others, whose numbers we do not know, about as many as there were.
     """
-    benchmark = _data()["benchmark"]
-    name, sections = benchmark["name"], benchmark["sections"][part]
-    if evaluation.rule_year != benchmark["year"]:
-        return f"scored by the rules of {evaluation.rule_year}, not {benchmark['year']}"
+    year = evaluation.rule_year
+    name, about = f"DCASE {year} Task 2", _data()["about_clips_a_cell"].get(str(year))
+    if about is None:
+        return f"nothing published on {name} is known here"
     if evaluation.development or evaluation.selection == LEAVE_ONE_OUT:
         return "development and evaluation sections are not divided as the benchmark divides them"
     if synthetic:
         return f"the data are synthetic, not {name}"
-    test = catalog.filter((pc.field("split") == "test") & pc.field("section").isin(sections))
+    of_part = [
+        is_development(year, m, s) == (part == "development")
+        for m, s in zip(catalog["machine"].to_pylist(), catalog["section"].to_pylist(), strict=True)
+    ]
+    test = catalog.filter(pa.array(of_part, pa.bool_())).filter(pc.field("split") == "test")
     cells = Counter(zip(*(test[n].to_pylist() for n in ("machine", "section", "domain")), strict=True))
-    wanted = {(m, s, d) for m in benchmark["machines"] for s in sections for d in benchmark["domains"]}
+    domains = ("source",) if year == 2020 else ("source", "target")
+    wanted = {(m, s, d) for m, s in sections_of(year, part) for d in domains}
     if cells.keys() != wanted:
         there, others = len(cells.keys() & wanted), len(cells.keys() - wanted)
         return f"the data are not {name}: {there} of its {len(wanted)} {part} cells, {others} others"
-    count = benchmark["num_test_clips"].get(part)
+    count = _data()["num_test_clips"].get(part, {}).get(str(year))
     if count is not None and test.num_rows != count:
         return f"the data are not {name}: {test.num_rows} {part} test clips instead of {count}"
-    about = benchmark["about_clips_a_cell"]
     for cell, number in cells.items():
         if count is None and not about / 2 <= number <= 2 * about:
             return f"the data are not {name}: {' '.join(cell)} has {number} test clips, not about {about}"

@@ -14,25 +14,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from rayasd.config import EvaluationConfig
-from rayasd.data.naming import scheme
+from rayasd.config import Config, EvaluationConfig
+from rayasd.data import years
+from rayasd.data.catalog import Catalog
+from rayasd.data.years import years_told
 from rayasd.errors import UserError
 
 BOTH_DOMAINS = "both"
-
-_DEVELOPMENT_IDS_2020 = {"ToyCar": ("01", "02", "03", "04"), "ToyConveyor": ("01", "02", "03")}
-_DEVELOPMENT_2023 = {"ToyCar", "ToyTrain", "bearing", "fan", "gearbox", "slider", "valve"}
-_DEVELOPMENT_2026 = {"ToyCar", "ToyCarEmu", "bearingEmu", "fan", "gearboxEmu", "sliderEmu", "valveEmu"}
-_EVALUATION_MACHINES = {
-    2023: {"ToyDrone", "ToyNscale", "ToyTank", "Vacuum", "bandsaw", "grinder", "shaker"},
-    2024: {"3DPrinter", "AirCompressor", "BrushlessMotor", "HairDryer", "HoveringDrone", "RoboticArm", "Scanner",
-           "ToothBrush", "ToyCircuit"},
-    2025: {"AutoTrash", "BandSealer", "CoffeeGrinder", "HomeCamera", "Polisher", "ScrewFeeder", "ToyPet", "ToyRCCar"},
-    2026: {"ToyDrone", "ToothBrush", "SewingMachine", "BlowerDustCollector", "Sander"},
-}  # fmt: skip
-"""Machines of one section, by which the years since 2023 are told apart."""
-_SECTIONED = {"ToyCar", "ToyTrain", "bearing", "fan", "gearbox", "pump", "slider", "valve"}
-"""Machines of 2021 and 2022, where each has six sections."""
 
 RULES = {
     2020: "arithmetic mean of AUC and pAUC over machine IDs, then over machine types",
@@ -63,51 +51,7 @@ def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> 
     if evaluation.development:
         named = {where.casefold() for where in evaluation.development}
         return bool({machine.casefold(), section.casefold(), f"{machine}/{section}".casefold()} & named)
-    if evaluation.rule_year == 2020:
-        return section in _DEVELOPMENT_IDS_2020.get(machine, ("00", "02", "04", "06"))
-    if evaluation.rule_year <= 2022:
-        return section in ("00", "01", "02")
-    return machine.casefold() in {name.casefold() for name in _development_machines(evaluation.rule_year)}
-
-
-def _development_machines(year: int) -> set[str]:
-    return _DEVELOPMENT_2026 if year == 2026 else _DEVELOPMENT_2023
-
-
-def years_told(clips: pa.Table, dataset: str | None = None) -> tuple[list[int], str]:
-    """Tell the year of a data set; the most likely comes first, none where it may be anybody's.
-
-    Args:
-        clips: of a catalog.
-        dataset: that ``rayasd data fetch`` noted, as dcase2023.
-
-    Returns:
-        The years that it may be of, and what tells.
-
-    """
-    if dataset in (known := {f"dcase{year}": year for year in RULES}):
-        return [known[dataset]], f"fetched as {dataset}"
-    names = [clip.rpartition("/")[2].rpartition(".")[0] for clip in clips["clip"].to_pylist()]
-    machines = {machine for machine, name in zip(clips["machine"].to_pylist(), names, strict=True) if scheme(name)}
-    schemes = {scheme(name) for name in names} - {None}
-    if schemes == {2020}:
-        return [2020], f"names as {next(name for name in names if scheme(name))}"
-    if schemes != {2021}:
-        return [], ""
-    folders = {clip.rpartition("/")[0].rpartition("/")[2] for clip in clips["clip"].to_pylist()}
-    by_machine = {y: (_development_machines(y) | others) for y, others in _EVALUATION_MACHINES.items()}
-    one_section = set(clips["section"].to_pylist()) == {"00"}
-    if own := {*machines} & (set().union(*by_machine.values()) - _SECTIONED):
-        fitting = [y for y in by_machine if machines <= by_machine[y]] or [y for y in by_machine if own & by_machine[y]]
-        return fitting, f"machines as {min(own)}"
-    if folders & {"source_test", "target_test"} and machines <= _SECTIONED:
-        return [2021, 2022], "folders source_test, target_test" + ("" if one_section else ", several sections")
-    if not machines <= _SECTIONED:
-        return [], ""
-    if not one_section:
-        return [2021, 2022] if "pump" in machines else [2022, 2021], "several sections in a folder test"
-    last = 2026 if machines <= _DEVELOPMENT_2026 else 2025
-    return [*range(2023, last + 1), 2022], "one section in a folder test"
+    return years.is_development(evaluation.rule_year, machine, section)
 
 
 def settled(evaluation: EvaluationConfig, clips: pa.Table, dataset: str | None = None) -> EvaluationConfig:
@@ -129,6 +73,20 @@ def settled(evaluation: EvaluationConfig, clips: pa.Table, dataset: str | None =
             "wrongly: leave it out, or say by evaluation.development what chooses"
         )
     return evaluation
+
+
+def settled_by_data(config: Config, catalog: Catalog) -> Config:
+    """Settle a configuration as ``settled`` does, and how clips are read.
+
+    The two channels of 2026 give the near one where none is named; a manifest may name the rate and column of numbers.
+    """
+    evaluation, data = settled(config.evaluation, catalog.table, catalog.dataset), config.data
+    if not data.signal_rate:
+        rate, column = catalog.signals
+        data = replace(data, signal_rate=rate, signal_column=data.signal_column or column)
+    if evaluation.rule_year == 2026 and data.channel == "only":
+        data = replace(data, channel="0")
+    return replace(config, evaluation=evaluation, data=data)
 
 
 def cell_kinds(year: int, domains: NDArray[np.object_]) -> list[CellKind]:

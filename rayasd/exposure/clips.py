@@ -15,8 +15,13 @@ from rayasd.data.catalog import Catalog, check_outlier_exposure
 from rayasd.data.hold_out import held_out
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
+from rayasd.exposure.transforms import changed
+from rayasd.randomness import generator
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, UnitSpec, silent
+
+_MOST_TRANSFORMED = 500
+"""Transformed clips of a machine: 256 MB of windows of 2 s at 16 kHz."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +100,48 @@ def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
     return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
 
 
+def transformed(clips: MachineClips, window: int, seed: int) -> MachineClips:
+    """Make a source of pseudo-anomalous clips of a machine's own training and held-out ones, see ``changed``."""
+    rng = generator(seed, "transforms", clips.name)
+    share = min(1.0, _MOST_TRANSFORMED / (len(clips.training) + len(clips.validation)))
+    kept = [rng.choice(part, int(np.ceil(share * len(part))), False) for part in (clips.training, clips.validation)]
+    training, chosen = len(kept[0]), np.concatenate(kept)
+    name, table = f"{clips.name} transformed", clips.table.take(chosen)
+    return replace(
+        clips,
+        name=name,
+        table=table.set_column(table.column_names.index("machine"), "machine", pa.array([name] * len(chosen))),
+        waveforms=changed(clips.waveforms, chosen, window, rng),
+        training=np.arange(training),
+        validation=np.arange(training, len(chosen)),
+        split=np.where(np.arange(len(chosen)) < training, "train", "validation").astype(object),
+    )
+
+
 def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = silent) -> list[MachineClips]:
     """Load the machines that a unit trains on.
 
-    For one machine type: it comes first, then all other machines that are present, as pseudo-anomalous clips, then its
-    own exposed anomalies. For all machine types: all that are present.
+    For one machine type: it comes first, then what ``exposure.pseudo_anomalies`` names, then its own exposed anomalies.
+    For all machine types: all that are present; where their clips are of one class, these clips transformed, too.
 
     Raises:
-        UserError: there is no other machine with training clips.
+        UserError: there is no other machine with training clips, and nothing may stand in.
 
     """
-    name = spec.unit.machine
+    name, exposure, window = spec.unit.machine, spec.config.exposure, spec.config.window_length
+    kind, seed = exposure.pseudo_anomalies, spec.unit.seed
     if name == ALL_MACHINES:
-        return [load_machine(catalog, each, spec, report) for each in sorted(catalog.trained)]
-    check_outlier_exposure(catalog, [name])
+        machines = [load_machine(catalog, each, spec, report) for each in sorted(catalog.trained)]
+        rows = catalog.table.filter(catalog.is_train).select(exposure.classes).to_pylist()
+        alone = kind == "auto" and not exposure.clusters and all(row == rows[0] for row in rows)
+        if alone or kind == "transforms":
+            machines += [transformed(machine, window, seed) for machine in machines]
+        return machines
+    check_outlier_exposure(catalog, [name], kind)
     target = load_machine(catalog, name, spec, report)
     others = [load_machine(catalog, other, spec, report) for other in sorted(catalog.trained - {name})]
+    if not others or kind == "transforms":
+        others = [transformed(target, window, seed)]
     exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
     return [target, *others, exposed] if len(exposed.training) else [target, *others]
 

@@ -140,7 +140,10 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
             reasons.append(f"{run}: published systems are left out: {why_not}")
     year, where = _common_rules(rules, part)
     if not reasons:
-        rows += [_row(each.name, each.score, f"published: {each.source}") for each in published_systems(part)]
+        rows += [
+            _row(each.name, each.score, f"published: {each.source}")
+            for each in published_systems(part, rules[0].rule_year)
+        ]
     rows.sort(key=lambda row: -(row["score"] or 0.0))
     return rows, year, where, reasons
 

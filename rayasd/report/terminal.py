@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.config import EvaluationConfig
+from rayasd.evaluation.attributes import attribute_rows, aucs_by_attribute
+from rayasd.evaluation.cells import labels_of
 from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.colours import heat_colours
 from rayasd.report.curves import Curve, curve_rows, find_curves
@@ -16,7 +18,7 @@ from rayasd.report.run_report import RunReport
 from rayasd.report.tables import decision_table, footnotes, heading, percent, row
 from rayasd.wording import counted
 
-_WORDS = {"variant", "detector", "pooling", "calibration", "machine", "domain", "note"}
+_WORDS = {"variant", "detector", "pooling", "calibration", "machine", "domain", "attribute", "note"}
 _MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("false alarms", "recall", "calibration"),
          ("precision", "F1"))  # fmt: skip
 _LAST = ("AUC interval", "pAUC interval", "of normal clips")
@@ -97,6 +99,16 @@ def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: 
         table.add_row(Text(machine), *(_heat(found.get((machine, column))) for column in columns))
     console.print(table)
     console.print(_plain_table(f"Decisions of {variant}, in percent", *decision_table(cells, variant, evaluation)))
+
+
+def print_attributes(console: Console, report: RunReport, entry: str) -> None:
+    """Print an entry's AUC by machine and attribute value."""
+    table = report.catalog.table
+    attributes = dict(zip(table["clip"].to_pylist(), table["attributes"].to_pylist(), strict=True))
+    results = report.results
+    found = aucs_by_attribute(results.scored, labels_of(table), attributes, results.cells, entry)
+    note = "anomalous clips that have it against the section's normal ones that do, or all where none does"
+    console.print(_plain_table(f"AUC of {entry} by attribute: {note}", *attribute_rows(found)))
 
 
 def _plain_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

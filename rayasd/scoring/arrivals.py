@@ -29,16 +29,19 @@ class Arrivals:
     A file is given again and again until it is ``done`` or put off by ``later``.
     """
 
-    def __init__(self, folders: Sequence[Path], done: Mapping[str, Stamp], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], done: Mapping[str, Stamp], say: Callable[[str], None], *, signals: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
             folders: with all that is below them.
             done: files that need not be given, unless they have changed.
             say: takes what cannot be listed, once until it can.
+            signals: whether numbers (.npy, .mat, .csv) are clips, too.
 
         """
-        self._folders, self._done, self._say = folders, dict(done), say
+        self._folders, self._done, self._say, self._signals = folders, dict(done), say, signals
         self._due: dict[Path, tuple[Stamp, float]] = {}
         self._troubles: set[str] = set()
 
@@ -66,7 +69,9 @@ class Arrivals:
             troubles.add(f"{path}: {error.strerror or error}")
 
         due, ready = {}, []
-        for entry in (entry for folder in self._folders for entry in audio_entries(folder, trouble)):
+        for entry in (
+            entry for folder in self._folders for entry in audio_entries(folder, trouble, signals=self._signals)
+        ):
             try:
                 facts = entry.stat()
             except OSError as error:

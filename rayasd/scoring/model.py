@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rayasd.config import Config
 from rayasd.data.audio import NO_MEMORY, BadClipError, at_level, read_samples
+from rayasd.data.naming import matching
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
@@ -41,7 +42,7 @@ class ClipScore:
     end: float
     section: str | None = None
     by_product_head: bool = False
-    """The section was not given, or is not known: it is the nearest one."""
+    """The section was not given: it is the nearest one."""
     score: float | None = None
     """Higher is more anomalous; None if there is none, see ``reason``."""
     anomalous: bool | None = None
@@ -92,6 +93,22 @@ class MachineModel:
         """Sections that it can score."""
         return sorted(self.parts.trees)
 
+    @property
+    def reads_signals(self) -> bool:
+        """Whether files of numbers (.npy, .mat, .csv) are clips."""
+        return bool(self._config.data.signal_rate)
+
+    def named(self, section: str | None) -> str | None:
+        """Return the section that a word in any spelling means; None (or auto) is the only one, where there is one.
+
+        Raises:
+            UserError: there is none of this name.
+
+        """
+        if section in (None, "auto"):
+            return self.sections[0] if len(self.sections) == 1 else None
+        return matching("section", str(section), self.sections)
+
     def score(self, clips: Iterable[str | Path], section: str | None = None) -> Iterator[ClipScore]:
         """Score clips, in their order, as they are computed.
 
@@ -100,29 +117,29 @@ class MachineModel:
 
         Args:
             clips: files.
-            section: which product of the machine they are of; where it is not given or not known, each clip goes to
-                the section that the first product head finds nearest.
+            section: which product of the machine they are of, as ``named`` takes it; where there are several and none
+                is given, each clip goes to the section that the first product head finds nearest.
 
         Raises:
-            UserError: the section is not known, and there is no product head (a control).
+            UserError: there is no such section, or none is given and there is no product head (a control).
 
         """
+        section = self.named(section)
         for pieces in self.batches(clips):
             scores = iter(self._score([piece for piece in pieces if isinstance(piece, Piece)], section))
             yield from (next(scores) if isinstance(piece, Piece) else piece for piece in pieces)
 
     def fitted(self, section: str | None = None) -> dict[str, SectionModel]:
-        """Fit what scores a section, or every one where none is known, before a clip asks for it.
+        """Fit what scores a section, or every one where none is given, before a clip asks for it.
 
         Raises:
             UserError: as ``score``.
 
         """
-        if section not in self.parts.trees:
-            self._products(section)
-        return {
-            name: self._section(name) for name in self.sections if section not in self.parts.trees or name == section
-        }
+        section = self.named(section)
+        if section is None:
+            self._products()
+        return {name: self._section(name) for name in self.sections if section in (None, name)}
 
     def batches(self, clips: Iterable[str | Path]) -> Iterator[list[Piece | ClipScore]]:
         """Read clips, as many at once as are embedded at once; those that cannot be read are given with a reason."""
@@ -147,9 +164,8 @@ class MachineModel:
     def _score(self, pieces: Sequence[Piece], section: str | None) -> list[ClipScore]:
         if not pieces:
             return []
-        known = section in self.parts.trees
         tables: Tables = {}
-        sections = [str(section)] * len(pieces) if known else self._nearest(pieces, section, tables)
+        sections = self._nearest(pieces, tables) if section is None else [section] * len(pieces)
         found: dict[int, ClipScore] = {}
         for name in sorted(set(sections)):
             model = self._section(name)
@@ -161,7 +177,7 @@ class MachineModel:
             clips, of_windows = model.scores(windows, len(chosen))
             worst = [None] * len(chosen) if of_windows is None else of_windows.argmax(axis=1).tolist()
             for number, score, window in zip(chosen.tolist(), clips, worst, strict=True):
-                found[number] = self._said(pieces[number], name, not known, model, float(score), window)
+                found[number] = self._said(pieces[number], name, section is None, model, float(score), window)
         return [found[number] for number in range(len(pieces))]
 
     def _said(
@@ -184,9 +200,9 @@ class MachineModel:
             worst=None if worst is None else float(piece.start + starts[worst]) / rate,
         )  # fmt: skip
 
-    def _nearest(self, pieces: Sequence[Piece], section: str | None, tables: Tables) -> list[str]:
+    def _nearest(self, pieces: Sequence[Piece], tables: Tables) -> list[str]:
         """Name the section with the highest mean product logit of each clip's windows."""
-        head, products = self._products(section)
+        head, products = self._products()
         last = max(leaf.checkpoint for of in self.parts.leaves.values() for leaf in of if leaf[:2] == head)
         logits = self.embedded(pieces, head, last, tables)["product_logits"].combine_chunks()
         per_window = logits.flatten().to_numpy().reshape(len(logits), -1)
@@ -197,15 +213,15 @@ class MachineModel:
         sections = list(products.values())
         return [sections[int(means[piece.clip].argmax())] for piece in pieces]
 
-    def _products(self, section: str | None) -> tuple[Origin, dict[int, str]]:
+    def _products(self) -> tuple[Origin, dict[int, str]]:
         """Find the first network with a product head, and the sections of its logits, by their places."""
         heads = [origin for origin, embedder in self.parts.embedders.items() if embedder.products]
         classes = self.parts.embedders[heads[0]].products if heads else ()
         sections = [name.partition("/")[0] for name in classes]  # clusters divide them, if there are any
         products = {k: name for k, name in enumerate(sections) if name in self.parts.trees}
         if not products:
-            asked = "no section is given" if section is None else f"section {section} is not known"
-            raise UserError(f"{asked}, and this model has no product head: there are {', '.join(self.sections)}")
+            there = ", ".join(self.sections)
+            raise UserError(f"no section is given, and this model has no product head: there are {there}")
         return heads[0], products
 
     def embedded(self, pieces: Sequence[Piece], origin: Origin, checkpoint: int, tables: Tables) -> pa.Table:

@@ -58,7 +58,8 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
             for score in map(_score_of, records):
                 monitor.alarm(score), monitor.drift(score)
         say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
-        _go_on(model, Arrivals(folders, done, say), monitor, rules, journal.append if journal else _print)
+        arrivals = Arrivals(folders, done, say, signals=model.reads_signals)
+        _go_on(model, arrivals, monitor, rules, journal.append if journal else _print)
 
 
 def _go_on(

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from rayasd import presets
 from rayasd.config import Config
-from rayasd.data.catalog import SCHEMA, Catalog, read_catalog
+from rayasd.data.catalog import ONE_MACHINE, SCHEMA, Catalog, read_catalog
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
 from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
-from rayasd.evaluation.years import settled, years_told
+from rayasd.data.years import years_told
+from rayasd.evaluation.years import settled_by_data
 from rayasd.report.run_report import RunReport
 from rayasd.stages import ALL_MACHINES, STAGES
 from rayasd.study.choices import cache_folder, choose, data_source, parse_seeds
@@ -92,7 +93,7 @@ class Study:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration, with ``evaluation.year`` settled by the data.
+        """The configuration, with ``evaluation.year`` and the channel of DCASE 2026 settled by the data.
 
         Raises:
             UserError: there are no clips, or they are of another year than asked.
@@ -100,9 +101,7 @@ class Study:
         """
         if self._is_opened:
             return self._asked
-        return replace(
-            self._asked, evaluation=settled(self._asked.evaluation, self.catalog.table, self.catalog.dataset)
-        )
+        return settled_by_data(self._asked, self.catalog)
 
     @property
     def year_told(self) -> str | None:
@@ -110,7 +109,10 @@ class Study:
         if self._asked.evaluation.year != "auto" or self._is_opened:
             return None
         _, by = years_told(self.catalog.table, self.catalog.dataset)
-        return f"evaluation.year = {self.config.evaluation.year}: {by or 'nothing in the data tells another'}"
+        channel = (
+            "" if self.config.data.channel == self._asked.data.channel else ", data.channel = 0, the near microphone"
+        )
+        return f"evaluation.year = {self.config.evaluation.year}{channel}: {by or 'nothing in the data tells another'}"
 
     @cached_property
     def configs(self) -> dict[str, Config]:
@@ -288,6 +290,8 @@ def _emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
 
 def _oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
     """List what a person should know about the data before hours go into it."""
+    if len(catalog.trained) == 1:
+        yield f"note     {ONE_MACHINE}"
     for machine in machines:
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
             yield f"note     {machine} has one section: the product loss has nothing to tell apart"

@@ -45,13 +45,14 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
     """Make sure that the clips are enough for what is asked.
 
     Raises:
-        UserError: a machine has no training clips, outlier exposure no second machine, or a test too few anomalies.
+        UserError: a machine has no training clips, or no second machine that it asks for, or a test too few anomalies.
 
     """
     if ALL_MACHINES in catalog.machines:
         raise UserError(f"a machine type cannot be called {ALL_MACHINES}: rayasd uses the word for all of them")
-    if any("train" in stages_of(config) and config.exposure.scope == "machine" for config in configs.values()):
-        check_outlier_exposure(catalog, machines)
+    for config in configs.values():
+        if "train" in stages_of(config) and config.exposure.scope == "machine":
+            check_outlier_exposure(catalog, machines, config.exposure.pseudo_anomalies)
     for machine in catalog.machines:
         clips = catalog.of(machine)
         for config in configs.values():

@@ -299,9 +299,10 @@ class TestBadInput:
         (tmp_path / "empty").mkdir()
         refused(rayasd("sweep", "--data", tmp_path / "empty"), "no clips in")
 
-    def test_one_machine_only(self, tmp_path: Path, rayasd: Rayasd):
+    def test_one_machine_only_where_others_are_asked_for(self, tmp_path: Path, rayasd: Rayasd):
         root = write_tree(tmp_path / "one", ("fan",))
-        refused(rayasd(*small_sweep(root, tmp_path / "run")), "outlier exposure needs a second machine type")
+        asked = "exposure.pseudo_anomalies=machines"
+        refused(rayasd(*small_sweep(root, tmp_path / "run", "--set", asked)), "has training clips of fan alone")
 
     @pytest.mark.slow
     def test_one_section_only_works_and_is_said(self, tmp_path: Path, rayasd: Rayasd):

@@ -172,8 +172,8 @@ def test_a_clip_that_grows_while_it_is_read_is_refused(root: Path, monkeypatch: 
     put(root, wav())
     read = decoding.read_facts
 
-    def grow(path: Path):
-        facts = read(path)
+    def grow(path: Path, *rules: object):
+        facts = read(path, *rules)
         if path == root / TRAIN and facts.frames == RATE:
             path.write_bytes(wav(signal(1.5)))  # its place in the memory map ends before
         return facts

@@ -56,7 +56,7 @@ def test_clips_may_lie_anywhere(tmp_path: Path):
     write_manifest(manifest, [GOOD | {"path": "../a/x.wav"}, GOOD | {"path": str(tmp_path / "b/y.wav")}])
     catalog = scan(manifest)
     assert (catalog.root, catalog.table["clip"].to_pylist()) == (tmp_path, ["a/x.wav", "b/y.wav"])
-    manifest.write_text(manifest_text([GOOD | {"path": "x.wav"}], tmp_path / "a"))
+    manifest.write_text(manifest_text([GOOD | {"path": "x.wav"}], {"root": tmp_path / "a"}))
     assert (scan(manifest).root, scan(manifest).oddities) == (tmp_path / "a", ())
 
 

@@ -10,9 +10,10 @@ import soundfile
 from rayasd.data.catalog import scan
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth
 from rayasd.data.machine_sounds import MODELS, clip_of, product_of, with_fault
-from rayasd.data.synthetic import MACHINE_TYPES, SynthesisPlan, synthesize
+from rayasd.data.synthetic import SynthesisPlan, machine_types, synthesize
 from rayasd.errors import UserError
 
+MACHINE_TYPES = machine_types(2021)
 PLAN = SynthesisPlan(
     machines=("fan", "valve"), num_sections=4, num_source_train=3, num_target_train=1, num_test=2, seconds=0.5
 )

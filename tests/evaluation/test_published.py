@@ -11,6 +11,7 @@ from rayasd.config import EvaluationConfig
 from rayasd.data.catalog import SCHEMA as CATALOG_SCHEMA
 from rayasd.data.catalog import Catalog
 from rayasd.data.ground_truth import with_ground_truth
+from rayasd.data.years import sections_of
 from rayasd.evaluation.bootstrap import metric_replicates, official_replicates
 from rayasd.evaluation.cells import cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.leaderboard import rank
@@ -20,15 +21,41 @@ from rayasd.evaluation.selection import select
 from rayasd.inlier.scores_file import SCHEMA
 
 
-def test_published_numbers_are_sorted_and_keep_to_their_part():
-    evaluation, development = published_systems("evaluation"), published_systems("development")
+def test_published_numbers_are_sorted_and_keep_to_their_part_and_year():
+    evaluation, development = published_systems("evaluation", 2021), published_systems("development", 2021)
     assert evaluation[0].name == "BEATs + LoRA"
     assert development[0].score == 0.7306
     assert "challenge winner" in {system.name for system in evaluation}
     assert "challenge winner" not in {system.name for system in development}  # measured on the evaluation set alone
-    for system in (*evaluation, *development):
-        assert 0.5 < system.score < 0.8
-        assert system.source
+    of_2023 = {system.name: system.score for system in published_systems("evaluation", 2023)}
+    assert (of_2023["challenge winner"], of_2023["AE"]) == (0.6697, 0.578)
+    assert len(published_systems("development", 2020)) == len(published_systems("development", 2024)) == 12
+    assert published_systems("evaluation", 2026) == []
+    for year in (2020, 2021, 2022, 2023, 2024, 2025):
+        for system in (*published_systems("evaluation", year), *published_systems("development", year)):
+            assert 0.5 < system.score < 0.95
+            assert system.source
+
+
+@pytest.mark.parametrize(
+    ("year", "development", "evaluation"),
+    [(2020, 4 * 4 + 4 + 3, 4 * 3 + 3 + 3), (2022, 42, 42), (2023, 14, 14), (2024, 14, 18)],
+)
+def test_all_cells_of_a_year_and_only_they_are_its_benchmark(year: int, development: int, evaluation: int):
+    about, domains = {2020: 400, 2022: 100}.get(year, 100), ("source",) if year == 2020 else ("source", "target")
+    for part, number in (("development", development), ("evaluation", evaluation)):
+        cells = [(m, s, d) for m, s in sections_of(year, part) for d in domains]
+        assert len(cells) == number
+        rows = [
+            {"clip": f"{m}{s}{d}{i}", "machine": m, "section": s, "domain": d, "split": "test", "label": i % 2}
+            for m, s, d in cells for i in range(about)
+        ]  # fmt: skip
+        rules = EvaluationConfig(year=year, ensembles=())  # type: ignore[arg-type]
+        table = pa.Table.from_pylist(rows, CATALOG_SCHEMA)
+        assert why_not_benchmark(table, part, rules, synthetic=False) is None
+        assert f"{number - 1} of its {number} {part} cells" in str(
+            why_not_benchmark(table[about:], part, rules, synthetic=False)
+        )
 
 
 RULES = EvaluationConfig(ensembles=())
@@ -73,7 +100,9 @@ def test_only_the_whole_benchmark_stands_beside_published_systems(official: Cata
     )
     assert "0 of its 42 development cells" in str(why_not_benchmark(table, "development", RULES, synthetic=False))
     other = EvaluationConfig(year=2022)
-    assert why_not_benchmark(table, "evaluation", other, synthetic=False) == "scored by the rules of 2022, not 2021"
+    assert "the data are not DCASE 2022 Task 2: 36 of its 42" in str(
+        why_not_benchmark(table, "evaluation", other, synthetic=False)
+    )
     other = EvaluationConfig(development=("03",))
     assert "not divided as the benchmark" in str(why_not_benchmark(table, "evaluation", other, synthetic=False))
     unlabelled = table.set_column(5, CATALOG_SCHEMA.field("label"), pa.nulls(table.num_rows, pa.int8()))

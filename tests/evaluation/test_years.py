@@ -11,11 +11,12 @@ from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
 from rayasd.config import EvaluationConfig
+from rayasd.data.years import years_told
 from rayasd.errors import UserError
 from rayasd.evaluation.cells import labelled_cells, score_cells
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import official
-from rayasd.evaluation.years import RULES, is_development, official_score, settled, years_told
+from rayasd.evaluation.years import RULES, is_development, official_score, settled
 from rayasd.inlier.scores_file import SCHEMA
 
 YEARS = sorted(RULES)

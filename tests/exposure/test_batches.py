@@ -211,12 +211,21 @@ def test_random_starts_stay_inside_the_clip():
     assert set(starts[:, 1]) == {0, 1}
 
 
-def test_one_machine_alone_is_refused(catalog: Catalog, spec_of: SpecOf):
+def test_one_machine_alone_has_its_own_clips_transformed(catalog: Catalog, spec_of: SpecOf, small_config: Config):
     import pyarrow.compute as pc
 
     alone = replace(catalog, table=catalog.table.filter(pc.field("machine") == "fan"))
-    with pytest.raises(UserError, match="needs a second machine type"):
-        load_training_machines(alone, spec_of())
+    target, other = load_training_machines(alone, spec_of())
+    assert other.name == "fan transformed"
+    assert (len(other.training), len(other.validation)) == (len(target.training), len(target.validation))
+    again, later = (load_training_machines(alone, spec_of(seed=seed))[1].waveforms.samples for seed in (0, 1))
+    assert np.array_equal(other.waveforms.samples, again)
+    assert not np.array_equal(again, later)
+    others = replace(small_config, exposure=replace(small_config.exposure, pseudo_anomalies="machines"))
+    with pytest.raises(UserError, match="has training clips of fan alone"):
+        load_training_machines(alone, spec_of(config=others))
+    own = replace(small_config, exposure=replace(small_config.exposure, pseudo_anomalies="transforms"))
+    assert [m.name for m in load_training_machines(catalog, spec_of(config=own))] == ["fan", "fan transformed"]
 
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(5, 2, 2), (2, 2, 1), (1, 8, 1), (48, 10, 5), (9, 8, 2)])

@@ -361,11 +361,12 @@ def test_text_in_charts_is_escaped():
 def test_a_run_on_the_benchmark_has_a_place_among_published_systems():
     entries = [SimpleNamespace(variant="both", evaluation=0.99, evaluation_std=0.01, complete=True),
                SimpleNamespace(variant="part", evaluation=0.995, evaluation_std=None, complete=False)]  # fmt: skip
-    run = SimpleNamespace(why_not_published=None, part="evaluation", entries=entries)
+    rules = SimpleNamespace(rule_year=2021)
+    run = SimpleNamespace(why_not_published=None, part="evaluation", entries=entries, evaluation=rules)
     sentence, lines = published_rank(run)  # type: ignore[arg-type]
     assert sentence.startswith("both is number 1 of ")
     assert lines[0] == ("both", "99.00 ± 1.00", "this run", True)
-    assert ("challenge winner", "66.80", "DCASE 2021 Task 2, challenge results", False) in lines
+    assert ("challenge winner", "66.80", "DCASE Task 2, challenge results of the year", False) in lines
     run.why_not_published = "the data are synthetic"
     assert published_rank(run) == ("Published systems are not listed: the data are synthetic.", [])  # type: ignore[arg-type]
 

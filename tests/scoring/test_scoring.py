@@ -148,16 +148,20 @@ def test_a_packed_model_scores_as_the_run_does(run: Path, packed: Path, tree: Pa
         load(packed, detector="knn-1")
 
 
-def test_a_clip_without_a_known_section_goes_to_the_nearest(run: Path, packed: Path, tree: Path):
+def test_a_clip_without_a_section_goes_to_the_nearest_and_a_wrong_one_is_refused(run: Path, packed: Path, tree: Path):
     embeddings = pq.read_table(run / "embeddings/variant=both/machine=fan/seed=0/part-0.parquet").to_pylist()
     logits: dict[str, list[list[float]]] = {}
     for row in embeddings:
         logits.setdefault(row["clip"], []).append(row["product_logits"])
     nearest = {clip: ("00", "03")[int(np.mean(rows, axis=0).argmax())] for clip, rows in logits.items()}
-    for section in ("77", None):
-        found = list(load(packed).score([tree / clip for clip in nearest], section))
-        assert [clip.section for clip in found] == list(nearest.values())
-        assert all(clip.by_product_head for clip in found)
+    found = list(load(packed).score([tree / clip for clip in nearest]))
+    assert [clip.section for clip in found] == list(nearest.values())
+    assert all(clip.by_product_head for clip in found)
+    for section in ("77", "0O"):
+        with pytest.raises(UserError, match=f"unknown section '?{section}"):
+            next(load(packed).score([tree / next(iter(nearest))], section))
+    (same,) = load(packed).score([tree / next(iter(nearest))], "section_3")
+    assert same.section == "03"
     parts = read_pack(packed)
     ((origin, embedder),) = parts.embedders.items()
     swapped = {

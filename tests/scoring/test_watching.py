@@ -190,6 +190,7 @@ class Model:
     """Scores clips by their names."""
 
     parts = SimpleNamespace(machine="fan")
+    reads_signals = False
 
     def __init__(self) -> None:
         self.broken = {"memory.wav", "disk.wav", "bug.wav", "together.wav"}

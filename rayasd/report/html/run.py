@@ -101,7 +101,10 @@ def published_rank(run: ReportedRun) -> tuple[str, list[tuple[str, str, str, boo
     ours = [(s.variant, getattr(s, run.part), getattr(s, f"{run.part}_std")) for s in run.entries if s.complete]
     lines = [(name, score, percent(score, deviation), "this run", True)
              for name, score, deviation in ours if score is not None]  # fmt: skip
-    lines += [(p.name, p.score, percent(p.score), p.source, False) for p in published_systems(run.part)]
+    lines += [
+        (p.name, p.score, percent(p.score), p.source, False)
+        for p in published_systems(run.part, run.evaluation.rule_year)
+    ]
     lines.sort(key=lambda line: -line[1])
     rows = [(name, score, source, own) for name, _, score, source, own in lines]
     place = next((i for i, row in enumerate(rows, 1) if row[3]), None)
