@@ -19,6 +19,8 @@ from rayasd.cli.options import TEMP_DIR
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
               help="Seconds to wait for all nodes.")  # fmt: skip
+@click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Go on with so many nodes if others do not come.")  # fmt: skip
 @click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
               help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
 @TEMP_DIR
@@ -28,6 +30,7 @@ def launch(
     folder: Path,
     temp_root: Path,
     wait_seconds: float,
+    min_nodes: int,
     **place: Any,
 ) -> None:
     """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
@@ -44,4 +47,5 @@ def launch(
 
     placement = find_placement(os.environ, **place)
     folder, temp_root = folder.absolute(), temp_root.absolute()
-    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds))
+    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root,
+                         wait_seconds=wait_seconds, min_nodes=min_nodes))  # fmt: skip

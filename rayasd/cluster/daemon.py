@@ -1,5 +1,6 @@
 """One node's Ray: the command that starts it, its ports, and the end of exactly the processes that it started."""
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from rayasd.cluster import settings
@@ -49,6 +52,9 @@ class RayNode:
     folder: Path
     """Private, with Ray's own files in it: node-local, and the same path on all nodes, as Ray has it."""
     process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    head_address: str | None = None
+    """None: this is the head's."""
 
     @property
     def log(self) -> Path:
@@ -57,8 +63,9 @@ class RayNode:
 
     def start(self, head_address: str | None) -> None:
         """Start Ray: the head where ``head_address`` is None, else a worker of the one there."""
+        self.starts, self.head_address = self.starts + 1, head_address
         command = ray_command(self.placement, self.ports, self.folder, head_address)
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**self.environment, **metric_ports(self.ports)}, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
@@ -68,6 +75,27 @@ class RayNode:
     def ended(self) -> bool:
         """Whether Ray no longer runs."""
         return self.process is not None and self.process.poll() is not None
+
+    def try_again(self) -> bool:
+        """Start Ray once more where it has ended, as it does after 30 s on a busy file system; False: no third time."""
+        if self.starts > 1:
+            return False
+        print(f"{self.last_words()}; tried once more", file=sys.stderr, flush=True)
+        self._kill()
+        self.start(self.head_address)
+        return True
+
+    def alive(self, token: str) -> list[str]:
+        """Return the addresses of the nodes that the head's Ray has, by its dashboard; none before that answers."""
+        dashboard = HTTPConnection("127.0.0.1", self.ports + _NAMED_PORTS.index("dashboard-port"), timeout=5)
+        try:  # not by a driver, which takes 5 s to start
+            dashboard.request("GET", "/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+            nodes = json.load(dashboard.getresponse())["data"]["result"]["result"]
+            return [node["node_ip"] for node in nodes if node["state"] == "ALIVE"]
+        except (OSError, HTTPException, ValueError, LookupError, TypeError):
+            return []
+        finally:
+            dashboard.close()
 
     def last_words(self) -> str:
         """Say how Ray ended, with the last line that it said."""
@@ -83,8 +111,7 @@ class RayNode:
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
-                self.process.wait()
+                self._kill()
         if keep_logs is not None:
             logs = [self.log, *self.folder.glob(f"{RAYS}/session_latest/logs/*.*")]
             keep_logs.mkdir(parents=True, exist_ok=True)
@@ -92,6 +119,12 @@ class RayNode:
                 if log.is_file():
                     shutil.copy(log, keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _kill(self) -> None:
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
+        self.process.wait()
 
 
 def ray_command(placement: Placement, ports: int, folder: Path, head_address: str | None) -> list[str]:

@@ -19,9 +19,11 @@ ROOT = Path(f"/tmp/l{os.getpid()}")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def start(folder: Path, cache: Path, rank: int, size: int, job: str, *command: object, wait: int = 120):
+def start(
+    folder: Path, cache: Path, rank: int, size: int, job: str, *command: object, wait: int = 120, min_nodes: int = 2
+):
     words = ("launch", "--job", job, "--rank", rank, "--size", size, "--node-address", "127.0.0.1", "--cpus", 1,
-             "--gpus", 0, "--wait", wait, "--", *command)  # fmt: skip
+             "--gpus", 0, "--wait", wait, "--min-nodes", min_nodes, "--", *command)  # fmt: skip
     return subprocess.Popen(
         command_line(*words), env=environment(cache, RAYASD_TMP=str(ROOT)), cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
