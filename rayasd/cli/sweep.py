@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 @click.option(
     "--set-up-only", is_flag=True, help="Decode and write the plan only; train, embed and detect do the rest."
 )
-@click.option("--only", metavar="MACHINES",
-              help="Work on these machines only, in a run that is set up; other processes do the others.")  # fmt: skip
+@click.option("--only", metavar="MACHINES|K/N",
+              help="Work on these machines, or the K-th of N shares, of a run that is set up.")  # fmt: skip
 @execution_options
 def sweep(**options: Any) -> None:
     """From recordings to a leaderboard: train, embed, detect, rank.

@@ -93,8 +93,8 @@ def leave_mark(folder: Path, mark: str, host: str) -> None:
     hosts = sorted(path.name.removeprefix(f"mark-{mark}-") for path in folder.glob(f"mark-{mark}-*"))
     if len(hosts) > 1:
         raise UserError(
-            f"--temp-dir (RAYASD_TMP) {folder.parent} is shared by {' and '.join(hosts)}: give a folder that each node "
-            "has for itself"
+            f"RAYASD_TMP is shared by {' and '.join(hosts)}: {folder.parent} must be a folder that each node has for "
+            "itself; give another (RAYASD_TMP, --temp-dir)"
         )
 
 
