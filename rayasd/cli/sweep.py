@@ -127,22 +127,25 @@ def _stage_command(stage: "StageName", text: str, example: str) -> click.Command
     @execution_options
     def command(run: Path, machines: str, **options: Any) -> None:
         execution = chosen_execution(options)
+        stages: list[StageName] = [stage, "detect"] if options.get("detect") else [stage]
         only = None if machines == "all" else machines
-        raise SystemExit(_on_rank_0(execution, lambda: _run_stage(run, stage, only, execution)))
+        raise SystemExit(_on_rank_0(execution, lambda: _run_stages(run, stages, only, execution)))
 
     return command
 
 
-def _run_stage(run: Path, stage: "StageName", only: str | None, execution: Execution) -> int:
+def _run_stages(run: Path, stages: "Sequence[StageName]", only: str | None, execution: Execution) -> int:
     from rayasd.cli.display import wide_console
     from rayasd.cli.screen import Screen
     from rayasd.study.study import Study
 
-    return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=(stage,), only=only)
+    return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=stages, only=only)
 
 
 train = _stage_command("train", "Train missing networks of RUN.", "--machines fan,pump")
-embed = _stage_command("embed", "Compute missing embeddings of RUN. Its networks must be trained.", "--executor local")
+embed = click.option("--detect", is_flag=True, help="Then fit and apply missing inlier models, too.")(
+    _stage_command("embed", "Compute missing embeddings of RUN. Its networks must be trained.", "--executor local")
+)
 detect = _stage_command(
     "detect", "Fit and apply missing inlier models of RUN. Its embeddings must be complete.", "--retry-failed"
 )

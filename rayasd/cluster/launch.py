@@ -134,7 +134,12 @@ def _head(
         env={**node.environment, "RAY_ADDRESS": address},
         preexec_fn=end_with_parent,
     )
+    looked = 0.0
     while driver.poll() is None:
+        if time.monotonic() - looked > _SELDOM_SECONDS:
+            looked = time.monotonic()
+            with suppress(OSError):
+                os.utime(meeting.head)  # for rayasd gc
         while signals:  # on SIGUSR1, units save at their epoch's end; on the others, they end at once
             driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
         time.sleep(_POLL_SECONDS)

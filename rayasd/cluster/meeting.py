@@ -2,7 +2,8 @@
 
 import os
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from rayasd.errors import UserError
 from rayasd.files import read_record, write_json
+
+_GONE_SECONDS = 600.0  # without a sign of life of the head, which comes every 5 s while a command runs
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class Meeting:
     def failed(self, size: int) -> int:
         """Count the workers whose Ray did not start."""
         return sum("failed" in read(self.node(rank)) for rank in range(1, size))
+
+
+def abandoned(root: Path, hours: float) -> Iterator[Path]:
+    """Yield the meetings below ``root`` of jobs that were killed: a head at work dates its file anew all the time."""
+    youngest = time.time() - max(3600 * hours, _GONE_SECONDS)
+    for folder in sorted(root.glob("launch-*")):
+        with suppress(OSError):  # it ends while we look, or is another user's
+            files = list(folder.iterdir())
+            ours = folder.lstat().st_mode & 0o777 == 0o700 and {"token", "head.json"} & {path.name for path in files}
+            if ours and all(path.lstat().st_mtime < youngest for path in (folder, *files)):
+                yield folder
 
 
 def leave_mark(folder: Path, mark: str, host: str) -> None:

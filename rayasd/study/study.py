@@ -225,7 +225,8 @@ class Study:
         units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
         if isinstance(only, str) and "/" in only:
-            part, mine, is_whole = (only.replace("/", "of"),), share(units, only), False
+            mine, is_whole = share(units, only), False
+            part: tuple[str, ...] = (only.replace("/", "of"),)
         else:
             part = choose("machine", machines if only is None else only, machines)
             mine = [unit for unit in units if unit.machine in part]

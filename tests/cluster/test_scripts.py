@@ -150,6 +150,25 @@ def test_who_is_not_put_back_in_the_queue_reads_why(site: Site, variables: dict,
     assert (["scontrol", "requeue", "5"] in site.calls) == requeued
 
 
+def test_a_lost_head_is_told_in_the_jobs_log_itself(site: Site):
+    log = site.folder / "rayasd-5.log"
+    log.write_text("before\n")
+    job = {"SLURM_JOB_ID": "5", "SAYS_squeue": "RUNNING", "SAYS_scontrol": f"   StdOut={log}"}
+    done = site.run(f". '{site.scripts}/job.bash'; on_node bash -c 'exit 76'", **job)
+    assert (done.returncode, done.stdout) == (76, "")
+    assert log.read_text().startswith("before\nthe head is lost: back into the queue\n")
+
+
+def test_a_run_that_is_complete_is_ranked_without_a_ray(site: Site):
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "2"}
+    complete = '{"states": {"done": 9, "waiting": 0, "running": 0, "failed": 0, "blocked": 0}}'
+    site.run(site.scripts / "score.sh", "runs/a", "--device", "cpu", **job, SAYS_rayasd=complete)
+    assert site.calls[-1] == ["rayasd", "embed", "runs/a", "--device", "cpu", "--detect"]
+    site.run(site.scripts / "score.sh", "runs/a", **job, SAYS_rayasd=complete.replace('"failed": 0', '"failed": 1'))
+    (srun,) = [call for call in site.calls if call[0] == "srun"]
+    assert srun[-4:] == ["--", "embed", "runs/a", "--detect"]
+
+
 def test_a_host_without_slurms_commands_says_so(site: Site):
     (site.folder / "bin/squeue").unlink()
     bash = shutil.which("bash")

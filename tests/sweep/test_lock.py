@@ -368,9 +368,8 @@ def test_parts_that_may_overlap_are_refused_and_others_are_not(tmp_path: Path):
     def part(*names: str):
         return RunStore(tmp_path, names).held()
 
-    with part("fan"), part("pump"):
-        with pytest.raises(UserError, match="is held by process"), part("2of3"):
-            pass
+    with part("fan"), part("pump"), pytest.raises(UserError, match="is held by process"), part("2of3"):
+        pass
     with part("1of3"), part("2of3"):
         for names in (("2of3",), ("1of2",), ("fan",)):
             with pytest.raises(UserError, match="is held by process"), part(*names):
