@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import TEMP_DIR
+from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -23,6 +23,7 @@ from rayasd.cli.options import TEMP_DIR
               help="Go on with so many nodes if others do not come.")  # fmt: skip
 @click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
               help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
+@DASHBOARD_HOST
 @TEMP_DIR
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
@@ -31,6 +32,7 @@ def launch(
     temp_root: Path,
     wait_seconds: float,
     min_nodes: int,
+    dashboard_host: str,
     **place: Any,
 ) -> None:
     """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
@@ -48,4 +50,4 @@ def launch(
     placement = find_placement(os.environ, **place)
     folder, temp_root = folder.absolute(), temp_root.absolute()
     raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root,
-                         wait_seconds=wait_seconds, min_nodes=min_nodes))  # fmt: skip
+                         wait_seconds=wait_seconds, min_nodes=min_nodes, dashboard_host=dashboard_host))  # fmt: skip

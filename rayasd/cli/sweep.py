@@ -1,5 +1,6 @@
 """``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,6 +108,10 @@ def _run(study: "Study", execution: Execution, screen: "Screen", **what: Any) ->
     try:
         return screen.exit_code(study.run(execution, watcher=screen, **what))
     except RunStopped:  # which the screen has shown
+        if "RAY_ADDRESS" in os.environ:
+            from rayasd.cluster.job import leave_stopped
+
+            leave_stopped()
         return EXIT_STOPPED
 
 

@@ -51,6 +51,7 @@ class RayNode:
     """First of the block."""
     folder: Path
     """Private, with Ray's own files in it: node-local, and the same path on all nodes, as Ray has it."""
+    dashboard_host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     head_address: str | None = None
@@ -64,7 +65,7 @@ class RayNode:
     def start(self, head_address: str | None) -> None:
         """Start Ray: the head where ``head_address`` is None, else a worker of the one there."""
         self.starts, self.head_address = self.starts + 1, head_address
-        command = ray_command(self.placement, self.ports, self.folder, head_address)
+        command = ray_command(self.placement, self.ports, self.folder, head_address, self.dashboard_host)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**self.environment, **metric_ports(self.ports)}, stdout=log, stderr=subprocess.STDOUT,
@@ -87,7 +88,8 @@ class RayNode:
 
     def alive(self, token: str) -> list[str]:
         """Return the addresses of the nodes that the head's Ray has, by its dashboard; none before that answers."""
-        dashboard = HTTPConnection("127.0.0.1", self.ports + _NAMED_PORTS.index("dashboard-port"), timeout=5)
+        host = self.dashboard_host.replace("0.0.0.0", "127.0.0.1")
+        dashboard = HTTPConnection(host, self.ports + _NAMED_PORTS.index("dashboard-port"), timeout=5)
         try:  # not by a driver, which takes 5 s to start
             dashboard.request("GET", "/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
             nodes = json.load(dashboard.getresponse())["data"]["result"]["result"]
@@ -127,7 +129,9 @@ class RayNode:
         self.process.wait()
 
 
-def ray_command(placement: Placement, ports: int, folder: Path, head_address: str | None) -> list[str]:
+def ray_command(
+    placement: Placement, ports: int, folder: Path, head_address: str | None, dashboard_host: str = "127.0.0.1"
+) -> list[str]:
     """Return the words of ``ray start`` for one node. All that Ray would guess is said: it guesses for a whole host."""
     head = head_address is None
     options = {
@@ -142,7 +146,7 @@ def ray_command(placement: Placement, ports: int, folder: Path, head_address: st
         if head or name not in _HEAD_ONLY:
             options[name] = ports + i
     if head:
-        options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1", "temp-dir": str(folder / RAYS)}
+        options |= {"include-dashboard": "true", "dashboard-host": dashboard_host, "temp-dir": str(folder / RAYS)}
     else:
         options |= {"address": str(head_address)}
     words = [f"--{name}={value}" for name, value in options.items()]

@@ -20,6 +20,7 @@ from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
 from rayasd.cluster.folder import private_folder
+from rayasd.cluster.job import Command
 from rayasd.cluster.meeting import Meeting, leave_mark, read
 from rayasd.cluster.placement import Placement
 from rayasd.cluster.settings import write_token
@@ -48,6 +49,7 @@ def launch(
     temp_root: Path,
     wait_seconds: float,
     min_nodes: int = 1,
+    dashboard_host: str = "127.0.0.1",
 ) -> int:
     """Do this node's part; returns the exit code of the command, 75 when a signal ended it, 76 for a lost head, or 1.
 
@@ -59,6 +61,7 @@ def launch(
         temp_root: on each node, for Ray's own files.
         wait_seconds: for the other nodes.
         min_nodes: go on with so many where others' Rays do not start, or do not come in time.
+        dashboard_host: address on which the head's dashboard listens.
 
     Raises:
         UserError: the head's Ray does not start, or too few nodes come together.
@@ -79,7 +82,7 @@ def launch(
         # A worker waits first: before the head has convened the meeting, nobody can be told of trouble.
         head = None if placement.is_head else _wait_for_head(meeting, wait_seconds, signals)
         ports = free_ports(placement.job, placement.address, placement.rank)
-        node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job))
+        node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job), dashboard_host)
         mark = secrets.token_hex(8) if head is None else str(head["mark"])
         leave_mark(node.folder, mark, os.uname().nodename)
         if head is None:
@@ -127,23 +130,24 @@ def _head(
     node.start(None)
     address = f"{node.placement.address}:{node.ports}"
     write_json(meeting.head, {"address": address, "mark": mark})
-    _wait_for_nodes(node, meeting, wait_seconds, min_nodes, signals)
-    write_json(meeting.complete, {})
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "rayasd", *command],
-        env={**node.environment, "RAY_ADDRESS": address},
-        preexec_fn=end_with_parent,
-    )
-    looked = 0.0
-    while driver.poll() is None:
-        if time.monotonic() - looked > _SELDOM_SECONDS:
-            looked = time.monotonic()
-            with suppress(OSError):
-                os.utime(meeting.head)  # for rayasd gc
-        while signals:  # on SIGUSR1, units save at their epoch's end; on the others, they end at once
-            driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
-        time.sleep(_POLL_SECONDS)
-    code = driver.returncode
+    run = Command(command, node, address, meeting.complete)
+    driver = run.process
+    try:
+        _wait_for_nodes(node, meeting, driver, wait_seconds, min_nodes, signals)
+        write_json(meeting.complete, {})
+        run.show()
+        looked = 0.0
+        while driver.poll() is None:
+            if time.monotonic() - looked > _SELDOM_SECONDS:
+                looked = time.monotonic()
+                with suppress(OSError):
+                    os.utime(meeting.head)  # for rayasd gc
+            while signals:  # on SIGUSR1, units save at their epoch's end; on the others, they end at once
+                driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
+            time.sleep(_POLL_SECONDS)
+    finally:
+        run.end()
+    code: int = driver.returncode
     if code < 0:  # killed, for memory or by somebody: all that was finished is kept
         print(f"the driver was ended by {how_it_ended(code)}", file=sys.stderr, flush=True)
         code = EXIT_INTERRUPTED
@@ -151,8 +155,11 @@ def _head(
     return code
 
 
-def _wait_for_nodes(node: RayNode, meeting: Meeting, wait_seconds: float, min_nodes: int, signals: list[int]) -> None:
-    """Wait until Ray has as many nodes as there are launchers, or as those whose Ray starts.
+def _wait_for_nodes(
+    node: RayNode, meeting: Meeting, driver: "subprocess.Popen[bytes]", wait_seconds: float, min_nodes: int,
+    signals: list[int],
+) -> None:  # fmt: skip
+    """Wait until Ray has as many nodes as there are launchers, or as those whose Ray starts, or the driver fails.
 
     Raises:
         UserError: the head's Ray has failed or a node has told of trouble, or too few nodes came; says who is missing.
@@ -167,6 +174,8 @@ def _wait_for_nodes(node: RayNode, meeting: Meeting, wait_seconds: float, min_no
             raise Interruption
         if trouble := meeting.trouble():
             raise UserError(trouble)
+        if driver.poll():
+            return  # wrong options, mostly
         if time.monotonic() > until:
             break
         time.sleep(_POLL_SECONDS)

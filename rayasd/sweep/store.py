@@ -261,6 +261,13 @@ class RunStore:
         return digest([table[name].to_pylist() for name in ("clip", "label")])
 
 
+def dashboards(holders: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """List the Ray dashboards of those who hold a run: address and, where there are any, tunnel and token's file."""
+    since = min((holder["since"] for holder in holders), default="9")
+    shown = [event["dashboard"] for event in events if event.get("dashboard") and event["time"] >= since]
+    return list({place["address"]: place for place in shown}.values())
+
+
 def _weights(config: Config, known: Mapping[str, str]) -> Any:
     """Fingerprints of a variant's pretrained weights, as its units' identities have them."""
     found = [known.get(path) for path in weight_paths(config)]

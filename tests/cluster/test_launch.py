@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -157,9 +158,10 @@ def test_a_command_that_has_ended_is_seen_at_once(meeting: Meeting, clock: Clock
     assert clock.now < 32
 
 
-def wait(meeting: Meeting, node: FakeNode, min_nodes: int) -> None:
+def wait(meeting: Meeting, node: FakeNode, min_nodes: int, code: int | None = None) -> None:
     meeting.token.write_text("secret")
-    launch._wait_for_nodes(node, meeting, 30.0, min_nodes, [])  # type: ignore[arg-type]
+    driver = SimpleNamespace(poll=lambda: code)
+    launch._wait_for_nodes(node, meeting, driver, 30.0, min_nodes, [])  # type: ignore[arg-type]
 
 
 def test_the_job_goes_on_with_the_nodes_that_come_in_time(
@@ -174,6 +176,14 @@ def test_the_job_goes_on_with_the_nodes_that_come_in_time(
     assert str(raised.value) == f"2 of 4 nodes came together within 30 s: {missing}"
     wait(meeting, node, 2)
     assert capsys.readouterr().err == f"2 of 4 nodes came, and the job goes on with these: {missing}\n"
+
+
+def test_nobody_waits_for_nodes_once_the_command_has_failed(meeting: Meeting, clock: Clock):
+    node = FakeNode(replace(WORKER, rank=0))
+    wait(meeting, node, 2, code=2)
+    assert clock.now < 2
+    with pytest.raises(UserError, match="0 of 2 nodes"):
+        wait(meeting, node, 2, code=0)
 
 
 def test_nobody_waits_for_a_ray_that_does_not_start(meeting: Meeting, clock: Clock, capsys: pytest.CaptureFixture):

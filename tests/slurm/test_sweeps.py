@@ -256,11 +256,13 @@ def launch_by_hand(hosts: Hosts, k: int, folder: Path, *words: object, **variabl
 def test_why_hosts_do_not_come_together_is_said_on_all_of_them(hosts, tmp_path):
     """Two jobs at once: one waits for a third host, the other has a host where Ray cannot start."""
     words = ("--job", "short", "--size", 3, "--wait", 25, "--min-nodes", 3)
-    short = [launch_by_hand(hosts, k, tmp_path, *words, "--rank", k - 1, "--", "report", "x") for k in (1, 2)]
+    short = [launch_by_hand(hosts, k, tmp_path, *words, "--rank", k - 1, "--", "report", "--help") for k in (1, 2)]
     words = ("--job", "broken", "--size", 2, "--min-nodes", 2)
     broken = [
-        launch_by_hand(hosts, 1, tmp_path, *words, "--rank", 0, "--", "report", "x"),
-        launch_by_hand(hosts, 2, tmp_path, *words, "--rank", 1, "--", "report", "x", RAY_START_HOOK="no.such.hook"),
+        launch_by_hand(hosts, 1, tmp_path, *words, "--rank", 0, "--", "report", "--help"),
+        launch_by_hand(
+            hosts, 2, tmp_path, *words, "--rank", 1, "--", "report", "--help", RAY_START_HOOK="no.such.hook"
+        ),
     ]
     outputs = [launcher.communicate(timeout=120)[0] for launcher in short]
     assert [launcher.returncode for launcher in short] == [2, 2]
