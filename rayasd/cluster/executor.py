@@ -243,7 +243,7 @@ class InlierModels:
 
     def __repr__(self) -> str:
         """Name it for the dashboard."""
-        return f"inlier models of {self.job}"
+        return f"inlier models, {self.job}"
 
     def detect(self, spec: UnitSpec) -> Outcome:
         """Do a detect unit."""

@@ -19,6 +19,7 @@ from rayasd.host import end_with_parent
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray's own supervisor of jobs tells a driver what it is
 _NODES = "RAYASD_NODES_FILE"
 """File that exists once the nodes of a launch have come together."""
+_START_MS = int(time.time() * 1000)
 FOLDER = "RAYASD_FOLDER"
 """In which a submitted command starts: not said in the command, so that Ray's list begins with what matters."""
 
@@ -91,9 +92,7 @@ def described(name: str) -> Iterator[None]:
     os.environ[_CONFIG] = given or json.dumps({"metadata": {"job_name": name}})
     try:
         yield
-        if given and _NODES in os.environ:
-            with suppress(Exception):  # Ray's own business: without it, a driver is listed without a log
-                _register(json.loads(given)["metadata"])
+        tell("")
     finally:
         if given is None:
             os.environ.pop(_CONFIG, None)
@@ -110,16 +109,23 @@ def leave_stopped() -> None:
             JobSubmissionClient(os.environ["RAY_ADDRESS"]).stop_job(job)
 
 
-def _register(metadata: dict[str, Any]) -> None:
-    """Tell Ray of this driver what its supervisor of jobs would tell: its log is then shown."""
+def tell(message: str) -> None:
+    """Tell Ray of the driver of a launch what its supervisor of jobs would: that it runs, where, and how far it is."""
+    metadata = json.loads(os.environ.get(_CONFIG, "{}")).get("metadata", {})
+    if _NODES in os.environ and "job_submission_id" in metadata:
+        with suppress(Exception):  # Ray's own business: without it, a driver is listed without a log
+            _register(metadata, message)
+
+
+def _register(metadata: dict[str, Any], message: str) -> None:
     import ray
     from ray._private.ray_constants import KV_NAMESPACE_JOB
     from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobStatus
     from ray.experimental.internal_kv import _internal_kv_put
 
     job = JobInfo(
-        status=JobStatus.RUNNING, entrypoint=" ".join(["rayasd", *sys.argv[1:]]), metadata=metadata,
-        start_time=int(time.time() * 1000), driver_node_id=ray.get_runtime_context().get_node_id(),
+        status=JobStatus.RUNNING, message=message or None, metadata=metadata, start_time=_START_MS,
+        entrypoint=" ".join(["rayasd", *sys.argv[1:]]), driver_node_id=ray.get_runtime_context().get_node_id(),
     )  # fmt: skip
     key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=metadata["job_submission_id"])
     _internal_kv_put(key, json.dumps(job.to_json()), namespace=KV_NAMESPACE_JOB)

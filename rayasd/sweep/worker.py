@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,14 @@ def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcom
     return Outcome(spec.unit)
 
 
+def how_far(unit: Unit, state: Mapping[str, Any]) -> str:
+    """Say in a line how far a running unit is, from what its progress file says."""
+    if not state.get("total"):
+        return f"{unit}: starts"
+    loss = "" if state["loss"] is None else f", loss {state['loss']:.4g}"
+    return f"{unit}: {state['done']} of {state['total']}{loss}, {state['clips_per_second']:.0f} clips/s"
+
+
 @dataclass
 class FileReporter:
     """Writes a unit's progress file, twice a second at first, then every 2 s; the driver and ``rayasd`` read it."""
@@ -124,9 +132,7 @@ class FileReporter:
         self.written = moment
         state = self._state(progress)
         if self.show:
-            loss = "" if self.loss is None else f", loss {self.loss:.4g}"
-            speed = f"{state['clips_per_second']:.0f} clips/s"
-            self.show(f"{self.unit}: {progress.done} of {progress.total}{loss}, {speed}")
+            self.show(how_far(self.unit, state))
         path = self.run.progress(self.unit)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         with suppress_full():  # there may be room again when it matters
