@@ -98,11 +98,16 @@ def test_two_launchers_are_one_cluster_and_leave_nothing(
     reached = dict(line.split(maxsplit=1) for line in rayasd("dashboard", tmp_path / "run").stdout.splitlines()[-2:])
     assert "dashboard http://127.0.0.1:" in rayasd("status", tmp_path / "run").stdout
     dashboard, token = reached["in"].split()[-1], reached["token"]
-    (listed,) = (each for each in ask(dashboard, token, "/api/jobs/") if each["submission_id"] == f"sweep-{job}")
+
+    def jobs() -> list[dict]:
+        return [each for each in ask(dashboard, token, "/api/jobs/") if " waiting" in each["message"]]
+
+    wait_until(jobs, 60)
+    (listed,) = jobs()
     assert (listed["status"], listed["metadata"]["job_name"]) == ("RUNNING", f"sweep {tmp_path / 'run'}")
     assert listed["entrypoint"].startswith("rayasd sweep --data ")
     assert " waiting" in listed["message"]
-    place = f"node_id={listed['driver_node_id']}&filename=job-driver-sweep-{job}.log"
+    place = f"node_id={listed['driver_node_id']}&filename=job-driver-{listed['submission_id']}.log"
     assert "units to do, 0 done before" in ask(dashboard, token, f"/api/v0/logs/file?{place}")
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
