@@ -149,6 +149,16 @@ def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
     assert last.returncode == 77
     assert last.stdout.endswith("interrupted: the same command goes on from here\n")
     assert not list(run.glob("lock*"))
+    sent = rayasd_process(*cluster.words("--no-wait", "--job-id", "again", "--", *sweep))
+    assert sent.returncode == 0
+    wait_until(lambda: (run / "events.jsonl").read_text().count("sweep started") == 2)
+    assert rayasd_process("stop", run, "--wait", 60).returncode == 0
+    last = rayasd_process(*cluster.words("--follow", "again"))
+    assert last.returncode == 77
+    assert last.stdout.endswith("stopped as asked\n"), last.stdout
+    (listed,) = [line for line in rayasd_process(*cluster.words("--list")).stdout.splitlines() if "again" in line]
+    assert listed.split()[1] == "stopped"
+    assert f"{sys.executable} -m rayasd sweep --data " in listed  # the command comes first
 
 
 @pytest.mark.parametrize(
