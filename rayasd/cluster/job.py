@@ -19,6 +19,7 @@ from rayasd.host import end_with_parent
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray's own supervisor of jobs tells a driver what it is
 _NODES = "RAYASD_NODES_FILE"
 """File that exists once the nodes of a launch have come together."""
+_END_SECONDS = 20.0  # for a command to end by itself where nodes do not come together
 _START_MS = int(time.time() * 1000)
 FOLDER = "RAYASD_FOLDER"
 """In which a submitted command starts: not said in the command, so that Ray's list begins with what matters."""
@@ -65,17 +66,23 @@ class Command:
         """Interrupt the command if it still runs, and wait until its last words are copied."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait()
+            try:
+                self.process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         for copy in self._copies:
             copy.join(5)
 
     def _copy(self, source: BinaryIO, target: BinaryIO) -> None:
-        with self._log.open("ab", buffering=0) as log:
-            while text := source.read1(1 << 16):  # type: ignore[attr-defined]
-                for file in (target, log):
-                    with suppress(OSError):  # a pipe that nobody reads, a full disk: the command must not wait for us
-                        file.write(text)
-                        file.flush()
+        files = [target]
+        with suppress(OSError):
+            files.append(self._log.open("ab", buffering=0))
+        while text := source.read1(1 << 16):  # type: ignore[attr-defined]
+            for file in files:
+                with suppress(OSError):  # a pipe that nobody reads, a full disk: the command must not wait for us
+                    file.write(text)
+                    file.flush()
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from rayasd.cluster import launch
+from rayasd.cluster.daemon import RayNode
+from rayasd.cluster.job import Command, name_of
 from rayasd.cluster.launch import Interruption
 from rayasd.cluster.meeting import Meeting, leave_mark, read
 from rayasd.cluster.placement import Placement
@@ -214,3 +216,34 @@ def test_a_folder_that_hosts_share_is_refused_on_the_second(tmp_path: Path):
     leave_mark(tmp_path, "77", "n2")  # of an earlier job
     with pytest.raises(UserError, match=f"^RAYASD_TMP is shared by n1 and n2: {tmp_path.parent} must be"):
         leave_mark(tmp_path, "5f", "n2")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sweep", "--data", "x", "--run-dir", "runs/night"], "sweep runs/night"),
+        (["sweep", "--run-dir=runs/night", "--dry-run"], "sweep runs/night"),
+        (["sweep", "--data", "x"], "sweep runs/default"),
+        (["embed", "runs/night", "--detect"], "embed runs/night"),
+        (["report", "--help"], "report"),
+    ],
+)
+def test_a_command_is_named_for_rays_list(words: list[str], name: str):
+    assert name_of(words) == name
+
+
+def test_a_command_is_not_held_up_by_a_log_that_cannot_be_written(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "python").write_text("#!/bin/bash\nseq 100000\necho $RAY_ADDRESS $RAYASD_NODES_FILE >&2\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    for folder in (tmp_path, tmp_path / "none"):
+        node = RayNode(WORKER, {**os.environ}, 20000, folder)
+        run = Command(["report"], node, "10.0.0.1:20000", tmp_path / "complete")
+        assert run.process.wait(20) == 3
+        run.end()
+        out, err = capfdbinary.readouterr()
+        assert out.endswith(b"\n100000\n")
+        assert err == f"10.0.0.1:20000 {tmp_path / 'complete'}\n".encode()
+    assert b"\n100000\n" in (tmp_path / "driver.log").read_bytes()

@@ -173,6 +173,7 @@ def test_a_lost_head_is_put_back_in_the_queue(job, hosts, untouched, tmp_path):
         batch.wait(150, "PENDING")
     finally:
         hosts.boot(1)
+    assert "the head is lost: back into the queue" in batch.log
     assert batch.wait(300) == "COMPLETED", batch.log
     assert results(run) == untouched
     wait_for(hosts.idle, 120)
@@ -336,6 +337,24 @@ def test_ranks_that_are_each_alone_are_refused(hosts, tree, cache, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_doctor_has_nothing_to_say_about_a_plain_srun(hosts, tmp_path):
+    words = (
+        "srun",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        sys.executable,
+        "-m",
+        "rayasd",
+        "doctor",
+        "--temp-dir",
+        LOCAL_TEMP,
+    )
+    done = hosts.run(*words, cwd=tmp_path, timeout=120)
+    assert done.stdout.count("0 bad") == 2, done.stdout
+    assert "MPI" not in done.stdout
 
 
 def submit_array(hosts: Hosts, folder: Path, cache: Path, *words: object) -> dict[str, Job]:
