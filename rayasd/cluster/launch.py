@@ -184,7 +184,8 @@ def _wait_for_nodes(
         return
     missing = "; ".join(meeting.missing(size, set(alive)))
     if len(alive) < max(1, min_nodes):
-        raise UserError(f"{len(alive)} of {size} nodes came together within {wait_seconds:g} s: {missing}")
+        within = f" within {wait_seconds:g} s" if time.monotonic() > until else ""
+        raise UserError(f"{len(alive)} of {size} nodes came together{within}: {missing}")
     print(f"{len(alive)} of {size} nodes came, and the job goes on with these: {missing}", file=sys.stderr, flush=True)
 
 

@@ -9,6 +9,8 @@ from rayasd.sweep.executors import Counts, Reported
 from rayasd.sweep.worker import how_far
 from rayasd.unit import Unit
 
+_TOLD = 100  # running units in a job's message
+
 
 class Metrics:
     """Gauges that the driver keeps: units by stage and state; epoch, loss and clips a second of each unit."""
@@ -34,7 +36,7 @@ class Metrics:
         for (_, state), count in counts.items():
             states[state] += count
         told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-        tell("\n".join([told, *(how_far(unit, record) for unit, record in progress.items())]))
+        tell("\n".join([told, *(how_far(unit, record) for unit, record in [*progress.items()][:_TOLD])]))
         for (stage, state), count in counts.items():
             self._states.set(count, {"run": self._run, "stage": stage, "state": state})
         for unit in self._seen - progress.keys():
