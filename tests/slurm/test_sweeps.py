@@ -256,7 +256,7 @@ def launch_by_hand(hosts: Hosts, k: int, folder: Path, *words: object, **variabl
 @pytest.mark.long
 def test_why_hosts_do_not_come_together_is_said_on_all_of_them(hosts, tmp_path):
     """Two jobs at once: one waits for a third host, the other has a host where Ray cannot start."""
-    words = ("--job", "short", "--size", 3, "--wait", 25, "--min-nodes", 3)
+    words = ("--job", "short", "--size", 3, "--wait", 45, "--min-nodes", 3)
     short = [launch_by_hand(hosts, k, tmp_path, *words, "--rank", k - 1, "--", "report", "--help") for k in (1, 2)]
     words = ("--job", "broken", "--size", 2, "--min-nodes", 2)
     broken = [
@@ -267,7 +267,7 @@ def test_why_hosts_do_not_come_together_is_said_on_all_of_them(hosts, tmp_path):
     ]
     outputs = [launcher.communicate(timeout=120)[0] for launcher in short]
     assert [launcher.returncode for launcher in short] == [2, 2]
-    assert "2 of 3 nodes came together within 25 s: no word from rank 2" in outputs[0]
+    assert "2 of 3 nodes came together within 45 s: no word from rank 2" in outputs[0]
     outputs = [launcher.communicate(timeout=90)[0] for launcher in broken]
     assert [launcher.returncode for launcher in broken] == [2, 2]
     for output in outputs:
