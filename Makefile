@@ -35,7 +35,7 @@ test-fast: venv
 test-long: venv
 	$(BIN)/python -m pytest -m long --durations=30 $(PARALLEL)
 
-# All tests on a Slurm cluster of two hosts on this machine: root on Debian, where the first line installs what is missing.
+# All tests on a Slurm cluster of three hosts on this machine: root on Debian, where the first line installs what is missing.
 test-cluster: venv
 	tests/slurm/install.sh
 	$(BIN)/python -m pytest tests/slurm -m slurm

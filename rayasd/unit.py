@@ -58,7 +58,7 @@ class RunDirectory:
         return self.root / "lock.json"
 
     def part_lock(self, machine: str) -> Path:
-        """Lock of a machine's part of the run: its driver (JSON)."""
+        """Lock of a machine's part of the run, or of a share of it (2of5): its driver (JSON)."""
         return self.root / f"lock-{machine}.json"
 
     def part_locks(self) -> list[Path]:

@@ -3,8 +3,9 @@
 #SBATCH --nodes=1 --ntasks=1
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 # A sweep without a cluster, where many small jobs start sooner than one large one: a job that decodes and writes the
-# plan, then one array task per machine type, all into the same run directory, then a report of whatever came of them.
-# Networks of all machine types together (exposure.scope = "all") are trained by a task of their own before the array.
+# plan, then an array task for each machine type, variant and seed, all into the same run directory, then a report of
+# whatever came of them. Where these are more than RAYASD_TASKS (100), a task does several. Networks of all machine types
+# together (exposure.scope = "all") are trained by a task of their own before the array.
 # Run it on a login node; words before -- are sbatch's, for each task:
 #
 #   slurm/array.sh --cpus-per-task=8 --mem=32G --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night
@@ -24,10 +25,10 @@ case ${RAYASD_PART:-} in
 "")
     divide "$@"
     plan=$("${rayasd[@]}" sweep "${words[@]}" --dry-run) || exit
-    RAYASD_MACHINES=$(sed -n 's/^machines: //p' <<<"$plan")
-    IFS=, read -ra names <<<"$RAYASD_MACHINES"
-    [ ${#names[@]} -gt 0 ] || { echo "$0: rayasd sweep --dry-run names no machines" >&2; exit 1; }
-    export RAYASD_MACHINES RAYASD_HERE=$here
+    shares=$(sed -n 's/^shares: //p' <<<"$plan")
+    count=${shares%% *} most=${RAYASD_TASKS:-100}
+    [ "${count:-0}" -gt 0 ] 2>/dev/null || { echo "$0: rayasd sweep --dry-run names no shares" >&2; exit 1; }
+    export RAYASD_TASKS=$((count < most ? count : most)) RAYASD_HERE=$here
     leave_out_gpus "${options[@]}"
     batch() { RAYASD_PART=$1 sbatch --parsable "${@:2}" --export=ALL "$0" "${words[@]}"; }
     small() ( # a job without GPUs
@@ -36,21 +37,18 @@ case ${RAYASD_PART:-} in
     )
     plan_job=$(small plan) || exit
     after=afterok:$plan_job
-    tasks() { batch machine --output="rayasd-%A-%a.log" "${options[@]}" --array="0-$1" --dependency="$after" --kill-on-invalid-dep=yes; }
-    if [ "${names[0]}" = shared ]; then
-        shared_job=$(RAYASD_MACHINES=shared tasks 0) || exit
-        after=$after,afterany:$shared_job RAYASD_MACHINES=${RAYASD_MACHINES#shared,}
-        names=("${names[@]:1}")
+    tasks() { batch "$1" --output="rayasd-%A-%a.log" "${options[@]}" --array="1-$2" --dependency="$after" --kill-on-invalid-dep=yes; }
+    if [ "$count" != "$shares" ]; then
+        shared_job=$(tasks shared 1) || exit
+        after=$after,afterany:$shared_job
     fi
-    machine_jobs=$(tasks $((${#names[@]} - 1))) || exit
-    report_job=$(small report --dependency="afterany:$machine_jobs") || exit
-    echo "plan $plan_job, ${shared_job:+shared network $shared_job, }${#names[@]} machines $machine_jobs, report $report_job"
+    share_jobs=$(tasks share "$RAYASD_TASKS") || exit
+    report_job=$(small report --dependency="afterany:$share_jobs") || exit
+    echo "plan $plan_job, ${shared_job:+shared network $shared_job, }$RAYASD_TASKS tasks $share_jobs, report $report_job"
     ;;
 plan) "${rayasd[@]}" sweep "$@" --set-up-only ;;
-machine)
-    IFS=, read -ra names <<<"$RAYASD_MACHINES"
-    run "${rayasd[@]}" sweep "$@" --executor local --only "${names[$SLURM_ARRAY_TASK_ID]}"
-    ;;
+shared) run "${rayasd[@]}" sweep "$@" --executor local --only shared ;;
+share) run "${rayasd[@]}" sweep "$@" --executor local --only "$SLURM_ARRAY_TASK_ID/$RAYASD_TASKS" ;;
 report)
     folder=runs/default
     while [ $# -gt 0 ]; do

@@ -79,6 +79,14 @@ run() {
     return "$code"
 }
 
+# Print the path of the job's log.
+log_of_job() {
+    local path
+    path=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *StdOut=//p' | head -1)
+    [ -w "$path" ] || path=/dev/stdout
+    echo "$path"
+}
+
 # Run words on a node. Exit code 76: the head's host is lost, and perhaps the batch script with it. With --no-kill, Slurm
 # would leave the job running without anything that runs, so this node puts it back in the queue.
 on_node() {
@@ -88,7 +96,8 @@ on_node() {
     trap 'kill -TERM "$launcher"' TERM
     wait "$launcher" || code=$?
     while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done # a trapped signal ends wait early
-    [ "$code" -ne 76 ] || requeue "the head is lost"
+    # srun, which hands on what is printed here, ended with the head's host: the log itself is written to
+    [ "$code" -ne 76 ] || requeue "the head is lost" >>"$(log_of_job)" 2>&1
     return "$code"
 }
 

@@ -18,6 +18,10 @@ here=${RAYASD_HERE:-$(dirname "$(readlink -f "${script:-$0}")")}
 [ -n "${SLURM_JOB_ID:-}" ] || submit embed "$@"
 prepare
 
-for stage in embed detect; do
-    run_on_nodes "$stage" "$@" || exit
-done
+# Where nothing is missing, the command only ranks, and needs no Ray.
+done='"waiting": 0, "running": 0, "failed": 0, "blocked": 0'
+if "${rayasd[@]}" status "$1" --format json | grep -q "$done"; then
+    "${rayasd[@]}" embed "$@" --detect
+else
+    run_on_nodes embed "$@" --detect
+fi

@@ -12,12 +12,13 @@ from rayasd.cli.display import plain_table
 from rayasd.errors import UserError
 from rayasd.host import usable_cpus
 from rayasd.nested import bounded, build
-from rayasd.stages import EMBED, STAGES, NumClips, StageName, stages_of
+from rayasd.stages import ALL_MACHINES, EMBED, STAGES, NumClips, StageName, stages_of
 from rayasd.study.execution import Execution
 from rayasd.study.study import Study
 from rayasd.sweep.driver import check_request
 from rayasd.sweep.executors import Request, Resources
 from rayasd.sweep.forecast import least_seconds, measured_speeds
+from rayasd.sweep.plan import lines
 from rayasd.sweep.store import RunStore
 from rayasd.unit import UnitSpec
 from rayasd.wording import counted, elapsed, size
@@ -101,8 +102,9 @@ class DryRun:
         console.print(table)
         dimensions = [f"{counted(len(names), what[:-1])} ({_listed(names)})" for what, names in vars(plan).items()]
         console.print(Text(f"{' x '.join(dimensions)}: {counted(len(units), 'unit')}"))
-        if not console.file.isatty():  # for scripts, with no name left out: slurm/array.sh
-            console.print(Text(f"machines: {','.join(plan.parts(self.study.config))}"), soft_wrap=True)
+        if not console.file.isatty():  # for slurm/array.sh
+            shared = " and all machines together" * any(unit.machine == ALL_MACHINES for unit in units)
+            console.print(Text(f"shares: {len(lines(units))}{shared}"))
         console.print(Text(f"{counted(catalog.table.num_rows, 'clip')} in {catalog.root}"))
         if (told := self.study.year_told) is not None:
             console.print(Text(told))

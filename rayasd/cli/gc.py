@@ -22,14 +22,15 @@ def gc(
     """Remove what killed processes left behind.
 
     In RUNS that nobody drives: unfinished files, locks and tokens. In the waveform cache: unfinished files, locks and
-    halves. On this host: your folders of sweeps' and launches' own Rays whose processes are gone. Results are never
-    touched.
+    halves. On this host: your folders of sweeps' and launches' own Rays whose processes are gone. In the current
+    folder: launch-JOB of jobs that were killed. Results are never touched.
 
     \b
         rayasd gc --dry-run runs/*
         rayasd gc runs/night --older-than 24
         rayasd gc --unused-for 30
     """
+    from rayasd.cluster import meeting
     from rayasd.cluster.folder import abandoned, root_of_own
     from rayasd.errors import UserError
     from rayasd.study.choices import cache_folder
@@ -56,6 +57,10 @@ def gc(
             leftovers.Leftover(folder, num_bytes, "folder of a Ray of ours that is gone")
             for root in roots
             for folder, num_bytes in abandoned(root, hours)
+        ),
+        *(
+            leftovers.Leftover(folder, 0, "meeting of a launch that is gone")
+            for folder in meeting.abandoned(Path.cwd(), hours)
         ),
     ]
     removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)

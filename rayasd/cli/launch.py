@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import TEMP_DIR
+from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -19,8 +19,11 @@ from rayasd.cli.options import TEMP_DIR
 @click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
               help="Seconds to wait for all nodes.")  # fmt: skip
+@click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Go on with so many nodes if others do not come.")  # fmt: skip
 @click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
               help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
+@DASHBOARD_HOST
 @TEMP_DIR
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
@@ -28,6 +31,8 @@ def launch(
     folder: Path,
     temp_root: Path,
     wait_seconds: float,
+    min_nodes: int,
+    dashboard_host: str,
     **place: Any,
 ) -> None:
     """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
@@ -44,4 +49,5 @@ def launch(
 
     placement = find_placement(os.environ, **place)
     folder, temp_root = folder.absolute(), temp_root.absolute()
-    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root, wait_seconds=wait_seconds))
+    raise SystemExit(run(placement, command, os.environ, folder=folder, temp_root=temp_root,
+                         wait_seconds=wait_seconds, min_nodes=min_nodes, dashboard_host=dashboard_host))  # fmt: skip

@@ -1,5 +1,6 @@
 """The ``rayasd`` command group, and how errors and interruptions become exit codes."""
 
+import os
 import signal
 import sys
 import traceback
@@ -9,6 +10,7 @@ import click
 
 from rayasd import __version__
 from rayasd.cli.compare import compare, leaderboard
+from rayasd.cli.dashboard import dashboard
 from rayasd.cli.data import data
 from rayasd.cli.doctor import doctor
 from rayasd.cli.export import export
@@ -51,8 +53,8 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (data, sweep, train, embed, detect, status, stop, track, report, leaderboard, compare, score, pack,
-                recalibrate, export, settings, launch, submit, doctor, gc):  # fmt: skip
+for command in (data, sweep, train, embed, detect, status, stop, dashboard, track, report, leaderboard, compare, score,
+                pack, recalibrate, export, settings, launch, submit, doctor, gc):  # fmt: skip
     cli.add_command(command)
 
 
@@ -67,6 +69,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)
     try:
+        if folder := os.environ.pop("RAYASD_FOLDER", ""):  # of a job that rayasd submit has sent
+            os.chdir(folder)
+            sys.path[0] = folder
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()

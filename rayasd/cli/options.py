@@ -29,6 +29,10 @@ PART = click.option(
 ADDRESS = click.option(
     "--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True, help="Address of a running Ray cluster."
 )
+DASHBOARD_HOST = click.option(
+    "--dashboard-host", default=Execution.dashboard_host, show_default=True, metavar="HOST",
+    help="Address on which Ray's dashboard listens, if this starts Ray; 0.0.0.0: all of the host.",
+)  # fmt: skip
 TEMP_DIR = click.option(
     "--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
     envvar="RAYASD_TMP", show_envvar=True, show_default=True,
@@ -56,6 +60,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      show_default=True,
                      help="A Ray cluster (by --address, else one of this host's own), plain processes, or MPI ranks."),
         ADDRESS,
+        DASHBOARD_HOST,
         click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=Execution.cpus_per_unit,
                      show_default=True, help="CPU cores of one unit, and its threads."),
         click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,

@@ -81,6 +81,7 @@ def stop(run: Path, wait_seconds: float) -> None:
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
     from rayasd.sweep.states import State, read_progress, survey
+    from rayasd.sweep.store import dashboards
 
     specs = store.specs()
     holders = store.holders()
@@ -95,6 +96,7 @@ def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
         "states": {state.value: sweep.count(state) for state in State},
         "running": [{"unit": str(unit), **progress} for unit, progress in read_progress(store.paths, sweep).items()],
         "failed": [{"unit": str(unit), "reason": sweep.reasons[unit]} for unit in sweep.units(State.FAILED)],
+        "dashboards": dashboards(holders, events),
         "last_event": events[-1] if events else None,
     }
     return state, sweep
@@ -112,6 +114,8 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
         who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         quiet = f", silent for {holder['silent']:.0f} s" if holder["silent"] > GONE_SECONDS else ""
         console.print(Text(f"{state['run']}: driven by {who}{quiet}"), soft_wrap=True)
+    for place in state["dashboards"]:
+        console.print(Text(f"dashboard {place['address']}; rayasd dashboard tells how to reach it"), soft_wrap=True)
     if not state["holders"]:
         console.print(Text(f"{state['run']}: nobody works on it"), soft_wrap=True)
     if running := sweep.units(State.RUNNING):

@@ -44,6 +44,7 @@ def submit(
     if command and isinstance(known, click.Group) and command[0] not in (*known.commands, "--debug"):
         raise unknown("command", command[0], known.commands)
     from rayasd.cluster import submit as jobs
+    from rayasd.cluster.job import FOLDER, name_of
 
     with jobs.connected(address, token_file) as client:
         if list_jobs:
@@ -56,11 +57,12 @@ def submit(
             client.stop_job(stop)
             click.echo(f"job {stop}: {str(jobs.end_of(client, stop, 2 * jobs.STOP_SECONDS).status).lower()}")
         else:
+            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS), FOLDER: str(folder.absolute())}
             job_id = follow or client.submit_job(
-                entrypoint=f"cd {shlex.quote(str(folder.absolute()))} && "
-                f"exec {shlex.join([python, '-m', 'rayasd', *command])}",
+                entrypoint=shlex.join([python, "-m", "rayasd", *command]),
                 submission_id=job_id,
-                runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS)}},
+                runtime_env={"env_vars": variables},
+                metadata={"job_name": name_of(command)},
             )
             if no_wait and not follow:
                 click.echo(job_id)

@@ -1,5 +1,6 @@
 """``rayasd sweep`` and the commands that run one stage of a run: train, embed, detect."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 @click.option(
     "--set-up-only", is_flag=True, help="Decode and write the plan only; train, embed and detect do the rest."
 )
-@click.option("--only", metavar="MACHINES",
-              help="Work on these machines only, in a run that is set up; other processes do the others.")  # fmt: skip
+@click.option("--only", metavar="MACHINES|K/N",
+              help="Work on these machines, or the K-th of N shares, of a run that is set up.")  # fmt: skip
 @execution_options
 def sweep(**options: Any) -> None:
     """From recordings to a leaderboard: train, embed, detect, rank.
@@ -107,6 +108,10 @@ def _run(study: "Study", execution: Execution, screen: "Screen", **what: Any) ->
     try:
         return screen.exit_code(study.run(execution, watcher=screen, **what))
     except RunStopped:  # which the screen has shown
+        if "RAY_ADDRESS" in os.environ:
+            from rayasd.cluster.job import leave_stopped
+
+            leave_stopped()
         return EXIT_STOPPED
 
 
@@ -127,22 +132,25 @@ def _stage_command(stage: "StageName", text: str, example: str) -> click.Command
     @execution_options
     def command(run: Path, machines: str, **options: Any) -> None:
         execution = chosen_execution(options)
+        stages: list[StageName] = [stage, "detect"] if options.get("detect") else [stage]
         only = None if machines == "all" else machines
-        raise SystemExit(_on_rank_0(execution, lambda: _run_stage(run, stage, only, execution)))
+        raise SystemExit(_on_rank_0(execution, lambda: _run_stages(run, stages, only, execution)))
 
     return command
 
 
-def _run_stage(run: Path, stage: "StageName", only: str | None, execution: Execution) -> int:
+def _run_stages(run: Path, stages: "Sequence[StageName]", only: str | None, execution: Execution) -> int:
     from rayasd.cli.display import wide_console
     from rayasd.cli.screen import Screen
     from rayasd.study.study import Study
 
-    return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=(stage,), only=only)
+    return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=stages, only=only)
 
 
 train = _stage_command("train", "Train missing networks of RUN.", "--machines fan,pump")
-embed = _stage_command("embed", "Compute missing embeddings of RUN. Its networks must be trained.", "--executor local")
+embed = click.option("--detect", is_flag=True, help="Then fit and apply missing inlier models, too.")(
+    _stage_command("embed", "Compute missing embeddings of RUN. Its networks must be trained.", "--executor local")
+)
 detect = _stage_command(
     "detect", "Fit and apply missing inlier models of RUN. Its embeddings must be complete.", "--retry-failed"
 )

@@ -1,5 +1,6 @@
 """One node's Ray: the command that starts it, its ports, and the end of exactly the processes that it started."""
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from rayasd.cluster import settings
@@ -48,7 +51,11 @@ class RayNode:
     """First of the block."""
     folder: Path
     """Private, with Ray's own files in it: node-local, and the same path on all nodes, as Ray has it."""
+    dashboard_host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    head_address: str | None = None
+    """None: this is the head's."""
 
     @property
     def log(self) -> Path:
@@ -57,8 +64,9 @@ class RayNode:
 
     def start(self, head_address: str | None) -> None:
         """Start Ray: the head where ``head_address`` is None, else a worker of the one there."""
-        command = ray_command(self.placement, self.ports, self.folder, head_address)
-        with self.log.open("wb") as log:
+        self.starts, self.head_address = self.starts + 1, head_address
+        command = ray_command(self.placement, self.ports, self.folder, head_address, self.dashboard_host)
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env={**self.environment, **metric_ports(self.ports)}, stdout=log, stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
@@ -68,6 +76,28 @@ class RayNode:
     def ended(self) -> bool:
         """Whether Ray no longer runs."""
         return self.process is not None and self.process.poll() is not None
+
+    def try_again(self) -> bool:
+        """Start Ray once more where it has ended, as it does after 30 s on a busy file system; False: no third time."""
+        if self.starts > 1:
+            return False
+        print(f"{self.last_words()}; tried once more", file=sys.stderr, flush=True)
+        self._kill()
+        self.start(self.head_address)
+        return True
+
+    def alive(self, token: str) -> list[str]:
+        """Return the addresses of the nodes that the head's Ray has, by its dashboard; none before that answers."""
+        host = self.dashboard_host.replace("0.0.0.0", "127.0.0.1")
+        dashboard = HTTPConnection(host, self.ports + _NAMED_PORTS.index("dashboard-port"), timeout=5)
+        try:  # not by a driver, which takes 5 s to start
+            dashboard.request("GET", "/api/v0/nodes", headers={"Authorization": f"Bearer {token}"})
+            nodes = json.load(dashboard.getresponse())["data"]["result"]["result"]
+            return [node["node_ip"] for node in nodes if node["state"] == "ALIVE"]
+        except (OSError, HTTPException, ValueError, LookupError, TypeError):
+            return []
+        finally:
+            dashboard.close()
 
     def last_words(self) -> str:
         """Say how Ray ended, with the last line that it said."""
@@ -83,8 +113,7 @@ class RayNode:
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
-                self.process.wait()
+                self._kill()
         if keep_logs is not None:
             logs = [self.log, *self.folder.glob(f"{RAYS}/session_latest/logs/*.*")]
             keep_logs.mkdir(parents=True, exist_ok=True)
@@ -93,8 +122,16 @@ class RayNode:
                     shutil.copy(log, keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _kill(self) -> None:
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
+        self.process.wait()
 
-def ray_command(placement: Placement, ports: int, folder: Path, head_address: str | None) -> list[str]:
+
+def ray_command(
+    placement: Placement, ports: int, folder: Path, head_address: str | None, dashboard_host: str = "127.0.0.1"
+) -> list[str]:
     """Return the words of ``ray start`` for one node. All that Ray would guess is said: it guesses for a whole host."""
     head = head_address is None
     options = {
@@ -109,7 +146,7 @@ def ray_command(placement: Placement, ports: int, folder: Path, head_address: st
         if head or name not in _HEAD_ONLY:
             options[name] = ports + i
     if head:
-        options |= {"include-dashboard": "true", "dashboard-host": "127.0.0.1", "temp-dir": str(folder / RAYS)}
+        options |= {"include-dashboard": "true", "dashboard-host": dashboard_host, "temp-dir": str(folder / RAYS)}
     else:
         options |= {"address": str(head_address)}
     words = [f"--{name}={value}" for name, value in options.items()]

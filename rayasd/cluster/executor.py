@@ -8,11 +8,13 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rayasd.cluster.folder import RAYS, private_folder, root_of_own
+from rayasd.cluster.job import described
 from rayasd.cluster.nodes import check_nodes
 from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
 from rayasd.errors import Interrupted, UserError
@@ -35,7 +37,23 @@ _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may
 class RayExecutor:
     """Drives a Ray cluster: a standing one by address, else one of this host's own that ends with the driver."""
 
-    def __init__(self, address: str | None, token_file: Path, num_cpus: int | None = None) -> None:
+    def __init__(
+        self, address: str | None, token_file: Path, num_cpus: int | None = None, *, name: str = "rayasd",
+        dashboard_host: str = "127.0.0.1",
+    ) -> None:  # fmt: skip
+        """Connect, or start a Ray of our own.
+
+        Args:
+            address: HOST:PORT; None: as the environment says, else our own.
+            token_file: for the secret of our own.
+            num_cpus: of our own; default: all that we may use.
+            name: of the job in Ray's list.
+            dashboard_host: on which the dashboard of our own listens.
+
+        Raises:
+            UserError: nobody answers, Ray does not start, or a node has other software.
+
+        """
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host
         self._token = _authenticate(token_file) if own else None
@@ -43,19 +61,22 @@ class RayExecutor:
         if self._folder is not None:
             atexit.register(shutil.rmtree, self._folder, ignore_errors=True)  # if interrupted before close
             os.environ.update(SETTINGS)  # workers of our own cluster inherit it
-            context = join(
-                address, "a Ray on this host", namespace="rayasd", num_cpus=num_cpus or usable_cpus(),
-                object_store_memory=OBJECT_STORE_BYTES, include_dashboard=True, dashboard_host="127.0.0.1",
-                _temp_dir=str(self._folder / RAYS),
-            )  # fmt: skip
+            where = "a Ray on this host"
+            options: dict[str, Any] = {
+                "num_cpus": num_cpus or usable_cpus(), "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": True, "dashboard_host": dashboard_host, "_temp_dir": str(self._folder / RAYS),
+            }  # fmt: skip
         else:
-            where = f"the Ray cluster at {address}"
-            context = join(address, where, namespace="rayasd", runtime_env={"env_vars": NO_GPU_NO_SIGHT})
+            where, options = f"the Ray cluster at {address}", {"runtime_env": {"env_vars": NO_GPU_NO_SIGHT}}
+        with described(name):
+            context = join(address, where, namespace="rayasd", **options)
         import ray
 
         self._ray = ray
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
-        self._dashboard = _dashboard_line(context.dashboard_url)
+        self._job = name
+        self.dashboard = _dashboard(context.dashboard_url)
+        """Address, the command of the tunnel to it, and the file with its token, as far as there are any."""
         head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._head = head.strip("[]"), int(port)
         self._sees_head = not own and not address.startswith("ray://")  # whose client has a port of its own
@@ -68,7 +89,7 @@ class RayExecutor:
         """Actors without a unit, kept since a new one takes seconds. On a cluster that others use too, they hold their
         CPUs until we need these; on our own they hold none, since the driver counts."""
         # Retries are the driver's alone: Ray would repeat a task killed for memory without end.
-        self._task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(do_unit)
+        self._task = ray.remote(max_retries=0, scheduling_strategy="SPREAD")(_do)
         self._actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(InlierModels)
         self._look_at_nodes()
         try:
@@ -101,14 +122,14 @@ class RayExecutor:
         total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
         nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
         metrics = [] if self._folder is None else [f"Prometheus finds metrics by {self._folder / RAYS / _METRICS}"]
-        return [f"{self._where}: {total}{nodes}", *self._dashboard, *metrics, *self._odd]
+        return [f"{self._where}: {total}{nodes}", *_dashboard_line(self.dashboard), *metrics, *self._odd]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
         actor = None
         if not STAGES[spec.unit.stage].uses_torch:  # starts at once, in a process that has started before
             cpus = 0 if self._own else resources.cpus
-            actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=cpus).remote()
+            actor = self._idle.pop() if self._idle else self._actor.options(num_cpus=cpus).remote(self._job)
             reference = actor.detect.options(name=self.name(spec.unit)).remote(spec)
         else:
             self._make_room(resources)
@@ -217,9 +238,28 @@ class RayExecutor:
 class InlierModels:
     """Actor that fits and applies the inlier models of one unit after another."""
 
+    def __init__(self, job: str) -> None:
+        self.job = job
+
+    def __repr__(self) -> str:
+        """Name it for the dashboard."""
+        return f"inlier models, {self.job}"
+
     def detect(self, spec: UnitSpec) -> Outcome:
         """Do a detect unit."""
-        return do_unit(spec)
+        return _do(spec)
+
+
+def _do(spec: UnitSpec) -> Outcome:
+    """Do a unit; its worker's title in the dashboard's list of nodes, and in ps and top, says how far it is."""
+    return do_unit(spec, show=_entitle)
+
+
+def _entitle(text: str) -> None:
+    with suppress(Exception):  # Ray's own function, since it sets the title of a task; nothing depends on it
+        from ray._raylet import setproctitle  # type: ignore[attr-defined]
+
+        setproctitle(f"ray::{text}")
 
 
 def _kill_worker(host: str, pid: int) -> None:
@@ -229,16 +269,25 @@ def _kill_worker(host: str, pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _dashboard_line(url: str | None) -> list[str]:
-    """Return where the dashboard is, and how to see it from another host."""
+def _dashboard(url: str | None) -> dict[str, str]:
+    """Describe where the dashboard is, and how to see it from another host."""
     if not url:
-        return []
+        return {}
     host, _, port = url.rpartition(":")
-    line = f"dashboard http://{url}"
+    found = {"address": f"http://{url}"}
     if host in ("127.0.0.1", "localhost"):
-        line += f", from elsewhere by ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return [f"{line}; its token is in {token}" if token else line]
+        found["tunnel"] = f"ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
+    if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        found["token"] = token
+    return found
+
+
+def _dashboard_line(found: Mapping[str, str]) -> list[str]:
+    if not found:
+        return []
+    line = f"dashboard {found['address']}"
+    line += f", from elsewhere by {found['tunnel']}" if "tunnel" in found else ""
+    return [f"{line}; its token is in {found['token']}" if "token" in found else line]
 
 
 def _authenticate(token_file: Path) -> Path | None:

@@ -14,17 +14,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
 from rayasd.cluster.folder import private_folder
+from rayasd.cluster.job import Command
+from rayasd.cluster.meeting import Meeting, leave_mark, read
 from rayasd.cluster.placement import Placement
 from rayasd.cluster.settings import write_token
-from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, one_line
-from rayasd.files import read_record, write_json
+from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
+from rayasd.files import write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
 
 EXIT_HEAD_LOST = 76
@@ -33,54 +34,6 @@ EXIT_HEAD_LOST = 76
 _POLL_SECONDS = 0.5
 _SELDOM_SECONDS = 5.0  # between looks for trouble once all are together: each is a question to the file system
 _LAST_WORD_SECONDS = 20.0  # for the head to say why it ends: a lost one says nothing
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """The folder in which a job's launchers meet; nobody else can read it."""
-
-    folder: Path
-
-    @property
-    def token(self) -> Path:
-        """The job's secret."""
-        return self.folder / "token"
-
-    @property
-    def head(self) -> Path:
-        """Where the head's Ray listens."""
-        return self.folder / "head.json"
-
-    @property
-    def complete(self) -> Path:
-        """File that exists once all nodes have come together."""
-        return self.folder / "complete.json"
-
-    @property
-    def end(self) -> Path:
-        """Exit code of the command."""
-        return self.folder / "end.json"
-
-    def node(self, rank: int) -> Path:
-        """State of a launcher."""
-        return self.folder / f"node-{rank}.json"
-
-    @property
-    def _trouble(self) -> Path:
-        return self.folder / "trouble.json"
-
-    def report(self, trouble: str) -> None:
-        """Tell all launchers what went wrong on this node, unless another node was first: its message is kept."""
-        own = self.folder / f".trouble.{secrets.token_hex(4)}"
-        with suppress(OSError):
-            write_json(own, {"trouble": trouble})
-            os.link(own, self._trouble)  # whole or not at all, and only if there is none
-        with suppress(OSError):
-            own.unlink()
-
-    def trouble(self) -> str | None:
-        """Return what went wrong on some node, if anything did."""
-        return _read(self._trouble).get("trouble")
 
 
 class Interruption(Exception):  # noqa: N818 - no error
@@ -95,6 +48,8 @@ def launch(
     folder: Path,
     temp_root: Path,
     wait_seconds: float,
+    min_nodes: int = 1,
+    dashboard_host: str = "127.0.0.1",
 ) -> int:
     """Do this node's part; returns the exit code of the command, 75 when a signal ended it, 76 for a lost head, or 1.
 
@@ -105,9 +60,11 @@ def launch(
         folder: seen by all nodes.
         temp_root: on each node, for Ray's own files.
         wait_seconds: for the other nodes.
+        min_nodes: go on with so many where others' Rays do not start, or do not come in time.
+        dashboard_host: address on which the head's dashboard listens.
 
     Raises:
-        UserError: Ray does not start, or the nodes do not come together.
+        UserError: the head's Ray does not start, or too few nodes come together.
 
     """
     meeting = Meeting(folder / f"launch-{placement.job}")
@@ -125,11 +82,13 @@ def launch(
         # A worker waits first: before the head has convened the meeting, nobody can be told of trouble.
         head = None if placement.is_head else _wait_for_head(meeting, wait_seconds, signals)
         ports = free_ports(placement.job, placement.address, placement.rank)
-        node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job))
+        node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job), dashboard_host)
+        mark = secrets.token_hex(8) if head is None else str(head["mark"])
+        leave_mark(node.folder, mark, os.uname().nodename)
         if head is None:
-            code = _head(node, meeting, command, wait_seconds, signals)
+            code = _head(node, meeting, mark, command, wait_seconds, min_nodes, signals)
         else:
-            code = _worker(node, meeting, head, signals)
+            code = _worker(node, meeting, str(head["address"]), signals)
         failed = code not in (0, EXIT_INTERRUPTED, EXIT_STOPPED)
         return code
     except Interruption:
@@ -164,23 +123,31 @@ def _convene(meeting: Meeting) -> None:
     write_token(meeting.token, secrets.token_hex(32))
 
 
-def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds: float, signals: list[int]) -> int:
-    placement = node.placement
+def _head(
+    node: RayNode, meeting: Meeting, mark: str, command: Sequence[str], wait_seconds: float, min_nodes: int,
+    signals: list[int],
+) -> int:  # fmt: skip
     node.start(None)
-    address = f"{placement.address}:{node.ports}"
-    write_json(meeting.head, {"address": address})
-    _wait_for_nodes(node, meeting, address, wait_seconds, signals)
-    write_json(meeting.complete, {})
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "rayasd", *command],
-        env={**node.environment, "RAY_ADDRESS": address},
-        preexec_fn=end_with_parent,
-    )
-    while driver.poll() is None:
-        while signals:  # on SIGUSR1, units save at their epoch's end; on the others, they end at once
-            driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
-        time.sleep(_POLL_SECONDS)
-    code = driver.returncode
+    address = f"{node.placement.address}:{node.ports}"
+    write_json(meeting.head, {"address": address, "mark": mark})
+    run = Command(command, node, address, meeting.complete)
+    driver = run.process
+    try:
+        _wait_for_nodes(node, meeting, driver, wait_seconds, min_nodes, signals)
+        write_json(meeting.complete, {})
+        run.show()
+        looked = 0.0
+        while driver.poll() is None:
+            if time.monotonic() - looked > _SELDOM_SECONDS:
+                looked = time.monotonic()
+                with suppress(OSError):
+                    os.utime(meeting.head)  # for rayasd gc
+            while signals:  # on SIGUSR1, units save at their epoch's end; on the others, they end at once
+                driver.send_signal(signal.SIGUSR1 if signals.pop(0) == signal.SIGUSR1 else signal.SIGTERM)
+            time.sleep(_POLL_SECONDS)
+    finally:
+        run.end()
+    code: int = driver.returncode
     if code < 0:  # killed, for memory or by somebody: all that was finished is kept
         print(f"the driver was ended by {how_it_ended(code)}", file=sys.stderr, flush=True)
         code = EXIT_INTERRUPTED
@@ -188,43 +155,41 @@ def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds:
     return code
 
 
-def _wait_for_nodes(node: RayNode, meeting: Meeting, address: str, wait_seconds: float, signals: list[int]) -> None:
-    """Wait until Ray counts as many nodes as there are launchers.
+def _wait_for_nodes(
+    node: RayNode, meeting: Meeting, driver: "subprocess.Popen[bytes]", wait_seconds: float, min_nodes: int,
+    signals: list[int],
+) -> None:  # fmt: skip
+    """Wait until Ray has as many nodes as there are launchers, or as those whose Ray starts, or the driver fails.
 
     Raises:
-        UserError: Ray or a launcher has failed, or the time is over; says who is missing, or why.
+        UserError: the head's Ray has failed or a node has told of trouble, or too few nodes came; says who is missing.
 
     """
-    size = node.placement.size
-    words = [sys.executable, "-m", "rayasd.cluster.waiting", address, str(size), str(wait_seconds)]
-    said = node.folder / "waiting.log"
-    with said.open("wb") as log, subprocess.Popen(
-        words, env=dict(node.environment), stdout=subprocess.PIPE, stderr=log, preexec_fn=end_with_parent
-    ) as waiting:  # fmt: skip
-        try:
-            while waiting.poll() is None:
-                if node.ended:
-                    raise UserError(node.last_words())
-                if signals:
-                    raise Interruption
-                if trouble := meeting.trouble():
-                    raise UserError(trouble)
-                time.sleep(_POLL_SECONDS)
-        finally:
-            waiting.kill()
-        if waiting.returncode == 0:
-            return
-        assert waiting.stdout is not None
-        count = waiting.stdout.read().decode().strip() or "0"
-    silent = [str(rank) for rank in range(1, size) if not meeting.node(rank).exists()]
-    who = f"no word from rank {', '.join(silent)}" if silent else "all launchers came, but not their Ray"
-    ours = [line for line in said.read_text(errors="replace").splitlines() if line and not line.startswith("[")]
-    if ours and not silent:  # what begins with a bracket is a log of Ray's
-        who += f" ({one_line(ours[-1])})"
-    raise UserError(f"{count} of {size} nodes came together within {wait_seconds:g} s: {who}")
+    size, until, alive = node.placement.size, time.monotonic() + wait_seconds, list[str]()
+    token = meeting.token.read_text()
+    while len(alive) < size and not (alive and len(alive) + meeting.failed(size) >= size):
+        if node.ended and not node.try_again():
+            raise UserError(node.last_words())
+        if signals:
+            raise Interruption
+        if trouble := meeting.trouble():
+            raise UserError(trouble)
+        if driver.poll():
+            return  # wrong options, mostly
+        if time.monotonic() > until:
+            break
+        time.sleep(_POLL_SECONDS)
+        alive = node.alive(token)
+    if len(alive) == size:
+        return
+    missing = "; ".join(meeting.missing(size, set(alive)))
+    if len(alive) < max(1, min_nodes):
+        within = f" within {wait_seconds:g} s" if time.monotonic() > until else ""
+        raise UserError(f"{len(alive)} of {size} nodes came together{within}: {missing}")
+    print(f"{len(alive)} of {size} nodes came, and the job goes on with these: {missing}", file=sys.stderr, flush=True)
 
 
-def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> str:
+def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> Mapping[str, Any]:
     """Wait until the head says where its Ray listens.
 
     Raises:
@@ -232,21 +197,21 @@ def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) ->
 
     """
     until = time.monotonic() + wait_seconds
-    while not (head := _read(meeting.head)):
+    while not (head := read(meeting.head)):
         if signals:
             raise Interruption
         if time.monotonic() > until:
             raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
         time.sleep(_POLL_SECONDS)
-    return str(head["address"])
+    return head
 
 
 def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> int:
-    mine = meeting.node(node.placement.rank)
-    write_json(mine, {"host": os.uname().nodename, "address": node.placement.address})
+    mine, host = meeting.node(node.placement.rank), os.uname().nodename
+    write_json(mine, {"host": host, "address": node.placement.address})
     node.start(head)
     ended_at = asked_at = None
-    look_at, together = 0.0, False
+    look_at, together, failed = 0.0, False, False
     try:
         while True:
             # a signal goes to all nodes: the head ends the driver first, then us; but somebody may mean us alone
@@ -264,13 +229,17 @@ def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> i
                 raise Interruption
             if node.ended:  # Ray leaves, too, when it has lost the head's
                 ended_at = ended_at or time.monotonic()
-                host, _, port = head.rpartition(":")
-                if not why_silent(host, int(port)):
-                    if not together:
-                        raise UserError(node.last_words())
-                    print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
-                    return 0
-                if time.monotonic() - ended_at > _LAST_WORD_SECONDS:
+                heads, _, port = head.rpartition(":")
+                if not why_silent(heads, int(port)):
+                    if together:
+                        print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
+                        return 0
+                    if node.try_again():
+                        ended_at = None
+                    elif not failed:  # the head says whether the others are enough
+                        failed = True
+                        write_json(mine, {"host": host, "failed": node.last_words()})
+                elif time.monotonic() - ended_at > _LAST_WORD_SECONDS:
                     print(f"the head at {head} is lost: {node.last_words()}", file=sys.stderr, flush=True)
                     return EXIT_HEAD_LOST
             time.sleep(_POLL_SECONDS)
@@ -285,7 +254,7 @@ def _wait_for_others(meeting: Meeting, placement: Placement) -> None:
         write_json(meeting.end, {"code": 1})
     until = time.monotonic() + _LAST_WORD_SECONDS
     came = [rank for rank in range(1, placement.size) if meeting.node(rank).exists()]
-    while time.monotonic() < until and any("left" not in _read(meeting.node(rank)) for rank in came):
+    while time.monotonic() < until and any("left" not in read(meeting.node(rank)) for rank in came):
         time.sleep(_POLL_SECONDS / 5)
 
 
@@ -304,9 +273,3 @@ def _catch_signals(placement: Placement) -> list[int]:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, note)
     return caught
-
-
-def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError):  # a shared file system may fail for a moment: asked again soon
-        return read_record(path)
-    return {}

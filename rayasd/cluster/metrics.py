@@ -1,10 +1,15 @@
 """A sweep's progress as Ray metrics, for whoever scrapes the cluster's Prometheus ports."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
+from rayasd.cluster.job import tell
 from rayasd.sweep.executors import Counts, Reported
+from rayasd.sweep.worker import how_far
 from rayasd.unit import Unit
+
+_TOLD = 100  # running units in a job's message
 
 
 class Metrics:
@@ -26,7 +31,12 @@ class Metrics:
         self._seen: set[Unit] = set()
 
     def publish(self, counts: Counts, progress: Reported) -> None:
-        """Set all gauges; a unit that no longer runs has the speed 0."""
+        """Set all gauges, and the job's message; a unit that no longer runs has the speed 0."""
+        states = Counter[str]()
+        for (_, state), count in counts.items():
+            states[state] += count
+        told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        tell("\n".join([told, *(how_far(unit, record) for unit, record in [*progress.items()][:_TOLD])]))
         for (stage, state), count in counts.items():
             self._states.set(count, {"run": self._run, "stage": stage, "state": state})
         for unit in self._seen - progress.keys():

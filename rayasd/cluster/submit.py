@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rayasd.errors import EXIT_INTERRUPTED, UserError
+from rayasd.errors import EXIT_STOPPED, UserError
 from rayasd.host import why_silent
 
 STOP_SECONDS = 30
@@ -50,7 +50,7 @@ def connected(address: str, token_file: Path | None = None) -> Iterator[Any]:
 
 
 def follow(client: Any, job_id: str, write: Callable[[str], object]) -> int:
-    """Write a job's output until it ends; returns its exit code, 75 if it was stopped."""
+    """Write a job's output until it ends; returns its exit code, 77 if it was stopped."""
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job_id):
@@ -60,7 +60,7 @@ def follow(client: Any, job_id: str, write: Callable[[str], object]) -> int:
     asyncio.run(tail())
     job = end_of(client, job_id)
     if job.status == "STOPPED":
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     if job.driver_exit_code is None:  # it never ran, or its node was lost
         write(f"{job.message}\n")
         return int(job.status != "SUCCEEDED")

@@ -117,7 +117,8 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
             where = executor.describe()
             for line in where:
                 watcher.say(line)
-            store.record("sweep started", waiting=sweep.count(State.WAITING), executor=where[0])
+            shown = getattr(executor, "dashboard", {})
+            store.record("sweep started", waiting=sweep.count(State.WAITING), executor=where[0], dashboard=shown)
             costs = {unit: spec.work(clips) for unit, spec in sweep.specs.items()}
             left = drive(sweep, store, executor, request, max_tries=how.max_tries, fail_fast=how.fail_fast,
                          hang_seconds=how.hang_seconds, costs=costs, on_change=on_change)  # fmt: skip
@@ -214,7 +215,8 @@ def _start(how: Execution, store: RunStore) -> "tuple[Executor, Metrics | None]"
     from rayasd.cluster.executor import RayExecutor
     from rayasd.cluster.metrics import Metrics
 
-    executor = RayExecutor(how.address, store.token_file)
+    name = f"sweep {store.paths.root}"
+    executor = RayExecutor(how.address, store.token_file, name=name, dashboard_host=how.dashboard_host)
     return executor, Metrics(store.paths.root.name, executor.name)
 
 

@@ -24,6 +24,8 @@ class Execution:
     """A Ray cluster, plain processes of this host, or the ranks of an MPI job."""
     address: str | None = None
     """HOST:PORT of a standing Ray cluster; default $RAY_ADDRESS, else a Ray of this host's own."""
+    dashboard_host: str = "127.0.0.1"
+    """Address on which the dashboard of this host's own Ray listens; its token is asked for everywhere."""
     cpus_per_unit: float = 1.0
     """CPU cores of one unit, and its threads."""
     gpus_per_unit: float | None = None

@@ -24,7 +24,7 @@ from rayasd.study.driving import check_execution, complete
 from rayasd.study.execution import Execution, ExecutorName
 from rayasd.study.watcher import Watcher
 from rayasd.sweep.checks import check_data, check_extractors, check_space, check_variants, check_what_is_left
-from rayasd.sweep.plan import Plan, check_asked
+from rayasd.sweep.plan import Plan, check_asked, share
 from rayasd.sweep.states import Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
@@ -188,7 +188,8 @@ class Study:
             executor: where they run: instead of what ``execution`` names. "mpi": on the ranks of a script that mpirun
                 starts, which all call this; rank 0 drives.
             stages: do these alone; what they build on must be done.
-            only: do these machines alone, of a run that is set up; others may do the rest at the same time.
+            only: do these machines alone, or with "2/5" the second of five shares, of a run that is set up; others may
+                do the rest at the same time.
             accept_changes: go on in a run of another configuration or other data; redo what that changes.
             watcher: gets lines, states and the report on the way.
 
@@ -225,16 +226,20 @@ class Study:
         check_execution(how)
         units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
-        part = choose("machine", machines if only is None else only, machines)
-        is_whole = only is None or (self._is_opened and set(part) >= set(machines) - {ALL_MACHINES})
-        if self._is_opened:
-            check_asked(units, stages, part)
+        if isinstance(only, str) and "/" in only:
+            mine, is_whole = share(units, only), False
+            part: tuple[str, ...] = (only.replace("/", "of"),)
+        else:
+            part = choose("machine", machines if only is None else only, machines)
+            mine = [unit for unit in units if unit.machine in part]
+            is_whole = only is None or (self._is_opened and set(part) >= set(machines) - {ALL_MACHINES})
+            if self._is_opened:
+                check_asked(units, stages, part)
         store = self.store if is_whole else RunStore(self.store.paths.root, part)
         with store.held():
             if not self._is_opened:
                 self._set_up(store, how.cache, accept_changes, watcher)
-            asked = [unit for unit in units if unit.machine in part and unit.stage in stages]
-            return complete(store, asked, how, watcher)
+            return complete(store, [unit for unit in mine if unit.stage in stages], how, watcher)
 
     @cached_property
     def _weights(self) -> dict[str, str]:

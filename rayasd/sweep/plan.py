@@ -29,15 +29,32 @@ class Plan:
         ]
         return list(dict.fromkeys(units))
 
-    def parts(self, config: Config) -> list[str]:
-        """Name the parts that several drivers may share out: ``ALL_MACHINES``, if it has units, and the machines."""
-        shared = any(unit.machine == ALL_MACHINES for unit in self.units(config))
-        return [ALL_MACHINES, *self.machines] if shared else list(self.machines)
-
 
 def all_units(plans: Sequence[Plan], config: Config) -> list[Unit]:
     """List the units of several plans of one run, each once."""
     return list(dict.fromkeys(unit for plan in plans for unit in plan.units(config)))
+
+
+def share(units: Sequence[Unit], text: str) -> list[Unit]:
+    """Take a share of a plan's units: "2/5" is the second of five. Those of all machines together are in none.
+
+    Units of one machine, variant and seed stay together; neighbours in the plan go to different shares.
+
+    Raises:
+        UserError: the text names no share.
+
+    """
+    place, _, count = text.partition("/")
+    if not (place.isdecimal() and count.isdecimal() and 1 <= int(place) <= int(count)):
+        raise UserError(f"--only {text}: give machines, or K/N for the K-th of N shares, from 1/N to N/N")
+    mine = set(lines(units)[int(place) - 1 :: int(count)])
+    return [unit for unit in units if (unit.machine, unit.variant, unit.seed) in mine]
+
+
+def lines(units: Sequence[Unit]) -> list[tuple[str, str, int]]:
+    """List machine, variant and seed of the units, each once, without those of all machines together."""
+    found = ((unit.machine, unit.variant, unit.seed) for unit in units if unit.machine != ALL_MACHINES)
+    return list(dict.fromkeys(found))
 
 
 def prerequisite(unit: Unit, config: Config) -> Unit | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,7 +39,7 @@ class RunStore:
     """Reads and writes the files of a run that belong to no single unit."""
 
     def __init__(self, root: Path, part: Sequence[str] | None = None) -> None:
-        """Take the run in ``root``; ``part``: these machines of it alone, so that others may do the rest meanwhile."""
+        """Take the run in ``root``; ``part``: only these machines or this share of it, while others do the rest."""
         self.paths = RunDirectory(root.absolute())
         self.part = part
         self.events_file = self.paths.of_driver("events.jsonl", part)
@@ -186,8 +187,9 @@ class RunStore:
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock, stop=self.stop_file.name)))
-                for other in paths.part_locks() if whole else [paths.lock]:
-                    refuse_if_held(other)
+                for other in [paths.lock, *paths.part_locks()]:
+                    if other not in locks and (whole or other == paths.lock or _division(other) != _division(locks[0])):
+                        refuse_if_held(other)
             except OSError as error:
                 raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}; {remedy}") from None
             if whole:
@@ -259,10 +261,22 @@ class RunStore:
         return digest([table[name].to_pylist() for name in ("clip", "label")])
 
 
+def dashboards(holders: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """List the Ray dashboards of those who hold a run: address and, where there are any, tunnel and token's file."""
+    since = min((holder["since"] for holder in holders), default="9")
+    shown = [event["dashboard"] for event in events if event.get("dashboard") and event["time"] >= since]
+    return list({place["address"]: place for place in shown}.values())
+
+
 def _weights(config: Config, known: Mapping[str, str]) -> Any:
     """Fingerprints of a variant's pretrained weights, as its units' identities have them."""
     found = [known.get(path) for path in weight_paths(config)]
     return found if len(found) > 1 else next(iter(found), None)
+
+
+def _division(lock: Path) -> str:
+    """Say how a run is divided into parts, of which this is one's lock: by machine (empty), or into so many shares."""
+    return lock.stem.rpartition("of")[2] if re.fullmatch(r"lock-\d+of\d+", lock.stem) else ""
 
 
 def _folders(root: Path) -> list[Path]:

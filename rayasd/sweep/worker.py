@@ -6,6 +6,7 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,9 @@ class Outcome:
     """How long to wait before trying again: what it lacked may be free then."""
 
 
-def do_unit(spec: UnitSpec) -> Outcome:
-    """Do a unit and mark it done; never raises because of the unit's own failure."""
-    reporter = FileReporter(spec.run, spec.unit, spec.stop)
+def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcome:
+    """Do a unit and mark it done; never raises because of the unit's own failure. ``show`` gets lines of progress."""
+    reporter = FileReporter(spec.run, spec.unit, spec.stop, show)
     try:
         if not spec.run.catalog.exists():
             raise gone(spec.run.root)  # or it would be made anew below where it was mounted
@@ -84,6 +85,14 @@ def do_unit(spec: UnitSpec) -> Outcome:
     return Outcome(spec.unit)
 
 
+def how_far(unit: Unit, state: Mapping[str, Any]) -> str:
+    """Say in a line how far a running unit is, from what its progress file says."""
+    if not state.get("total"):
+        return f"{unit}: starts"
+    loss = "" if state["loss"] is None else f", loss {state['loss']:.4g}"
+    return f"{unit}: {state['done']} of {state['total']}{loss}, {state['clips_per_second']:.0f} clips/s"
+
+
 @dataclass
 class FileReporter:
     """Writes a unit's progress file, twice a second at first, then every 2 s; the driver and ``rayasd`` read it."""
@@ -92,6 +101,8 @@ class FileReporter:
     unit: Unit
     stop: Path | None = None
     """While this file exists, the unit is asked to stop."""
+    show: Callable[[str], None] | None = None
+    """Gets a line for people with each report."""
     started: float = field(default_factory=time.monotonic)
     written: float = 0.0
     clips: int = 0
@@ -119,11 +130,14 @@ class FileReporter:
         if moment - self.written < interval and not progress.note:
             return self.stopping
         self.written = moment
+        state = self._state(progress)
+        if self.show:
+            self.show(how_far(self.unit, state))
         path = self.run.progress(self.unit)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         with suppress_full():  # there may be room again when it matters
             try:
-                temporary.write_text(json.dumps(self._state(progress)), encoding="utf-8")
+                temporary.write_text(json.dumps(state), encoding="utf-8")
                 os.replace(temporary, path)  # not flushed: losing it loses nothing
             except OSError:
                 temporary.unlink(missing_ok=True)

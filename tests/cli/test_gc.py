@@ -280,3 +280,23 @@ def test_a_unit_that_opens_a_cache_notes_its_use(catalog, cache: Path, small_con
 
     monkeypatch.setattr("rayasd.data.waveforms.os.utime", refuse)  # a cache of somebody else's
     assert len(open_waveforms(catalog, "fan", small_config.data, cache).frames)
+
+
+def test_meetings_of_killed_launches_go_and_those_of_running_ones_stay(gc, tmp_path: Path):
+    here = tmp_path / "work"
+
+    def meeting(name: str) -> Path:
+        for file in ("token", "head.json", "node-1.json"):
+            old(here / name / file)
+        (here / name).chmod(0o700)
+        return aged(here / name)
+
+    gone, running, others = meeting("launch-1-0-0"), meeting("launch-2-0-0"), meeting("launch-plans")
+    os.utime(running / "head.json")  # as its head does
+    others.chmod(0o755)
+    done = gc()
+    assert f"{gone}  (meeting of a launch that is gone)" in done.stdout
+    assert not gone.exists()
+    assert gc("--older-than", 0).stdout == "nothing is left over\n"
+    assert (running / "token").exists()
+    assert (others / "token").exists()

@@ -131,14 +131,17 @@ def test_parts_of_a_run_give_what_the_whole_gives(tree: Path, tmp_path: Path, ra
     unknown = rayasd(*small_sweep(tree, parts, "--only", "fam"))
     assert unknown.returncode == 2
     assert "did you mean 'fan'?" in unknown.stderr
-    for machines in ("fan", "pump,valve"):
-        done = rayasd(*small_sweep(tree, parts, "--only", machines))
+    unknown = rayasd(*small_sweep(tree, parts, "--only", "4/3"))
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+    assert "--only 4/3: give machines, or K/N for the K-th of N shares" in unknown.stderr
+    for part in ("fan", "1/2", "2/2"):
+        done = rayasd(*small_sweep(tree, parts, "--only", part))
         assert done.returncode == 0, done.stdout + done.stderr
     assert not (parts / "leaderboard.md").exists()
     assert rayasd("report", parts).returncode == 0
     assert models(parts) == models(whole)
     assert (parts / "leaderboard.csv").read_text() == (whole / "leaderboard.csv").read_text()
-    assert {path.name for path in parts.glob("events*")} == {"events-fan.jsonl", "events-pump+valve.jsonl"}
+    assert {path.name for path in parts.glob("events*")} == {f"events-{part}.jsonl" for part in ("fan", "1of2", "2of2")}
     assert not list(parts.glob("lock*"))
 
 

@@ -2,20 +2,46 @@
 
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from rayasd.cluster import launch
-from rayasd.cluster.launch import Interruption, Meeting
+from rayasd.cluster.daemon import RayNode
+from rayasd.cluster.job import Command, name_of
+from rayasd.cluster.launch import Interruption
+from rayasd.cluster.meeting import Meeting, leave_mark, read
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.files import write_json
 
 WORKER = Placement(job="j", rank=1, size=2, address="127.0.0.1", cpus=1, gpus=0)
+
+
+@dataclass
+class FakeNode:
+    """A node whose Ray runs, or ends as soon as it is started."""
+
+    placement: Placement
+    ended: bool = False
+    up: Sequence[str] = ()
+    starts: int = 0
+
+    def start(self, address: str | None) -> None:
+        self.starts += 1
+
+    def try_again(self) -> bool:
+        self.starts += 1
+        return self.starts <= 2
+
+    def last_words(self) -> str:
+        return f"Ray ended on {self.placement.address}"
+
+    def alive(self, token: str) -> Sequence[str]:
+        return self.up
 
 
 class Clock:
@@ -65,7 +91,7 @@ def handlers():
 
 
 def work(meeting: Meeting) -> int:
-    node = SimpleNamespace(placement=WORKER, start=lambda address: None, ended=False, last_words=lambda: "ended")
+    node = FakeNode(WORKER)
     return launch._worker(node, meeting, "127.0.0.1:1", launch._catch_signals(WORKER))  # type: ignore[arg-type]
 
 
@@ -82,7 +108,7 @@ def test_a_worker_that_is_meant_alone_leaves(meeting: Meeting, clock: Clock, han
     with pytest.raises(Interruption):
         work(meeting)
     assert 20 < clock.now < 23
-    assert launch._read(meeting.node(1)) == {"left": True}
+    assert read(meeting.node(1)) == {"left": True}
 
 
 def test_the_first_trouble_is_what_all_are_told(meeting: Meeting):
@@ -121,7 +147,7 @@ def test_trouble_before_the_head_has_come_is_told_once_it_has(
         raise UserError("no free block")
 
     meeting = Meeting(tmp_path / "launch-j")
-    clock.due[5] = lambda: (meeting.folder.mkdir(), write_json(meeting.head, {"address": "127.0.0.1:1"}))
+    clock.due[5] = lambda: (meeting.folder.mkdir(), write_json(meeting.head, {"address": "127.0.0.1:1", "mark": "5f"}))
     monkeypatch.setattr(launch, "free_ports", none)
     with pytest.raises(UserError, match="no free block"):
         launch.launch(WORKER, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=10)
@@ -134,14 +160,90 @@ def test_a_command_that_has_ended_is_seen_at_once(meeting: Meeting, clock: Clock
     assert clock.now < 32
 
 
-def test_why_the_nodes_do_not_come_together_is_said(meeting: Meeting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    waiting = tmp_path / "python"
-    waiting.write_text(
-        "#!/bin/bash\necho 1\necho 'RuntimeError Version mismatch' >&2\necho '[log of Ray]' >&2\nexit 1\n"
-    )
-    waiting.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(waiting))
-    node = SimpleNamespace(placement=replace(WORKER, rank=0), environment=os.environ, folder=tmp_path, ended=False)
-    write_json(meeting.node(1), {})
-    with pytest.raises(UserError, match=r"^1 of 2 nodes .* but not their Ray \(RuntimeError Version mismatch\)$"):
-        launch._wait_for_nodes(node, meeting, "127.0.0.1:1", 5.0, [])
+def wait(meeting: Meeting, node: FakeNode, min_nodes: int, code: int | None = None) -> None:
+    meeting.token.write_text("secret")
+    driver = SimpleNamespace(poll=lambda: code)
+    launch._wait_for_nodes(node, meeting, driver, 30.0, min_nodes, [])  # type: ignore[arg-type]
+
+
+def test_the_job_goes_on_with_the_nodes_that_come_in_time(
+    meeting: Meeting, clock: Clock, capsys: pytest.CaptureFixture
+):
+    node = FakeNode(replace(WORKER, rank=0, size=4), up=["10.0.0.1", "10.0.0.2"])
+    write_json(meeting.node(1), {"host": "n2", "address": "10.0.0.2"})
+    write_json(meeting.node(2), {"host": "n3", "address": "10.0.0.3"})
+    with pytest.raises(UserError) as raised:
+        wait(meeting, node, 3)
+    missing = "the launcher on n3 came, but not its Ray; no word from rank 3"
+    assert str(raised.value) == f"2 of 4 nodes came together within 30 s: {missing}"
+    wait(meeting, node, 2)
+    assert capsys.readouterr().err == f"2 of 4 nodes came, and the job goes on with these: {missing}\n"
+
+
+def test_nobody_waits_for_nodes_once_the_command_has_failed(meeting: Meeting, clock: Clock):
+    node = FakeNode(replace(WORKER, rank=0))
+    wait(meeting, node, 2, code=2)
+    assert clock.now < 2
+    with pytest.raises(UserError, match="0 of 2 nodes"):
+        wait(meeting, node, 2, code=0)
+
+
+def test_nobody_waits_for_a_ray_that_does_not_start(meeting: Meeting, clock: Clock, capsys: pytest.CaptureFixture):
+    node = FakeNode(replace(WORKER, rank=0), up=["10.0.0.1"])
+    write_json(meeting.node(1), {"host": "n2", "failed": "Ray ended on 10.0.0.2: no hook"})
+    wait(meeting, node, 1)
+    assert clock.now < 2
+    assert capsys.readouterr().err.endswith("goes on with these: Ray ended on 10.0.0.2: no hook\n")
+
+
+def test_a_ray_that_ends_at_its_start_is_started_once_more(
+    meeting: Meeting, clock: Clock, handlers: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(launch, "why_silent", lambda *_: "")
+    meeting.complete.unlink()
+    clock.due[5] = lambda: write_json(meeting.complete, {})
+    node = FakeNode(WORKER, ended=True)
+    assert launch._worker(node, meeting, "127.0.0.1:1", []) == 0  # type: ignore[arg-type]
+    assert node.starts >= 3  # of which the last was refused
+    head = FakeNode(replace(WORKER, rank=0), ended=True)
+    with pytest.raises(UserError, match=r"Ray ended on 127\.0\.0\.1"):
+        wait(meeting, head, 1)
+
+
+def test_a_folder_that_hosts_share_is_refused_on_the_second(tmp_path: Path):
+    leave_mark(tmp_path, "5f", "n1")
+    leave_mark(tmp_path, "5f", "n1")  # another launcher of the host
+    leave_mark(tmp_path, "77", "n2")  # of an earlier job
+    with pytest.raises(UserError, match=f"^RAYASD_TMP is shared by n1 and n2: {tmp_path.parent} must be"):
+        leave_mark(tmp_path, "5f", "n2")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sweep", "--data", "x", "--run-dir", "runs/night"], "sweep runs/night"),
+        (["sweep", "--run-dir=runs/night", "--dry-run"], "sweep runs/night"),
+        (["sweep", "--data", "x"], "sweep runs/default"),
+        (["embed", "runs/night", "--detect"], "embed runs/night"),
+        (["report", "--help"], "report"),
+    ],
+)
+def test_a_command_is_named_for_rays_list(words: list[str], name: str):
+    assert name_of(words) == name
+
+
+def test_a_command_is_not_held_up_by_a_log_that_cannot_be_written(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "python").write_text("#!/bin/bash\nseq 100000\necho $RAY_ADDRESS $RAYASD_NODES_FILE >&2\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    for folder in (tmp_path, tmp_path / "none"):
+        node = RayNode(WORKER, {**os.environ}, 20000, folder)
+        run = Command(["report"], node, "10.0.0.1:20000", tmp_path / "complete")
+        assert run.process.wait(20) == 3
+        run.end()
+        out, err = capfdbinary.readouterr()
+        assert out.endswith(b"\n100000\n")
+        assert err == f"10.0.0.1:20000 {tmp_path / 'complete'}\n".encode()
+    assert b"\n100000\n" in (tmp_path / "driver.log").read_bytes()

@@ -62,51 +62,51 @@ def site(tmp_path: Path) -> Site:
     return make_site(tmp_path, tmp_path / "checkout")
 
 
-ARRAY = {"SAYS_rayasd": "machines: fan,pump of two words,valve", "SAYS_sbatch": "7"}
+ARRAY = {"SAYS_rayasd": "shares: 70", "SAYS_sbatch": "7"}
 
 
-def test_an_array_has_a_task_for_each_machine(site: Site):
-    done = site.run(
-        site.scripts / "array.sh", "--time=1", "--", "--data", "x", **ARRAY, NOTED="RAYASD_MACHINES RAYASD_PART"
-    )
+@pytest.mark.parametrize(("most", "tasks"), [({}, 70), ({"RAYASD_TASKS": "8"}, 8)])
+def test_an_array_has_a_task_for_each_share(site: Site, most: dict, tasks: int):
+    noted = "RAYASD_TASKS RAYASD_PART"
+    done = site.run(site.scripts / "array.sh", "--time=1", "--", "--data", "x", **ARRAY, **most, NOTED=noted)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "plan 7, 3 machines 7, report 7\n"
+    assert done.stdout == f"plan 7, {tasks} tasks 7, report 7\n"
     assert site.calls[0][:5] == ["rayasd", "sweep", "--data", "x", "--dry-run"]
-    assert "--array=0-2" in site.calls[2]
+    assert f"--array=1-{tasks}" in site.calls[2]
     assert [call[-2:] for call in site.calls[1:]] == [
-        ["RAYASD_MACHINES=fan,pump of two words,valve", f"RAYASD_PART={part}"] for part in ("plan", "machine", "report")
+        [f"RAYASD_TASKS={tasks}", f"RAYASD_PART={part}"] for part in ("plan", "share", "report")
     ]
-    task = {"RAYASD_PART": "machine", "RAYASD_MACHINES": "fan,pump of two words,valve", "SLURM_ARRAY_TASK_ID": "1"}
+    task = {"RAYASD_PART": "share", "RAYASD_TASKS": "8", "SLURM_ARRAY_TASK_ID": "3"}
     site.run(site.scripts / "array.sh", "--data", "x", **task)
-    assert site.calls[-1] == ["rayasd", "sweep", "--data", "x", "--executor", "local", "--only", "pump of two words"]
+    assert site.calls[-1] == ["rayasd", "sweep", "--data", "x", "--executor", "local", "--only", "3/8"]
 
 
 def test_a_network_of_all_machines_is_trained_before_the_array(site: Site):
-    said = {"SAYS_rayasd": "machines: shared,fan,pump", "SAYS_sbatch": "7"}
-    done = site.run(site.scripts / "array.sh", "--time=1", "--", "--data", "x", **said, NOTED="RAYASD_MACHINES")
+    said = {"SAYS_rayasd": "shares: 2 and all machines together", "SAYS_sbatch": "7"}
+    done = site.run(site.scripts / "array.sh", "--time=1", "--", "--data", "x", **said, NOTED="RAYASD_PART")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "plan 7, shared network 7, 2 machines 7, report 7\n"
-    _, _, shared, machines, _ = site.calls
-    assert {"--array=0-0", "--dependency=afterok:7", "RAYASD_MACHINES=shared"} <= set(shared)
-    assert {"--array=0-1", "--dependency=afterok:7,afterany:7", "RAYASD_MACHINES=fan,pump"} <= set(machines)
+    assert done.stdout == "plan 7, shared network 7, 2 tasks 7, report 7\n"
+    _, _, shared, shares, _ = site.calls
+    assert {"--array=1-1", "--dependency=afterok:7", "RAYASD_PART=shared"} <= set(shared)
+    assert {"--array=1-2", "--dependency=afterok:7,afterany:7", "RAYASD_PART=share"} <= set(shares)
 
 
-def test_without_machines_nothing_is_submitted(site: Site):
-    for said in ("machines: ", "3 machines (fan, pump, valve)"):
+def test_without_shares_nothing_is_submitted(site: Site):
+    for said in ("shares: ", "shares: 0", "3 machines (fan, pump, valve)"):
         done = site.run(site.scripts / "array.sh", "--", "--data", "x", SAYS_rayasd=said)
         assert done.returncode == 1
-        assert done.stderr.endswith("rayasd sweep --dry-run names no machines\n")
+        assert done.stderr.endswith("rayasd sweep --dry-run names no shares\n")
         assert [call[0] for call in site.calls] == ["rayasd"]
 
 
 @pytest.mark.slow
-def test_a_dry_run_in_a_script_names_all_machines_of_many_units(tree: Path, tmp_path: Path, site: Site):
+def test_a_dry_run_in_a_script_names_the_number_of_shares(tree: Path, tmp_path: Path, site: Site):
     (site.folder / "bin/rayasd").unlink()
     (site.folder / "bin/rayasd").symlink_to(Path(sys.executable).with_name("rayasd"))
     words = small_sweep(tree, tmp_path / "run", "--seeds", "0-49")
     done = site.run(site.scripts / "array.sh", "--", *words[1:], SAYS_sbatch="7", FORCE_COLOR="1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "plan 7, 3 machines 7, report 7\n"
+    assert done.stdout == "plan 7, 100 tasks 7, report 7\n"  # of 150
 
 
 def test_plan_and_report_ask_for_no_gpus(site: Site):
@@ -148,6 +148,25 @@ def test_who_is_not_put_back_in_the_queue_reads_why(site: Site, variables: dict,
     assert said in done.stdout + done.stderr
     assert bool(said) == bool(done.stdout + done.stderr)
     assert (["scontrol", "requeue", "5"] in site.calls) == requeued
+
+
+def test_a_lost_head_is_told_in_the_jobs_log_itself(site: Site):
+    log = site.folder / "rayasd-5.log"
+    log.write_text("before\n")
+    job = {"SLURM_JOB_ID": "5", "SAYS_squeue": "RUNNING", "SAYS_scontrol": f"   StdOut={log}"}
+    done = site.run(f". '{site.scripts}/job.bash'; on_node bash -c 'exit 76'", **job)
+    assert (done.returncode, done.stdout) == (76, "")
+    assert log.read_text().startswith("before\nthe head is lost: back into the queue\n")
+
+
+def test_a_run_that_is_complete_is_ranked_without_a_ray(site: Site):
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "2"}
+    complete = '{"states": {"done": 9, "waiting": 0, "running": 0, "failed": 0, "blocked": 0}}'
+    site.run(site.scripts / "score.sh", "runs/a", "--device", "cpu", **job, SAYS_rayasd=complete)
+    assert site.calls[-1] == ["rayasd", "embed", "runs/a", "--device", "cpu", "--detect"]
+    site.run(site.scripts / "score.sh", "runs/a", **job, SAYS_rayasd=complete.replace('"failed": 0', '"failed": 1'))
+    (srun,) = [call for call in site.calls if call[0] == "srun"]
+    assert srun[-4:] == ["--", "embed", "runs/a", "--detect"]
 
 
 def test_a_host_without_slurms_commands_says_so(site: Site):

@@ -94,7 +94,7 @@ def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayas
     assert f"error: {spaces}/nothing here is not a run directory" in elsewhere.stdout
     nowhere = rayasd_process(*cluster.words("--folder", tmp_path / "nix", "--", "report", "--help"))
     assert nowhere.returncode != 0
-    assert "cd" in nowhere.stdout
+    assert f"error: No such file or directory: {tmp_path / 'nix'}" in nowhere.stdout
     taken = rayasd_process(*cluster.words("--job-id", "bad", "--", "report", "--help"))
     assert taken.returncode == 2
     assert "Job with submission_id bad already exists" in taken.stderr
@@ -146,9 +146,19 @@ def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
     stopped = rayasd_process(*cluster.words("--stop", "long"))
     assert (stopped.returncode, stopped.stdout) == (0, "job long: stopped\n")
     last = rayasd_process(*cluster.words("--follow", "long"))
-    assert last.returncode == 75
+    assert last.returncode == 77
     assert last.stdout.endswith("interrupted: the same command goes on from here\n")
     assert not list(run.glob("lock*"))
+    sent = rayasd_process(*cluster.words("--no-wait", "--job-id", "again", "--", *sweep))
+    assert sent.returncode == 0
+    wait_until(lambda: (run / "events.jsonl").read_text().count("sweep started") == 2)
+    assert rayasd_process("stop", run, "--wait", 60).returncode == 0
+    last = rayasd_process(*cluster.words("--follow", "again"))
+    assert last.returncode == 77
+    assert last.stdout.endswith("stopped as asked\n"), last.stdout
+    (listed,) = [line for line in rayasd_process(*cluster.words("--list")).stdout.splitlines() if "again" in line]
+    assert listed.split()[1] == "stopped"
+    assert f"{sys.executable} -m rayasd sweep --data " in listed  # the command comes first
 
 
 @pytest.mark.parametrize(
@@ -183,7 +193,7 @@ def test_an_unknown_command_is_not_sent(rayasd: Rayasd):
 
 @pytest.mark.parametrize(
     ("status", "code", "followed"),
-    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 75)],
+    [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 77)],
 )
 def test_how_a_job_ends_is_an_exit_code(status: str, code: int | None, followed: int):
     from ray.job_submission import JobStatus

@@ -37,7 +37,7 @@ def test_shell_scripts_are_clean():
 
 
 @pytest.mark.parametrize(
-    ("script", "restarts", "requeued"), [("train", "0", "7"), ("train", "10", None), ("array", "0", "5_0")]
+    ("script", "restarts", "requeued"), [("train", "0", "7"), ("train", "10", None), ("array", "0", "5_3")]
 )
 def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
     tmp_path: Path, script: str, restarts: str, requeued: str | None
@@ -59,8 +59,8 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
     variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts, "SLURM_NNODES": "2",
                  "RAYASD_VENV": str(tmp_path), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}  # fmt: skip
     if script == "array":
-        variables |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "0", "RAYASD_PART": "machine",
-                      "RAYASD_MACHINES": "fan,pump"}  # fmt: skip
+        variables |= {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "RAYASD_PART": "share",
+                      "RAYASD_TASKS": "8"}  # fmt: skip
     with subprocess.Popen(["bash", ROOT / f"slurm/{script}.sh", "--data", "x"], env={**os.environ, **variables},
                           stdout=subprocess.PIPE, text=True) as job:  # fmt: skip
         deadline = time.monotonic() + 20
@@ -72,7 +72,7 @@ def test_near_the_time_limit_the_batch_script_interrupts_and_requeues(
     assert job.returncode == 75
     called = (tmp_path / "work").read_text().strip()
     if script == "array":
-        assert called == "sweep --data x --executor local --only fan"
+        assert called == "sweep --data x --executor local --only 3/8"
     else:
         assert "--ntasks-per-node=1 --cpu-bind=none" in called
         assert "rayasd launch --temp-dir /tmp -- " in called

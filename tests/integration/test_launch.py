@@ -1,16 +1,20 @@
 """Launchers of one job, as processes of this host on the loopback."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
 from tests.cli.test_sweep import models
-from tests.command import command_line, environment
+from tests.command import Rayasd, command_line, environment
 from tests.conftest import small_sweep
 
 ROOT = Path(f"/tmp/l{os.getpid()}")
@@ -19,9 +23,11 @@ ROOT = Path(f"/tmp/l{os.getpid()}")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def start(folder: Path, cache: Path, rank: int, size: int, job: str, *command: object, wait: int = 120):
+def start(
+    folder: Path, cache: Path, rank: int, size: int, job: str, *command: object, wait: int = 120, min_nodes: int = 2
+):
     words = ("launch", "--job", job, "--rank", rank, "--size", size, "--node-address", "127.0.0.1", "--cpus", 1,
-             "--gpus", 0, "--wait", wait, "--", *command)  # fmt: skip
+             "--gpus", 0, "--wait", wait, "--min-nodes", min_nodes, "--", *command)  # fmt: skip
     return subprocess.Popen(
         command_line(*words), env=environment(cache, RAYASD_TMP=str(ROOT)), cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
@@ -39,6 +45,25 @@ def processes_of(marker: str) -> list[str]:
         if marker in line and str(os.getpid()) != path.parent.name:
             found.append(line)
     return found
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def ask(dashboard: str, token: str, path: str) -> Any:
+    """Ask Ray's dashboard as a browser does; it answers JSON, or the text of a log."""
+    question = Request(f"{dashboard}{path}", headers={"Authorization": f"Bearer {token}"})
+    with urlopen(question, timeout=30) as answer:
+        said = answer.read().decode()
+    return json.loads(said) if said.startswith(("{", "[")) else said
 
 
 def wait_for_a_checkpoint(run: Path, head: subprocess.Popen) -> None:
@@ -64,11 +89,26 @@ def job(tmp_path: Path):
 
 
 def test_two_launchers_are_one_cluster_and_leave_nothing(
-    undisturbed: Path, compared: tuple[object, ...], tree: Path, cache: Path, tmp_path: Path, job: str
+    undisturbed: Path, compared: tuple[object, ...], tree: Path, cache: Path, tmp_path: Path, job: str, rayasd: Rayasd
 ):
     sweep = [str(word) for word in small_sweep(tree, tmp_path / "run", *compared)]
     sweep = [word for word in sweep if word not in ("--executor", "local")]
     launchers = [start(tmp_path, cache, rank, 2, job, *sweep) for rank in (1, 0)]
+    wait_until(lambda: "unit started" in read(tmp_path / "run/events.jsonl"), 240)
+    reached = dict(line.split(maxsplit=1) for line in rayasd("dashboard", tmp_path / "run").stdout.splitlines()[-2:])
+    assert "dashboard http://127.0.0.1:" in rayasd("status", tmp_path / "run").stdout
+    dashboard, token = reached["in"].split()[-1], reached["token"]
+
+    def jobs() -> list[dict]:
+        return [each for each in ask(dashboard, token, "/api/jobs/") if " waiting" in each["message"]]
+
+    wait_until(jobs, 60)
+    (listed,) = jobs()
+    assert (listed["status"], listed["metadata"]["job_name"]) == ("RUNNING", f"sweep {tmp_path / 'run'}")
+    assert listed["entrypoint"].startswith("rayasd sweep --data ")
+    assert " waiting" in listed["message"]
+    place = f"node_id={listed['driver_node_id']}&filename=job-driver-{listed['submission_id']}.log"
+    assert "units to do, 0 done before" in ask(dashboard, token, f"/api/v0/logs/file?{place}")
     outputs = [launcher.communicate(timeout=300)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert "2 CPUs and 0 GPUs on 2 nodes" in outputs[1]

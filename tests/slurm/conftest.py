@@ -1,4 +1,4 @@
-"""One Slurm cluster of two hosts for all tests of this folder."""
+"""One Slurm cluster of three hosts for all tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Hosts]:
-    """Two hosts of 2 CPUs each, even where there are fewer."""
+    """Two hosts of 2 CPUs and one of 1, even where there are fewer."""
     cluster = Hosts()
     if reason := cluster.missing():
         pytest.skip(reason)
     try:
-        cluster.up(2)
+        cluster.up()
         yield cluster
     finally:
         cluster.down()
@@ -35,5 +35,5 @@ def hosts(cluster: Hosts) -> Hosts:
     """The cluster, started afresh where a test that failed left it without a host."""
     if not cluster.is_up():
         cluster.down()
-        cluster.up(2)
+        cluster.up()
     return cluster

@@ -1,9 +1,10 @@
 """A real Slurm cluster on one machine: every host is a process 1 in namespaces of its own.
 
 A host has its own network (10.78.0.K, on a bridge that only the hosts see), processes, name, /tmp/ray and /dev/shm; all
-other files are common, as on a shared file system. ``control`` runs slurmctld and munged; ``h1``, ``h2``, … run slurmd
-and have one fake GPU each. Jobs run as root; partition ``urgent`` preempts ``main``. Each checkout has a cluster of its
-own: two of them can test at once. By hand, as root:
+other files are common, as on a shared file system. ``control`` runs slurmctld and munged; ``h1``, ``h2``, … run slurmd.
+``h1`` and ``h2`` have two CPUs and one fake GPU each and are partition ``main``, which ``urgent`` preempts; others have
+one CPU and no GPU; ``mixed`` has all. Jobs run as root. Each checkout has a cluster of its own: two of them can test at
+once. By hand, as root:
 
   python -m tests.slurm.hosts up [N] | status | run WORDS… | node K WORDS… | mpirun WORDS… | down
                               cut K | heal K | kill K [loud] | boot K
@@ -67,8 +68,9 @@ SlurmdTimeout={slurmd_timeout}
 ReturnToService=2
 DefMemPerCPU={memory_per_cpu}
 {nodes}
-PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
-PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes={alike} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=urgent Nodes={alike} PriorityTier=10 PreemptMode=OFF
+PartitionName=mixed Nodes=ALL PriorityTier=1 PreemptMode=OFF
 """
 
 # A host's name is the same in every checkout's cluster, so others' jobs may be beside ours: leave those.
@@ -120,7 +122,7 @@ class Hosts:
         os.close(lock)
         return None
 
-    def up(self, num_hosts: int = 2) -> None:
+    def up(self, num_hosts: int = 3) -> None:
         """Start the cluster and wait until Slurm has all hosts.
 
         Raises:
@@ -147,7 +149,7 @@ class Hosts:
             said = log.read_text(errors="replace")[-1000:] if log.exists() else "no log"
             raise TimeoutError(f"hosts are {self.states()} after 60 s; slurmctld: {said}") from None
 
-    def is_up(self, num_hosts: int = 2) -> bool:
+    def is_up(self, num_hosts: int = 3) -> bool:
         """Whether process 1 of the controller and of each host runs."""
         return all(self._alive(name) for name in (CONTROLLER, *(f"h{k}" for k in range(1, num_hosts + 1))))
 
@@ -209,8 +211,12 @@ class Hosts:
 
     def states(self) -> dict[str, str]:
         """State of each host as Slurm sees it (``idle``, ``allocated``, ``down*``, …); empty before it answers."""
-        answer = self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T")
+        answer = self.run("sinfo", "--noheader", "--Node", "--partition=mixed", "--format=%N %T")
         return dict(line.split() for line in answer.stdout.splitlines()) if answer.returncode == 0 else {}
+
+    def idle(self) -> bool:
+        """Whether all hosts are."""
+        return set(self.states().values()) == {"idle"}
 
     def cut(self, k: int) -> None:
         """Pull a host's network cable."""
@@ -299,7 +305,8 @@ class Hosts:
         (self.folder / "first-job").write_text(str(first_job))
         memory = int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20 / num_hosts)
         hosts = range(1, num_hosts + 1)
-        gives = f"CPUs={self.cpus} RealMemory={memory} Gres=gpu:1"
+        alike = [f"h{k}" for k in hosts[:2]]
+        gives = [f"CPUs={self.cpus if k < 3 else 1} RealMemory={memory}{' Gres=gpu:1' * (k < 3)}" for k in hosts]
         etc = self.folder / "etc"
         (etc / "slurm.conf").write_text(
             _SLURM_CONF.format(
@@ -308,10 +315,11 @@ class Hosts:
                 first_job=first_job,
                 slurmd_timeout=self.slurmd_timeout,
                 memory_per_cpu=memory // self.cpus,
-                nodes="\n".join(f"NodeName=h{k} NodeAddr={NETWORK}.{k} {gives}" for k in hosts),
+                alike=",".join(alike),
+                nodes="\n".join(f"NodeName=h{k} NodeAddr={NETWORK}.{k} {gives[k - 1]}" for k in hosts),
             )
         )
-        (etc / "gres.conf").write_text("AutoDetect=off\nName=gpu File=/dev/null\n")
+        (etc / "gres.conf").write_text(f"AutoDetect=off\nNodeName={','.join(alike)} Name=gpu File=/dev/null\n")
         (etc / "cgroup.conf").write_text(f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={self.folder}/cgroup\n")
         (etc / "mpi.conf").write_text("PMIxCliTmpDirBase=/dev/shm\n")  # /tmp is common to the hosts
         names = [f"{NETWORK}.254 {CONTROLLER}", *(f"{NETWORK}.{k} h{k}" for k in hosts)]
@@ -437,7 +445,7 @@ def main(words: list[str]) -> None:
     hosts = Hosts(keep=True)
     match words:
         case ["up", *number] if len(number) < 2:
-            hosts.up(int(number[0]) if number else 2)
+            hosts.up(int(number[0]) if number else 3)
             print(hosts.run("sinfo").stdout, end="")
         case ["run", *command]:
             hosts.become(hosts.words(CONTROLLER, *(command or ["bash"])))

@@ -44,12 +44,12 @@ def leftovers(jobs: range) -> list[str]:
 
 @pytest.fixture
 def whole(hosts: Hosts) -> Iterator[Hosts]:
-    """Two idle hosts before and after a test that takes one away."""
+    """Idle hosts before and after a test that takes one away."""
     yield hosts
     hosts.boot(2)
     hosts.heal(2)
     hosts.run("scancel", "--user=root")
-    wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 60)
+    wait_for(hosts.idle, 60)
 
 
 def test_srun_reaches_two_hosts_with_addresses_of_their_own(hosts: Hosts):
@@ -88,7 +88,7 @@ def test_a_killed_job_leaves_no_process(hosts: Hosts, tmp_path: Path):
     wait_for(lambda: len(sleepers(marker)) == 4, 20)
     hosts.run("scancel", "--user=root")
     wait_for(lambda: not sleepers(marker), 60)
-    wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
+    wait_for(hosts.idle, 20)
 
 
 @pytest.mark.long
@@ -101,7 +101,7 @@ def test_an_urgent_job_sends_another_back_to_the_queue(hosts: Hosts, tmp_path: P
     wait_for(lambda: "JobState=PENDING" in hosts.run("scontrol", "show", "job", job).stdout, 30)
     assert "Restarts=1" in hosts.run("scontrol", "show", "job", job).stdout
     hosts.run("scancel", job)
-    wait_for(lambda: hosts.states() == {"h1": "idle", "h2": "idle"}, 20)
+    wait_for(hosts.idle, 20)
 
 
 @pytest.mark.long
@@ -144,18 +144,18 @@ def test_down_leaves_nothing_and_up_starts_afresh(hosts: Hosts):
     assert not hosts.folder.exists()
     hosts.down()
     assert hosts.missing() is None
-    hosts.up(2)
+    hosts.up()
     assert hosts.run("srun", "--nodes=2", "hostname").returncode == 0
 
 
 @pytest.mark.long
 def test_hosts_end_with_a_killed_owner(hosts: Hosts):
     hosts.down()
-    owner = "import time; from tests.slurm.hosts import Hosts; Hosts().up(2); print(flush=True); time.sleep(300)"
+    owner = "import time; from tests.slurm.hosts import Hosts; Hosts().up(); print(flush=True); time.sleep(300)"
     process = subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not processes(HOST), 60)
-    hosts.up(2)  # clears away what was left
+    hosts.up()  # clears away what was left

@@ -20,6 +20,7 @@ from rayasd.errors import UserError
 from rayasd.files import read_record, write_json
 from rayasd.sweep import lock
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held, see_if_held
+from rayasd.sweep.store import RunStore
 from tests.cli.test_sweep import wait_until
 from tests.faults.places import Place, mounted  # noqa: F401 - a fixture
 
@@ -361,3 +362,15 @@ def test_a_lock_whose_disk_became_read_only_is_left_and_replaced_later(
         pass
     assert time.monotonic() - began < 20
     assert list(place.folder.iterdir()) == []
+
+
+def test_parts_that_may_overlap_are_refused_and_others_are_not(tmp_path: Path):
+    def part(*names: str):
+        return RunStore(tmp_path, names).held()
+
+    with part("fan"), part("pump"), pytest.raises(UserError, match="is held by process"), part("2of3"):
+        pass
+    with part("1of3"), part("2of3"):
+        for names in (("2of3",), ("1of2",), ("fan",)):
+            with pytest.raises(UserError, match="is held by process"), part(*names):
+                pass
