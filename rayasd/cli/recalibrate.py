@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import DEVICE
+from rayasd.cli.options import DEVICE, TRUST
 from rayasd.cli.score import MODEL, changed, choose_model
 from rayasd.errors import UserError
 
@@ -24,7 +24,7 @@ from rayasd.errors import UserError
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File of the new model."
 )
 @DEVICE
-@click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
+@TRUST
 def recalibrate(
     model: Path, folder: Path, section: str | None, out: Path, device: str, trust: bool, resample: bool,
     channel: str | None, **choice: Any,

@@ -51,6 +51,12 @@ class Config:
         """Whether the extractor is trained on the clips."""
         return self.network.is_trained and self.exposure.epochs > 0
 
+    @property
+    def named(self) -> list[str]:
+        """Settings that may name code by import path: encoder and objective, then others."""
+        network, exposure, inlier = self.network, self.exposure, self.inlier
+        return [network.encoder, exposure.objective, exposure.clusters_by, *inlier.detectors, *inlier.poolings]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for JSON or TOML."""
         tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

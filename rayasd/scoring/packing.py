@@ -21,15 +21,10 @@ from rayasd.data.naming import matching
 from rayasd.errors import UserError, one_line
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.scores import HONEST_FIRST, Calibration, tree_of
-from rayasd.exposure.encoders import ENCODERS
-from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
-from rayasd.inlier.clip_pooling import is_clip_level
-from rayasd.inlier.detectors import FAMILIES
-from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
 from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
-from rayasd.registry import parse_call
+from rayasd.registry import refuse_code
 from rayasd.scoring.parts import TRAINING, Embedder, Parts
 
 VERSION = 3
@@ -157,7 +152,7 @@ def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) ->
         if strange := [place for place in base_paths(embedder.config) if place not in inside]:
             raise UserError(f"{path} builds on weights that it does not hold: {strange[0]}")
     if not trust:
-        _refuse_code(path, parts)
+        refuse_code(path, parts.named)
     return parts
 
 
@@ -190,34 +185,6 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
         trees=trees, training=_table(member(facts["training"])).select(TRAINING.names).cast(TRAINING),
         others=others, provenance={**facts["provenance"], "licence": licence},
     )  # fmt: skip
-
-
-def _refuse_code(path: Path, parts: Parts) -> None:
-    """Refuse what is named by import path: a packed file comes from somebody else."""
-    named = []
-    for config in (embedder.config for embedder in parts.embedders.values()):
-        named += _foreign_encoders(config.network.encoder)
-        if parse_call("exposure.objective", config.exposure.objective)[0] not in OBJECTIVES:
-            named.append(config.exposure.objective)
-    for leaf in (leaf for of_section in parts.leaves.values() for leaf in of_section):
-        family, _, grid = leaf.detector.partition("-")
-        if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", leaf.detector)[0] not in FAMILIES:
-            named.append(leaf.detector)
-        own = leaf.pooling in POOLINGS or is_clip_level(leaf.pooling)
-        if not own and not re.fullmatch(r"gwrp-[\d.]+", leaf.pooling):
-            named.append(leaf.pooling)
-    if named:
-        raise UserError(f"{path} names code to run: {named[0]}; --trust accepts it, if you know who made the file")
-
-
-def _foreign_encoders(text: str) -> list[str]:
-    """List the encoders in a setting, those within branches too, that are named by import path."""
-    name, parameters = parse_call("network.encoder", text)
-    within = parameters.get("encoders", ())
-    if not isinstance(within, list | tuple):
-        return [text]
-    found = [other for each in within for other in _foreign_encoders(str(each))]
-    return found if name in ENCODERS else [text, *found]
 
 
 def _table(content: bytes) -> pa.Table:

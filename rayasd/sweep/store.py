@@ -168,13 +168,14 @@ class RunStore:
         write_json(self.paths.manifest, manifest | {_CHECKSUM: digest(manifest)})
 
     @contextmanager
-    def held(self, remedy: str = "choose another --run-dir") -> Iterator[None]:
+    def held(self, remedy: str = "choose another --run-dir", *, trust: bool = False) -> Iterator[None]:
         """Keep every other driver out of this run, or out of our part of it, while the block lasts.
 
-        ``remedy``: what to do where the folder cannot be written.
+        ``remedy``: what to do where the folder cannot be written. ``trust``: it may be another user's, who could
+        exchange folders below it by links.
 
         Raises:
-            UserError: another one is at work (says who and since when), or the folder cannot be written.
+            UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
 
         """
         paths, whole = self.paths, self.part is None
@@ -183,6 +184,11 @@ class RunStore:
             stack.callback(self._checks.clear)
             try:
                 paths.root.mkdir(parents=True, exist_ok=True)
+                if not trust and (owner := paths.root.stat().st_uid) != os.geteuid():
+                    raise UserError(
+                        f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
+                        "embed and detect take --trust"
+                    )
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock, stop=self.stop_file.name)))

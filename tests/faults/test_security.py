@@ -20,10 +20,16 @@ import torch
 from rayasd.cluster import folder as ray_folder
 from rayasd.cluster.folder import private_folder, root_of_own
 from rayasd.errors import UserError
+from rayasd.exposure.encoders import ENCODERS
 from rayasd.exposure.network import Extractor
+from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.exposure.training import train
+from rayasd.inlier.detectors import FAMILIES
+from rayasd.inlier.pooling import POOLINGS
+from rayasd.registry import refuse_code
+from rayasd.sweep.store import RunStore
 from tests.cli.test_sweep import wait_until
-from tests.command import command_line, environment
+from tests.command import call, command_line, environment
 from tests.conftest import SpecOf, small_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +89,51 @@ def test_no_code_of_ours_unpickles_or_evaluates():
         ast.unparse(word.value) == "True" for node in loads for word in node.keywords if word.arg == "weights_only"
     )
     assert all("weights_only" in [word.arg for word in node.keywords] for node in loads)
+
+
+@pytest.mark.slow
+def test_a_run_names_no_code_without_trust(tree: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    named = "rayasd.exposure.encoders.controls.Statistics"
+    chosen = "--variants", "statistics", "--set", f"variants.statistics.network.encoder={named}"
+    command = small_sweep(tree, run, "--machines", "fan", "--detectors", "knn-1", *chosen)
+    assert call(*command, cache=cache).returncode == 0
+    assert call(*command, cache=cache).returncode == 0  # the user's own command line names it
+    clip = next(tree.glob("fan/train/*.wav"))
+    for words in (("score", run, clip, "--section", "00"), ("pack", run, "-o", tmp_path / "x"), ("train", run), ("detect", run)):
+        refused = call(*words, cache=cache)
+        assert (refused.returncode, refused.stderr) == (
+            2, f"error: {run} names code to run: {named}; --trust accepts it, if you know who made it\n"
+        )  # fmt: skip
+        assert call(*words, "--trust", cache=cache).returncode == 0
+    refused = call("score", tmp_path / "x", clip, "--section", "00", cache=cache)
+    assert "--trust accepts it" in refused.stderr
+    for reads in ("status", "report", "leaderboard"):  # which run nothing
+        assert call(reads, run, cache=cache).returncode == 0
+
+
+@pytest.mark.parametrize("text", [
+    "os.system", "a.b(x=1)", "z-mean(knn-1, a.b(x=1))", "branches(encoders=['a.b'])", "os.class.x",
+    "branches(encoders=('fft', \"branches(encoders=['a.b'])\"))",
+])  # fmt: skip
+def test_code_is_found_wherever_a_setting_names_it(text: str):
+    with pytest.raises(UserError, match="names code to run"):
+        refuse_code(Path("run"), [text])
+
+
+def test_names_of_our_own_are_no_code():
+    calls = ["z-mean(knn-1, gmm-2)", "knn(n_neighbors=1, smote=0.5)", "branches(encoders=['stft-resnet(n_fft=64)'])",
+             "beats(weights='a/b.pt')"]  # fmt: skip
+    refuse_code(Path("run"), [*FAMILIES, *POOLINGS, *ENCODERS, *OBJECTIVES, "knn-4", "gwrp-0.5", "clip-gem-3", *calls])
+
+
+def test_a_run_directory_of_another_user_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = RunStore(tmp_path)
+    monkeypatch.setattr("rayasd.sweep.store.os.geteuid", lambda: 4711)
+    with pytest.raises(UserError, match=r"belongs to user .*--trust"), store.held():
+        pass
+    with store.held(trust=True):
+        assert store.paths.lock.exists()
 
 
 @pytest.mark.slow

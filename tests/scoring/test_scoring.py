@@ -250,7 +250,8 @@ def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path
         load(with_leaf(tmp_path / "bad", pooling="os.path.join"))
     for table, setting, value in (
         ("network", "encoder", "os.system"),
-        ("network", "encoder", "branches(encoders=5)"),
+        ("network", "encoder", "branches(encoders=('fft', 'os.system'))"),
+        ("network", "encoder", "os.class.system"),
         ("network", "encoder", "branches(encoders=['fft', \"branches(encoders=['os.system'])\"])"),
         ("exposure", "objective", "os.system"),
     ):
