@@ -53,6 +53,21 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+def no_links(path: str, flags: int) -> int:
+    """Open a file of a folder that others may write to, as ``open(..., opener=no_links)``: never through a link.
+
+    Raises:
+        UserError: it is a link.
+
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a link, which nothing is written through: remove it") from None
+
+
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
     """Say in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 

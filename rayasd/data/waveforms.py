@@ -30,7 +30,7 @@ from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
 from rayasd.data.groups import with_groups
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
-from rayasd.files import digest, read_record, write_json
+from rayasd.files import digest, no_links, read_record, write_json
 from rayasd.host import usable_cpus
 from rayasd.parquet import read_parquet
 
@@ -132,7 +132,7 @@ def open_waveforms(
     decoded = _whole(index)
     if decoded is None:
         index.parent.mkdir(parents=True, exist_ok=True)
-        with index.with_suffix(".lock").open("w") as lock:
+        with open(index.with_suffix(".lock"), "w", opener=no_links) as lock:
             while not _locked(lock):  # many units start at once on a fresh host: one decodes, the others wait
                 alive()
                 time.sleep(0.5)

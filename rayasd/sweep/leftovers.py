@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayasd.files import no_links
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
@@ -40,7 +41,7 @@ class Leftover:
         if self.path.is_dir() and not self.path.is_symlink():
             shutil.rmtree(self.path)
         elif self.path.suffix == ".lock":
-            with self.path.open("r+") as file:
+            with open(self.path, "r+", opener=no_links) as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.path.unlink()
         else:

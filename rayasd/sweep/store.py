@@ -16,6 +16,7 @@ from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import (
     digest,
+    no_links,
     now,
     read_json,
     remove_unfinished,
@@ -191,7 +192,7 @@ class RunStore:
                     )
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
-                    self._checks.append(stack.enter_context(locked(lock, stop=self.stop_file.name)))
+                    self._checks.append(stack.enter_context(locked(lock)))
                 for other in paths.part_locks() if whole else [paths.lock]:
                     refuse_if_held(other)
             except OSError as error:
@@ -216,8 +217,15 @@ class RunStore:
 
     def stop(self) -> None:
         """Ask all who drive the run, or parts of it, to stop and to stay so."""
-        for holder in self.holders():
-            (self.paths.root / holder.get("stop", "stop")).write_text("by rayasd stop\n", encoding="utf-8")
+        parts: dict[str, list[str]] = {}  # machines by their driver
+        for lock in self.paths.part_locks():
+            if holder := holder_of(lock):
+                who = repr([holder.get(key) for key in ("host", "pid", "started", "place")])
+                parts.setdefault(who, []).append(lock.stem.removeprefix("lock-"))
+        whole = [None] if holder_of(self.paths.lock) else []
+        for part in [*whole, *parts.values()]:
+            with open(self.paths.of_driver("stop", part), "w", encoding="utf-8", opener=no_links) as file:
+                file.write("by rayasd stop\n")
 
     def holders(self) -> list[dict[str, Any]]:
         """List who drives the run, or parts of it, now: host, pid, since, seconds of silence."""
@@ -226,7 +234,7 @@ class RunStore:
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False) + "\n"
-        with suppress_full(), self.events_file.open("ab+") as file:  # no unit is lost with a line
+        with suppress_full(), open(self.events_file, "ab+", opener=no_links) as file:  # no unit is lost with a line
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = "\n" + line  # whoever wrote the last one was killed in the middle of it
             file.write(line.encode())

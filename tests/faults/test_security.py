@@ -24,10 +24,13 @@ from rayasd.exposure.encoders import ENCODERS
 from rayasd.exposure.network import Extractor
 from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.exposure.training import train
+from rayasd.files import read_record, write_text
 from rayasd.inlier.detectors import FAMILIES
 from rayasd.inlier.pooling import POOLINGS
 from rayasd.registry import refuse_code
 from rayasd.sweep.store import RunStore
+from rayasd.sweep.worker import FileReporter
+from rayasd.unit import Progress
 from tests.cli.test_sweep import wait_until
 from tests.command import call, command_line, environment
 from tests.conftest import SpecOf, small_sweep
@@ -100,7 +103,12 @@ def test_a_run_names_no_code_without_trust(tree: Path, cache: Path, tmp_path: Pa
     assert call(*command, cache=cache).returncode == 0
     assert call(*command, cache=cache).returncode == 0  # the user's own command line names it
     clip = next(tree.glob("fan/train/*.wav"))
-    for words in (("score", run, clip, "--section", "00"), ("pack", run, "-o", tmp_path / "x"), ("train", run), ("detect", run)):
+    for words in (
+        ("score", run, clip, "--section", "00"),
+        ("pack", run, "-o", tmp_path / "x"),
+        ("train", run),
+        ("detect", run),
+    ):
         refused = call(*words, cache=cache)
         assert (refused.returncode, refused.stderr) == (
             2, f"error: {run} names code to run: {named}; --trust accepts it, if you know who made it\n"
@@ -134,6 +142,77 @@ def test_a_run_directory_of_another_user_is_not_written(tmp_path: Path, monkeypa
         pass
     with store.held(trust=True):
         assert store.paths.lock.exists()
+
+
+def test_stop_writes_no_file_that_a_lock_names(tmp_path: Path):
+    store, precious = RunStore(tmp_path / "run"), tmp_path / "precious"
+    precious.write_text("mine")
+    with store.held():
+        planted = read_record(store.paths.lock) | {"stop": str(precious)}
+        store.paths.lock.write_text(json.dumps(planted))
+        store.stop()
+        assert store.stop_file.read_text() == "by rayasd stop\n"
+        store.stop_file.unlink()
+        store.stop_file.symlink_to(precious)
+        with pytest.raises(UserError, match=f"{store.stop_file} is a link"):
+            store.stop()
+    assert precious.read_text() == "mine"
+
+
+def test_a_run_writes_through_no_link(spec_of: SpecOf, tmp_path: Path):
+    spec, precious = spec_of(), tmp_path / "precious"
+    precious.write_text("mine")
+    store = RunStore(spec.run.root)
+    store.events_file.symlink_to(precious)
+    with pytest.raises(UserError, match="events.jsonl is a link"):
+        store.record("x", machine="$(id)")
+    for path in (store.paths.config, store.paths.manifest):
+        path.unlink(missing_ok=True)
+        path.symlink_to(precious)
+        write_text(path, "new")
+        assert not path.is_symlink()
+    spec.output.mkdir(parents=True, exist_ok=True)
+    progress = spec.run.progress(spec.unit)
+    progress.with_name(f".{progress.name}.{os.getpid()}.part").symlink_to(precious)
+    with pytest.raises(UserError, match="is a link"):
+        FileReporter(spec.run, spec.unit, None, started=0.0, written=-9.0)(Progress(1, 2))
+    assert precious.read_text() == "mine"
+
+
+_MAY_WRITE = {"data/fetch.py", "data/download.py", "pretrained.py", "cluster/launch.py", "cluster/daemon.py",
+              "cluster/doctor.py", "scoring/journal.py", "report/html/sounds.py", "data/decoding.py",
+              "files.py"}  # fmt: skip
+"""Into folders of their own that they have just made, a temporary file, or one that the user names."""
+
+
+def test_no_code_of_ours_writes_through_links():
+    """Files are written by ``replacing`` (a new name), by mode x, or by ``no_links``."""
+    found = []
+    for path in (ROOT / "rayasd").rglob("*.py"):
+        if str(place := path.relative_to(ROOT / "rayasd")) not in _MAY_WRITE:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            new = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.With | ast.FunctionDef)
+                   and _replaces(node) for inner in ast.walk(node)}  # fmt: skip
+            found += [f"{place}: {ast.unparse(node)}" for node in ast.walk(tree)
+                      if isinstance(node, ast.Call) and id(node) not in new and _writes(node)]  # fmt: skip
+    assert not found
+
+
+def _replaces(node: ast.With | ast.FunctionDef) -> bool:
+    if isinstance(node, ast.With):
+        return any(ast.unparse(item.context_expr).startswith("replacing(") for item in node.items)
+    return any(each.arg == "temporary" for each in node.args.args)  # for a block of ``replacing``
+
+
+def _writes(call: ast.Call) -> bool:
+    name = ast.unparse(call.func).rpartition(".")[2]
+    modes = [each.value for each in [*call.args[:2], *(word.value for word in call.keywords if word.arg == "mode")]
+             if isinstance(each, ast.Constant) and isinstance(each.value, str)]  # fmt: skip
+    opens = name == "open" and any(set(mode) & set("wa+") and set(mode) <= set("wabt+r") for mode in modes)
+    checked = any(word.arg == "opener" for word in call.keywords)
+    return name in ("write_bytes", "touch") or (name == "write_text" and "." in ast.unparse(call.func)) or (
+        opens and not checked
+    )  # fmt: skip
 
 
 @pytest.mark.slow
