@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from rayasd.cli.options import CACHE, TEMP_DIR
+from rayasd.printing import tell
 
 
 @click.command()
@@ -46,7 +47,7 @@ def gc(
         try:
             removed, failed = (leftovers.of_run(store, hours), []) if dry_run else leftovers.clear_run(store, hours)
         except UserError as error:
-            click.echo(f"left alone: {error}")
+            tell(f"left alone: {error}")
         else:
             found, errors = found + removed, errors + failed
     roots = sorted({temp_root.absolute(), root_of_own()})
@@ -61,9 +62,9 @@ def gc(
     removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)
     found, errors = found + removed, errors + failed
     for leftover in found:
-        click.echo(f"{size(leftover.size):>8}  {leftover.path}  ({leftover.what})")
+        tell(f"{size(leftover.size):>8}  {leftover.path}  ({leftover.what})")
     total, verb = size(sum(leftover.size for leftover in found)), "would be removed" if dry_run else "removed"
-    click.echo(f"{counted(len(found), 'leftover')}, {total} {verb}" if found else "nothing is left over")
+    tell(f"{counted(len(found), 'leftover')}, {total} {verb}" if found else "nothing is left over")
     for why in errors:
-        click.echo(f"error: {why}", err=True)
+        tell(f"error: {why}", err=True)
     raise SystemExit(1 if errors else 0)

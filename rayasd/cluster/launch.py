@@ -26,6 +26,7 @@ from rayasd.cluster.settings import write_token
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, one_line
 from rayasd.files import read_record, write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
+from rayasd.printing import tell
 
 EXIT_HEAD_LOST = 76
 """A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""
@@ -182,7 +183,7 @@ def _head(node: RayNode, meeting: Meeting, command: Sequence[str], wait_seconds:
         time.sleep(_POLL_SECONDS)
     code = driver.returncode
     if code < 0:  # killed, for memory or by somebody: all that was finished is kept
-        print(f"the driver was ended by {how_it_ended(code)}", file=sys.stderr, flush=True)
+        tell(f"the driver was ended by {how_it_ended(code)}", err=True)
         code = EXIT_INTERRUPTED
     write_json(meeting.end, {"code": code})
     return code
@@ -268,10 +269,10 @@ def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> i
                 if not why_silent(host, int(port)):
                     if not together:
                         raise UserError(node.last_words())
-                    print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
+                    tell(f"{node.last_words()}; the others go on", err=True)
                     return 0
                 if time.monotonic() - ended_at > _LAST_WORD_SECONDS:
-                    print(f"the head at {head} is lost: {node.last_words()}", file=sys.stderr, flush=True)
+                    tell(f"the head at {head} is lost: {node.last_words()}", err=True)
                     return EXIT_HEAD_LOST
             time.sleep(_POLL_SECONDS)
     finally:

@@ -7,6 +7,8 @@ nodes that came; the exit code is 0 where they are enough.
 import sys
 import time
 
+from rayasd.printing import tell
+
 
 def main(address: str, wanted: int, seconds: float) -> int:
     """Connect as soon as the head answers and count nodes until there are enough or the time is over."""
@@ -19,9 +21,9 @@ def main(address: str, wanted: int, seconds: float) -> int:
                 ray.init(address=address, log_to_driver=False, logging_level="CRITICAL", namespace="rayasd-launch")
             count = sum(node["Alive"] for node in ray.nodes())
         except Exception as error:  # not up yet: tried again until the time is over
-            print(type(error).__name__, error, file=sys.stderr)
+            tell(f"{type(error).__name__} {error}", err=True)
         time.sleep(0.5)
-    print(count)
+    tell(count)
     return 0 if count >= wanted else 1
 
 

@@ -1,9 +1,11 @@
 """Nobody in: files run no code, the cluster asks for a token, what names hold stays text."""
 
 import ast
+import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +18,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 from rayasd.cluster import folder as ray_folder
 from rayasd.cluster.folder import private_folder, root_of_own
+from rayasd.console import SafeConsole
+from rayasd.data.naming import name_problem, shown
 from rayasd.errors import UserError
 from rayasd.exposure.encoders import ENCODERS
 from rayasd.exposure.network import Extractor
@@ -27,13 +35,15 @@ from rayasd.exposure.training import train
 from rayasd.files import read_record, write_text
 from rayasd.inlier.detectors import FAMILIES
 from rayasd.inlier.pooling import POOLINGS
+from rayasd.printing import CONTROL, tell
 from rayasd.registry import refuse_code
+from rayasd.scoring.output import json_line
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import FileReporter
 from rayasd.unit import Progress
 from tests.cli.test_sweep import wait_until
 from tests.command import call, command_line, environment
-from tests.conftest import SpecOf, small_sweep
+from tests.conftest import SpecOf, small_sweep, write_tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,6 +223,75 @@ def _writes(call: ast.Call) -> bool:
     return name in ("write_bytes", "touch") or (name == "write_text" and "." in ast.unparse(call.func)) or (
         opens and not checked
     )  # fmt: skip
+
+
+EVIL = "\x1b]0;owned\x07\x9b31m[bold]a\u202eb"
+SHOWN = r"\u001b]0;owned\u0007\u009b31m[bold]a\u202eb"
+
+
+def test_what_comes_from_outside_is_printed_as_text(capsys: pytest.CaptureFixture[str]):
+    tell(f"{EVIL}\n")
+    assert capsys.readouterr().out == f"{SHOWN}\n\n"
+    console = SafeConsole(file=io.StringIO(), width=100, force_terminal=True, color_system="truecolor")
+    table = Table(EVIL, title=EVIL)
+    table.add_row(Text(EVIL, style="red"), EVIL)
+    console.print(EVIL, Text(EVIL), table, Panel(EVIL), style="bold")
+    with Live(Text(EVIL), console=console, refresh_per_second=1):
+        pass
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "owned" in printed
+    assert "\x1b[1m" in printed  # rich's own
+    assert not {"\x07", "\x9b", "\u202e"} & set(printed)
+    assert "\x1b]" not in printed
+    record = json_line({"clip": f"{EVIL}\udcff", "machine": "Lüfter"})
+    assert not CONTROL.search(record.removesuffix("\n"))
+    assert json.loads(record) == {"clip": f"{EVIL}\udcff", "machine": "Lüfter"}
+
+
+def test_nothing_of_ours_prints_otherwise():
+    allowed = {"printing.py", "console.py"}
+    forbidden = ("print", "click.echo", "click.secho", "Console", "traceback.print_exc", "sys.stdout.write",
+                 "sys.stderr.write", "rich.print", "pprint")  # fmt: skip
+    found = [
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in (ROOT / "rayasd").rglob("*.py") if path.name not in allowed
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) in forbidden)
+        or (isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr"))
+    ]  # fmt: skip
+    assert set(found) == {"rayasd/cli/display.py: sys.stdout"}  # isatty
+
+
+def test_status_prints_the_holder_of_a_lock_as_text(finished: Path, cache: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with RunStore(run).held():
+        lock = RunStore(run).paths.lock
+        lock.write_text(json.dumps(read_record(lock) | {"host": f"{EVIL}\nline"}))
+        RunStore(run).record(EVIL)
+        printed = call("status", run, cache=cache).stdout
+    assert f"on {SHOWN}\\nline since" in printed
+    assert f"last: {read_record(lock).get('time', '')}" in printed
+    assert not CONTROL.search(printed.replace("\n", ""))
+
+
+@pytest.mark.parametrize("name", ["a\u202eb.wav", "a\u2066b", "a\u2028b", "\x1b[0m"])
+def test_names_that_turn_text_are_refused(name: str):
+    assert name_problem(name) == "has a control character in its name"
+    assert not CONTROL.search(shown(name))
+    assert name_problem("Lüfter 扇風機 مروحة") is None
+
+
+@pytest.mark.slow
+def test_leaderboard_md_holds_no_html(tmp_path: Path, cache: Path):
+    machine = "<img src=x onerror=alert(1)>"
+    tree = write_tree(tmp_path / "tree", (machine, "fan"))
+    run = tmp_path / "run"
+    done = call(*small_sweep(tree, run, "--variants", "statistics", "--detectors", "knn-1"), cache=cache)
+    assert done.returncode == 0, done.stderr
+    text = (run / "leaderboard.md").read_text()
+    assert "&lt;img src=x" in text
+    assert "<" not in text
 
 
 @pytest.mark.slow
