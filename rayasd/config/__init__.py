@@ -128,6 +128,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
     if config.window_length <= front_end.n_fft / 2:
         raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
+    if config.window_length * config.embedding.num_windows > 1 << 31:
+        raise UserError("embedding.num_windows windows of front_end.window_seconds are more than 2^31 samples a clip")
     if not (data.channel in ("only", "mean", "near-far") or data.channel.isdecimal()):
         raise UserError(f"data.channel = {data.channel!r}: choose only, mean, near-far or a channel's number from 0")
     try:
