@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import BadClipError, sample_blocks
 from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
 from rayasd.data.groups import with_groups
@@ -242,7 +243,7 @@ def _mended(root: Path, index: pa.Schema, config: DataConfig) -> bool:
     """Whether a clip can be used that could not when this index was written: permissions do not show in its time."""
     for clip, _ in _bad_clips(index):
         try:
-            read_samples(root / clip, config)
+            deque(sample_blocks(root / clip, config), maxlen=0)
         except BadClipError:
             continue
         return True

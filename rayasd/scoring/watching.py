@@ -93,7 +93,9 @@ def _scored(
             if each.reason == NO_MEMORY and len(paths) > 1:
                 raise MemoryError  # alone, it may fit
             of_clip.setdefault(each.clip, []).append(each)
-        yield from ((path, of_clip[str(path)]) for path in paths)
+        for path in paths:
+            scores = of_clip[str(path)]
+            yield path, [each for each in scores if each.reason is not None] or scores  # damage may show at the end
     except torch.AcceleratorError:
         raise
     except Exception as error:  # of a disk, of memory, of what is plugged in

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
-from rayasd.scoring import load, model
+from rayasd.scoring import load, model, watching
 from rayasd.scoring.loading import RunModels
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.output import _harmless, write_scores
@@ -182,6 +182,38 @@ def test_a_long_recording_is_scored_in_pieces_with_times(packed: Path, tree: Pat
     scores = [piece.score for piece in pieces]
     assert max(scores[:2]) < min(scores[2:])  # type: ignore[type-var]
     assert all(piece.start <= (piece.worst or 0) <= piece.end - 0.5 for piece in pieces)
+
+
+def test_long_recordings_are_read_in_blocks_and_damage_shows_at_their_end(
+    packed: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train = sorted((tree / "fan/train").glob("section_03_source*"))
+    audio = np.concatenate([soundfile.read(path, dtype="int16")[0] for path in train[:6]])[: 5 * RATE + 99]
+    for name in ("whole.flac", "damaged.flac"):
+        soundfile.write(tmp_path / name, audio, RATE)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[26] ^= 1  # of the MD5
+    (tmp_path / name).write_bytes(content)
+    clips = [train[6], tmp_path / "whole.flac", train[7], tmp_path / "damaged.flac", train[6]]
+    at_once = list(load(packed).score(clips))
+    few = load(packed).changed(lambda config: replace(config, embedding=replace(config.embedding, batch_size=6)))
+    monkeypatch.setattr("rayasd.data.audio._BLOCK", 7000)
+    found = list(few.score(clips))
+    names = ["whole.flac", "damaged.flac"]
+    assert [Path(each.clip).name for each in found] == [
+        train[6].name, *[names[0]] * 6, train[7].name, *[names[1]] * 7, train[6].name
+    ]  # fmt: skip
+    assert [each.reason is None for each in at_once] == [True] * 8 + [False, True]  # of one block: known at once
+    whole, same = (of[:8] + of[-1:] for of in (found, at_once))
+    assert [replace(each, score=0, percentile=0, p_value=0) for each in whole] == [
+        replace(each, score=0, percentile=0, p_value=0) for each in same
+    ]
+    assert [each.score for each in whole] == pytest.approx([each.score for each in same], 1e-4)
+    (why,) = [each for each in found if each.reason is not None]
+    assert (why.clip, why.reason) == (str(clips[3]), "is damaged: its samples are not those that were encoded")
+    assert len({each.section for each in found[1:7]}) == 1
+    ((path, scores),) = watching._scored(few, [clips[3]], "03")
+    assert (path, [each.reason for each in scores]) == (clips[3], [why.reason])  # type: ignore[union-attr]
 
 
 def test_recordings_divide_into_pieces_that_cover_them():
