@@ -25,7 +25,7 @@ from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.signals import scale_of
 from rayasd.errors import Interrupted, StorageError
-from rayasd.files import gone, replacing
+from rayasd.files import gone, mark_as_cache, replacing
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
 from rayasd.wording import size
@@ -69,6 +69,7 @@ def decode_machine(
     rows: dict[str, tuple[Any, ...]] = {}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
+        mark_as_cache(index.parent)
         config = scaled(root, table, config, over)
         found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
         lengths = {clip: length for (clip, _), length in zip(clips, found, strict=True)}

@@ -359,7 +359,7 @@ def test_rays_files_lie_where_nobody_else_can_enter(short: Path):
 
 def test_a_folder_that_somebody_else_has_made_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch):
     folder = private_folder(short, "a job")
-    folder.rmdir()
+    shutil.rmtree(folder)
     (short / "elsewhere").mkdir()
     folder.symlink_to(short / "elsewhere")  # a link to one of ours is not one of ours
     with pytest.raises(UserError, match="belongs to another user"):
