@@ -6,7 +6,7 @@ import click
 
 from rayasd.printing import tell
 
-_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
@@ -44,6 +44,8 @@ def gc(
         raise UserError("--unused-for needs --cache DIR")
     if not runs and cache is None and temp_root is None:
         raise UserError("name what to look at: runs, --cache DIR, --temp-dir DIR")
+    if temp_root is not None and not temp_root.is_dir():
+        raise UserError(f"no such folder: {temp_root}")
     stores = [RunStore(run) for run in runs]
     for store in stores:
         store.manifest()  # says so if it is none, before anything is removed

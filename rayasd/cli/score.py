@@ -103,7 +103,8 @@ def score(
             raise UserError(f"--watch {folder}: no such folder")
     clips = [] if watch else list(_clips(words))
     if not clips and not watch:
-        raise UserError(f"no audio files in {', '.join(words)}")
+        given = "names of clips in the input, one per line" if words == ("-",) else f"audio files in {', '.join(words)}"
+        raise UserError(f"no {given}")
     loaded = load(model, device=device, trust=trust, **choice)
 
     loaded = changed(loaded, resample, channel, percentile)

@@ -198,8 +198,6 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
 def _table(content: bytes, *, finite: bool = True) -> pa.Table:
     """Read a table of numbers, text and lists of numbers, after a look at how large it would be.
 
-    By this thread alone: pyarrow's others, just started, abort a process that ends at once.
-
     Raises:
         ValueError: it is compressed or much larger than its file, as no table of a packed model is; or not ``finite``.
 

@@ -24,7 +24,7 @@ from rayasd.scoring.loading import RunModels
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.output import _harmless, write_scores
 from rayasd.scoring.packing import read_pack, write_pack
-from tests.command import Rayasd, command_line, environment
+from tests.command import Rayasd, call, command_line, environment
 from tests.conftest import RATE, run_locally
 
 pytestmark = pytest.mark.slow
@@ -346,6 +346,12 @@ def test_what_a_run_cannot_give_is_refused(run: Path, tmp_path: Path):
         load(run, machine="fan", detector="nonsense-1")
     with pytest.raises(UserError, match="unknown pooling 'rubbish'"):
         load(run, machine="fan", pooling="rubbish")
+
+
+@pytest.mark.parametrize("given", ["", "\n\n"])
+def test_an_empty_input_is_named(given: str, cache: Path):
+    done = call("score", "x.rayasd", "-", cache=cache, given=given)
+    assert (done.returncode, done.stderr) == (2, "error: no names of clips in the input, one per line\n")
 
 
 def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):
