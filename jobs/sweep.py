@@ -8,8 +8,8 @@ every node; data and run directory must be absolute paths that every node sees.
 
 import sys
 
-from rayasd.cli.main import main
+from rayasd.__main__ import console
 
 if __name__ == "__main__":
     sys.argv[1:1] = ["sweep"]
-    main()
+    console()

@@ -25,6 +25,8 @@ _TROUBLES = {
     errno.ESTALE: "{} cannot be reached: look at its file system",
     errno.ENOTCONN: "{} cannot be reached: look at its file system",
 }
+CACHE_TAG = "CACHEDIR.TAG"
+_CACHE_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PERHAPS_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENOTCONN)
 
@@ -51,6 +53,21 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
             temporary.unlink()
         raise
     _sync_directory(path.parent)
+
+
+def no_links(path: str, flags: int) -> int:
+    """Open a file of a folder that others may write to, as ``open(..., opener=no_links)``: never through a link.
+
+    Raises:
+        UserError: it is a link.
+
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise UserError(f"{path} is a link, which nothing is written through: remove it") from None
 
 
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
@@ -91,6 +108,19 @@ def suppress_full() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
+
+
+def mark_as_cache(folder: Path) -> None:
+    """Write the file by which backup programs, and ``rayasd gc``, tell a cache of ours (bford.info/cachedir)."""
+    with suppress(FileExistsError), (folder / CACHE_TAG).open("x", encoding="utf-8") as file:
+        file.write(f"{_CACHE_SIGNATURE}\n# of rayasd: decoded clips and features\n")
+
+
+def is_marked_as_cache(folder: Path) -> bool:
+    """Whether a folder has the mark."""
+    with suppress(OSError), (folder / CACHE_TAG).open("rb") as file:
+        return file.read(len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE.encode()
+    return False
 
 
 def gone(folder: Path) -> StorageError:

@@ -1,6 +1,7 @@
 """Nested tables of settings, as in TOML and JSON: checked against dataclasses, merged, flattened."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import field
@@ -73,6 +74,8 @@ def _checked(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> Any
     low, high = bounds.get("minimum"), bounds.get("maximum")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         raise UserError(f"{name} = {value}: must be {_span(bounds)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} = {value}: must be finite")
     return value
 
 

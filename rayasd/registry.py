@@ -4,8 +4,9 @@ import ast
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rayasd.errors import UserError, one_line, unknown
@@ -67,8 +68,31 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
         if node.args or any(keyword.arg is None for keyword in node.keywords):
             raise ValueError
         return path, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of deep nesting
         raise UserError(f"{kind} {text!r}: write a name, or package.name(parameter=value)") from None
+
+
+def import_paths(text: str) -> list[str]:
+    """List the import paths in a setting that ``find`` reads, those within parentheses and branches too."""
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [text]
+    found = [ast.unparse(node) for node in nodes if isinstance(node, ast.Attribute)]
+    within = [each for node in nodes if isinstance(node, ast.keyword) and node.arg == "encoders"
+              for each in ast.walk(node.value) if isinstance(each, ast.Constant)]  # fmt: skip
+    return found + [path for each in within for path in import_paths(str(each.value))]
+
+
+def refuse_code(source: Path, texts: Iterable[str]) -> None:
+    """Refuse settings that name code, where they come from a file and not from the command line.
+
+    Raises:
+        UserError: one does.
+
+    """
+    if paths := [path for text in texts for path in import_paths(text)]:
+        raise UserError(f"{source} names code to run: {paths[0]}; --trust accepts it, if you know who made it")
 
 
 def error_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ import click
 
 from rayasd.cli.options import PART, output_format
 from rayasd.errors import UserError
+from rayasd.printing import tell
 
 
 @click.command()
@@ -24,17 +25,17 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
         rayasd leaderboard runs/* --part development --format md
     """
     import csv
+    import io
     import json
-    import sys
 
     from rayasd.report.side_by_side import rank_runs, ranking_part
     from rayasd.report.tables import markdown_table, percent
 
     rows, year, where, reasons = rank_runs(runs, part or ranking_part(runs))
     for line in reasons:
-        click.echo(line, err=True)
+        tell(line, err=True)
     if form == "json":
-        click.echo(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
+        tell(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
         return
     titles = ["#", "system", f"official {year} {where}", "source AUC", "target AUC", "from"]
     lines = [
@@ -43,9 +44,10 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
         for i, row in enumerate(rows, 1)
     ]  # fmt: skip
     if form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])
+        csv.writer(table := io.StringIO(), lineterminator="\n").writerows([titles, *lines])
+        tell(table.getvalue(), nl=False)
     elif form == "md":
-        click.echo(markdown_table(titles, lines))
+        tell(markdown_table(titles, lines))
     else:
         _print_table(titles, lines)
 

@@ -1,6 +1,5 @@
 """``rayasd data``: fetch, check and index recordings, make synthetic ones."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 
 from rayasd.cli.options import GROUND_TRUTH
 from rayasd.errors import UserError, unknown
+from rayasd.printing import tell
 from rayasd.study.choices import choose
 
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ def index(
     out = out or root / "clips.csv"
     left = [path for path in left if path.absolute() != out.absolute()]
     if left and not partial:
-        print(f"{len(left)} audio files match nothing, first: {left[0]}; --partial leaves them out", file=sys.stderr)
+        tell(f"{len(left)} audio files match nothing, first: {left[0]}; --partial leaves them out", err=True)
         raise SystemExit(1)
     if cut:
         rows = indexing.cut(root, rows, cut, DataConfig(signal_rate=rate, signal_column=column))

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayasd.console import SafeConsole
 from rayasd.sweep.states import State, Sweep
 from rayasd.unit import Unit
 from rayasd.wording import counted, elapsed
@@ -101,4 +102,4 @@ def wide_console() -> Console:
     """Console of the terminal's width; 200 columns where there is no terminal that could be too narrow."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     by_mpi = any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK"))  # mpirun's terminal is a log
-    return Console(width=200 if piped else None, force_terminal=False if by_mpi else None)
+    return SafeConsole(width=200 if piped else None, force_terminal=False if by_mpi else None)

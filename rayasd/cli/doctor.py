@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from rayasd.cli.options import CACHE, TEMP_DIR, output_format
+from rayasd.printing import tell
 
 
 @click.command()
@@ -44,7 +45,7 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
     host = os.uname().nodename
     if form == "json":
         listed = [vars(finding) for finding in findings]
-        click.echo(json.dumps({"host": host, "rayasd": __version__, "bad": bad, "notes": notes, "findings": listed},
+        tell(json.dumps({"host": host, "rayasd": __version__, "bad": bad, "notes": notes, "findings": listed},
                               indent=2, ensure_ascii=False))  # fmt: skip
     else:
         table = Table(box=None, pad_edge=False, header_style="dim")

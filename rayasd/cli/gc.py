@@ -4,71 +4,79 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import CACHE, TEMP_DIR
+from rayasd.printing import tell
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False))
-@CACHE
-@TEMP_DIR
+@click.option("--cache", type=_FOLDER, help="Look there: a waveform cache.")
+@click.option("--temp-dir", "temp_root", type=_FOLDER, help="Look there: the folder in which Rays of ours had theirs.")
+@click.option("--launches", "launch_root", type=_FOLDER, help="Look there: the folder in which launches were started.")
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
-              help="Only remove files of the cache and of Rays that are older than this.")  # fmt: skip
+              help="Only files of the cache and of Rays that are older than this.")  # fmt: skip
 @click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",
-              help="Also remove decoded waveforms and features that no unit has opened for so long.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
+              help="With --cache: also decoded clips and features that no unit has opened for so long.")  # fmt: skip
+@click.option("--yes", is_flag=True, help="Remove what is listed.")
 def gc(
-    runs: tuple[Path, ...], cache: Path | None, temp_root: Path, hours: float, unused_days: float | None, dry_run: bool
-) -> None:
-    """Remove what killed processes left behind.
+    runs: tuple[Path, ...], cache: Path | None, temp_root: Path | None, launch_root: Path | None, hours: float,
+    unused_days: float | None, yes: bool,
+) -> None:  # fmt: skip
+    """List what killed processes left; --yes removes it.
 
-    In RUNS that nobody drives: unfinished files, locks and tokens. In the waveform cache: unfinished files, locks and
-    halves. On this host: your folders of sweeps' and launches' own Rays whose processes are gone. In the current
-    folder: launch-JOB of jobs that were killed. Results are never touched.
+    In RUNS that nobody drives: unfinished files, locks and tokens. In a waveform cache: unfinished files, locks and
+    halves. In a folder for Rays: your sweeps' and launches' own whose processes are gone. In a folder where launches
+    were started: launch-JOB of jobs that were killed. Nowhere else, and only what has rayasd's mark. Results are never
+    touched.
 
     \b
-        rayasd gc --dry-run runs/*
-        rayasd gc runs/night --older-than 24
-        rayasd gc --unused-for 30
+        rayasd gc runs/*
+        rayasd gc runs/night --yes
+        rayasd gc --cache ~/.cache/rayasd --unused-for 30 --yes
+        rayasd gc --temp-dir /tmp
     """
     from rayasd.cluster import meeting
-    from rayasd.cluster.folder import abandoned, root_of_own
+    from rayasd.cluster.folder import abandoned
     from rayasd.errors import UserError
-    from rayasd.study.choices import cache_folder
     from rayasd.sweep import leftovers
     from rayasd.sweep.store import RunStore
     from rayasd.wording import counted, size
 
+    if unused_days is not None and cache is None:
+        raise UserError("--unused-for needs --cache DIR")
+    if not runs and not any((cache, temp_root, launch_root)):
+        raise UserError("name what to look at: runs, --cache DIR, --temp-dir DIR, --launches DIR")
+    for folder in (temp_root, launch_root):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"no such folder: {folder}")
     stores = [RunStore(run) for run in runs]
     for store in stores:
         store.manifest()  # says so if it is none, before anything is removed
+    elsewhere = [] if cache is None else leftovers.of_cache(cache, hours, unused_days)
+    elsewhere += [
+        leftovers.Leftover(folder, num_bytes, "folder of a Ray of ours that is gone")
+        for folder, num_bytes in ([] if temp_root is None else abandoned(temp_root, hours))
+    ]
+    elsewhere += [
+        leftovers.Leftover(folder, 0, "meeting of a launch that is gone")
+        for folder in ([] if launch_root is None else meeting.abandoned(launch_root, hours))
+    ]
     found: list[leftovers.Leftover] = []
     errors: list[str] = []
     for store in stores:
         try:
-            removed, failed = (leftovers.of_run(store, hours), []) if dry_run else leftovers.clear_run(store, hours)
+            removed, failed = leftovers.clear_run(store, hours) if yes else (leftovers.of_run(store, hours), [])
         except UserError as error:
-            click.echo(f"left alone: {error}")
+            tell(f"left alone: {error}")
         else:
             found, errors = found + removed, errors + failed
-    roots = sorted({temp_root.absolute(), root_of_own()})
-    elsewhere = [
-        *leftovers.of_cache(cache_folder(cache), hours, unused_days),
-        *(
-            leftovers.Leftover(folder, num_bytes, "folder of a Ray of ours that is gone")
-            for root in roots
-            for folder, num_bytes in abandoned(root, hours)
-        ),
-        *(
-            leftovers.Leftover(folder, 0, "meeting of a launch that is gone")
-            for folder in meeting.abandoned(Path.cwd(), hours)
-        ),
-    ]
-    removed, failed = (elsewhere, []) if dry_run else leftovers.remove(elsewhere)
+    removed, failed = leftovers.remove(elsewhere) if yes else (elsewhere, [])
     found, errors = found + removed, errors + failed
     for leftover in found:
-        click.echo(f"{size(leftover.size):>8}  {leftover.path}  ({leftover.what})")
-    total, verb = size(sum(leftover.size for leftover in found)), "would be removed" if dry_run else "removed"
-    click.echo(f"{counted(len(found), 'leftover')}, {total} {verb}" if found else "nothing is left over")
+        tell(f"{size(leftover.size):>8}  {leftover.path}  ({leftover.what})")
+    total, verb = size(sum(leftover.size for leftover in found)), "removed" if yes else "would be removed by --yes"
+    tell(f"{counted(len(found), 'leftover')}, {total} {verb}" if found else "nothing is left over")
     for why in errors:
-        click.echo(f"error: {why}", err=True)
+        tell(f"error: {why}", err=True)
     raise SystemExit(1 if errors else 0)

@@ -26,6 +26,7 @@ from rayasd.cli.sweep import detect, embed, sweep, train
 from rayasd.cli.track import track
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError, one_line
 from rayasd.files import storage_error
+from rayasd.printing import tell
 
 _SOMEWHERE = "the folder that is written to"
 """In the place of a path, where the system does not say which."""
@@ -78,22 +79,22 @@ def main() -> None:
         code = error.exit_code
     except UserError as error:
         if debug:
-            traceback.print_exc()
-        click.echo(f"error: {error}", err=True)
+            tell(traceback.format_exc(), err=True)
+        tell(f"error: {error}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click turns the first into the second
         why = error.__cause__ if isinstance(error.__cause__, Interrupted) else error
         said = f"{why}: " if isinstance(why, Interrupted) else ""
-        click.echo(f"interrupted: {said}the same command goes on from here", err=True)
+        tell(f"interrupted: {said}the same command goes on from here", err=True)
         code = EXIT_INTERRUPTED
     except Exception as error:  # of the system (no space, no permission), or ours
         if debug:
-            traceback.print_exc()
+            tell(traceback.format_exc(), err=True)
         if isinstance(error, OSError) and error.filename is not None:
             what = f"{error.strerror}: {error.filename}"
         else:
             what = f"{type(error).__name__}: {error}"
         trouble = storage_error(error, Path(_SOMEWHERE), Path("/"))
-        click.echo(f"error: {trouble or one_line(what, 1000) + ' (rayasd --debug … shows where)'}", err=True)
+        tell(f"error: {trouble or one_line(what, 1000) + ' (rayasd --debug … shows where)'}", err=True)
         code = EXIT_UNITS_FAILED
     sys.exit(code if isinstance(code, int) else 0)

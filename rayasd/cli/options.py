@@ -22,6 +22,9 @@ DEVICE = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default=Execution.device, show_default=True,
     help="Device of the networks; auto: a GPU if there is one.",
 )  # fmt: skip
+TRUST = click.option(
+    "--trust", is_flag=True, help="Run code that the run directory or the packed model names by import path."
+)
 PART = click.option(
     "--part", type=click.Choice(["evaluation", "development"]),
     help="Sections whose scores are shown; default: evaluation, or development where no evaluation section has labels.",

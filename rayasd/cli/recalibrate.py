@@ -1,14 +1,14 @@
 """``rayasd recalibrate``: a model's detectors and thresholds for what normal sounds like now."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rayasd.cli.options import DEVICE
+from rayasd.cli.options import DEVICE, TRUST
 from rayasd.cli.score import MODEL, changed, choose_model
 from rayasd.errors import UserError
+from rayasd.printing import tell
 
 
 @click.command()
@@ -24,7 +24,7 @@ from rayasd.errors import UserError
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File of the new model."
 )
 @DEVICE
-@click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
+@TRUST
 def recalibrate(
     model: Path, folder: Path, section: str | None, out: Path, device: str, trust: bool, resample: bool,
     channel: str | None, **choice: Any,
@@ -52,11 +52,11 @@ def recalibrate(
     if section is None and len(before.sections) > 1:
         raise UserError(f"{model} has several sections: name one of {', '.join(before.sections)} by --section")
     section = matching("section", section or before.sections[0], before.sections)
-    parts = recalibrated(before, section, folder, clips, lambda text: print(text, file=sys.stderr))
+    parts = recalibrated(before, section, folder, clips, lambda text: tell(text, err=True))
     old, new = (each.fitted(section)[section].decision for each in (before, MachineModel(parts, device)))
     names = [parts.machine] if model.is_dir() else machines_of(model)
     models = (parts if name == parts.machine else read_pack(model, name, trust=trust) for name in names)
     write_pack(out, models, str(parts.provenance.get("licence", "")))
     was = "" if old.threshold is None else f" (was {old.threshold:.4g})"
     limit = new.reason if new.threshold is None else f"threshold {new.threshold:.4g}"
-    print(f"{out}: {parts.machine}, section {section}: {limit}{was}, from {len(new.normal)} normal clips")
+    tell(f"{out}: {parts.machine}, section {section}: {limit}{was}, from {len(new.normal)} normal clips")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import DEVICE, RUN, output_format
+from rayasd.cli.options import DEVICE, RUN, TRUST, output_format
 from rayasd.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FI
     help="With --watch: how many clips of a section are compared with normal ones.",
 )
 @DEVICE
-@click.option("--trust", is_flag=True, help="Run code that a packed model names by import path.")
+@TRUST
 def score(
     model: Path, words: tuple[str, ...], section: str | None, form: str, out: Path | None, watch: bool,
     on_alarm: str | None, alarm: str, drift: int, device: str, trust: bool, resample: bool, channel: str | None,
@@ -102,6 +102,9 @@ def score(
         if not Path(folder).is_dir():
             raise UserError(f"--watch {folder}: no such folder")
     clips = [] if watch else list(_clips(words))
+    if not clips and not watch:
+        given = "names of clips in the input, one per line" if words == ("-",) else f"audio files in {', '.join(words)}"
+        raise UserError(f"no {given}")
     loaded = load(model, device=device, trust=trust, **choice)
 
     loaded = changed(loaded, resample, channel, percentile)
@@ -176,6 +179,7 @@ def _clips(words: Iterable[str]) -> Iterator[str]:
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd or RUN.rayasd"
 )
 @click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
+@TRUST
 def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choice: Any) -> None:
     """Make one file of RUN's models of its machines.
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rayasd.cli.display import clip_progress, counts, print_failed_cells, print_failures, running_table
 from rayasd.errors import EXIT_UNITS_FAILED
-from rayasd.files import read_record
+from rayasd.files import no_links, read_record
 from rayasd.report.run_report import RunReport
 from rayasd.report.terminal import print_report
 from rayasd.study.execution import Execution
@@ -132,7 +132,7 @@ def note_interruptions(stop_file: Path, grace: float) -> Event:
         raise KeyboardInterrupt
 
     def stop(*_: object) -> None:
-        stop_file.touch()
+        open(stop_file, "a", opener=no_links).close()
         signal.setitimer(signal.ITIMER_REAL, grace)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):

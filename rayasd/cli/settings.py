@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayasd.cli.options import output_format
+from rayasd.printing import tell
 
 if TYPE_CHECKING:
     from rayasd.settings import Setting
@@ -47,11 +48,11 @@ def settings(key: str | None, preset: str | None, form: str) -> None:
     if form == "table":
         _print(found, values)
     elif form == "md":
-        click.echo(_INTRODUCTION if key is None else "", nl=False)
+        tell(_INTRODUCTION if key is None else "", nl=False)
         _print_markdown(found, values)
     else:
         rows = [vars(each) | {"presets": _others(each, values)} for each in found]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        tell(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
 def _print(found: Sequence["Setting"], values: "PresetValues") -> None:
@@ -81,12 +82,12 @@ def _print_markdown(found: Sequence["Setting"], values: "PresetValues") -> None:
 
     tables = tables_of_settings()
     for table, settings in groupby(found, lambda each: each.table):
-        click.echo(f"\n## {table}\n" + (f"\n{tables[table]}\n" if table in tables else ""))
-        click.echo("| setting | default | presets | allowed | meaning |\n|---|---|---|---|---|")
+        tell(f"\n## {table}\n" + (f"\n{tables[table]}\n" if table in tables else ""))
+        tell("| setting | default | presets | allowed | meaning |\n|---|---|---|---|---|")
         for each in settings:
             others = "<br>".join(f"{names}: `{value}`" for value, names in _by_value(each, values).items())
             cells = (f"`{each.name}`", f"`{_toml(each.default)}`", others, each.allowed, each.meaning)
-            click.echo(f"| {' | '.join(cells)} |")
+            tell(f"| {' | '.join(cells)} |")
 
 
 def _others(setting: "Setting", values: "PresetValues") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayasd.cli.options import RUN, output_format
+from rayasd.printing import printable, tell
 
 if TYPE_CHECKING:
     from rayasd.sweep.states import Sweep
@@ -42,7 +43,7 @@ def status(run: Path, watch: bool, form: str) -> None:
         state, sweep = _look(store)
         took = time.monotonic() - began
         if form == "json":
-            click.echo(json.dumps(state))
+            tell(json.dumps(state))
         else:
             if watch and console.is_terminal:
                 console.clear()
@@ -76,7 +77,7 @@ def stop(run: Path, wait_seconds: float) -> None:
     until = time.monotonic() + wait_seconds
     while (holders := store.holders()) and time.monotonic() < until:
         time.sleep(0.2)
-    click.echo("stopped" if not holders else "asked to stop: rayasd status shows how far that is")
+    tell("stopped" if not holders else "asked to stop: rayasd status shows how far that is")
 
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
@@ -113,7 +114,7 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
     for holder in state["holders"]:
         who = f"process {holder['pid']} on {holder['host']} since {holder['since']}"
         quiet = f", silent for {holder['silent']:.0f} s" if holder["silent"] > GONE_SECONDS else ""
-        console.print(Text(f"{state['run']}: driven by {who}{quiet}"), soft_wrap=True)
+        console.print(Text(f"{state['run']}: driven by {printable(who)}{quiet}"), soft_wrap=True)
     for place in state["dashboards"]:
         console.print(Text(f"dashboard {place['address']}; rayasd dashboard tells how to reach it"), soft_wrap=True)
     if not state["holders"]:
@@ -124,4 +125,4 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
     print_failures(console, sweep, list(sweep.states))
     if event := state["last_event"]:
         what = " ".join(str(event[key]) for key in ("time", "event", "unit", "reason") if key in event)
-        console.print(Text(f"last: {what}", style="dim"), soft_wrap=True)
+        console.print(Text(f"last: {printable(what)}", style="dim"), soft_wrap=True)

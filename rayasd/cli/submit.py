@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rayasd.errors import EXIT_INTERRUPTED, UserError, unknown
+from rayasd.printing import tell
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -52,10 +53,10 @@ def submit(
                 (job for job in client.list_jobs() if job.submission_id), key=lambda job: -job.start_time
             ):
                 start = datetime.fromtimestamp(job.start_time / 1000).isoformat(" ", "seconds")
-                click.echo(f"{job.submission_id}  {str(job.status).lower()}  {start}  {job.entrypoint}")
+                tell(f"{job.submission_id}  {str(job.status).lower()}  {start}  {job.entrypoint}")
         elif stop:
             client.stop_job(stop)
-            click.echo(f"job {stop}: {str(jobs.end_of(client, stop, 2 * jobs.STOP_SECONDS).status).lower()}")
+            tell(f"job {stop}: {str(jobs.end_of(client, stop, 2 * jobs.STOP_SECONDS).status).lower()}")
         else:
             variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS), FOLDER: str(folder.absolute())}
             job_id = follow or client.submit_job(
@@ -65,11 +66,11 @@ def submit(
                 metadata={"job_name": name_of(command)},
             )
             if no_wait and not follow:
-                click.echo(job_id)
+                tell(job_id)
                 return
             try:
-                code = jobs.follow(client, job_id, lambda text: click.echo(text, nl=False))
+                code = jobs.follow(client, job_id, lambda text: tell(text, nl=False))
             except KeyboardInterrupt:
-                click.echo(f"\njob {job_id} goes on: --follow {job_id} shows it, --stop {job_id} ends it", err=True)
+                tell(f"\njob {job_id} goes on: --follow {job_id} shows it, --stop {job_id} ends it", err=True)
                 code = EXIT_INTERRUPTED
             raise SystemExit(code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import GROUND_TRUTH, RUN, chosen_execution, execution_options
+from rayasd.cli.options import GROUND_TRUTH, RUN, TRUST, chosen_execution, execution_options
 from rayasd.errors import EXIT_STOPPED, RunStopped, UserError
 from rayasd.study.execution import Execution
 
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--only", metavar="MACHINES|K/N",
               help="Work on these machines, or the K-th of N shares, of a run that is set up.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Write into a run directory that belongs to another user.")
 @execution_options
 def sweep(**options: Any) -> None:
     """From recordings to a leaderboard: train, embed, detect, rank.
@@ -70,7 +71,7 @@ def _sweep(
     execution: Execution, *, source: Path | None, ground_truth: Path | None, on_bad_clip: str | None, machines: str,
     preset: str, variants: str | Sequence[str], seeds: str, detectors: str | None, overrides: Sequence[str],
     vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool, simulate: str | None, set_up_only: bool,
-    only: str | None,
+    only: str | None, trust: bool,
 ) -> int:  # fmt: skip
     from rayasd import presets
     from rayasd.cli.display import wide_console
@@ -88,7 +89,7 @@ def _sweep(
         chosen = choose("variant", variants, sorted(config.variants))
         config, variants = presets.varied(config, chosen, *presets.parse_values(vary))
     study = Study(config=config, data=source, run_dir=run_dir, machines=machines, variants=variants, seeds=seeds,
-                  ground_truth=ground_truth, command=sys.argv)  # fmt: skip
+                  ground_truth=ground_truth, command=sys.argv, trust=trust)  # fmt: skip
     screen = Screen(wide_console(), execution.grace)
     if dry_run:
         dry = DryRun(study, execution)
@@ -129,22 +130,24 @@ def _stage_command(stage: "StageName", text: str, example: str) -> click.Command
     @RUN
     @click.option("--machines", default="all", show_default=True,
                   help="all, or some; others may be done by another command at the same time.")  # fmt: skip
+    @TRUST
     @execution_options
-    def command(run: Path, machines: str, **options: Any) -> None:
+    def command(run: Path, machines: str, trust: bool, **options: Any) -> None:
         execution = chosen_execution(options)
         stages: list[StageName] = [stage, "detect"] if options.get("detect") else [stage]
         only = None if machines == "all" else machines
-        raise SystemExit(_on_rank_0(execution, lambda: _run_stages(run, stages, only, execution)))
+        raise SystemExit(_on_rank_0(execution, lambda: _run_stages(run, stages, only, execution, trust)))
 
     return command
 
 
-def _run_stages(run: Path, stages: "Sequence[StageName]", only: str | None, execution: Execution) -> int:
+def _run_stages(run: Path, stages: "Sequence[StageName]", only: str | None, execution: Execution, trust: bool) -> int:
     from rayasd.cli.display import wide_console
     from rayasd.cli.screen import Screen
     from rayasd.study.study import Study
 
-    return _run(Study.open(run), execution, Screen(wide_console(), execution.grace), stages=stages, only=only)
+    screen = Screen(wide_console(), execution.grace)
+    return _run(Study.open(run, trust=trust), execution, screen, stages=stages, only=only)
 
 
 train = _stage_command("train", "Train missing networks of RUN.", "--machines fan,pump")

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from rayasd.cli.options import RUN
+from rayasd.printing import tell
 
 _LOOK_SECONDS = 5.0
 _PAUSE_FACTOR = 20  # times as long as a look took: a large run on a slow file system takes long to read
@@ -41,10 +42,10 @@ def track(run: Path, name: str, watch: bool) -> None:
         if not (watch and is_driven):
             break
         if problem and problem != shown:
-            click.echo(f"{name}: {problem}; trying again", err=True)
+            tell(f"{name}: {problem}; trying again", err=True)
             shown = problem
         time.sleep(max(_LOOK_SECONDS, _PAUSE_FACTOR * (time.monotonic() - began)))
     if problem:
-        click.echo(f"not all is in {name} ({problem}): the same command adds what is missing", err=True)
+        tell(f"not all is in {name} ({problem}): the same command adds what is missing", err=True)
         raise SystemExit(1)
-    click.echo(f"{counted(len(tracker.closed), 'finished training')} in {tracker.place}")
+    tell(f"{counted(len(tracker.closed), 'finished training')} in {tracker.place}")

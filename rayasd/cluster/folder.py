@@ -19,9 +19,11 @@ from rayasd.errors import UserError
 
 RAYS = "ray"
 """Name of Ray's part of the folder; what is beside it is ours."""
+MARK = "rayasd.lock"
+"""File in the folder, locked by the processes that use it: what does not have it is not ours."""
 
 _NAME = re.compile(r"ra[0-9a-f]{8}")
-_LOGS = re.compile(r"start-\d+\.log|waiting\.log|driver\.log|mark-.+")  # of rayasd launch
+_LOGS = re.compile(rf"start-\d+\.log|waiting\.log|driver\.log|mark-.+|{re.escape(MARK)}")  # of rayasd launch
 _HELD: list[int] = []
 _LENGTH = len("/ra01234567")
 _LONGEST = 107 - len(f"/{RAYS}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")
@@ -56,7 +58,7 @@ def private_folder(root: Path, job: str | None = None) -> Path:
 def abandoned(root: Path, hours: float) -> Iterator[tuple[Path, int]]:
     """Yield this user's private folders that no process holds and nobody wrote for ``hours``, and their bytes."""
     for folder in sorted(root.glob("ra*")):
-        with suppress(FileNotFoundError):  # its sweep ends while we look
+        with suppress(FileNotFoundError):  # its sweep ends while we look, or it is not ours
             if _NAME.fullmatch(folder.name) and _is_ours(folder) and not _is_held(folder):
                 size, written = _size_and_time(folder)
                 foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
@@ -66,7 +68,7 @@ def abandoned(root: Path, hours: float) -> Iterator[tuple[Path, int]]:
 
 def _is_held(folder: Path) -> bool:
     """Whether a process that made a private folder, or shares it, still runs."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    descriptor = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -78,7 +80,7 @@ def _is_held(folder: Path) -> bool:
 
 def _hold(folder: Path) -> None:
     """Hold a folder until this process ends; the kernel lets go of it however that happens."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # not inherited
+    descriptor = os.open(folder / MARK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # not inherited
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     _HELD.append(descriptor)
 

@@ -27,6 +27,7 @@ from rayasd.cluster.settings import write_token
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError
 from rayasd.files import write_json
 from rayasd.host import end_with_parent, how_it_ended, why_silent
+from rayasd.printing import tell
 
 EXIT_HEAD_LOST = 76
 """A worker's exit code when the head's host went without a word, and perhaps a batch script with it."""
@@ -149,7 +150,7 @@ def _head(
         run.end()
     code: int = driver.returncode
     if code < 0:  # killed, for memory or by somebody: all that was finished is kept
-        print(f"the driver was ended by {how_it_ended(code)}", file=sys.stderr, flush=True)
+        tell(f"the driver was ended by {how_it_ended(code)}", err=True)
         code = EXIT_INTERRUPTED
     write_json(meeting.end, {"code": code})
     return code
@@ -186,7 +187,7 @@ def _wait_for_nodes(
     if len(alive) < max(1, min_nodes):
         within = f" within {wait_seconds:g} s" if time.monotonic() > until else ""
         raise UserError(f"{len(alive)} of {size} nodes came together{within}: {missing}")
-    print(f"{len(alive)} of {size} nodes came, and the job goes on with these: {missing}", file=sys.stderr, flush=True)
+    tell(f"{len(alive)} of {size} nodes came, and the job goes on with these: {missing}", err=True)
 
 
 def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> Mapping[str, Any]:
@@ -232,7 +233,7 @@ def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> i
                 heads, _, port = head.rpartition(":")
                 if not why_silent(heads, int(port)):
                     if together:
-                        print(f"{node.last_words()}; the others go on", file=sys.stderr, flush=True)
+                        tell(f"{node.last_words()}; the others go on", err=True)
                         return 0
                     if node.try_again():
                         ended_at = None
@@ -240,7 +241,7 @@ def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> i
                         failed = True
                         write_json(mine, {"host": host, "failed": node.last_words()})
                 elif time.monotonic() - ended_at > _LAST_WORD_SECONDS:
-                    print(f"the head at {head} is lost: {node.last_words()}", file=sys.stderr, flush=True)
+                    tell(f"the head at {head} is lost: {node.last_words()}", err=True)
                     return EXIT_HEAD_LOST
             time.sleep(_POLL_SECONDS)
     finally:

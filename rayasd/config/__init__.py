@@ -51,6 +51,12 @@ class Config:
         """Whether the extractor is trained on the clips."""
         return self.network.is_trained and self.exposure.epochs > 0
 
+    @property
+    def named(self) -> list[str]:
+        """Settings that may name code by import path: encoder and objective, then others."""
+        network, exposure, inlier = self.network, self.exposure, self.inlier
+        return [network.encoder, exposure.objective, exposure.clusters_by, *inlier.detectors, *inlier.poolings]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for JSON or TOML."""
         tables = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -122,6 +128,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError('exposure.validation_fraction = 0 leaves inlier.fit_on = "validation" nothing to fit to')
     if config.window_length <= front_end.n_fft / 2:
         raise UserError("front_end.window_seconds must be longer than half of front_end.n_fft samples")
+    if config.window_length * config.embedding.num_windows > 1 << 31:
+        raise UserError("embedding.num_windows windows of front_end.window_seconds are more than 2^31 samples a clip")
     if not (data.channel in ("only", "mean", "near-far") or data.channel.isdecimal()):
         raise UserError(f"data.channel = {data.channel!r}: choose only, mean, near-far or a channel's number from 0")
     try:

@@ -12,7 +12,7 @@ from rayasd.registry import parse_call
 class DataConfig:
     """Reading audio files."""
 
-    sample_rate: int = bounded(16000, minimum=1000)
+    sample_rate: int = bounded(16000, minimum=1000, maximum=1_000_000)
     """Sample rate of all waveforms in training and scoring, in Hz."""
     resample: bool = False
     """Resample clips of another rate with a polyphase filter; if false, they are refused by name."""
@@ -43,17 +43,17 @@ class FrontEndConfig:
 
     window_seconds: float = bounded(2.0, minimum=0.05, maximum=600.0)
     """Length of one input window of the encoder; a shorter clip is repeated until it fills the window."""
-    n_fft: int = bounded(2048, minimum=16)
+    n_fft: int = bounded(2048, minimum=16, maximum=1 << 20)
     """Samples per short-time Fourier transform."""
-    hop_length: int = bounded(256, minimum=1)
+    hop_length: int = bounded(256, minimum=1, maximum=1 << 20)
     """Samples between the starts of consecutive transforms."""
-    n_mels: int = bounded(224, minimum=1)
+    n_mels: int = bounded(224, minimum=1, maximum=8192)
     """Number of mel bands."""
     f_min: float = bounded(50.0, minimum=0.0)
     """Lowest frequency, in Hz."""
     f_max: float = bounded(0.0, minimum=0.0)
     """Highest frequency, in Hz, at most half of data.sample_rate; 0: 97.5 % of that half, 7800 Hz at 16 kHz."""
-    power: float = bounded(1.0, minimum=0.1)
+    power: float = bounded(1.0, minimum=0.1, maximum=10.0)
     """Exponent of the magnitude: 1 is amplitude, 2 is power."""
     normalized: bool = True
     """Divide the transform by the root of the window function's energy ('normalized' in torchaudio)."""
@@ -99,7 +99,7 @@ class NetworkConfig:
     """Name of the timm model of the encoder 'mel-timm'."""
     pretrained: str = ""
     """Local file of weights of network.backbone (safetensors or torch); empty: random weights."""
-    embedding_dim: int = bounded(128, minimum=2)
+    embedding_dim: int = bounded(128, minimum=2, maximum=65536)
     """Length of an embedding (D) where the neck makes it; even for the encoder 'statistics'."""
     dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
     """Dropout probability before the neck's linear layers."""
@@ -230,12 +230,12 @@ class ExposureConfig:
 class EmbeddingConfig:
     """Embedding the windows of each clip."""
 
-    num_windows: int = bounded(10, minimum=1)
+    num_windows: int = bounded(10, minimum=1, maximum=100_000)
     """Evenly spaced windows per clip; the last one ends with the clip. Where they would see less than a quarter of a
     machine's usual clip (long recordings), its clips get as many as lie end to end."""
-    windows_per_second: float = bounded(0.0, minimum=0.0)
+    windows_per_second: float = bounded(0.0, minimum=0.0, maximum=10_000.0)
     """Windows for each second of a machine's usual clip, instead of embedding.num_windows; 0: that many per clip."""
-    batch_size: int = bounded(256, minimum=1)
+    batch_size: int = bounded(256, minimum=1, maximum=65536)
     """Windows per forward pass."""
 
 
@@ -262,7 +262,7 @@ class InlierConfig:
     """How windows become a clip. The anomaly scores of a clip's windows: mean, median, max, min, upper-half-mean,
     lower-half-mean, gwrp-0.5 (weighted ranks), or an import path. Or their features, before the detector, which then
     compares clips: clip-mean, clip-mean-std, clip-gem-3 (generalised mean), clip-rdp-4 (relative deviation)."""
-    calibration_folds: int = bounded(5, minimum=0)
+    calibration_folds: int = bounded(5, minimum=0, maximum=1000)
     """Cross-validation folds used to score normal training clips, for thresholds, fusions and ensembles; 0 disables.
     Detectors by neighbours leave out one clip (or group) at a time where there are at most 60."""
 

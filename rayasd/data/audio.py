@@ -3,10 +3,10 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import gcd
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
 from rayasd.data.folders import is_other_audio, is_signal
-from rayasd.data.headers import contradiction, flac_differs, impossible_length
+from rayasd.data.headers import FlacCheck, contradiction, impossible_length
+from rayasd.data.samples import LEVEL, at_level, levelled, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave
 from rayasd.errors import StorageError
 
@@ -24,16 +25,15 @@ NEAR_FAR = "near-far"
 _PLAIN = DataConfig()
 NO_MEMORY = "needs more memory than there is"
 _FLOATS = ("FLOAT", "DOUBLE")
-_QUIETEST_FLOATS = 2.0**-8
-"""Peaks below it would leave less than 8 of 16 bits."""
 _RATES = range(1000, 1_000_001)
 _MOST_OVER_FULL_SCALE = 16.0
 """24 dB: what exceeds it was not overdriven but never scaled to ±1, and clipping it would leave noise."""
-_LEVEL = 2.0**-6
-"""RMS value with full scale 1, -36 dB: peaks of 64 times as much fit, and rounding to 16 bits adds noise at -101 dB."""
 _OWN_FAULTS = (
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
 )  # fmt: skip
+_BLOCK = 1 << 22
+"""Samples of all channels that are read at once; shorter clips are read as a whole."""
+_MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
 """What soundfile raises besides its own, for codecs that cannot seek, say."""
@@ -167,7 +167,7 @@ def num_frames(facts: AudioFacts, config: DataConfig) -> int:
         raise BadClipError("has one channel: data.channel near-far needs a near and a far one")
     if config.channel.isdecimal() and int(config.channel) >= facts.channels:
         raise BadClipError(f"has no channel {config.channel}: it has {facts.channels}, counted from 0")
-    up, down = _ratio(facts.sample_rate, config.sample_rate)
+    up, down = ratio(facts.sample_rate, config.sample_rate)
     return -(-facts.frames * up // down)
 
 
@@ -185,99 +185,110 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
             full scale, is not what a FLAC encoder was given, or changed while it was read.
 
     """
+    mono = _joined(_mono_blocks(path, config))
+    if mono.dtype == np.int16:
+        return at_level(mono, config)
+    return rounded(mono if config.level == "keep" else levelled(mono))
+
+
+def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]:
+    """Give what ``read_samples`` returns in blocks, so that a recording of days takes no more memory than an hour's.
+
+    What is wrong with a file may turn out after its first blocks. A clip of several blocks is read twice where it is
+    scaled to one RMS value.
+
+    Raises:
+        BadClipError: as of ``read_samples``.
+
+    """
+    blocks = _mono_blocks(path, config)
+    begun = list(islice(blocks, 2))
+    if config.level != "keep" and len(begun) == 2:
+        count, squares = 0, 0.0
+        for block in chain(begun, blocks):
+            count, squares = count + len(block), squares + np.square(unit(block), dtype=np.float64).sum()
+        gain = LEVEL / (squares / count) ** 0.5 if squares else 1.0
+        yield from (rounded(unit(block) * gain) for block in _mono_blocks(path, config))
+        return
+    for block in chain(begun, blocks):
+        if config.level != "keep":
+            yield rounded(levelled(unit(block)))
+        else:
+            yield block if block.dtype == np.int16 else rounded(block)
+
+
+def _mono_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[Any]]:
+    """Give a clip's samples at the wanted rate, not levelled: int16 as in the file, or floats with full scale 1."""
     with _opened(path, config) as (descriptor, file, facts, first):
         expected = num_frames(facts, config)
         plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
         audio = _read(file, first, facts.frames, "int16" if plain else "float32")
-        if len(audio) != facts.frames:
-            raise BadClipError(f"holds {len(audio)} frames where its header promises {facts.frames}")
-        whole = facts.frames == file.frames
-        if whole and facts.container == "FLAC" and flac_differs(descriptor, audio[:, 0] if plain else audio):
-            raise BadClipError("is damaged: its samples are not those that were encoded")
-    if plain:
-        return at_level(audio[:, 0], config)
+        if facts.frames == file.frames and facts.container == "FLAC":
+            audio = _as_encoded(descriptor, audio)
+        if plain:
+            yield from (block[:, 0] for block in audio)
+            return
+        mono = _mono((_checked(block, facts, config) for block in audio), facts.frames, config.channel)
+        up, down = ratio(facts.sample_rate, config.sample_rate)
+        yield from mono if up == down else resampled(mono, up, down, expected)
+
+
+def _as_encoded(descriptor: int, audio: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    check = FlacCheck(descriptor)
+    for block in audio:
+        check.update(block)
+        yield block
+    if check.differs:
+        raise BadClipError("is damaged: its samples are not those that were encoded")
+
+
+def _checked(audio: NDArray[np.float32], facts: AudioFacts, config: DataConfig) -> NDArray[np.float32]:
     if not np.isfinite(audio).all():
         raise BadClipError("holds NaN or infinite samples")
     if facts.subtype in _FLOATS and config.scale not in (0.0, 1.0):
         audio = audio / np.float32(config.scale)
     if max(audio.max(), -audio.min()) > _MOST_OVER_FULL_SCALE:
         raise BadClipError("holds samples far beyond full scale: floats go from -1 to 1, or to data.scale")
-    mono = _mono(audio, config.channel)
-    if facts.sample_rate != config.sample_rate:
-        from scipy.signal import resample_poly  # 0.3 s to import, and rarely needed
+    return audio
 
-        mono = resample_poly(mono, *_ratio(facts.sample_rate, config.sample_rate))[:expected]
-    return _rounded(mono if config.level == "keep" else _levelled(mono))
+
+def _joined(blocks: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    found = list(blocks)
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def float_peak(path: Path, config: DataConfig) -> float | None:
     """Largest absolute value of a clip of floats; None of integers, and of a clip that cannot be read."""
     with suppress(BadClipError), _opened(path, config) as (_, file, facts, first):
         if facts.subtype in _FLOATS:
-            peak = float(np.abs(_read(file, first, facts.frames, "float32")).max(initial=0.0))
+            peak = float(max(np.abs(block).max() for block in _read(file, first, facts.frames, "float32")))
             return peak if np.isfinite(peak) else None
     return None
 
 
-def scale_of(peaks: Sequence[float]) -> float:
-    """Return what a machine's floats are divided by, given the peaks of its training clips.
-
-    It is 1 where they go from -1 to 1 as floats do. Of other units (Pa, g), it is a power of 2 of four to eight times
-    their median, so that a louder clip has room.
-    """
-    typical = float(np.median(peaks)) if len(peaks) else 1.0
-    if typical == 0.0 or _QUIETEST_FLOATS <= typical <= 1.0:
-        return 1.0
-    return float(2.0 ** (np.ceil(np.log2(typical)) + 2))
-
-
-def _read(file: soundfile.SoundFile, first: int, frames: int, dtype: str) -> NDArray[Any]:
-    """Read frames of all channels, also of a codec that cannot seek."""
+def _read(file: soundfile.SoundFile, first: int, frames: int, dtype: str) -> Iterator[NDArray[Any]]:
+    """Read frames of all channels (frames, channels) in blocks, also of a codec that cannot seek."""
+    size = max(1, _BLOCK // file.channels)
     if first and file.seekable():
         file.seek(first)
-        first = 0
-    return np.asarray(file.read(first + frames, dtype=dtype, always_2d=True)[first:])
+    else:
+        for begin in range(0, first, size):
+            file.read(min(size, first - begin), dtype=dtype)
+    for begin in range(0, frames, size):
+        audio = np.asarray(file.read(min(size, frames - begin), dtype=dtype, always_2d=True))
+        if len(audio) != min(size, frames - begin):
+            raise BadClipError(f"holds {begin + len(audio)} frames where its header promises {frames}")
+        yield audio
 
 
-def _mono(audio: NDArray[np.float32], channel: str) -> NDArray[np.floating]:
-    if channel == NEAR_FAR:
-        return without_far(audio[:, 0], audio[:, 1])
-    return audio[:, int(channel)] if channel.isdecimal() else audio.mean(axis=1)
-
-
-def without_far(near: NDArray[np.floating], far: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Subtract from a microphone near a machine, (n,), what one far from it, (n,), hears too: y = C - H F.
-
-    H is the least-squares filter of each frequency over the clip, sum C conj(F) / (sum |F|^2 + 1e-12), of transforms of
-    1024 samples every 512. What only the near microphone hears stays.
-    """
-    from scipy.signal import istft, stft
-
-    size = min(1024, len(near))
-    C, F = (stft(x, nperseg=size, noverlap=size // 2)[2] for x in (near, far))
-    H = (C * F.conj()).sum(axis=-1, keepdims=True) / (np.square(np.abs(F)).sum(axis=-1, keepdims=True) + 1e-12)
-    cleaned = istft(C - H * F, nperseg=size, noverlap=size // 2)[1]
-    return np.asarray(np.resize(cleaned, len(near)) if len(cleaned) < len(near) else cleaned[: len(near)])
-
-
-def at_level(samples: NDArray[np.int16], config: DataConfig) -> NDArray[np.int16]:
-    """Scale samples (n,) as ``data.level`` asks for."""
-    return samples if config.level == "keep" else _rounded(_levelled(samples / 32768.0))
-
-
-def _levelled(samples: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Scale to an RMS value of ``_LEVEL``; silence stays silence."""
-    rms = np.sqrt(np.square(samples, dtype=np.float64).mean())
-    return samples * (_LEVEL / rms) if rms > 0 else samples
-
-
-def _rounded(samples: NDArray[np.floating]) -> NDArray[np.int16]:
-    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
-
-
-def _ratio(rate: int, wanted: int) -> tuple[int, int]:
-    divisor = gcd(rate, wanted)
-    return wanted // divisor, rate // divisor
+def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> Iterator[NDArray[np.floating]]:
+    if channel == NEAR_FAR:  # its filter is of the whole clip
+        if frames > _MOST_NEAR_FAR:
+            raise BadClipError(f"is too long for data.channel near-far: more than {_MOST_NEAR_FAR} frames")
+        whole = _joined(audio)
+        yield without_far(whole[:, 0], whole[:, 1])
+        return
+    yield from (block[:, int(channel)] if channel.isdecimal() else block.mean(axis=1) for block in audio)
 
 
 def _blame(path: Path, error: Exception) -> BadClipError | StorageError:

@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_128
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, read_samples, scale_of
+from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
+from rayasd.data.samples import scale_of
 from rayasd.errors import Interrupted, StorageError
-from rayasd.files import gone, replacing
+from rayasd.files import gone, mark_as_cache, replacing
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
 from rayasd.wording import size
@@ -68,6 +69,7 @@ def decode_machine(
     rows: dict[str, tuple[Any, ...]] = {}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
+        mark_as_cache(index.parent)
         config = scaled(root, table, config, over)
         found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
         lengths = {clip: length for (clip, _), length in zip(clips, found, strict=True)}
@@ -139,9 +141,33 @@ def _peaks(root: Path, config: DataConfig, clips: Sequence[str]) -> list[float]:
     return [peak for clip in clips if (peak := float_peak(root / clip, config)) is not None]
 
 
+class Content:
+    """Describes decoded samples as ``DECODED_COLUMNS`` say, block by block."""
+
+    def __init__(self) -> None:
+        self.frames, self._total, self._squares, self._digest = 0, 0, 0, xxh3_128()
+
+    def add(self, samples: NDArray[np.int16]) -> None:
+        """Take the next samples (n,)."""
+        total, squares = _sums(samples)
+        self.frames, self._total, self._squares = (
+            self.frames + len(samples),
+            self._total + total,
+            self._squares + squares,
+        )
+        self._digest.update(np.ascontiguousarray(samples).data)
+
+    @property
+    def facts(self) -> tuple[int, int, int, str]:
+        """Frames, sum, sum of squares and digest."""
+        return self.frames, self._total, self._squares, self._digest.hexdigest()
+
+
 def content(samples: NDArray[np.int16]) -> tuple[int, int, int, str]:
-    """Describe decoded samples: frames, sum, sum of squares and digest, as ``DECODED_COLUMNS`` say."""
-    return (len(samples), *_sums(samples), xxh3_128_hexdigest(samples.data))
+    """Describe decoded samples as ``Content`` does."""
+    held = Content()
+    held.add(samples)
+    return held.facts
 
 
 def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[int | str]:
@@ -166,20 +192,23 @@ def _decode(
     with path.open("r+b", buffering=0) as file:
         for clip, offset, frames in places:
             try:
-                samples = read_samples(root / clip, config)
-                if len(samples) != frames:  # its place would not hold it
+                held = Content()
+                for samples in sample_blocks(root / clip, config):
+                    if held.frames + len(samples) > frames:  # its place would not hold it
+                        break
+                    _write_all(file.fileno(), samples, 2 * (offset + held.frames))
+                    held.add(samples)
+                if held.frames != frames:
                     raise BadClipError("changed while it was read: is it still being written?")
+                facts.append(held.facts)
             except BadClipError as error:
                 facts.append(str(error))
-                continue
-            _write_all(file.fileno(), samples, 2 * offset)
-            facts.append(content(samples))
         os.fdatasync(file.fileno())  # while others decode
     return facts
 
 
 def _write_all(descriptor: int, samples: NDArray[np.int16], place: int) -> None:
-    left = samples.data.cast("B")
+    left = np.ascontiguousarray(samples).data.cast("B")
     while left:
         written = os.pwrite(descriptor, left, place)
         left, place = left[written:], place + written

@@ -33,23 +33,27 @@ def impossible_length(descriptor: int, frames: int, size: int) -> str | None:
     return None
 
 
-def flac_differs(descriptor: int, samples: NDArray[np.int16] | NDArray[np.float32]) -> bool:
-    """Whether decoded FLAC differs from the audio that was encoded, by the MD5 in its header (if there is one).
+class FlacCheck:
+    """Compares decoded FLAC with the audio that was encoded, by the MD5 in its header (if there is one)."""
 
-    ``samples``: int16 (frames,) of a 16-bit mono file, or float32 (frames, channels) of any other.
-    """
-    head = os.pread(descriptor, 42, 0)
-    if head[:4] != b"fLaC" or head[4] & 0x7F or not any(head[26:42]):
-        return False
-    bits = ((head[20] & 1) << 4 | head[21] >> 4) + 1
-    if bits not in (8, 16, 24):
-        return False
-    if samples.dtype == np.int16:
-        encoded = samples.astype("<i2", copy=False).tobytes()
-    else:  # float32 holds 24 bits exactly
-        wide = (samples * np.float32(2 ** (bits - 1))).astype("<i4")
-        encoded = wide.reshape(-1, 1).view(np.uint8)[:, : bits // 8].tobytes()
-    return hashlib.md5(encoded, usedforsecurity=False).digest() != head[26:42]
+    def __init__(self, descriptor: int) -> None:
+        head = os.pread(descriptor, 42, 0)
+        known = head[:4] == b"fLaC" and not head[4] & 0x7F and any(head[26:42])
+        self._bits = ((head[20] & 1) << 4 | head[21] >> 4) + 1 if known else 0
+        self._expected, self._found = head[26:42], hashlib.md5(usedforsecurity=False)
+
+    def update(self, samples: NDArray[np.int16] | NDArray[np.float32]) -> None:
+        """Take the next samples (frames, channels): int16 of a 16-bit file, or float32 of any other."""
+        if samples.dtype == np.int16:
+            self._found.update(samples.astype("<i2", copy=False).tobytes())
+        elif self._bits in (8, 16, 24):  # float32 holds 24 bits exactly
+            wide = (samples * np.float32(2 ** (self._bits - 1))).astype("<i4")
+            self._found.update(wide.reshape(-1, 1).view(np.uint8)[:, : self._bits // 8].tobytes())
+
+    @property
+    def differs(self) -> bool:
+        """Whether all samples taken are others than those that were encoded."""
+        return self._bits in (8, 16, 24) and self._found.digest() != self._expected
 
 
 def _of_wave(descriptor: int, size: int) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayasd.errors import unknown
+from rayasd.printing import CONTROL, printable
 
 SPLIT_FOLDERS = {
     "train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test",
@@ -111,7 +112,7 @@ def name_problem(name: str) -> str | None:
         name.encode()
     except UnicodeEncodeError:
         return "has a name that is not UTF-8"
-    if any(ord(character) < 32 or 127 <= ord(character) < 160 for character in name):
+    if CONTROL.search(name):
         return "has a control character in its name"
     return None
 
@@ -119,5 +120,5 @@ def name_problem(name: str) -> str | None:
 def shown(name: str) -> str:
     """Write a path in one line: what is not UTF-8 and control characters escaped, the middle of a long one left out."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    text = "".join(c if name_problem(c) is None else c.encode("unicode_escape").decode() for c in text)
+    text = printable(text)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:200]}…{text[-200:]}"

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -24,13 +25,13 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import BadClipError, sample_blocks
 from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
 from rayasd.data.groups import with_groups
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
-from rayasd.files import digest, read_record, write_json
+from rayasd.files import digest, no_links, read_record, write_json
 from rayasd.host import usable_cpus
 from rayasd.parquet import read_parquet
 
@@ -132,7 +133,7 @@ def open_waveforms(
     decoded = _whole(index)
     if decoded is None:
         index.parent.mkdir(parents=True, exist_ok=True)
-        with index.with_suffix(".lock").open("w") as lock:
+        with open(index.with_suffix(".lock"), "w", opener=no_links) as lock:
             while not _locked(lock):  # many units start at once on a fresh host: one decodes, the others wait
                 alive()
                 time.sleep(0.5)
@@ -242,7 +243,7 @@ def _mended(root: Path, index: pa.Schema, config: DataConfig) -> bool:
     """Whether a clip can be used that could not when this index was written: permissions do not show in its time."""
     for clip, _ in _bad_clips(index):
         try:
-            read_samples(root / clip, config)
+            deque(sample_blocks(root / clip, config), maxlen=0)
         except BadClipError:
             continue
         return True

@@ -68,10 +68,10 @@ def _several_checkpoints(leaderboard: Leaderboard) -> bool:
 
 
 def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Write a table in Markdown; a bar within a cell is escaped."""
+    """Write a table in Markdown; bars and HTML within a cell are escaped."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
 
     return "\n".join([line(titles), line(["---"] * len(titles)), *map(line, lines)])
 

@@ -34,6 +34,7 @@ from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import EntryCells, select
 from rayasd.files import file_digest, replacing, write_text
 from rayasd.parquet import write_parquet
+from rayasd.printing import printable
 from rayasd.report.curves import Curve, curve_chart, curve_rows, find_curves
 from rayasd.report.html.svg import write_drawing
 from rayasd.report.tables import footnotes, heading, markdown_table, row
@@ -203,4 +204,4 @@ def _markdown(
         titles, rows = curve_rows(curve, leaderboard)
         lines += [f"## {curve.name}: {curve.setting}", "", markdown_table(titles, rows), ""]
         lines += [f"![{curve.setting}](plots/{curve.name}-{curve.setting}.svg)", ""]
-    return "\n".join([*lines, *facts]) + "\n"
+    return printable("\n".join([*lines, *facts]), "\n").replace("<", "&lt;") + "\n"  # no name is HTML

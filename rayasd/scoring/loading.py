@@ -1,6 +1,6 @@
 """Where a machine's model comes from: a run, or a packed file."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from rayasd.inlier.detectors import FusionSpec, parse_detectors
 from rayasd.inlier.features import normal_rows
 from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
+from rayasd.registry import refuse_code
 from rayasd.scoring.model import MachineModel
 from rayasd.scoring.normal import normal_scores
 from rayasd.scoring.packing import chosen_machine, read_pack
@@ -55,7 +56,7 @@ def load(
         detector: of a run.
         pooling: of a run; how windows become a clip.
         device: auto, cpu, cuda or cuda:N.
-        trust: run detectors, poolings and extractors that a packed file names by import path.
+        trust: run detectors, poolings, encoders and objectives that the run or file names by import path.
 
     Raises:
         UserError: there is no such thing, it is not finished, or the file is damaged.
@@ -63,7 +64,7 @@ def load(
     """
     path = Path(source)
     if path.is_dir():
-        run = RunModels(path, entry=entry, seed=seed, detector=detector, pooling=pooling)
+        run = RunModels(path, entry=entry, seed=seed, detector=detector, pooling=pooling, trust=trust)
         return MachineModel(run.parts(chosen_machine(path, machine, run.machines)), device)
     if any(value is not None for value in (entry, seed, detector, pooling)):
         raise UserError(f"{path} is packed: entry, seed, detector and pooling were chosen when it was made")
@@ -75,7 +76,7 @@ class RunModels:
 
     def __init__(
         self, folder: Path, *, entry: str | None = None, seed: int | None = None, detector: str | None = None,
-        pooling: str | None = None,
+        pooling: str | None = None, trust: bool = False,
     ) -> None:  # fmt: skip
         """Choose an entry.
 
@@ -85,6 +86,7 @@ class RunModels:
             seed: of an entry that is not over seeds; default: the lowest.
             detector: default: the one that the run's report chose; likewise ``pooling``.
             pooling: how windows become a clip.
+            trust: as of ``load``.
 
         Raises:
             UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
@@ -95,6 +97,7 @@ class RunModels:
         self._variants = {unit.variant for unit in self._specs}
         self._manifest, self._catalog = self._store.manifest(), self._store.catalog()
         self._whole: set[Unit] = set()
+        self._trust = trust
         self._scored: dict[tuple[str, str, int | None], Scored] = {}
         rows = self._rows(entry)
         seeds = {row["seed"] for row in rows} - {None}
@@ -202,7 +205,12 @@ class RunModels:
             raise UserError(f"{self.entry} {key.detector} has no scores of {machine} {key.section}: {found.reason}")
         if found.tree is None or any(leaf.variant not in self._variants for leaf in leaves(found.tree)):
             raise UserError(f"the scores of {self.entry} do not say what was fused: {self._again}")
+        self._refuse_code(text for leaf in leaves(found.tree) for text in (leaf.detector, leaf.pooling))
         return found.tree
+
+    def _refuse_code(self, texts: Iterable[str]) -> None:
+        if not self._trust:
+            refuse_code(self._store.paths.root, texts)
 
     def _key(self, row: CellRow) -> Key:
         return Key(
@@ -254,6 +262,7 @@ class RunModels:
 
     def _embedder(self, machine: str, origin: Origin, epochs: set[int]) -> Embedder:
         spec = self._finished(machine, origin)
+        self._refuse_code(spec.config.named[:2])
         known = self._manifest["data"]["pretrained"]
         check_unchanged({path: known[path] for path in base_paths(spec.config) if path in known})
         embeddings = read_parquet(self._store.paths.table(spec.upstream("embed")))

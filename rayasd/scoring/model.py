@@ -1,5 +1,6 @@
 """One machine's model: clips in, scores and decisions out."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,8 +13,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import NO_MEMORY, BadClipError, at_level, read_samples
+from rayasd.data.audio import (
+    NO_MEMORY,
+    BadClipError,
+    num_frames,
+    read_facts,
+    read_samples,
+    sample_blocks,
+)
 from rayasd.data.naming import matching
+from rayasd.data.samples import at_level
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
@@ -70,6 +79,8 @@ class Piece:
     start: int
     end: int
     samples: NDArray[np.int16]
+    is_part: bool = False
+    """Of a long recording."""
 
 
 class MachineModel:
@@ -81,6 +92,7 @@ class MachineModel:
         self._extractors: dict[tuple[Origin, int], Network | Control] = {}
         self._banks: dict[tuple[str | int, ...], Bank] = {}
         self._sections: dict[str, SectionModel] = {}
+        self._nearest_of = "", ""  # the last long recording, and its section
         self._config = next(iter(parts.embedders.values())).config  # data and evaluation are the same for all
 
     def changed(self, change: Callable[[Config], Config]) -> "MachineModel":
@@ -113,12 +125,14 @@ class MachineModel:
         """Score clips, in their order, as they are computed.
 
         A recording of more than one and a half times a training clip's length is scored in pieces of that length, the
-        last one flush with its end. A clip that cannot be read gives a ``reason`` and no score.
+        last one flush with its end, as they are read, in memory that does not grow with it. A clip that cannot be read
+        gives a ``reason`` and no score, after its pieces where that turns out at its end.
 
         Args:
             clips: files.
             section: which product of the machine they are of, as ``named`` takes it; where there are several and none
-                is given, each clip goes to the section that the first product head finds nearest.
+                is given, each clip goes to the section that the first product head finds nearest (a long recording
+                is read twice for that).
 
         Raises:
             UserError: there is no such section, or none is given and there is no product head (a control).
@@ -143,23 +157,64 @@ class MachineModel:
 
     def batches(self, clips: Iterable[str | Path]) -> Iterator[list[Piece | ClipScore]]:
         """Read clips, as many at once as are embedded at once; those that cannot be read are given with a reason."""
-        windows = [embedder.config.embedding for embedder in self.parts.embedders.values()]
-        at_once = max(1, min(each.batch_size // each.num_windows for each in windows))
         with ThreadPoolExecutor(usable_cpus()) as readers:
             names = map(str, clips)
-            while batch := list(islice(names, at_once)):
-                yield [piece for found in readers.map(self._pieces, batch) for piece in found]
+            while batch := list(islice(names, self._at_once)):
+                ready: list[Piece | ClipScore] = []
+                for clip, found in zip(batch, readers.map(self._whole, batch), strict=True):
+                    if found is not None:
+                        ready.append(found)
+                        continue
+                    if ready:
+                        yield ready
+                        ready = []
+                    yield from self._parts(clip)
+                if ready:
+                    yield ready
 
-    def _pieces(self, clip: str) -> list[Piece | ClipScore]:
+    @property
+    def _at_once(self) -> int:
+        windows = [embedder.config.embedding for embedder in self.parts.embedders.values()]
+        return max(1, min(each.batch_size // each.num_windows for each in windows))
+
+    def _spans(self, clip: str) -> list[tuple[int, int]]:
         data = self._config.data
+        length = round(self.parts.clip_seconds * data.sample_rate)
+        return _spans(num_frames(read_facts(Path(clip)), data), length)
+
+    def _whole(self, clip: str) -> Piece | ClipScore | None:
+        """Read a clip; None of a long recording, which is read in parts."""
         try:
-            samples = read_samples(Path(clip), data)
+            if len(self._spans(clip)) > 1:
+                return None
+            samples = read_samples(Path(clip), self._config.data)
         except (BadClipError, MemoryError) as error:
-            return [ClipScore(clip, 0.0, 0.0, reason=NO_MEMORY if isinstance(error, MemoryError) else str(error))]
-        spans = _spans(len(samples), round(self.parts.clip_seconds * data.sample_rate))
-        if len(spans) == 1:
-            return [Piece(clip, 0, len(samples), samples)]
-        return [Piece(clip, start, end, at_level(samples[start:end], data)) for start, end in spans]
+            return _unread(clip, error)
+        return Piece(clip, 0, len(samples), samples)
+
+    def _parts(self, clip: str) -> Iterator[list[Piece | ClipScore]]:
+        """Read a long recording, as many pieces at once as are embedded at once."""
+
+        def pieces() -> Iterator[Piece | ClipScore]:
+            data = self._config.data
+            try:
+                spans = self._spans(clip)
+                blocks = sample_blocks(Path(clip), replace(data, level="keep"))
+                held, first = next(blocks), 0
+                for start, end in spans:
+                    while first + len(held) < end:
+                        if (block := next(blocks, None)) is None:
+                            raise BadClipError("changed while it was read: is it still being written?")
+                        held = np.concatenate([held, block])
+                    held, first = held[start - first :], start
+                    yield Piece(clip, start, end, at_level(held[: end - start], data), is_part=True)
+                deque(blocks, maxlen=0)  # whose end tells whether the file is whole
+            except (BadClipError, MemoryError) as error:
+                yield _unread(clip, error)
+
+        left = pieces()
+        while batch := list(islice(left, self._at_once)):
+            yield batch
 
     def _score(self, pieces: Sequence[Piece], section: str | None) -> list[ClipScore]:
         if not pieces:
@@ -204,14 +259,21 @@ class MachineModel:
         """Name the section with the highest mean product logit of each clip's windows."""
         head, products = self._products()
         last = max(leaf.checkpoint for of in self.parts.leaves.values() for leaf in of if leaf[:2] == head)
-        logits = self.embedded(pieces, head, last, tables)["product_logits"].combine_chunks()
-        per_window = logits.flatten().to_numpy().reshape(len(logits), -1)
-        of_clip: dict[str, list[NDArray[np.float32]]] = {}
-        for piece, rows in zip(pieces, np.split(per_window, len(pieces)), strict=True):
-            of_clip.setdefault(piece.clip, []).append(rows)
-        means = {clip: np.concatenate(rows).mean(axis=0)[list(products)] for clip, rows in of_clip.items()}
-        sections = list(products.values())
-        return [sections[int(means[piece.clip].argmax())] for piece in pieces]
+
+        def means(pieces: Sequence[Piece], tables: Tables) -> NDArray[np.float32]:
+            logits = self.embedded(pieces, head, last, tables)["product_logits"].combine_chunks()
+            of_piece = logits.flatten().to_numpy().reshape(len(pieces), -1, len(logits[0]))
+            return np.asarray(of_piece.mean(axis=1)[:, list(products)])
+
+        names = list(products.values())
+        if not pieces[0].is_part:
+            return [names[place] for place in means(pieces, tables).argmax(axis=1)]
+        clip = pieces[0].clip
+        if self._nearest_of[0] != clip:
+            batches = ([each for each in batch if isinstance(each, Piece)] for batch in self._parts(clip))
+            total = np.sum([means(batch, {}).sum(axis=0) for batch in batches if batch], axis=0)
+            self._nearest_of = clip, names[int(total.argmax())]
+        return [self._nearest_of[1]] * len(pieces)
 
     def _products(self) -> tuple[Origin, dict[int, str]]:
         """Find the first network with a product head, and the sections of its logits, by their places."""
@@ -258,6 +320,10 @@ class MachineModel:
         if name not in self._sections:
             self._sections[name] = SectionModel(self.parts, name, self._bank)
         return self._sections[name]
+
+
+def _unread(clip: str, error: Exception) -> ClipScore:
+    return ClipScore(clip, 0.0, 0.0, reason=NO_MEMORY if isinstance(error, MemoryError) else str(error))
 
 
 def _spans(frames: int, length: int) -> list[tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayasd.console import SafeConsole
 from rayasd.evaluation.decisions import TRAINED_ON_WARNING
 from rayasd.files import replacing
 from rayasd.inlier.scores_file import TRAINED_ON
+from rayasd.printing import printable
 from rayasd.scoring.model import ClipScore, MachineModel
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _COLUMNS = [field.name for field in fields(ClipScore)]
 _TYPES = {name: pa.string() for name in ("clip", "section", "reason", "no_threshold", "calibration")}
 _TYPES |= {name: pa.bool_() for name in ("by_product_head", "anomalous")}
@@ -43,13 +43,12 @@ def write_scores(scores: Iterable[ClipScore], form: str, out: Path | Console, mo
             pq.write_table(pa.Table.from_pylist([asdict(each) for each in scores], _SCHEMA), path)
     else:
         with replacing(out) as path, path.open("w", encoding="utf-8", newline="") as file:
-            _write_text(scores, form, file, Console(file=file, width=200), model)
+            _write_text(scores, form, file, SafeConsole(file=file, width=200), model)
 
 
 def json_line(values: Mapping[str, object]) -> str:
     """Write a clip's score and what else is known of it as one line of JSON, with its end."""
-    strange = any(_SURROGATE.search(value) for value in values.values() if isinstance(value, str))  # a name in no UTF-8
-    return json.dumps(values, ensure_ascii=strange) + "\n"
+    return printable(json.dumps(values, ensure_ascii=False)) + "\n"
 
 
 def _write_text(scores: Iterable[ClipScore], form: str, file: IO[str], console: Console, model: MachineModel) -> None:
@@ -65,9 +64,9 @@ def _write_text(scores: Iterable[ClipScore], form: str, file: IO[str], console: 
 
 
 def _harmless(row: dict[str, object]) -> dict[str, object]:
-    """Keep spreadsheets from taking a file's name for a formula."""
-    return {key: f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
-            for key, value in row.items()}  # fmt: skip
+    """Keep spreadsheets from taking a file's name for a formula, and a terminal from obeying it."""
+    texts = {key: printable(value) for key, value in row.items() if isinstance(value, str)}
+    return row | {key: f"'{text}" if text[:1] in ("=", "+", "-", "@") else text for key, text in texts.items()}
 
 
 def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
@@ -80,12 +79,12 @@ def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
     for each in scores:
         span = [f"{each.start:.1f}–{each.end:.1f}"] if pieces else []
         if each.reason is not None:
-            table.add_row(Text(each.clip), *span, "", "", "", "", "", Text(each.reason, style="yellow"), "")
+            table.add_row(Text(printable(each.clip)), *span, "", "", "", "", "", Text(each.reason, style="yellow"), "")
             continue
         decision = {None: Text("no threshold", style="dim"), True: Text("anomalous", style="bold red"),
                     False: Text("normal", style="green")}[each.anomalous]  # fmt: skip
         table.add_row(
-            Text(each.clip), *span, f"{each.section}{' (nearest)' if each.by_product_head else ''}",
+            Text(printable(each.clip)), *span, f"{each.section}{' (nearest)' if each.by_product_head else ''}",
             f"{each.score:.4g}", "" if each.threshold is None else f"{each.threshold:.4g}",
             "" if each.percentile is None else f"{each.percentile:.0f} %",
             "" if each.p_value is None else f"{each.p_value:.3f}", decision,

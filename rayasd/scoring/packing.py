@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -21,20 +22,17 @@ from rayasd.data.naming import matching
 from rayasd.errors import UserError, one_line
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.scores import HONEST_FIRST, Calibration, tree_of
-from rayasd.exposure.encoders import ENCODERS
-from rayasd.exposure.objectives import OBJECTIVES
 from rayasd.files import replacing
-from rayasd.inlier.clip_pooling import is_clip_level
-from rayasd.inlier.detectors import FAMILIES
-from rayasd.inlier.pooling import POOLINGS
 from rayasd.nested import merge
 from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
-from rayasd.registry import parse_call
+from rayasd.registry import refuse_code
 from rayasd.scoring.parts import TRAINING, Embedder, Parts
 
 VERSION = 3
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
 _FACTS = "model.json"
+_ROOM, _MOST_TIMES = 64 << 20, 20
+"""A table of a packed model has so many bytes at most: the first, and so many times those of its file."""
 _READ = ["clip", "group", "section", "domain", "window", "checkpoint", "embedding"]
 """Columns that every bank has."""
 
@@ -60,7 +58,10 @@ def write_pack(path: Path, models: Iterable[Parts], licence: str = "") -> list[s
                 "clip_seconds": parts.clip_seconds,
                 "sections": parts.trees,
                 "training": add(_parquet(parts.training)),
-                "others": {name: [list(c.scores), list(c.groups), c.kind] for name, c in parts.others.items()},
+                "others": {
+                    name: [[s if np.isfinite(s) else None for s in c.scores.tolist()], list(c.groups), c.kind]
+                    for name, c in parts.others.items()
+                },
                 "embedders": [{"variant": v, "seed": s, **_facts(e, add)} for (v, s), e in parts.embedders.items()],
                 "provenance": dict(parts.provenance),
             }
@@ -132,7 +133,7 @@ def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) ->
                 raise ValueError(
                     "its members are compressed, which those of a packed model are not"
                 )  # a zip bomb may be
-            facts = json.loads(archive.read(_FACTS))
+            facts = json.loads(archive.read(_FACTS), parse_constant=_no_number)
             if facts["format"] != VERSION:
                 raise UserError(
                     f"{path} has format {facts['format']}; this rayasd reads format {VERSION}: pack it again"
@@ -157,7 +158,7 @@ def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) ->
         if strange := [place for place in base_paths(embedder.config) if place not in inside]:
             raise UserError(f"{path} builds on weights that it does not hold: {strange[0]}")
     if not trust:
-        _refuse_code(path, parts)
+        refuse_code(path, parts.named)
     return parts
 
 
@@ -167,15 +168,16 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
             config=from_dict(each["config"]),
             classes=tuple(map(str, each["classes"])),
             weights={int(epochs): load(member(name)) for epochs, name in each["weights"].items()},
-            scale=(float(each["scale"][0]), float(each["scale"][1])),
+            scale=(_within("scale", each["scale"][0], -1, 1), _within("scale", each["scale"][1], 1e-12, 1)),
             bank=_table(member(each["bank"])),
             files={name: member(of) for name, of in each["files"].items() if _BASE.fullmatch(name)},
         )
         for each in facts["embedders"]
     }
     trees = {section: tree_of(tree) for section, tree in facts["sections"].items()}
-    if any(embedder.bank.select(_READ).num_rows == 0 for embedder in embedders.values()):
-        raise ValueError("a bank is empty")
+    for columns in (embedder.bank.select(_READ) for embedder in embedders.values()):
+        if columns.num_rows == 0 or any(columns[name].null_count for name in _READ if name != "group"):
+            raise ValueError("a bank is empty, or lacks values")
     others = {
         section: Calibration(np.array(scores, np.float64), np.array(groups, object), kind)
         for section, (scores, groups, kind) in facts["others"].items()
@@ -186,46 +188,64 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
         if embedders[leaf[:2]].config.network.is_trained and leaf.checkpoint not in embedders[leaf[:2]].weights:
             raise ValueError(f"no weights of {leaf.variant}, seed {leaf.seed} after {leaf.checkpoint} epochs")
     return Parts(
-        machine=machine, entry=str(facts["entry"]), clip_seconds=float(facts["clip_seconds"]), embedders=embedders,
-        trees=trees, training=_table(member(facts["training"])).select(TRAINING.names).cast(TRAINING),
+        machine=machine, entry=str(facts["entry"]), embedders=embedders,
+        clip_seconds=_within("clip_seconds", facts["clip_seconds"], 0.01, 1e6),
+        trees=trees, training=_table(member(facts["training"]), finite=False).select(TRAINING.names).cast(TRAINING),
         others=others, provenance={**facts["provenance"], "licence": licence},
     )  # fmt: skip
 
 
-def _refuse_code(path: Path, parts: Parts) -> None:
-    """Refuse what is named by import path: a packed file comes from somebody else."""
-    named = []
-    for config in (embedder.config for embedder in parts.embedders.values()):
-        named += _foreign_encoders(config.network.encoder)
-        if parse_call("exposure.objective", config.exposure.objective)[0] not in OBJECTIVES:
-            named.append(config.exposure.objective)
-    for leaf in (leaf for of_section in parts.leaves.values() for leaf in of_section):
-        family, _, grid = leaf.detector.partition("-")
-        if not (family in FAMILIES and grid.isdecimal()) and parse_call("detector", leaf.detector)[0] not in FAMILIES:
-            named.append(leaf.detector)
-        own = leaf.pooling in POOLINGS or is_clip_level(leaf.pooling)
-        if not own and not re.fullmatch(r"gwrp-[\d.]+", leaf.pooling):
-            named.append(leaf.pooling)
-    if named:
-        raise UserError(f"{path} names code to run: {named[0]}; --trust accepts it, if you know who made the file")
+def _table(content: bytes, *, finite: bool = True) -> pa.Table:
+    """Read a table of numbers, text and lists of numbers, after a look at how large it would be.
+
+    Raises:
+        ValueError: it is compressed or much larger than its file, as no table of a packed model is; or not ``finite``.
+
+    """
+    file, room = pq.ParquetFile(pa.BufferReader(content)), _ROOM + _MOST_TIMES * len(content)
+    schema, facts = file.schema_arrow, file.metadata
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    if any(chunk.compression != "UNCOMPRESSED" for chunk in chunks):
+        raise ValueError("a table is compressed, which those of a packed model are not")
+    words = [field.name for field in schema if pa.types.is_string(field.type)]
+    widths = [_width(field) for field in schema]
+    if 8 * max(facts.num_rows * sum(widths), sum(chunk.num_values for chunk in chunks)) > room:
+        raise ValueError("a table is larger than its file can hold")
+    found = pq.ParquetFile(pa.BufferReader(content), read_dictionary=words).read(use_threads=False)
+    lengths = [pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0
+               for name in words for chunk in found[name].chunks]  # fmt: skip
+    if sum(lengths) > room:
+        raise ValueError("a table's text is larger than its file can hold")
+    for column in found.columns:
+        values = column.combine_chunks()
+        values = values.flatten() if pa.types.is_nested(values.type) else values
+        if finite and pa.types.is_floating(values.type) and not pc.all(pc.is_finite(values)).as_py():
+            raise ValueError("a table holds numbers that are not finite")
+    return found.cast(schema)
 
 
-def _foreign_encoders(text: str) -> list[str]:
-    """List the encoders in a setting, those within branches too, that are named by import path."""
-    name, parameters = parse_call("network.encoder", text)
-    within = parameters.get("encoders", ())
-    if not isinstance(within, list | tuple):
-        return [text]
-    found = [other for each in within for other in _foreign_encoders(str(each))]
-    return found if name in ENCODERS else [text, *found]
+def _width(field: pa.Field) -> int:
+    """Least number of values in a row of a column: of a list of varying length, the footer has the sum."""
+    is_fixed = pa.types.is_fixed_size_list(field.type)
+    is_list = is_fixed or pa.types.is_list(field.type)
+    each = field.type.value_type if is_list else field.type
+    if not (pa.types.is_integer(each) or pa.types.is_floating(each) or (each == pa.string() and not is_list)):
+        raise ValueError(f"a table has a column of type {field.type}")
+    return int(field.type.list_size) if is_fixed else 1
 
 
-def _table(content: bytes) -> pa.Table:
-    """Read a table. By this thread alone: pyarrow's others, just started, abort a process that ends at once."""
-    return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _within(name: str, value: Any, low: float, high: float) -> float:
+    if not low <= (number := float(value)) <= high:
+        raise ValueError(f"{name} = {number:g}: must be between {low:g} and {high:g}")
+    return number
 
 
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="none")
     return buffer.getvalue()

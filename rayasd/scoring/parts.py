@@ -103,6 +103,14 @@ class Parts:
         """What scores each section in the end."""
         return {section: leaves(tree) for section, tree in self.trees.items()}
 
+    @property
+    def named(self) -> list[str]:
+        """Settings that may name code, which runs when the model scores."""
+        return [
+            *(text for each in self.embedders.values() for text in each.config.named[:2]),
+            *(text for of in self.leaves.values() for leaf in of for text in (leaf.detector, leaf.pooling)),
+        ]
+
     @cached_property
     def normal(self) -> dict[str, SectionScores]:
         """What each section's tree makes of its normal clips, which all sections' thresholds may need."""

@@ -1,6 +1,5 @@
 """Fit a machine's detectors and thresholds to new normal clips; networks stay as they are."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -82,31 +81,38 @@ def _embedded(
     """Embed clips by every network that the machine has: rows of the networks' banks."""
     used = {(leaf[:2], leaf.checkpoint) for of in model.parts.leaves.values() for leaf in of}
     found: dict[Origin, list[pa.Table]] = {origin: [] for origin in model.parts.embedders}
+    damaged: list[str] = []
     for batch in model.batches(clips):
         for each in batch:
             if not isinstance(each, Piece):
                 say(f"{each.clip} is left out: {each.reason}")
+                damaged.append(_name(each.clip, section, folder))
         if pieces := [each for each in batch if isinstance(each, Piece)]:
             tables: Tables = {}
             for origin, checkpoint in sorted(used):
                 windows = model.embedded(pieces, origin, checkpoint, tables)
                 rows = _rows(pieces, windows, model.parts.embedders[origin], section, folder, checkpoint)
                 found[origin].append(rows)
+    whole = ~pc.is_in(pc.coalesce(pc.field("group"), pc.field("clip")), pa.array(damaged, pa.string()))
+    found = {origin: [kept for rows in of if len(kept := rows.filter(whole))] for origin, of in found.items()}
     if not all(found.values()):
         raise UserError(f"{folder} has no clip that can be read")
     return found
+
+
+def _name(clip: str, section: str, folder: Path) -> str:
+    return f"recalibrated/{section}/{Path(clip).relative_to(folder).as_posix()}"
 
 
 def _rows(
     pieces: Sequence[Piece], windows: pa.Table, embedder: Embedder, section: str, folder: Path, checkpoint: int
 ) -> pa.Table:
     num_windows, rate = len(windows) // len(pieces), embedder.config.data.sample_rate
-    files = [f"recalibrated/{section}/{Path(piece.clip).relative_to(folder).as_posix()}" for piece in pieces]
-    count = Counter(files)
-    spans = [f"#t={piece.start / rate:g},{piece.end / rate:g}" for piece in pieces]
+    files = [_name(piece.clip, section, folder) for piece in pieces]
+    spans = [f"#t={piece.start / rate:g},{piece.end / rate:g}" if piece.is_part else "" for piece in pieces]
     values = {
-        "clip": [file + span if count[file] > 1 else file for file, span in zip(files, spans, strict=True)],
-        "group": [file if count[file] > 1 else None for file in files],
+        "clip": [file + span for file, span in zip(files, spans, strict=True)],
+        "group": [file if piece.is_part else None for file, piece in zip(files, pieces, strict=True)],
         "section": [section] * len(pieces), "domain": [_domain(piece) for piece in pieces],
         "split": ["validation"] * len(pieces), "label": [0] * len(pieces), "checkpoint": [checkpoint] * len(pieces),
     }  # fmt: skip

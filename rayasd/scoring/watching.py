@@ -1,6 +1,5 @@
 """Score what arrives in folders, for as long as a plant runs: nothing that happens there ends it or loses a clip."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
@@ -10,6 +9,7 @@ import torch
 
 from rayasd.data.audio import NO_MEMORY
 from rayasd.errors import StorageError, UserError, one_line
+from rayasd.printing import tell
 from rayasd.scoring.arrivals import Arrivals, Stamp, stamp_of
 from rayasd.scoring.journal import Journal, Record
 from rayasd.scoring.model import ClipScore, MachineModel
@@ -94,7 +94,9 @@ def _scored(
             if each.reason == NO_MEMORY and len(paths) > 1:
                 raise MemoryError  # alone, it may fit
             of_clip.setdefault(each.clip, []).append(each)
-        yield from ((path, of_clip[str(path)]) for path in paths)
+        for path in paths:
+            scores = of_clip[str(path)]
+            yield path, [each for each in scores if each.reason is not None] or scores  # damage may show at the end
     except torch.AcceleratorError:
         raise
     except Exception as error:  # of a disk, of memory, of what is plugged in
@@ -140,10 +142,10 @@ def _unchanged(path: Path, stamp: Stamp) -> bool:
 
 
 def _print(text: str) -> None:
-    print(text, end="", flush=True)
+    tell(text, nl=False)
 
 
 def say(text: str) -> None:
     """Print to standard error, if somebody still reads it."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        tell(text, err=True)

@@ -17,6 +17,7 @@ from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.data.years import years_told
 from rayasd.evaluation.years import settled_by_data
+from rayasd.registry import refuse_code
 from rayasd.report.run_report import RunReport
 from rayasd.stages import ALL_MACHINES, STAGES
 from rayasd.study.choices import cache_folder, choose, data_source, parse_seeds
@@ -49,6 +50,7 @@ class Study:
         seeds: whole numbers from 0: "0-4", "0,2", 3, or a list.
         ground_truth: folder of ground_truth_*.csv; default ground_truth_data in the data's folder or right below.
         command: words that the manifest keeps of what was asked; default: these arguments.
+        trust: write into a run directory of another user.
 
     Raises:
         UserError: an unknown preset, setting or variant, or seeds that are none. Data are listed later, and once.
@@ -66,7 +68,9 @@ class Study:
         seeds: str | int | Iterable[int] = 0,
         ground_truth: str | Path | None = None,
         command: Sequence[str] | None = None,
+        trust: bool = False,
     ) -> None:
+        self._trust = trust
         self._asked = config if isinstance(config, Config) else presets.load(str(config))
         self.store = RunStore(Path(run_dir))
         self.variants = choose("variant", variants, sorted(self._asked.variants))
@@ -76,8 +80,10 @@ class Study:
         self._command, self._is_opened = command, False
 
     @classmethod
-    def open(cls, run_dir: str | Path) -> "Study":
+    def open(cls, run_dir: str | Path, *, trust: bool = False) -> "Study":
         """Open a run that has been set up, to do what is missing of it or to report it.
+
+        ``trust``: run code that its configuration names by import path, and write even if it is another user's.
 
         Raises:
             UserError: this is not a run directory, or a file of it is damaged.
@@ -86,7 +92,7 @@ class Study:
         store = RunStore(Path(run_dir))
         plans = store.plans()
         variants, seeds = ([each for plan in plans for each in getattr(plan, name)] for name in ("variants", "seeds"))
-        study = cls(config=store.config(), run_dir=run_dir, variants=variants, seeds=seeds)
+        study = cls(config=store.config(), run_dir=run_dir, variants=variants, seeds=seeds, trust=trust)
         study._machines = [machine for plan in plans for machine in plan.machines]
         study._is_opened = True
         return study
@@ -168,7 +174,7 @@ class Study:
         if self._is_opened:
             return
         _ = self.plan
-        with self.store.held():
+        with self.store.held(trust=self._trust):
             self._set_up(self.store, cache, accept_changes, watcher or Watcher())
 
     def run(
@@ -224,6 +230,8 @@ class Study:
         watcher: Watcher,
     ) -> Sweep:  # fmt: skip
         check_execution(how)
+        if self._is_opened and not self._trust:  # else, the caller names it
+            refuse_code(self.store.paths.root, [text for each in self.configs.values() for text in each.named])
         units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
         if isinstance(only, str) and "/" in only:
@@ -236,7 +244,7 @@ class Study:
             if self._is_opened:
                 check_asked(units, stages, part)
         store = self.store if is_whole else RunStore(self.store.paths.root, part)
-        with store.held():
+        with store.held(trust=self._trust):
             if not self._is_opened:
                 self._set_up(store, how.cache, accept_changes, watcher)
             return complete(store, [unit for unit in mine if unit.stage in stages], how, watcher)

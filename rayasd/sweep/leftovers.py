@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayasd.errors import UserError
+from rayasd.files import CACHE_TAG, is_marked_as_cache, no_links
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
@@ -40,7 +42,7 @@ class Leftover:
         if self.path.is_dir() and not self.path.is_symlink():
             shutil.rmtree(self.path)
         elif self.path.suffix == ".lock":
-            with self.path.open("r+") as file:
+            with open(self.path, "r+", opener=no_links) as file:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.path.unlink()
         else:
@@ -108,9 +110,15 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
 
     With ``unused_days``, also what no unit has opened for so long: an index, and a file of features, is dated by its
     last use.
+
+    Raises:
+        UserError: the folder is no cache of rayasd's.
+
     """
+    if not is_marked_as_cache(cache):
+        raise UserError(f"{cache} is no cache of rayasd's: it has no {CACHE_TAG}, which decoding writes")
     youngest, found = time.time() - 3600 * hours, []
-    names = sorted(os.listdir(cache)) if cache.is_dir() else []  # noqa: PTH208 - names are all that is needed
+    names = sorted(os.listdir(cache))  # noqa: PTH208 - names are all that is needed
     for name in names:
         match = _CACHE_FILE.fullmatch(name)
         if match is None or bool(match["hidden"]) != bool(match["part"]):

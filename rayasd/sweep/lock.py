@@ -24,7 +24,7 @@ _TURNS = 100
 
 
 @contextmanager
-def locked(lock: Path, **details: str) -> Iterator[Callable[[], None]]:
+def locked(lock: Path) -> Iterator[Callable[[], None]]:
     """Hold a lock while the block lasts; it tells who we are. A lock whose holder is gone is replaced.
 
     The block gets a function to call now and then: it raises ``Interrupted`` where this process was suspended or cut
@@ -41,7 +41,6 @@ def locked(lock: Path, **details: str) -> Iterator[Callable[[], None]]:
         "started": _started(pid) if place else None,
         "place": place,
         "since": now(),
-        **details,
     }
     while not _created(lock, json.dumps(mine)):
         refuse_if_held(lock)
@@ -141,7 +140,7 @@ def _renew(lock: Path, mine: Mapping[str, Any], released: Event, lost: Event) ->
             if absent > 1 or (not absent and read_record(lock) != mine):
                 lost.set()  # we were taken for gone: leave the run to others
                 return
-            os.utime(lock)
+            os.utime(lock, follow_symlinks=False)
 
 
 def _lives(holder: Mapping[str, Any]) -> bool | None:

@@ -17,6 +17,7 @@ from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import (
     digest,
+    no_links,
     now,
     read_json,
     remove_unfinished,
@@ -169,13 +170,14 @@ class RunStore:
         write_json(self.paths.manifest, manifest | {_CHECKSUM: digest(manifest)})
 
     @contextmanager
-    def held(self, remedy: str = "choose another --run-dir") -> Iterator[None]:
+    def held(self, remedy: str = "choose another --run-dir", *, trust: bool = False) -> Iterator[None]:
         """Keep every other driver out of this run, or out of our part of it, while the block lasts.
 
-        ``remedy``: what to do where the folder cannot be written.
+        ``remedy``: what to do where the folder cannot be written. ``trust``: it may be another user's, who could
+        exchange folders below it by links.
 
         Raises:
-            UserError: another one is at work (says who and since when), or the folder cannot be written.
+            UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
 
         """
         paths, whole = self.paths, self.part is None
@@ -184,9 +186,14 @@ class RunStore:
             stack.callback(self._checks.clear)
             try:
                 paths.root.mkdir(parents=True, exist_ok=True)
+                if not trust and (owner := paths.root.stat().st_uid) != os.geteuid():
+                    raise UserError(
+                        f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
+                        "embed and detect take --trust"
+                    )
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
-                    self._checks.append(stack.enter_context(locked(lock, stop=self.stop_file.name)))
+                    self._checks.append(stack.enter_context(locked(lock)))
                 for other in [paths.lock, *paths.part_locks()]:
                     if other not in locks and (whole or other == paths.lock or _division(other) != _division(locks[0])):
                         refuse_if_held(other)
@@ -212,8 +219,15 @@ class RunStore:
 
     def stop(self) -> None:
         """Ask all who drive the run, or parts of it, to stop and to stay so."""
-        for holder in self.holders():
-            (self.paths.root / holder.get("stop", "stop")).write_text("by rayasd stop\n", encoding="utf-8")
+        parts: dict[str, list[str]] = {}  # machines by their driver
+        for lock in self.paths.part_locks():
+            if holder := holder_of(lock):
+                who = repr([holder.get(key) for key in ("host", "pid", "started", "place")])
+                parts.setdefault(who, []).append(lock.stem.removeprefix("lock-"))
+        whole = [None] if holder_of(self.paths.lock) else []
+        for part in [*whole, *parts.values()]:
+            with open(self.paths.of_driver("stop", part), "w", encoding="utf-8", opener=no_links) as file:
+                file.write("by rayasd stop\n")
 
     def holders(self) -> list[dict[str, Any]]:
         """List who drives the run, or parts of it, now: host, pid, since, seconds of silence."""
@@ -222,7 +236,7 @@ class RunStore:
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""
         line = json.dumps({"time": now(), "event": event, **details}, ensure_ascii=False) + "\n"
-        with suppress_full(), self.events_file.open("ab+") as file:  # no unit is lost with a line
+        with suppress_full(), open(self.events_file, "ab+", opener=no_links) as file:  # no unit is lost with a line
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = "\n" + line  # whoever wrote the last one was killed in the middle of it
             file.write(line.encode())

@@ -13,7 +13,7 @@ from typing import Any
 
 from rayasd import __version__
 from rayasd.errors import NoGPUError, UserError, one_line
-from rayasd.files import gone, remove_unfinished, storage_error, suppress_full
+from rayasd.files import gone, no_links, remove_unfinished, storage_error, suppress_full
 from rayasd.host import freed_memory_kept
 from rayasd.stages import STAGES
 from rayasd.sweep.markers import mark_done, why_unusable
@@ -137,7 +137,8 @@ class FileReporter:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         with suppress_full():  # there may be room again when it matters
             try:
-                temporary.write_text(json.dumps(state), encoding="utf-8")
+                with open(temporary, "w", encoding="utf-8", opener=no_links) as file:
+                    json.dump(state, file)
                 os.replace(temporary, path)  # not flushed: losing it loses nothing
             except OSError:
                 temporary.unlink(missing_ok=True)

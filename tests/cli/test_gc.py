@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from rayasd.cluster.folder import MARK
 from rayasd.data.waveforms import open_waveforms
-from rayasd.files import write_json
+from rayasd.files import CACHE_TAG, mark_as_cache, write_json
 from rayasd.sweep import leftovers
 from rayasd.sweep.lock import locked
 from tests.command import Rayasd
@@ -59,9 +60,16 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gc(rayasd: Rayasd, tmp_path: Path):
-    """Run ``rayasd gc`` on a cache and a Ray folder of the test's own."""
-    own = {"RAY_TMPDIR": str(tmp_path / "tmp"), "RAYASD_TMP": str(tmp_path / "rays")}
+    """Run ``rayasd gc``, with folders in its environment that it was not told to look at."""
+    own = {"RAY_TMPDIR": str(tmp_path / "rays"), "RAYASD_TMP": str(tmp_path / "rays")}
     return lambda *words: rayasd("gc", *words, RAYASD_CACHE=str(tmp_path / "cache"), **own)
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    (tmp_path / "cache").mkdir()
+    mark_as_cache(tmp_path / "cache")
+    return tmp_path / "cache"
 
 
 def number_of_none() -> int:
@@ -97,13 +105,13 @@ def left_by_a_killed_driver(run: Path) -> set[Path]:
 def test_what_a_killed_driver_left_in_its_run_goes_and_results_stay(run: Path, gc):
     kept = {run / "manifest.json", old(run / "models/both/fan/seed=0/state.pt"), old(run / "part"), old(run / "a.part")}
     left = left_by_a_killed_driver(run)
-    shown = gc(run, "--dry-run")
+    shown = gc(run)
     assert shown.returncode == 0, shown.stderr
     assert all(str(path) in shown.stdout for path in left)
-    assert shown.stdout.splitlines()[-1].startswith("7 leftovers, 3 MB would be removed")
+    assert shown.stdout.splitlines()[-1].startswith("7 leftovers, 3 MB would be removed by --yes")
     assert files(run) == kept | left
-    done = gc(run)
-    assert done.stdout.replace("removed", "would be removed") == shown.stdout
+    done = gc(run, "--yes")
+    assert done.stdout.replace("removed", "would be removed by --yes") == shown.stdout
     assert files(run) == kept
     assert gc(run).stdout == "nothing is left over\n"
 
@@ -113,7 +121,7 @@ def test_a_run_that_somebody_drives_is_left_alone(run: Path, gc, lock: str):
     left = left_by_a_killed_driver(run)
     (run / "lock.json").unlink()
     with locked(run / lock):
-        done = gc(run)
+        done = gc(run, "--yes")
     assert done.returncode == 0
     assert f"left alone: {run} is held by process {os.getpid()} on" in done.stdout
     assert files(run) - {run / "manifest.json"} == left - {run / "lock.json"}
@@ -138,8 +146,8 @@ def test_a_lock_of_another_host_is_watched_before_it_counts_as_left_behind(run: 
 
 def test_what_a_report_is_writing_stays(run: Path, gc):
     (run / ".leaderboard.md.abc.part").write_bytes(b"so far")
-    assert gc(run).stdout == "nothing is left over\n"
-    assert gc(run, "--older-than", 0).returncode == 0
+    assert gc(run, "--yes").stdout == "nothing is left over\n"
+    assert gc(run, "--older-than", 0, "--yes").returncode == 0
     assert not list(run.glob(".*.part"))
 
 
@@ -147,7 +155,7 @@ def test_no_link_leads_gc_out_of_a_run(run: Path, gc, tmp_path: Path):
     elsewhere = old(tmp_path / "elsewhere/.precious.part")
     link(run / "models", elsewhere.parent)
     link(run / ".link.part", elsewhere)
-    assert gc(run).stdout == "nothing is left over\n"
+    assert gc(run, "--yes").stdout == "nothing is left over\n"
     assert elsewhere.exists()
     assert (run / ".link.part").is_symlink()
 
@@ -155,48 +163,61 @@ def test_no_link_leads_gc_out_of_a_run(run: Path, gc, tmp_path: Path):
 def test_what_is_no_run_is_refused_before_anything_is_removed(run: Path, gc, tmp_path: Path):
     left = left_by_a_killed_driver(run)
     (tmp_path / "home").mkdir()
-    done = gc(run, tmp_path / "home")
+    done = gc(run, tmp_path / "home", "--yes")
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
     assert left <= files(run)
 
 
-def test_of_the_cache_unfinished_files_locks_and_halves_go_once_they_are_old(gc, tmp_path: Path):
-    cache = tmp_path / "cache"
-    whole = {old(cache / f"fan-{KEY}.{kind}") for kind in ("i16", "parquet", "features")}
-    foreign = {old(cache / name) for name in ("a.lock", "notes.parquet", ".x.part", f".gearbox-{KEY}.i16", "b.i16")}
+def test_of_the_cache_unfinished_files_locks_and_halves_go_once_they_are_old(gc, marked: Path):
+    whole = {old(marked / f"fan-{KEY}.{kind}") for kind in ("i16", "parquet", "features")}
+    foreign = {old(marked / name) for name in ("a.lock", "notes.parquet", ".x.part", f".gearbox-{KEY}.i16", "b.i16")}
     left = {
-        old(cache / f".fan-{KEY}.i16.abc_1.part"),
-        old(cache / f".fan-{KEY}.features.abc_1.part"),
-        old(cache / f"pump-{KEY}.i16"),
-        old(cache / f"valve-{KEY}.parquet"),
-        old(cache / f"fan-{KEY}.lock", b""),
+        old(marked / f".fan-{KEY}.i16.abc_1.part"),
+        old(marked / f".fan-{KEY}.features.abc_1.part"),
+        old(marked / f"pump-{KEY}.i16"),
+        old(marked / f"valve-{KEY}.parquet"),
+        old(marked / f"fan-{KEY}.lock", b""),
     }
-    young = cache / f".valve-{KEY}.i16.abc.part"
+    young = marked / f".valve-{KEY}.i16.abc.part"
     young.write_bytes(b"so far")
-    link(cache / f"slider-{KEY}.i16", next(iter(whole)))
-    done = gc()
+    link(marked / f"slider-{KEY}.i16", next(iter(whole)))
+    assert gc("--cache", marked).stdout.endswith("5 leftovers, 20 B would be removed by --yes\n")
+    assert all(path.exists() for path in left)
+    done = gc("--cache", marked, "--yes")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "5 leftovers, 20 B removed"
-    assert files(cache) == whole | foreign | {young, cache / f"slider-{KEY}.i16"}
+    assert files(marked) == whole | foreign | {marked / CACHE_TAG, young, marked / f"slider-{KEY}.i16"}
     assert all(str(path) in done.stdout for path in left)
-    gc("--older-than", 0)
+    gc("--cache", marked, "--older-than", 0, "--yes")
     assert not young.exists()
 
 
-def test_a_lock_of_the_cache_that_somebody_holds_stays(gc, tmp_path: Path):
-    lock = old(tmp_path / f"cache/fan-{KEY}.lock", b"")
+def test_a_lock_of_the_cache_that_somebody_holds_stays(gc, marked: Path):
+    lock = old(marked / f"fan-{KEY}.lock", b"")
     code = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
     holder = subprocess.Popen([sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()
-        done = gc()
+        done = gc("--cache", marked, "--yes")
     finally:
         holder.kill()
         holder.wait()
     assert done.returncode == 1
     assert str(lock) in done.stderr
     assert lock.exists()
+
+
+def test_gc_looks_only_where_it_is_told(run: Path, gc, marked: Path, tmp_path: Path):
+    left = {old(marked / f"pump-{KEY}.i16"), our_ray(tmp_path / "rays", 1, number_of_none())}
+    assert gc(run, "--yes").stdout == "nothing is left over\n"
+    for words, said in (((), "name what to look at"), (("--unused-for", 1), "--unused-for needs --cache"),
+                        (("--cache", tmp_path / "rays"), "is no cache of rayasd's: it has no CACHEDIR.TAG"),
+                        (("--temp-dir", tmp_path / "no"), "no such folder")):  # fmt: skip
+        refused = gc(*words, "--yes")
+        assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+    assert gc("--temp-dir", marked, "--yes").stdout == "nothing is left over\n"
+    assert all(path.exists() for path in left)
 
 
 def session(folder: Path, number: int, pid: int) -> Path:
@@ -213,6 +234,7 @@ def our_ray(root: Path, number: int, pid: int) -> Path:
     """A folder of a Ray of ours with a session, silent for two hours."""
     folder = root / f"ra{number:08x}"
     session(folder / "ray", number, pid)
+    old(folder / MARK)
     old(folder / "start-0.log")
     old(folder / "waiting.log")
     aged(folder / "ray")
@@ -223,9 +245,13 @@ def test_folders_of_our_own_rays_go_when_nobody_holds_them(gc, tmp_path: Path):
     rays, gone_pid = tmp_path / "rays", number_of_none()
     gone = our_ray(rays, 1, gone_pid)
     empty = rays / "ra000000ff"
-    empty.mkdir()
+    old(empty / MARK)
     aged(empty)
+    without_mark = our_ray(rays, 99, gone_pid)
+    (without_mark / MARK).unlink()
+    aged(without_mark)
     stay = {name: our_ray(rays, i, gone_pid) for i, name in enumerate(("held", "young", "more"), start=2)}
+    stay["without mark"] = without_mark
     stay["link"] = link(rays / "ra0000000a", our_ray(tmp_path / "elsewhere", 11, gone_pid))
     stay["foreign"] = old(rays / "radar123/ray/file").parents[1]
     old(stay["more"] / "notes.txt")
@@ -234,39 +260,38 @@ def test_folders_of_our_own_rays_go_when_nobody_holds_them(gc, tmp_path: Path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, stay["held"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()
-        shown = gc("--dry-run")
-        done = gc()
+        shown = gc("--temp-dir", rays)
+        done = gc("--temp-dir", rays, "--yes")
     finally:
         holder.kill()
         holder.wait()
-    assert re.search(r"\n2 leftovers, \d+ B would be removed\n", shown.stdout), shown.stdout
-    assert done.stdout.replace("removed", "would be removed") == shown.stdout
+    assert re.search(r"\n2 leftovers, \d+ B would be removed by --yes\n", shown.stdout), shown.stdout
+    assert done.stdout.replace("removed", "would be removed by --yes") == shown.stdout
     assert not gone.exists()
     assert not empty.exists()
     assert all(path.exists() for path in stay.values())
-    gc()
+    gc("--temp-dir", rays, "--yes")
     assert not stay["held"].exists()  # its holder was killed
 
 
 @pytest.mark.slow
-def test_what_no_unit_has_opened_for_long_goes_from_the_cache_if_asked(gc, tmp_path: Path):
-    cache = tmp_path / "cache"
+def test_what_no_unit_has_opened_for_long_goes_from_the_cache_if_asked(gc, marked: Path):
     used, unused, half = (
-        [cache / f"{name}-{KEY}{end}" for end in (".parquet", ".i16")] for name in ("fan", "pump", "b")
+        [marked / f"{name}-{KEY}{end}" for end in (".parquet", ".i16")] for name in ("fan", "pump", "b")
     )
-    used.append(cache / f"fan-{KEY[::-1]}.features")
-    unused.append(cache / f"pump-{KEY[::-1]}.features")
+    used.append(marked / f"fan-{KEY[::-1]}.features")
+    unused.append(marked / f"pump-{KEY[::-1]}.features")
     for path in (*used, *unused, half[0]):
         old(path)
     days = time.time() - 40 * 86400
     for path in (*unused, used[1]):
         os.utime(path, (days, days))  # what tells the use is the index
-    assert "half" in gc("--older-than", 1).stdout
-    assert files(cache) == {*used, *unused}
-    assert gc("--unused-for", 41).stdout == "nothing is left over\n"
-    assert re.search(r"3 leftovers, 15 B would be removed", gc("--unused-for", 30, "--dry-run").stdout)
-    assert gc("--unused-for", 30).returncode == 0
-    assert files(cache) == set(used)
+    assert "half" in gc("--cache", marked, "--older-than", 1, "--yes").stdout
+    assert files(marked) == {*used, *unused, marked / CACHE_TAG}
+    assert gc("--cache", marked, "--unused-for", 41).stdout == "nothing is left over\n"
+    assert re.search(r"3 leftovers, 15 B would be removed by --yes", gc("--cache", marked, "--unused-for", 30).stdout)
+    assert gc("--cache", marked, "--unused-for", 30, "--yes").returncode == 0
+    assert files(marked) == {*used, marked / CACHE_TAG}
 
 
 def test_a_unit_that_opens_a_cache_notes_its_use(catalog, cache: Path, small_config, monkeypatch: pytest.MonkeyPatch):

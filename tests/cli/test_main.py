@@ -1,5 +1,6 @@
 """Errors and interruptions become one line and an exit code."""
 
+import subprocess
 import sys
 
 import click
@@ -47,3 +48,28 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
         "unknown machine 'fann': did you mean 'fan'? there are: fan, pump"
     )
     assert str(unknown("machine", "x", [])) == "unknown machine 'x': there are: none"
+
+
+ABORTS = """
+import atexit, ctypes, sys
+libc = ctypes.CDLL(None)
+libc.on_exit(libc.abort, None)  # as a C++ library does whose threads are still at work
+sys.argv = ["rayasd", "status", "no-run"]
+"""
+WITH_A_HANDLER = """
+import rayasd.cli.main as entry
+from rayasd.__main__ import console
+main = entry.main
+entry.main = lambda: (atexit.register(print, "handlers have their turn"), main())
+console()
+"""
+
+
+@pytest.mark.parametrize(("start", "code", "said"), [
+    (WITH_A_HANDLER, 2, "handlers have their turn\n"),
+    ("from rayasd.cli.main import main\nmain()", -6, ""),
+])  # fmt: skip
+def test_no_library_takes_the_exit_code_of_a_command(start: str, code: int, said: str):
+    done = subprocess.run([sys.executable, "-c", ABORTS + start], capture_output=True, text=True, check=False)
+    assert "is not a run directory" in done.stderr
+    assert (done.returncode, done.stdout) == (code, said)

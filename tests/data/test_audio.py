@@ -1,4 +1,6 @@
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +9,11 @@ import pytest
 import soundfile
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_facts, read_samples, scale_of, without_far
+from rayasd.data.audio import BadClipError, read_facts, read_samples, sample_blocks
 from rayasd.data.catalog import scan
 from rayasd.data.decoding import scaled
 from rayasd.data.folders import audio_files
+from rayasd.data.samples import scale_of, without_far
 from tests.conftest import RATE, write_clip
 
 TIME = np.arange(2 * RATE) / RATE
@@ -113,3 +116,76 @@ def test_one_list_says_what_audio_is(tmp_path: Path):
     (odd,) = catalog.oddities
     assert odd.unusable
     assert "ffmpeg" in odd.problem
+
+
+@pytest.mark.parametrize(("rate", "config"), [
+    (16000, DataConfig()), (44100, DataConfig(resample=True)), (8000, DataConfig(resample=True, channel="mean")),
+    (48000, DataConfig(resample=True, channel="1")), (16000, DataConfig(level="clip")),
+    (44100, DataConfig(resample=True, level="clip")), (11025, DataConfig(resample=True, channel="near-far")),
+])  # fmt: skip
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_long_clip_is_read_in_blocks_to_the_same_samples(
+    rate: int, config: DataConfig, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / f"x.{suffix}"
+    write_clip(path, 440.0, seconds=2.3, rate=rate, channels=1 if config.channel == "only" else 2)
+    whole = read_samples(path, config).astype(int)
+    off = int(config.level == "clip")  # the RMS value adds up in another order
+    for block in (1000, 1471, 30011):
+        monkeypatch.setattr("rayasd.data.audio._BLOCK", block)
+        blocks = list(sample_blocks(path, config))
+        assert len(blocks) > 1 or config.channel == "near-far"
+        for found in (np.concatenate(blocks), read_samples(path, config)):
+            assert found.shape == whole.shape
+            assert np.abs(found - whole).max() <= off
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3"])
+def test_a_piece_is_read_in_blocks_to_the_same_samples(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_clip(tmp_path / f"x.{suffix}", 440.0, seconds=2.0)
+    piece = tmp_path / f"x.{suffix}#t=0.5,1.75"
+    whole = read_samples(piece, DataConfig())
+    monkeypatch.setattr("rayasd.data.audio._BLOCK", 1000)
+    blocks = list(sample_blocks(piece, DataConfig()))
+    assert len(blocks) == 20
+    assert np.array_equal(np.concatenate(blocks), whole)
+
+
+def test_damage_shows_at_the_end_of_a_long_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.flac"
+    write_clip(path, 440.0)
+    content = bytearray(path.read_bytes())
+    content[26] ^= 1  # of the MD5
+    path.write_bytes(content)
+    monkeypatch.setattr("rayasd.data.audio._BLOCK", 1000)
+    found = []
+    with pytest.raises(BadClipError, match="not those that were encoded"):
+        found.extend(sample_blocks(path, DataConfig()))
+    assert len(found) == 16
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from rayasd.config import DataConfig
+from rayasd.data.audio import sample_blocks
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+for config in (DataConfig(), DataConfig(sample_rate=8000, resample=True)):
+    blocks = sample_blocks(Path(sys.argv[1]), config)
+    next(blocks)
+    before, length = peak(), sum(len(block) for block in blocks)
+    print(length, peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_recording_of_hours_takes_no_more_memory_than_one_of_minutes(tmp_path: Path):
+    hours, path = 2, tmp_path / "x.flac"
+    with soundfile.SoundFile(path, "w", RATE, 1) as file:
+        for _ in range(hours * 60):
+            file.write(np.zeros(60 * RATE, np.int16))
+    measured = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True).stdout
+    for text in measured.splitlines():
+        length, megabytes = map(int, text.split())
+        assert length > hours * 3600 * 8000 - 2**22
+        assert megabytes < 150

@@ -60,7 +60,7 @@ def test_many_processes_decode_what_one_does(root: Path, tmp_path: Path, monkeyp
 
 def test_a_second_opening_decodes_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = decode(scan(root), DataConfig(), tmp_path)
-    monkeypatch.setattr(decoding, "read_samples", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decoding, "sample_blocks", lambda *_: pytest.fail("decoded again"))
     assert decode(scan(root), DataConfig(), tmp_path).table.equals(first.table)
 
 

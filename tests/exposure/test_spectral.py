@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -148,3 +150,10 @@ def test_weights_are_equal_from_seed_to_seed_and_survive_a_file(network: type[St
     other.load_state_dict(torch.load(file, weights_only=True))
     embeddings = [made.eval()(waveforms) for made in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in pairwise(embeddings))
+
+
+def test_encoders_that_need_no_timm_do_not_import_it():
+    code = (
+        "import sys, rayasd.exposure.encoders.controls, rayasd.exposure.encoders.spectral; print('timm' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -170,11 +170,9 @@ class Chaos:
 
     def _check_gc(self, run: Path, cache: Path) -> None:
         """What is left in the cache goes by ``rayasd gc``, and what is needed stays."""
-        kept = {path.name for path in cache.iterdir() if path.suffix in (".i16", ".parquet", ".features")}
-        command = command_line("gc", run, "--cache", cache, "--older-than", "0")
-        nowhere = self.folder / "no-ray"  # the host's other Rays are not ours
-        elsewhere = environment(cache, RAY_TMPDIR=str(nowhere), RAYASD_TMP=str(nowhere))
-        done = subprocess.run(command, env=elsewhere, capture_output=True, text=True, check=False, timeout=120)
+        kept = {path.name for path in cache.iterdir() if path.suffix in (".i16", ".parquet", ".features", ".TAG")}
+        command = command_line("gc", run, "--cache", cache, "--older-than", "0", "--yes")
+        done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             self._fault(f"rayasd gc: {done.stdout}{done.stderr}")
         left = {path.name for path in cache.iterdir()}

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Key, read_scores
-from rayasd.scoring import load, model
+from rayasd.scoring import load, model, watching
 from rayasd.scoring.loading import RunModels
 from rayasd.scoring.model import MachineModel, _spans
 from rayasd.scoring.output import _harmless, write_scores
 from rayasd.scoring.packing import read_pack, write_pack
-from tests.command import Rayasd, command_line, environment
+from tests.command import Rayasd, call, command_line, environment
 from tests.conftest import RATE, run_locally
 
 pytestmark = pytest.mark.slow
@@ -188,6 +188,38 @@ def test_a_long_recording_is_scored_in_pieces_with_times(packed: Path, tree: Pat
     assert all(piece.start <= (piece.worst or 0) <= piece.end - 0.5 for piece in pieces)
 
 
+def test_long_recordings_are_read_in_blocks_and_damage_shows_at_their_end(
+    packed: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train = sorted((tree / "fan/train").glob("section_03_source*"))
+    audio = np.concatenate([soundfile.read(path, dtype="int16")[0] for path in train[:6]])[: 5 * RATE + 99]
+    for name in ("whole.flac", "damaged.flac"):
+        soundfile.write(tmp_path / name, audio, RATE)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[26] ^= 1  # of the MD5
+    (tmp_path / name).write_bytes(content)
+    clips = [train[6], tmp_path / "whole.flac", train[7], tmp_path / "damaged.flac", train[6]]
+    at_once = list(load(packed).score(clips))
+    few = load(packed).changed(lambda config: replace(config, embedding=replace(config.embedding, batch_size=6)))
+    monkeypatch.setattr("rayasd.data.audio._BLOCK", 7000)
+    found = list(few.score(clips))
+    names = ["whole.flac", "damaged.flac"]
+    assert [Path(each.clip).name for each in found] == [
+        train[6].name, *[names[0]] * 6, train[7].name, *[names[1]] * 7, train[6].name
+    ]  # fmt: skip
+    assert [each.reason is None for each in at_once] == [True] * 8 + [False, True]  # of one block: known at once
+    whole, same = (of[:8] + of[-1:] for of in (found, at_once))
+    assert [replace(each, score=0, percentile=0, p_value=0) for each in whole] == [
+        replace(each, score=0, percentile=0, p_value=0) for each in same
+    ]
+    assert [each.score for each in whole] == pytest.approx([each.score for each in same], 1e-4)
+    (why,) = [each for each in found if each.reason is not None]
+    assert (why.clip, why.reason) == (str(clips[3]), "is damaged: its samples are not those that were encoded")
+    assert len({each.section for each in found[1:7]}) == 1
+    ((path, scores),) = watching._scored(few, [clips[3]], "03")
+    assert (path, [each.reason for each in scores]) == (clips[3], [why.reason])  # type: ignore[union-attr]
+
+
 def test_recordings_divide_into_pieces_that_cover_them():
     assert _spans(15, 10) == [(0, 15)]
     assert _spans(3, 10) == [(0, 3)]
@@ -254,7 +286,8 @@ def test_a_packed_model_runs_no_code_of_its_makers_choice(packed: Path, tmp_path
         load(with_leaf(tmp_path / "bad", pooling="os.path.join"))
     for table, setting, value in (
         ("network", "encoder", "os.system"),
-        ("network", "encoder", "branches(encoders=5)"),
+        ("network", "encoder", "branches(encoders=('fft', 'os.system'))"),
+        ("network", "encoder", "os.class.system"),
         ("network", "encoder", "branches(encoders=['fft', \"branches(encoders=['os.system'])\"])"),
         ("exposure", "objective", "os.system"),
     ):
@@ -317,6 +350,12 @@ def test_what_a_run_cannot_give_is_refused(run: Path, tmp_path: Path):
         load(run, machine="fan", detector="nonsense-1")
     with pytest.raises(UserError, match="unknown pooling 'rubbish'"):
         load(run, machine="fan", pooling="rubbish")
+
+
+@pytest.mark.parametrize("given", ["", "\n\n"])
+def test_an_empty_input_is_named(given: str, cache: Path):
+    done = call("score", "x.rayasd", "-", cache=cache, given=given)
+    assert (done.returncode, done.stderr) == (2, "error: no names of clips in the input, one per line\n")
 
 
 def test_the_commands(run: Path, tree: Path, tmp_path: Path, rayasd: Rayasd):

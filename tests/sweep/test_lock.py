@@ -37,7 +37,7 @@ def tell(what): print(what, flush=True)
 """
 HOLD = """
 try:
-    with lock.locked(path, stop="stop-fan") as check:
+    with lock.locked(path) as check:
         tell("holds")
         while not select.select([sys.stdin], [], [], 0.05)[0]:
             check()
@@ -256,7 +256,7 @@ def test_a_holder_in_another_container_with_our_host_name_is_respected(
     other = started(HOLD, *CONTAINER)
     assert f"is held by process 1 on {os.uname().nodename} since" in said(other)
     assert "is held by process 1" in said(started())
-    assert holder_of(tmp_path / "lock.json")["stop"] == "stop-fan"
+    assert holder_of(tmp_path / "lock.json")["pid"] == 1
     kill(holder)
     assert said(started(HOLD, *CONTAINER)) == "holds"
 

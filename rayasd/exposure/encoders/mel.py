@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 import torchaudio
@@ -14,6 +14,12 @@ from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
+
+
+def _timm() -> ModuleType:
+    import timm  # with torchvision, two seconds of processor time, which other encoders need not wait for
+
+    return timm
 
 
 class MelSpectrogram(nn.Module):
@@ -97,7 +103,7 @@ class MelTimm(Encoder):
 def _has_fixed_size(name: str) -> bool:
     check_backbone(name)
     try:
-        return bool(timm.get_pretrained_cfg(name).fixed_input_size)
+        return bool(_timm().get_pretrained_cfg(name).fixed_input_size)
     except RuntimeError as error:  # no such tag
         raise UserError(f"network.backbone: {one_line(error)}") from None
 
@@ -113,7 +119,7 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
     if fixed and _is_plain(name):
         fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
     try:
-        backbone: nn.Module = timm.create_model(
+        backbone: nn.Module = _timm().create_model(
             name,
             pretrained=bool(pretrained),
             pretrained_cfg_overlay=overlay if pretrained else None,
@@ -138,7 +144,7 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
 
 
 def _is_plain(name: str) -> bool:
-    return bool(timm.models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
+    return bool(_timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
 
 
 def _weights(path: str) -> dict[str, Tensor]:
@@ -150,7 +156,7 @@ def _weights(path: str) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict):
         raise cannot_load(path, "it holds no weights by name")
-    found: dict[str, Tensor] = timm.models.clean_state_dict(content)
+    found: dict[str, Tensor] = _timm().models.clean_state_dict(content)
     return found
 
 
@@ -172,8 +178,8 @@ def check_backbone(name: str) -> None:
         UserError: it does not; names the nearest.
 
     """
-    if not timm.is_model(name.partition(".")[0]):
-        near = get_close_matches(name, timm.list_models(), n=3)
+    if not _timm().is_model(name.partition(".")[0]):
+        near = get_close_matches(name, _timm().list_models(), n=3)
         raise UserError(f"network.backbone: timm has no model {name!r}" + (f": {', '.join(near)}?" if near else ""))
 
 
