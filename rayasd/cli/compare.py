@@ -36,7 +36,7 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     if form == "json":
         click.echo(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
         return
-    titles = ["#", "system", f"official {year} {where}", "source AUC", "target AUC", "from"]
+    titles = ["#", "system", f"{where} score", "source AUC", "target AUC", "from"]
     lines = [
         [str(i), row["system"], percent(row["score"], row["deviation"]), percent(row["source_auc"]),
          percent(row["target_auc"]), row["from"]]
@@ -81,10 +81,10 @@ def compare(first: Path, second: Path, variants: str | None, part: str | None) -
     found = compare_pair(pair[0], pair[1], part)
     systems = [f"{each.report.store.paths.root.name} {each.system}" for each in found.pair]
     scores = ((found.official.first, found.auc.first), (found.official.second, found.auc.second))
-    titles = ["system", f"official {found.year} {found.where}", "AUC", "source AUC", "target AUC"]
+    titles = ["system", f"{found.where} score", "AUC", "source AUC", "target AUC"]
     rows = zip(systems, scores, found.pair, strict=True)
     _print_table(titles, [[name, *map(percent, (*two, *each.domain_aucs))] for name, two, each in rows])
-    for measure, result in ((f"official {found.year} score", found.official), ("mean AUC", found.auc)):
+    for measure, result in ((f"DCASE {found.year} score", found.official), ("mean AUC", found.auc)):
         verdict = f"better: {systems[result.lead <= 0]}" if result.sure else "no sure difference"
         text = (
             f"{measure}: the first leads by {percent(result.lead)} points, 95 % interval {percent(result.low)} to "
@@ -96,11 +96,7 @@ def compare(first: Path, second: Path, variants: str | None, part: str | None) -
 
 
 def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.text import Text
+    from rayasd.cli.display import wide_console
+    from rayasd.report.terminal import text_table
 
-    from rayasd.cli.display import plain_table, wide_console
-
-    table = plain_table(titles, {*titles} - {"system", "from"}, header="bold", no_wrap=True)
-    for line in lines:
-        table.add_row(*map(Text, line), style="dim" if line[-1].startswith("published") else "")
-    wide_console().print(table)
+    wide_console().print(text_table(titles, lines))

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rayasd.evaluation.leaderboard import Leaderboard, Standing
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.html.svg import PlotArea, drawing, text, ticks
-from rayasd.report.tables import between, percent
+from rayasd.report.tables import INTERVAL, between, percent
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,7 @@ def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderbo
 def curve_rows(curve: Curve, leaderboard: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of a curve's table, in percent."""
     part = leaderboard.part
-    titles = [
-        curve.setting,
-        f"official {leaderboard.year} {part}",
-        "95 % interval",
-        "AUC",
-        "source",
-        "target",
-        "system",
-    ]
+    titles = [curve.setting, "score", INTERVAL, "AUC", "source", "target", "system"]
     lines = [
         [
             f"{value:g}",
@@ -73,7 +65,7 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
     part = leaderboard.part
     scores = {
         name: [getattr(entry, column) for _, entry in curve.points]
-        for name, column in ((f"official {leaderboard.year} score", part), ("source AUC", "source_auc"),
+        for name, column in (("score", part), ("source AUC", "source_auc"),
                              ("target AUC", "target_auc"))
     }  # fmt: skip
     bounds = [bound for _, entry in curve.points for bound in entry.interval or ()]

@@ -25,6 +25,7 @@ from rayasd.evaluation.years import settled
 from rayasd.files import digest
 from rayasd.parquet import read_parquet
 from rayasd.report.html.run import ReportedRun
+from rayasd.report.tables import alerts
 from rayasd.report.write import Results, compute_results, leaderboard_table, write_results
 from rayasd.stages import STAGES
 from rayasd.sweep import markers
@@ -195,6 +196,12 @@ class RunReport:
         """Whether the clips were made by ``rayasd data synth``."""
         return bool(self._data["synthetic"])
 
+    @property
+    def alerts(self) -> list[str]:
+        """What makes the results doubtful, most serious first: leakage in the data, chance level, missing cells."""
+        remarks = [f"{what.capitalize()}: {text}." for what, text in self.remarks().items() if text != "none"]
+        return remarks + alerts(self.results.leaderboard, self.evaluation, synthetic=self.synthetic)
+
     def remarks(self) -> dict[str, str]:
         """Return in a line each what was left out of the data, and what is odd about the rest; or none."""
         lost = [f"nothing is left of {', '.join(self._data['emptied'])}"] if self._data.get("emptied") else []
@@ -228,7 +235,7 @@ class RunReport:
         """
         variants, paths = self.store.config().variants, to or self.store.paths
         results = self.results if to is None else replace(self.results, scored=_moved(self.results.scored, to))
-        write_results(paths, results, self.provenance(), variants)
+        write_results(paths, results, self.provenance(), self.alerts, variants)
         return f"written: {paths.leaderboard('md')} (.csv, .parquet), {paths.cells}"
 
     def write_page(self, to: RunDirectory | None = None, *, with_audio: bool = False) -> int:

@@ -96,7 +96,7 @@ def test_report_is_computed_afresh_from_scores(finished: Path, rayasd: Rayasd):
 def test_two_variants_are_compared_in_pairs(finished: Path, rayasd: Rayasd):
     shown = rayasd("compare", finished, finished, "--variants", "both,statistics")
     assert shown.returncode == 0, shown.stderr
-    assert "official 2021 score: the first leads by" in shown.stdout
+    assert "DCASE 2021 score: the first leads by" in shown.stdout
     assert "paired bootstrap over the test clips of 6 evaluation cells" in shown.stdout
     same = rayasd("compare", finished, finished, "--part", "development")
     assert "no sure difference" in same.stdout

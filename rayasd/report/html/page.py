@@ -26,7 +26,7 @@ from rayasd.report.html.maps import MAX_POINTS, EmbeddingMap, draw_sample, read_
 from rayasd.report.html.run import ReportedRun, facts, published_rank
 from rayasd.report.html.sounds import MAX_SECONDS, read_clip, sound, spectrogram_of
 from rayasd.report.html.svg import write_drawing
-from rayasd.report.tables import decision_table, footnotes, heading, row
+from rayasd.report.tables import WORDS, columns, decision_table, notes
 from rayasd.unit import Unit
 
 MAX_ROWS = 300
@@ -73,14 +73,13 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
     of_best = results[best.variant] if best else []
     seed = min((r.seed for r in of_best if r.seed is not None), default=None)
     scored = [r for r in of_best if r.seed == seed and np.isfinite(r.scores.scores).any()]
-    machines = sorted(pc.unique(run.cells["machine"]).to_pylist())
     heat_maps = {entry.variant: _heat_map(run, entry) for entry in entries}
     roc = dict(_roc_charts(run, results))
     histograms = {(r.machine, r.section): figures.histogram(r) for r in scored}
     training, trained = _training_charts(run)
     maps, curves = _maps(run), find_curves(run.config.variants, run.leaderboard)
     sentence, published = published_rank(run)
-    notes = footnotes(run.leaderboard, synthetic=bool(run.provenance["synthetic"]), all_systems=True)
+    shown, standings = columns(run.leaderboard), run.leaderboard.standings[:MAX_ROWS]
     text = _template().render(
         css=_part("chart.css") + _part("page.css"),
         js=_part("page.js"),
@@ -89,11 +88,11 @@ def write_page(run: ReportedRun, *, with_audio: bool = False) -> int:
         facts=facts(run),
         configuration=tomli_w.dumps(run.config.as_dict()),
         problems=_problems(run),
-        titles=heading(run.leaderboard, machines),
-        words=("variant", "detector", "pooling", "calibration", "machine", "domain", "note"),
-        rows=[(s.rank is not None, row(s, run.leaderboard)) for s in run.leaderboard.standings[:MAX_ROWS]],
+        titles=[column.title for column in shown],
+        words=WORDS,
+        rows=[(s.rank is not None, [column.text(s) for column in shown]) for s in standings],
         num_systems=len(run.leaderboard.standings),
-        notes=notes,
+        notes=notes(run.leaderboard, standings, [column.title for column in shown]),
         published_sentence=sentence,
         published=published,
         heat_maps=[(entry, heat_maps[entry.variant]) for entry in entries],
