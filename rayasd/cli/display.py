@@ -54,7 +54,7 @@ def running_table(progress: Mapping[Unit, Mapping[str, Any]]) -> Table:
 
 @contextmanager
 def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar of clips done, once there is something to show."""
+    """Show a bar of clips done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -63,8 +63,8 @@ def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], 
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> None:

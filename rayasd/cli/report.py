@@ -22,7 +22,11 @@ from rayasd.errors import UserError
 @click.option(
     "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
 )
-@click.option("--with-audio", is_flag=True, help="Put the sound of the worst errors into report.html: up to 30 MB.")
+@click.option(
+    "--with-audio",
+    is_flag=True,
+    help="Put the sound of all shown clips into report.html, up to 30 MB.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
@@ -44,20 +48,18 @@ def report(
     from rayasd.cli.display import wide_console
     from rayasd.data.catalog import write_catalog
     from rayasd.data.ground_truth import with_ground_truth
+    from rayasd.report.html.page import write_page
     from rayasd.report.terminal import print_report, print_sections
     from rayasd.study.study import Study
     from rayasd.sweep.states import State
     from rayasd.unit import RunDirectory
-    from rayasd.wording import counted, size
+    from rayasd.wording import counted
 
     console, found = wide_console(), Study.open(run).report()
 
     def write(to: RunDirectory | None) -> None:
         console.print(found.write(to), highlight=False, soft_wrap=True)
-        num_bytes = found.write_page(to, with_audio=with_audio)
-        sounds = ", most of it sounds: mono, 16 bits" if with_audio else ""
-        written = f"written: {(to or found.store.paths).html} ({size(num_bytes)}{sounds})"
-        console.print(written, highlight=False, soft_wrap=True)
+        console.print(write_page(found, to, with_audio=with_audio), highlight=False, soft_wrap=True)
 
     if ground_truth is not None:
         found = replace(found, catalog=with_ground_truth(found.catalog, ground_truth))

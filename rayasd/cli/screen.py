@@ -1,5 +1,6 @@
 """What a sweep prints while it runs, a live table in a terminal, plain lines elsewhere; and what signals do."""
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -49,6 +50,10 @@ class Screen(Watcher):
         """Print a line in yellow."""
         self.say(line, "yellow")
 
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """Show that something is at work."""
+        return self.console.status(f"{what} …") if self.console.is_terminal else nullcontext()
+
     def decoding(self) -> AbstractContextManager[Callable[[int, int], None]]:
         """Show a bar."""
         return clip_progress(self.console, "decoding")
@@ -97,11 +102,23 @@ class Screen(Watcher):
             print_report(self.console, report)
 
     def exit_code(self, sweep: Sweep) -> int:
-        """Print why cells failed; the code is 1 if units failed, or a ranked system lacks cells because of it."""
+        """Print why cells failed and what to do next.
+
+        The code is 1 if units failed, or a ranked system lacks cells because of it.
+        """
         lacking = False
         if self.report is not None and print_failed_cells(self.console, self.report.cells):
             lacking = any(row["cells_ok"] < row["cells_expected"] for row in self.report.entries().values())
+        if self.report is not None:
+            self._print_next(self.report)
         return EXIT_UNITS_FAILED if lacking or sweep.damaged or not self.is_complete else 0
+
+    def _print_next(self, report: RunReport) -> None:
+        root = report.store.paths.root
+        run = shlex.quote(str(root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root))
+        machine = shlex.quote(min(unit.machine for unit in report.units))
+        self.say(f"next:    rayasd report {run} --by-section    # AUC and false alarms by machine and section")
+        self.say(f"         rayasd score {run} --machine {machine} CLIP    # new clips")
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
         if state is State.DONE:
@@ -114,9 +131,10 @@ class Screen(Watcher):
 
     def _say_once(self, notes: Iterable[str]) -> None:
         for note in notes:
-            if note not in self._said:
-                self._said.add(note)
-                self.say(f"device   {note}", "dim")
+            for label, line in zip(("device   ", "network  "), note.split("; ", 1), strict=False):
+                if line not in self._said:
+                    self._said.add(line)
+                    self.say(label + line, "dim")
 
 
 def note_interruptions(stop_file: Path, grace: float) -> Event:

@@ -71,6 +71,7 @@ def _sweep(
     vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool, simulate: str | None, set_up_only: bool,
     only: str | None,
 ) -> int:  # fmt: skip
+    click.echo("Looking at the data …")  # before imports and listing, which take seconds
     from rayasd import presets
     from rayasd.cli.display import wide_console
     from rayasd.cli.dry_run import DryRun, Simulation

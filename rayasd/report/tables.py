@@ -50,6 +50,7 @@ def columns(board: Leaderboard, *, all_systems: bool = False) -> list[Column]:
         *([Column("worst machine", outcome, worst_machine)] if several else []),
         Column("detector", system, lambda s: s.detector),
         Column("pooling", system, lambda s: s.pooling),
+        *([Column(chosen, 4, lambda s: percent(s.development, s.development_std))] if chosen else []),
         Column("source", 3, lambda s: percent(s.source_auc)),
         Column("target", 3, lambda s: percent(s.target_auc)),
         Column("pAUC", 4, lambda s: percent(s.pauc)),
@@ -65,8 +66,6 @@ def columns(board: Leaderboard, *, all_systems: bool = False) -> list[Column]:
         Column("seeds", 6, lambda s: str(s.num_seeds or "all")),
         Column("cells", 6, coverage),
     ]
-    if chosen is not None:
-        found.append(Column(chosen, 4, lambda s: percent(s.development, s.development_std)))
     kept = {(s.variant, s.checkpoint) for s in board.standings if s.checkpoint is not None}
     if len(kept) > len({variant for variant, _ in kept}):  # a variant has several checkpoints to choose from
         found.append(Column("epochs", system, lambda s: "–" if s.checkpoint is None else str(s.checkpoint)))

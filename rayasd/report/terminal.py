@@ -87,11 +87,11 @@ def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: 
         rows = [[machine, *(_heat(found.get((machine, place))) for place in block)] for machine in machines]
         console.print(text_table(titles, rows))
     console.print(Text(f"Decisions of {variant}, in percent", style="bold"))
-    titles, rows = decision_table(cells, variant, evaluation)
-    console.print(text_table(titles[:-1], [row[:-1] for row in rows]))
-    for note in dict.fromkeys(row[-1] for row in rows if row[-1]):
-        places = ", ".join(" ".join(row[:2]) for row in rows if row[-1] == note)
-        console.print(Text(f"{places}: {note}", style="yellow"), soft_wrap=not console.is_terminal)
+    titles, decided = decision_table(cells, variant, evaluation)
+    console.print(text_table(titles[:-1], [line[:-1] for line in decided]))
+    for note in dict.fromkeys(line[-1] for line in decided if line[-1]):
+        where = ", ".join(" ".join(line[:2]) for line in decided if line[-1] == note)
+        console.print(Text(f"{where}: {note}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
 def _heat(auc: float | None) -> Text:

@@ -165,9 +165,11 @@ class Study:
         """
         if self._is_opened:
             return
-        _ = self.plan
+        watcher = watcher or Watcher()
+        with watcher.busy("listing clips"):
+            _ = self.plan
         with self.store.held():
-            self._set_up(self.store, cache, accept_changes, watcher or Watcher())
+            self._set_up(self.store, cache, accept_changes, watcher)
 
     def run(
         self,
@@ -221,7 +223,8 @@ class Study:
         watcher: Watcher,
     ) -> Sweep:  # fmt: skip
         check_execution(how)
-        units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
+        with watcher.busy("listing clips"):
+            units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
         part = choose("machine", machines if only is None else only, machines)
         is_whole = only is None or (self._is_opened and set(part) >= set(machines) - {ALL_MACHINES})
@@ -240,7 +243,9 @@ class Study:
 
     def _set_up(self, store: RunStore, cache: str | Path | None, accept_changes: bool, watcher: Watcher) -> None:
         config, plan = self.config, self.plan
-        num_parameters = {} if store.exists and store.config() == config else check_extractors(self.configs)
+        with watcher.busy("building networks"):
+            known = store.exists and store.config() == config
+            num_parameters = {} if known else check_extractors(self.configs)
         with watcher.decoding() as on_progress:
             catalog = decode(self.catalog, config.data, cache_folder(cache), on_progress=on_progress)
         check_what_is_left(catalog, plan.machines)

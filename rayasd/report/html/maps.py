@@ -1,6 +1,6 @@
 """Maps of embeddings: a bounded sample of a machine's clips, each the mean of its windows, projected to a plane."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -94,6 +94,33 @@ def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: 
         EmbeddingMap(embed.machine, embed.variant, method, note, places, groups, sections)
         for method, (places, note) in ((name, project(means)) for name, project in _methods())
     ]
+
+
+def unusual_windows(
+    paths: RunDirectory, embed: Unit, checkpoint: int | None, clips: Collection[str], seconds: float
+) -> dict[str, tuple[float, float]]:
+    """Find the window of each clip whose embedding is farthest from the nearest one of the normal training clips.
+
+    Returns:
+        Beginning and end in seconds, by clip; none where a clip is one window.
+
+    """
+    from sklearn.neighbors import NearestNeighbors  # a second to import
+
+    wanted = pc.field("clip").isin(list(clips)) | (pc.field("split") == "train")
+    table = read_parquet(paths.table(embed), columns=["clip", "start", "checkpoint", "embedding"], filters=wanted)
+    last = pc.max(table["checkpoint"]).as_py() if checkpoint is None else checkpoint
+    table = table.filter(pc.field("checkpoint") == last).combine_chunks()
+    vectors = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    shown = pc.is_in(table["clip"], pa.array(list(clips), pa.string())).to_numpy(zero_copy_only=False)
+    if shown.all() or not shown.any():
+        return {}
+    distances = NearestNeighbors(n_neighbors=1).fit(vectors[~shown]).kneighbors(vectors[shown])[0][:, 0]
+    windows: dict[str, list[tuple[float, float]]] = {}
+    of_shown = table.filter(pa.array(shown))
+    for clip, start, far in zip(of_shown["clip"].to_pylist(), of_shown["start"].to_pylist(), distances, strict=True):
+        windows.setdefault(clip, []).append((float(far), start))
+    return {clip: (max(of)[1], max(of)[1] + seconds) for clip, of in windows.items() if len(of) > 1}
 
 
 def _methods() -> Iterator[tuple[str, Callable[[NDArray[np.float64]], tuple[Coordinates, str]]]]:
