@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from rayasd.cli.report import report as report_command
 from rayasd.evaluation.scores import SectionScores
-from rayasd.report.html import figures, maps
+from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, mean_roc, most_wrong
 from rayasd.report.html.maps import MAX_POINTS, draw_sample
 from rayasd.report.html.run import published_rank
@@ -151,6 +150,23 @@ def test_all_sounds_are_mono_flac_if_asked_for(swept: Path, tmp_path: Path):
     assert len(sounds) == heard.count("image")
     with soundfile.SoundFile(io.BytesIO(base64.b64decode(sounds[0].partition(",")[2]))) as sound:
         assert (sound.channels, sound.samplerate, sound.frames, sound.format) == (1, 16000, 16000, "FLAC")
+
+
+@pytest.mark.slow
+def test_runs_are_compared_on_a_page_with_their_trends(swept: Path, tmp_path: Path, cache: Path):
+    later, out = shutil.copytree(swept, tmp_path / "later"), tmp_path / "page.html"
+    shown = call("compare", swept, later, "--variants", "both,statistics", "--html", out, cache=cache)
+    assert shown.returncode == 0, shown.stderr
+    page = Page(out)
+    assert "a <b>run both" in page.texts["summary"]
+    assert "Paired bootstrap over the test clips of" in page.texts["summary"]
+    assert {"1 a <b>run both", "2 later statistics", HOSTILE_MACHINE} <= set(
+        " ".join(text.split(" knn")[0].split()) for text in page.texts["overview"].split("\n")
+    )
+    drawn = [attrs["aria-label"] for name, attrs in page.elements if name == "svg"]
+    assert sorted(drawn) == ["both, by run", "statistics, by run"]
+    assert page.count("script") == 1
+    assert "<b>" not in page.source
 
 
 @pytest.mark.slow
@@ -393,20 +409,3 @@ def test_the_sample_of_a_map_is_bounded_and_even():
     assert sample.equals(draw_sample(pa.Table.from_pylist(rows), "fan"))
     counts = sample.group_by(["section", "domain", "split"]).aggregate([("clip", "count")])["clip_count"].to_pylist()
     assert sorted(set(counts)) == [10, 20, 26]  # all there are of the rare ones, and as many of all others
-
-
-@pytest.mark.slow
-def test_umap_stands_beside_pca_where_it_is_installed(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class UMAP:
-        def __init__(self, **options: int) -> None:
-            pass
-
-        def fit_transform(self, means: np.ndarray) -> np.ndarray:
-            return means[:, :2].astype(np.float32)
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
-    monkeypatch.setattr(maps, "find_spec", lambda name: name)
-    shown = report(shutil.copytree(swept, tmp_path / "run"))
-    methods = [attrs["value"] for name, attrs in shown.elements if name == "input" and attrs.get("name") == "method"]
-    assert methods == ["PCA", "UMAP"]
-    assert sum(attrs.get("data-of-method") == "UMAP" for _, attrs in shown.elements) == 2

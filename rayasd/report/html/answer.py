@@ -50,10 +50,10 @@ def _how_sure(report: RunReport, entries: list[Standing]) -> str:
         found = compare_pair(pair[0], pair[1], part).official
     except UserError as error:
         return f"How sure that is cannot be computed: {error}."
-    verdict = "this is sure" if found.sure else "this is not sure"
+    surely = "this is sure" if found.sure else "this is not sure"
     return (
         f"Its score is {percent(found.lead)} points above that of {entries[1].variant}, the next (95 % interval "
-        f"{percent(found.low)} to {percent(found.high)}, paired bootstrap): {verdict}."
+        f"{percent(found.low)} to {percent(found.high)}, paired bootstrap): {surely}."
     )
 
 

@@ -11,6 +11,7 @@ from rayasd.evaluation.metrics import MAX_FPR
 from rayasd.report.html.evidence import FPR, SectionResult
 from rayasd.report.html.maps import EmbeddingMap
 from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, ticks
+from rayasd.report.tables import percent
 
 NUM_COLOURS = 8
 """Colours of chart.css: c0 to c7."""
@@ -31,25 +32,23 @@ class ChartCurve(NamedTuple):
 
 def roc_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
     """Draw ROC curves over the range of false-positive rates that the pAUC takes, shaded."""
-    plane = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
-    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-    shaded = plane.band((0, MAX_FPR), "shade", f"pAUC: false-positive rate up to {MAX_FPR:g}")
-    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
-    frame = plane.axes(marks, marks, "false-positive rate", "true-positive rate")
-    title = f"ROC curves of {machine}: " + "; ".join(
-        f"{curve.name}, area {100 * float(np.trapezoid(curve.y, FPR)):.1f} %" for curve in curves
-    )
-    return drawing(280, 294, title, shaded, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
+    areas = (f"{curve.name}, area {percent(float(np.trapezoid(curve.y, FPR)))} %" for curve in curves)
+    title = f"ROC curves of {machine}: " + "; ".join(areas)
+    return _square(title, "false-positive rate", "true-positive rate", curves, MAX_FPR)
 
 
 def reliability_chart(variant: str, curves: Sequence[ChartCurve]) -> Markup:
     """Draw false-alarm rates that were measured on normal test clips over those that p-values promise."""
-    plane = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
-    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-    frame = plane.axes(marks, marks, "promised false-alarm rate", "measured")
-    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
     title = f"Promised and measured false-alarm rate of {variant}: {', '.join(curve.name for curve in curves)}"
-    return drawing(280, 294, title, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
+    return _square(title, "promised false-alarm rate", "measured", curves)
+
+
+def _square(title: str, x: str, y: str, curves: Sequence[ChartCurve], shaded: float | None = None) -> Markup:
+    area = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
+    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    band = "" if shaded is None else area.band((0, shaded), "shade", f"pAUC: false-positive rate up to {shaded:g}")
+    lines = [area.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
+    return drawing(280, 294, title, band, area.axes(marks, marks, x, y), area.path([0, 1], [0, 1], "chance"), *lines)
 
 
 def histogram(result: SectionResult) -> Markup:
@@ -121,7 +120,7 @@ def embedding_map(found: EmbeddingMap) -> Markup:
             tag("path", tag("title", f"section {section}, {domain}, {LABELS[label]}"), d=path, class_=classes)
         )
     frame = tag("rect", x=0.5, y=0.5, width=279, height=239, class_="frame")
-    return drawing(280, 240, f"Embeddings of {found.machine}, {found.variant}, {found.method}", frame, *shapes)
+    return drawing(280, 240, f"Embeddings of {found.machine}, {found.variant}", frame, *shapes)
 
 
 def map_classes(sections: Sequence[str], section: str, domain: str, label: int | None) -> str:

@@ -17,7 +17,7 @@ from rayasd.report.html import figures, sounds
 from rayasd.report.html.evidence import FPR, WrongClip, mean_roc, most_wrong, read_results
 from rayasd.report.html.figures import ChartCurve
 from rayasd.report.html.heat import HeatTable, cell_groups, heat_table
-from rayasd.report.html.maps import EmbeddingMap, draw_sample, read_maps, unusual_windows
+from rayasd.report.html.maps import EmbeddingMap, draw_sample, read_map, unusual_windows
 from rayasd.report.html.run import done, entries
 from rayasd.report.run_report import RunReport
 from rayasd.report.tables import decisions_of, percent
@@ -161,8 +161,8 @@ class Gallery:
 
     def _maps(self, machine: str) -> list[tuple[EmbeddingMap, Markup]]:
         sample = draw_sample(self.report.catalog.of(machine), machine)
-        maps = [m for unit, checkpoint in self._units(machine) for m in read_maps(self.paths, unit, checkpoint, sample)]
-        return [(each, figures.embedding_map(each)) for each in maps]
+        maps = [read_map(self.paths, unit, checkpoint, sample) for unit, checkpoint in self._units(machine)]
+        return [(each, figures.embedding_map(each)) for each in maps if each is not None]
 
     def _training(self, machine: str) -> tuple[Markup | None, dict[str, str]]:
         curves, trained = [], {}

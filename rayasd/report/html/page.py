@@ -65,7 +65,6 @@ def write_page(report: RunReport, to: RunDirectory | None = None, *, with_audio:
         reliability=figures.reliability_chart(best.variant, _reliability(gallery)) if best else None,
         machines=machines,
         entries=[(entry.variant, f"line c{i}") for i, entry in enumerate(gallery.entries)],
-        methods=sorted({each.method for of in machines for each, _ in of.maps}),
         ranked_on=board.ranked_on,
         max_points=MAX_POINTS,
         domains=figures.DOMAINS,

@@ -1,10 +1,6 @@
 """Where a report came from, what is missing, and its place among published systems."""
 
-import json
 from collections import Counter
-from contextlib import suppress
-from datetime import datetime, timedelta
-from pathlib import Path
 
 import pyarrow.compute as pc
 
@@ -16,7 +12,7 @@ from rayasd.report.run_report import RunReport
 from rayasd.report.tables import coverage, percent
 from rayasd.sweep.states import State
 from rayasd.unit import Unit
-from rayasd.wording import counted
+from rayasd.wording import counted, elapsed
 
 
 def entries(report: RunReport) -> list[Standing]:
@@ -55,7 +51,7 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
         ("data fingerprint", provenance["data_fingerprint"]),
         ("devices", "; ".join(f"{note} ({n} units)" for note, n in notes.most_common()) or "not noted"),
         ("hosts", ", ".join(sorted({marker["host"] for marker in markers if "host" in marker})) or "not noted"),
-        ("wall time", f"{_duration(_wall_seconds(paths.root))} of sweeps; {_duration(busy)} of all units together"),
+        ("time", f"{elapsed(busy)} of all units together"),
         ("units", f"{len(markers)} of {len(report.sweep.states)} done"),
         ("cells", f"{coverage(best)} of the best, {best.variant}" if best else "none"),
         ("rules", provenance["evaluation"]),
@@ -83,30 +79,3 @@ def published_rank(report: RunReport) -> tuple[str, list[tuple[str, str, str, bo
     if place is None:
         return "No entry is complete: none can be ranked among published systems.", rows
     return f"{rows[place - 1][0]} is number {place} of {len(rows)} by the official score on the {part} set.", rows
-
-
-def _wall_seconds(root: Path) -> float:
-    """Length of the time in which at least one sweep was at work, by its events."""
-    spans: list[tuple[datetime, datetime]] = []
-    for path in root.glob("events*.jsonl"):
-        began = last = None
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):
-                event = json.loads(line)
-                time = datetime.fromisoformat(event["time"])
-                if event["event"] == "sweep started" and began and last:
-                    spans.append((began, last))
-                if event["event"] == "sweep started" or began is None:
-                    began = time
-                last = time
-        if began and last:
-            spans.append((began, last))
-    total, reached = timedelta(), None
-    for start, end in sorted(spans):
-        total += max(timedelta(), end - (start if reached is None else max(start, reached)))
-        reached = end if reached is None else max(reached, end)
-    return total.total_seconds()
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
