@@ -73,7 +73,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
     blocked = [unit for unit in sweep.units(State.BLOCKED) if unit in asked]
     if not failed and not blocked:
         return
-    console.print(f"{counted(len(failed), 'unit')} failed, {len(blocked)} not done because of others", highlight=False)
+    console.print(f"{counted(len(failed), 'unit')} failed, {len(blocked)} blocked by them", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("unit", "reason"):
         table.add_column(name, no_wrap=name == "unit")
@@ -81,7 +81,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
         table.add_row(Text(str(unit)), Text(sweep.reasons[unit], style="red"))
     console.print(table)
     if sweep.lacking:
-        console.print("Nothing is held against these units: the same command does them.", highlight=False)
+        console.print("These units are not marked as failed: the same command does them.", highlight=False)
     elif failed:
         console.print("Each unit's FAILED file has the traceback; --retry-failed tries again.", highlight=False)
 

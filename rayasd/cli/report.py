@@ -69,7 +69,7 @@ def report(
         first = next(iter(entries))  # any variant has no cells of its own
         print_sections(console, found.results.cells, first, found.evaluation)
     if missing := len(found.sweep.states) - found.sweep.count(State.DONE) + len(found.damaged):
-        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
+        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep continues", style="yellow")
     if out is not None:
         if (out / "manifest.json").exists():
             raise UserError(f"--out {out} is a run directory, whose own report would be lost: choose another folder")

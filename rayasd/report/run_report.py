@@ -50,7 +50,7 @@ class RunReport:
         """Read a run, to be reported by its own rules.
 
         Raises:
-            UserError: this is no run, or a file of it is damaged.
+            UserError: this is not a run, or one of its files is damaged.
 
         """
         store = RunStore(run_dir)

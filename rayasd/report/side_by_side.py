@@ -51,7 +51,7 @@ class Contestant:
         contestant = cls.of(report, entry, part)
         if entry["cells_ok"] < entry["cells_expected"]:
             coverage = contestant.coverage
-            raise UserError(f"{run}: {entry['variant']} is incomplete ({coverage}): rayasd sweep goes on")
+            raise UserError(f"{run}: {entry['variant']} is incomplete ({coverage}): rayasd sweep continues")
         return contestant
 
     @property

@@ -174,7 +174,7 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool, h
         )
         return
     if not has_run and report.is_current:
-        watcher.say(f"its leaderboard exists: {store.paths.leaderboard('md')}")
+        watcher.say(f"leaderboard up to date: {store.paths.leaderboard('md')}")
         watcher.reported(report, is_new=False)
         if html and not store.paths.html.exists():
             watcher.say(write_page(report))

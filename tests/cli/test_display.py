@@ -76,7 +76,7 @@ def test_failures_are_listed_with_their_reasons():
     log = console(terminal=False)
     states = {TRAIN: State.FAILED, EMBED: State.BLOCKED}
     print_failures(log, Sweep({}, states, {TRAIN: "out of memory", EMBED: "out of memory"}), [TRAIN, EMBED])
-    assert "1 unit failed, 1 not done because of others" in output(log)
+    assert "1 unit failed, 1 blocked by them" in output(log)
     assert "out of memory" in output(log)
     silent = console(terminal=False)
     print_failures(silent, Sweep({}, {TRAIN: State.DONE}), [TRAIN])

@@ -63,7 +63,7 @@ def test_a_second_run_does_nothing_and_says_so_at_once(finished: Path, tree: Pat
     assert time.process_time() - began < 5
     assert again.returncode == 0
     assert "nothing to do: 15 units" in again.stdout
-    assert "its leaderboard exists" in again.stdout
+    assert "leaderboard up to date" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
     RunDirectory(finished).leaderboard("md").unlink()
     assert "written:" in rayasd(*small_sweep(tree, finished, "--variants", "both,statistics")).stdout
@@ -187,7 +187,7 @@ def test_interrupted_by_signal_is_exit_75_and_leaves_no_process(tree: Path, cach
         driver.send_signal(signal.SIGTERM)
         _, errors = driver.communicate(timeout=240)
     assert driver.returncode == 75
-    assert "interrupted: the same command goes on from here" in errors
+    assert "interrupted: the same command continues from here" in errors
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
@@ -200,7 +200,7 @@ def test_a_failing_unit_leaves_the_others_and_exit_code_1(tree: Path, tmp_path: 
     arguments[arguments.index("demo")] = preset
     done = rayasd(*arguments)
     assert done.returncode == 1
-    assert "1 unit failed, 2 not done because of others" in done.stdout
+    assert "1 unit failed, 2 blocked by them" in done.stdout
     assert "lower exposure.learning_rate" in done.stdout
     board = pq.read_table(RunDirectory(run).leaderboard("parquet"))
     assert set(board["variant"].to_pylist()) == {"statistics"}

@@ -109,7 +109,7 @@ def test_a_damaged_file_is_refused_every_time(bench: Bench, tmp_path: Path, name
                 f"error: {run / name} is damaged",
                 "rayasd sweep --verify does it again",
             )
-        says(bench.call(*commands["report --set"]), 0, "1 unit not done or damaged: rayasd sweep goes on")
+        says(bench.call(*commands["report --set"]), 0, "1 unit not done or damaged: rayasd sweep continues")
     assert contents(run) == before
     assert not list((tmp_path / "out").rglob("*.rayasd"))
     says(bench.sweep(run, "--verify"), 0, "done before: a file is not what it wrote")
