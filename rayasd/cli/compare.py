@@ -27,8 +27,8 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     import json
     import sys
 
-    from rayasd.report.side_by_side import rank_runs, ranking_part
-    from rayasd.report.tables import markdown_table, percent
+    from rayasd.report.side_by_side import rank_runs, ranking_part, ranking_table
+    from rayasd.report.tables import markdown_table
 
     rows, year, where, reasons = rank_runs(runs, part or ranking_part(runs))
     for line in reasons:
@@ -36,12 +36,7 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     if form == "json":
         click.echo(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
         return
-    titles = ["#", "system", f"{where} score", "source AUC", "target AUC", "from"]
-    lines = [
-        [str(i), row["system"], percent(row["score"], row["deviation"]), percent(row["source_auc"]),
-         percent(row["target_auc"]), row["from"]]
-        for i, row in enumerate(rows, 1)
-    ]  # fmt: skip
+    titles, lines = ranking_table(rows)
     if form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows([titles, *lines])
     elif form == "md":
@@ -82,12 +77,13 @@ def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html
     lines = [[each.name, *map(percent, (each.entry[part], each.entry["auc"], *each.domain_aucs))] for each in systems]
     found = [line for other in systems[1:] for line in verdicts(systems[0], other, part)]
     _print_table(["system", "score", "AUC", "source AUC", "target AUC"], lines)
-    for line in dict.fromkeys(found):
+    sentences = list(dict.fromkeys(found))
+    for line in sentences:
         console.print(Text(line))
     if html is not None:
         from rayasd.report.html.comparison import write_comparison
 
-        console.print(write_comparison(systems, part, html), highlight=False, soft_wrap=True)
+        console.print(write_comparison(systems, sentences, part, html), highlight=False, soft_wrap=True)
 
 
 def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

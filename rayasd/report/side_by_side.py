@@ -170,6 +170,16 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
     return rows, year, where, reasons
 
 
+def ranking_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines of what ``rank_runs`` returned, in percent."""
+    lines = [
+        [str(i), row["system"], percent(row["score"], row["deviation"]), percent(row["source_auc"]),
+         percent(row["target_auc"]), row["from"]]
+        for i, row in enumerate(rows, 1)
+    ]  # fmt: skip
+    return ["#", "system", "score", "source AUC", "target AUC", "from"], lines
+
+
 def _row(system: str, score: float | None, origin: str, *figures: float | None) -> dict[str, Any]:
     names = ("deviation", "source_auc", "target_auc")
     return {"system": system, "score": score, **dict.fromkeys(names), **dict(zip(names, figures, strict=False)),

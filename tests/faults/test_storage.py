@@ -36,7 +36,8 @@ def test_a_disk_that_is_full_when_clips_are_embedded(bench: Bench, mounted: Moun
     run = bench.copy(place.folder / "run", "embeddings", "scores")
     filler = place.fill(leave=40_000)
     done = bench.call("embed", run, "--executor", executor, apart=executor == "ray")
-    says(done, 1, f"no space is left in {run}: make room, then the same command goes on", "These units are not marked as failed")
+    said = f"no space is left in {run}: make room, then the same command goes on"
+    says(done, 1, said, "These units are not marked as failed")
     assert unfinished(run) == []
     filler.unlink()
     bench.goes_on(run)

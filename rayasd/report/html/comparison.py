@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rayasd.errors import UserError
 from rayasd.evaluation.leaderboard import Standing
 from rayasd.files import now, write_text
 from rayasd.report.curves import Curve, curve_chart, curve_rows
 from rayasd.report.html.heat import heat_table
 from rayasd.report.html.page import render
-from rayasd.report.side_by_side import Contestant, rank_runs, verdicts
-from rayasd.report.tables import WORDS, percent
+from rayasd.report.side_by_side import Contestant, rank_runs, ranking_table
+from rayasd.report.tables import WORDS
 from rayasd.wording import size
 
 
-def write_comparison(contestants: Sequence[Contestant], part: str, path: Path) -> str:
+def write_comparison(contestants: Sequence[Contestant], sentences: Sequence[str], part: str, path: Path) -> str:
     """Write the page; returns a line about it.
 
     Args:
-        contestants: one of each run; the first is compared with each of the others.
+        contestants: one of each run.
+        sentences: who leads.
         part: whose scores count.
         path: of the page.
 
@@ -35,17 +35,7 @@ def write_comparison(contestants: Sequence[Contestant], part: str, path: Path) -
         }
         for i, each in enumerate(contestants, 1)
     }
-    sentences = []
-    for other in contestants[1:]:
-        try:
-            sentences += verdicts(contestants[0], other, part)
-        except UserError as error:
-            sentences.append(f"{other.name}: not comparable: {error}.")
-    trends = [
-        (curve, curve_chart(curve, contestants[0].report.results.leaderboard),
-         curve_rows(curve, contestants[0].report.results.leaderboard))
-        for curve in _trends(contestants)
-    ]  # fmt: skip
+    board = contestants[0].report.results.leaderboard
     text = render(
         "comparison.html",
         written=now()[:16].replace("T", " "),
@@ -54,14 +44,9 @@ def write_comparison(contestants: Sequence[Contestant], part: str, path: Path) -
         heat_table=heat_table(cells),
         where=where,
         year=year,
-        titles=["#", "system", "score", "source AUC", "target AUC", "from"],
-        rows=[
-            [str(i), row["system"], percent(row["score"], row["deviation"]), percent(row["source_auc"]),
-             percent(row["target_auc"]), row["from"]]
-            for i, row in enumerate(rows, 1)
-        ],
+        ranking=ranking_table(rows),
         words=WORDS,
-        trends=trends,
+        trends=[(curve, curve_chart(curve, board), curve_rows(curve, board)) for curve in _trends(contestants)],
     )  # fmt: skip
     write_text(path, text)
     return f"written: {path} ({size(len(text.encode()))}): open it in a browser"
