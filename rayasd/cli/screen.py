@@ -44,7 +44,8 @@ class Screen(Watcher):
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line."""
-        self.console.print(Text(line, style=style), soft_wrap=True)  # one line in a log, however long
+        is_log = not self.console.is_terminal  # one line there, however long
+        self.console.print(Text(line, style=style), soft_wrap=is_log)
 
     def warn(self, line: str) -> None:
         """Print a line in yellow."""
@@ -117,7 +118,7 @@ class Screen(Watcher):
         root = report.store.paths.root
         run = shlex.quote(str(root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root))
         machine = shlex.quote(min(unit.machine for unit in report.units))
-        self.say(f"next:    rayasd report {run} --by-section    # AUC and false alarms by machine and section")
+        self.say(f"next:    rayasd report {run} --by-section    # AUC and false alarms by section")
         self.say(f"         rayasd score {run} --machine {machine} CLIP    # new clips")
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:

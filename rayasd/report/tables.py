@@ -160,7 +160,7 @@ def alerts(board: Leaderboard, evaluation: EvaluationConfig, *, synthetic: bool)
         )
     if broken := [s for s in board.ranked if breaks_promise(s.decided, evaluation)]:
         rates = (f"{s.variant} ({percent(s.decided.false_alarms)} %)" for s in broken)
-        found.append(f"Too many false alarms: {board.promise}, measured {_named(rates)}.")
+        found.append(f"Too many false alarms: {board.promise}, measured: {_named(rates)}.")
     if known := [s.variant for s in board.ranked if TRAINED_ON in (s.decided.calibration or "")]:
         found.append(
             f"The false-alarm rate of {_named(known)} is not guaranteed: {TRAINED_ON_WARNING}. Hold some out "

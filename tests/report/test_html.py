@@ -208,7 +208,7 @@ def test_a_run_without_labels_has_its_scores_and_embeddings(swept: Path, tmp_pat
 @pytest.mark.slow
 def test_one_machine_a_control_alone_and_recordings_that_are_gone(cache: Path, tmp_path: Path):
     tree = write_hard_tree(tmp_path / "tree", ("fan",))
-    run = run_locally(tree, cache, tmp_path / "run", "--variants", "statistics")
+    run = run_locally(tree, cache, tmp_path / "run", "--variants", "level")
     shutil.rmtree(tree / "fan/source_test")
     for path in (tree / "fan/target_test").iterdir():
         path.write_bytes(path.read_bytes() + b"\0\0")

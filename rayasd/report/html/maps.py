@@ -82,7 +82,7 @@ def read_map(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: p
     means = np.zeros((len(rows), windows.shape[1]))
     np.add.at(means, owner, windows)
     means /= np.bincount(owner, minlength=len(rows))[:, None]
-    if not np.isfinite(means).all():
+    if not np.isfinite(means).all() or means.shape[1] < 2:
         return None
     groups = tuple((row["section"], row["domain"], row["label"]) for row in rows)
     sections = tuple(sorted(pc.unique(sample["section"]).to_pylist()))
