@@ -132,8 +132,9 @@ class Screen(Watcher):
 
     def _say_once(self, notes: Iterable[str]) -> None:
         for note in notes:
-            for label, line in zip(("device   ", "network  "), note.split("; ", 1), strict=False):
-                if line not in self._said:
+            device, closed, rest = note.partition("), ")  # arithmetic and weights may differ between networks
+            for label, line in (("device   ", device + closed[:1]), ("network  ", rest)):
+                if line and line not in self._said:
                     self._said.add(line)
                     self.say(label + line, "dim")
 

@@ -14,13 +14,12 @@ from rayasd.config import EvaluationConfig
 from rayasd.report.colours import heat_colours
 from rayasd.report.curves import curve_rows, find_curves
 from rayasd.report.run_report import RunReport
-from rayasd.report.tables import WORDS, columns, decision_table, notes, percent
+from rayasd.report.tables import PARTS, WORDS, columns, decision_table, notes, percent
 from rayasd.wording import counted
 
 _FOLDS = {"entry", "system", "worst machine", "note", "from"}
 """Columns whose words go on in the next line where a terminal is narrow; numbers are never cut."""
 _FOLDED_WIDTH = 20
-_PARTS = {"development": "dev", "evaluation": "eval"}
 
 
 def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
@@ -83,7 +82,7 @@ def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: 
     room = max(1, (console.width - max(map(len, machines), default=0)) // 9)  # a column is 7 wide, with its margin 9
     for first in range(0, len(places), room):
         block = places[first : first + room]
-        titles = ["machine", *(f"{_PARTS[part]} {section} {domain}" for part, section, domain in block)]
+        titles = ["machine", *(f"{PARTS[part]} {section} {domain}" for part, section, domain in block)]
         rows = [[machine, *(_heat(found.get((machine, place))) for place in block)] for machine in machines]
         console.print(text_table(titles, rows))
     console.print(Text(f"Decisions of {variant}, in percent", style="bold"))

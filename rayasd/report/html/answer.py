@@ -71,7 +71,7 @@ def _why_worst(report: RunReport, best: Standing) -> list[str]:
     means = {column: float(np.mean(aucs)) for column, aucs in cells.items() if aucs}
     part, section, domain = lowest = min(means, key=means.__getitem__)
     words = [f"Worst machine: {machine}, AUC {percent(known[machine])}"]
-    words.append(f"lowest in {part} section {section} {domain} ({percent(means[lowest])})")
+    words.append(f"lowest in {part} section {section}, {domain} ({percent(means[lowest])})")
     domains = {name: [auc for (_, _, of), auc in means.items() if of == name] for name in ("source", "target")}
     if all(domains.values()):
         words.append("; ".join(f"{name} mean {percent(float(np.mean(aucs)))}" for name, aucs in domains.items()))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.report.colours import heat_colours
-from rayasd.report.tables import percent
+from rayasd.report.tables import PARTS, percent
 
 CellColumn = tuple[str, str, str]
 """part, section, domain"""
@@ -27,7 +27,7 @@ class HeatCell(NamedTuple):
 class HeatTable(NamedTuple):
     """Rows of cells below columns; a row's first cell is the mean of the others."""
 
-    columns: Sequence[CellColumn]
+    columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[HeatCell | None]]]
 
 
@@ -60,7 +60,9 @@ def heat_table(rows: Mapping[str, Mapping[CellColumn, Sequence[Mapping[str, Any]
             cells, place = groups.get(column), (name, column)
             row.append(heat_cell(means[place], _note(cells), is_worst=place == worst) if cells else None)
         found.append((name, row))
-    return HeatTable(columns, found)
+    return HeatTable(
+        [f"{PARTS.get(part, part)} {section} {domain}".strip() for part, section, domain in columns], found
+    )
 
 
 def heat_cell(auc: float | None, note: str, *, is_worst: bool = False) -> HeatCell:
