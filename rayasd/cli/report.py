@@ -25,7 +25,7 @@ from rayasd.errors import UserError
 @click.option(
     "--with-audio",
     is_flag=True,
-    help="Put the sound of all shown clips into report.html, up to 30 MB.",
+    help="Put the sound of all shown clips into report.html, some tens of MB.",
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip

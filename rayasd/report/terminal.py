@@ -26,7 +26,7 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> T
     """Lay out a table without lines; a title that is longer than what is below it takes several lines."""
     table = Table(header_style="bold", pad_edge=False, box=None)
     for title, width in zip(titles, _widths(titles, rows), strict=True):
-        table.add_column(textwrap.fill(title, width, break_long_words=False), overflow="fold",
+        table.add_column(textwrap.fill(title, width, break_on_hyphens=False), overflow="fold",
                          justify="left" if title in WORDS else "right", no_wrap=title not in _FOLDS)  # fmt: skip
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
@@ -34,7 +34,9 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> T
 
 
 def _widths(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> list[int]:
-    return [max([*map(len, title.split()), *(cell_len(str(row[i])) for row in rows)]) for i, title in enumerate(titles)]
+    return [
+        max([1, *map(len, title.split()), *(cell_len(str(row[i])) for row in rows)]) for i, title in enumerate(titles)
+    ]
 
 
 def print_report(console: Console, report: RunReport, *, all_systems: bool = False, oracle: bool = False) -> None:

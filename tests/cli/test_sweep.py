@@ -65,6 +65,9 @@ def test_a_second_run_does_nothing_and_says_so_at_once(finished: Path, tree: Pat
     assert "nothing to do: 15 units" in again.stdout
     assert "leaderboard up to date" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
+    paged = rayasd(*small_sweep(tree, finished, "--variants", "both,statistics"), "--html")
+    assert RunDirectory(finished).html.exists()
+    assert f"next:    rayasd report {finished} --by-section" in paged.stdout
     RunDirectory(finished).leaderboard("md").unlink()
     assert "written:" in rayasd(*small_sweep(tree, finished, "--variants", "both,statistics")).stdout
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,29 +30,17 @@ MAX_EPOCHS = 120
 """Points of one training curve."""
 MAX_CLIPS = 140
 """Clips with a picture, ten a machine at most."""
-MAX_SOUND = 30_000_000
-"""Characters of sound, an even share for each machine."""
 FEW_SOUNDS = 2
 """Clips of a machine that are heard if not asked for more."""
 
 
-@dataclass(frozen=True)
-class ShownClip:
-    """A clip on the wrong side."""
+class ShownClip(NamedTuple):
+    """A clip on the wrong side, to see and perhaps to hear; or why it cannot be read."""
 
     facts: WrongClip
-    picture: Markup | None
-    sound: str | None
-    problem: str | None
-    """Why there is no picture, or no sound."""
-
-    @property
-    def verdict(self) -> str:
-        """What is wrong, in words."""
-        share = f"{100 * self.facts.wrongness:.0f}\N{NO-BREAK SPACE}%"
-        if self.facts.anomalous:
-            return f"anomalous, scored below {share} of the normal clips"
-        return f"normal, scored above {share} of the anomalous clips"
+    picture: Markup | None = None
+    sound: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +176,7 @@ class Gallery:
         wrong = most_wrong(of_machine, self.report.evaluation.rule_year, self.labels, number)
         if not wrong or self.best is None:
             return []
-        variant, left = parse_entry(self.best.variant).variants[0], MAX_SOUND // len(self.machines)
+        variant = parse_entry(self.best.variant).variants[0]
         config = self.config.variant(variant) if variant in self.config.variants else self.config
         picture, rows = sounds.spectrogram_of(config), _rows(self.report.catalog.table, wrong)
         windows: Mapping[str, tuple[float, float]] = {}
@@ -198,14 +186,12 @@ class Gallery:
         for i, clip in enumerate(wrong):
             samples = sounds.read_clip(self.report.catalog.root, rows[clip.clip], self.config)
             if isinstance(samples, str):
-                shown.append(ShownClip(clip, None, None, samples))
+                shown.append(ShownClip(clip, problem=samples))
                 continue
             is_heard = self.with_audio or i < FEW_SOUNDS
             heard = sounds.sound(samples, self.config.data.sample_rate) if is_heard else None
-            left -= len(heard or "")
-            problem = "no sound: the page would become too large" if heard and left < 0 else None
             drawn = picture(f"Log-mel spectrogram of {clip.clip}", samples, windows.get(clip.clip))
-            shown.append(ShownClip(clip, drawn, None if problem else heard, problem))
+            shown.append(ShownClip(clip, drawn, heard))
         return shown
 
 
