@@ -23,7 +23,7 @@ from rayasd.sweep.executors import Reported
 from rayasd.sweep.states import State, Sweep
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
-from rayasd.wording import elapsed
+from rayasd.wording import elapsed, near
 
 _REDRAW_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0
@@ -116,7 +116,7 @@ class Screen(Watcher):
 
     def _print_next(self, report: RunReport) -> None:
         root = report.store.paths.root
-        run = shlex.quote(str(root.relative_to(Path.cwd()) if root.is_relative_to(Path.cwd()) else root))
+        run = shlex.quote(str(near(root)))
         machine = shlex.quote(min(unit.machine for unit in report.units))
         self.say(f"next:    rayasd report {run} --by-section    # AUC and false alarms by section")
         self.say(f"         rayasd score {run} --machine {machine} CLIP    # new clips")

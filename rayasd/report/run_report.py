@@ -30,6 +30,7 @@ from rayasd.sweep import markers
 from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import RunDirectory, Unit
+from rayasd.wording import near
 
 EntryRow = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
@@ -234,7 +235,7 @@ class RunReport:
         variants, paths = self.store.config().variants, to or self.store.paths
         results = self.results if to is None else replace(self.results, scored=_moved(self.results.scored, to))
         write_results(paths, results, self.provenance(), self.alerts, variants)
-        return f"written: {paths.leaderboard('md')} (.csv, .parquet), {paths.cells}"
+        return f"written: {near(paths.leaderboard('md'))} (.csv, .parquet), {near(paths.cells)}"
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:

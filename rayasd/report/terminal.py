@@ -34,9 +34,8 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> T
 
 
 def _widths(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> list[int]:
-    return [
-        max([1, *map(len, title.split()), *(cell_len(str(row[i])) for row in rows)]) for i, title in enumerate(titles)
-    ]
+    words = [title.split() or [" "] for title in titles]
+    return [max([*map(len, words[i]), *(cell_len(str(row[i])) for row in rows)]) for i in range(len(titles))]
 
 
 def print_report(console: Console, report: RunReport, *, all_systems: bool = False, oracle: bool = False) -> None:

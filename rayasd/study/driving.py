@@ -24,7 +24,7 @@ from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.states import State, Sweep, read_progress, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STATE, Unit
-from rayasd.wording import counted
+from rayasd.wording import counted, near
 
 if TYPE_CHECKING:
     from rayasd.cluster.metrics import Metrics
@@ -57,7 +57,7 @@ def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Wa
     sweep = survey(specs, set(asked), retry_failed=how.retry_failed, verify=how.verify)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     if waiting := sweep.count(State.WAITING):
-        watcher.say(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}")
+        watcher.say(f"{counted(waiting, 'unit')} to do, {done} done before, in {near(store.paths.root)}")
         for why, count in Counter(sweep.again.values()).items():
             watcher.warn(f"again    {counted(count, 'unit')} done before: {why}")
         _drive(store, sweep, how, watcher)
@@ -174,7 +174,7 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool, h
         )
         return
     if not has_run and report.is_current:
-        watcher.say(f"leaderboard up to date: {store.paths.leaderboard('md')}")
+        watcher.say(f"leaderboard up to date: {near(store.paths.leaderboard('md'))}")
         watcher.reported(report, is_new=False)
         if html and not store.paths.html.exists():
             watcher.say(write_page(report))

@@ -21,7 +21,7 @@ from rayasd.report.html.svg import write_drawing
 from rayasd.report.run_report import RunReport
 from rayasd.report.tables import WORDS, breaks_promise, columns, decision_table, decisions_of, notes, percent
 from rayasd.unit import RunDirectory
-from rayasd.wording import size
+from rayasd.wording import near, size
 
 MAX_ROWS = 300
 """Systems of the leaderboard."""
@@ -80,7 +80,7 @@ def write_page(report: RunReport, to: RunDirectory | None = None, *, with_audio:
             write_drawing(out.plot(f"training-{of.machine}"), of.training)
         for section, _, chart in of.histograms:
             write_drawing(out.plot(f"scores-{of.machine}-{section}"), chart)
-    return f"written: {out.html} ({size(len(text.encode()))}): open it in a browser"
+    return f"written: {near(out.html)} ({size(len(text.encode()))}): open it in a browser"
 
 
 def render(template: str, **values: object) -> str:
