@@ -195,7 +195,7 @@ class RunReport:
         """Whether the clips were made by ``rayasd data synth``."""
         return bool(self._data["synthetic"])
 
-    @property
+    @cached_property
     def alerts(self) -> list[str]:
         """What makes the results doubtful, most serious first: leakage in the data, chance level, missing cells."""
         remarks = [f"{what.capitalize()}: {text}." for what, text in self.remarks().items() if text != "none"]

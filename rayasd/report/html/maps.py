@@ -103,6 +103,7 @@ def unusual_windows(
     from sklearn.neighbors import NearestNeighbors  # a second to import
 
     wanted = pc.field("clip").isin(list(clips)) | (pc.field("split") == "train")
+    wanted &= pc.scalar(checkpoint is None) | (pc.field("checkpoint") == (checkpoint or 0))
     table = read_parquet(paths.table(embed), columns=["clip", "start", "checkpoint", "embedding"], filters=wanted)
     last = pc.max(table["checkpoint"]).as_py() if checkpoint is None else checkpoint
     table = table.filter(pc.field("checkpoint") == last).combine_chunks()

@@ -1,6 +1,8 @@
 """Where a report came from, what is missing, and its place among published systems."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -37,9 +39,9 @@ def problems(report: RunReport) -> list[tuple[str, str]]:
     ]
 
 
-def facts(report: RunReport) -> list[tuple[str, str]]:
+def facts(report: RunReport, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was run, on what, where and for how long; name and value."""
-    provenance, paths, table = report.provenance(), report.store.paths, report.catalog.table
+    paths, table = report.store.paths, report.catalog.table
     markers = [read_record(paths.marker(unit, "DONE")) for unit in done(report)]
     notes = Counter(note for marker in markers for note in marker.get("notes", ()))
     busy = sum(marker.get("seconds", 0.0) for marker in markers)
