@@ -134,7 +134,7 @@ class Screen(Watcher):
         for note in notes:
             device, closed, rest = note.partition("), ")  # arithmetic and weights may differ between networks
             for label, line in (("device   ", device + closed[:1]), ("network  ", rest)):
-                if line and line not in self._said:
+                if not any(said.startswith(line) for said in self._said):
                     self._said.add(line)
                     self.say(label + line, "dim")
 
