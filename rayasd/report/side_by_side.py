@@ -80,8 +80,6 @@ class Contestant:
 class PairedResult:
     """Two systems, compared on the same draws of the same clips."""
 
-    pair: tuple[Contestant, Contestant]
-    """With the cells of the seeds that both have."""
     official: Comparison
     auc: Comparison
     year: int
@@ -118,7 +116,7 @@ def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResu
     year, where = _common_rules([each.report.evaluation for each in pair], part)
     if not all(systems):
         raise UserError(f"no labelled {where} cells to compare on: rayasd report --ground-truth adds labels")
-    return PairedResult(pair, *compare(systems[0], systems[1], year), year, where, len(systems[0]), note)
+    return PairedResult(*compare(systems[0], systems[1], year), year, where, len(systems[0]), note)
 
 
 def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:

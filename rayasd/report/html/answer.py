@@ -8,6 +8,7 @@ from rayasd.errors import UserError
 from rayasd.evaluation.leaderboard import Standing
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.html.heat import cell_groups
+from rayasd.report.html.run import entries
 from rayasd.report.run_report import RunReport
 from rayasd.report.side_by_side import Contestant, compare_pair
 from rayasd.report.tables import between, breaks_promise, decisions_of, percent, worst_machine
@@ -22,11 +23,12 @@ class Answer:
     sentences: tuple[str, ...]
 
 
-def answer(report: RunReport, entries: list[Standing]) -> Answer:
-    """Sum up a run by its entries with scores of their own, best first."""
-    if not entries:
+def answer(report: RunReport) -> Answer:
+    """Sum up a run."""
+    ranked = entries(report)
+    if not ranked:
         return Answer((), ("No system has been scored.",))
-    best, board = entries[0], report.results.leaderboard
+    best, board = ranked[0], report.results.leaderboard
     auc = "AUC" if board.ranked_on == "development" else "held-out AUC"
     figures = [
         ("score", percent(getattr(best, board.part)), f"95 %: {between(best.interval)}"),
@@ -35,26 +37,29 @@ def answer(report: RunReport, entries: list[Standing]) -> Answer:
         ("recall", percent(best.decided.recall), "of the anomalous clips"),
         ("worst machine", worst_machine(best), f"of {len(best.machines)}"),
     ]
-    first = f"{best.variant} ({best.detector}, {best.pooling}) is the best of {len(board.standings)} systems."
     shown = tuple(figure for figure in figures if figure[1] != "–")
-    return Answer(shown, (first, _how_sure(report, entries), *_why_worst(report, best)))
+    if getattr(best, board.part) is None:
+        return Answer(shown, ("Nothing tells how good an entry is: no cell could be evaluated.",))
+    place = f"is the best of {len(ranked)} entries" if len(ranked) > 1 else "is the only entry"
+    first = f"{best.variant} ({best.detector}, {best.pooling}) {place}."
+    return Answer(shown, (first, *_how_sure(report, ranked), *_why_worst(report, best)))
 
 
-def _how_sure(report: RunReport, entries: list[Standing]) -> str:
+def _how_sure(report: RunReport, ranked: list[Standing]) -> list[str]:
     """Compare the best with the next by a paired bootstrap."""
-    if len(entries) < 2:
-        return "There is no other entry to compare it with."
+    if len(ranked) < 2:
+        return []
     rows, part = report.entries(), report.results.leaderboard.part
-    pair = [Contestant.of(report, rows[entry.variant], part) for entry in entries[:2]]
+    pair = [Contestant.of(report, rows[entry.variant], part) for entry in ranked[:2]]
     try:
         found = compare_pair(pair[0], pair[1], part).official
     except UserError as error:
-        return f"How sure that is cannot be computed: {error}."
+        return [f"How sure that is cannot be computed: {error}."]
     surely = "this is sure" if found.sure else "this is not sure"
-    return (
-        f"Its score is {percent(found.lead)} points above that of {entries[1].variant}, the next (95 % interval "
+    return [
+        f"Its score is {percent(found.lead)} points above that of {ranked[1].variant}, the next (95 % interval "
         f"{percent(found.low)} to {percent(found.high)}, paired bootstrap): {surely}."
-    )
+    ]
 
 
 def _why_worst(report: RunReport, best: Standing) -> list[str]:

@@ -46,7 +46,7 @@ def write_page(report: RunReport, to: RunDirectory | None = None, *, with_audio:
         "page.html",
         provenance=provenance,
         written=now()[:16].replace("T", " "),
-        answer=answer(report, gallery.entries),
+        answer=answer(report),
         alerts=[*report.alerts, *_broken(gallery)],
         facts=facts(report, provenance),
         configuration=tomli_w.dumps(report.store.config().as_dict()),
