@@ -336,3 +336,19 @@ def test_variants_whose_detectors_see_no_target_domain_clip_are_named(tmp_path: 
         n for n in alerts(replace(board, source_only=("both",)), RULES, synthetic=False) if "target-domain clip" in n
     )
     assert note.startswith("The detectors of both were fitted to no target-domain clip (docs/method.md")
+
+
+def test_more_false_alarms_than_promised_are_an_alert(tmp_path: Path):
+    board = board_of([Scored("both", "fan", 0, scores_file(tmp_path / "x.parquet", GOOD_ON_DEV))], {"both": 4})
+    first = board.ranked[0]
+
+    def alerted(low: float, rules: EvaluationConfig = RULES) -> bool:
+        decided = replace(first.decided, false_alarms=0.3, false_alarms_interval=(low, 0.5))
+        changed = replace(board, standings=(replace(first, decided=decided), *board.standings[1:]))
+        return any(
+            a.startswith("Too many false alarms") and "30.00" in a for a in alerts(changed, rules, synthetic=False)
+        )
+
+    assert alerted(0.11)
+    assert not alerted(0.09)  # it may be chance
+    assert not alerted(0.11, replace(RULES, threshold="percentile"))  # which promises nothing
