@@ -1,4 +1,6 @@
-"""Numbers as people read them."""
+"""Numbers and paths as people read them."""
+
+from pathlib import Path
 
 
 def counted(count: int, noun: str) -> str:
@@ -13,6 +15,11 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
+
+
+def near(path: Path) -> Path:
+    """Shorten a path below the working folder to how it is named from there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def elapsed(seconds: float) -> str:

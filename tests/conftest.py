@@ -160,8 +160,8 @@ def _empty(tmp_path: Path) -> Path:
 
 def small_sweep(tree: Path, run_dir: Path, *more: object) -> list[object]:
     """Arguments of a sweep that takes seconds."""
-    sets = [word for override in SMALL for word in ("--set", override)]
-    return ["sweep", "--data", tree, "--preset", "demo", "--run-dir", run_dir, "--executor", "local", *sets, *more]
+    words = ["sweep", "--data", tree, "--preset", "demo", "--run-dir", run_dir, "--executor", "local", "--no-html"]
+    return [*words, *(word for override in SMALL for word in ("--set", override)), *more]
 
 
 def run_locally(tree: Path, cache: Path, run_dir: Path, *more: object) -> Path:

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from rayasd.wording import counted, elapsed, size
+from rayasd.wording import counted, elapsed, near, size
 
 
 @pytest.mark.parametrize(
@@ -15,3 +17,8 @@ def test_sizes_have_three_digits_and_no_exponent(num_bytes: float, said: str):
 def test_one_is_not_plural_and_hours_do_not_end():
     assert (counted(0, "unit"), counted(1, "unit"), counted(2, "unit")) == ("0 units", "1 unit", "2 units")
     assert (elapsed(59.9), elapsed(3600), elapsed(360000)) == ("0:00:59", "1:00:00", "100:00:00")
+
+
+def test_paths_below_the_working_folder_are_short():
+    assert near(Path.cwd() / "runs/a") == Path("runs/a")
+    assert near(Path.cwd().parent / "b") == Path.cwd().parent / "b"

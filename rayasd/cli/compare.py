@@ -28,8 +28,8 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     import io
     import json
 
-    from rayasd.report.side_by_side import rank_runs, ranking_part
-    from rayasd.report.tables import markdown_table, percent
+    from rayasd.report.side_by_side import rank_runs, ranking_part, ranking_table
+    from rayasd.report.tables import markdown_table
 
     rows, year, where, reasons = rank_runs(runs, part or ranking_part(runs))
     for line in reasons:
@@ -37,12 +37,7 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     if form == "json":
         tell(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
         return
-    titles = ["#", "system", f"official {year} {where}", "source AUC", "target AUC", "from"]
-    lines = [
-        [str(i), row["system"], percent(row["score"], row["deviation"]), percent(row["source_auc"]),
-         percent(row["target_auc"]), row["from"]]
-        for i, row in enumerate(rows, 1)
-    ]  # fmt: skip
+    titles, lines = ranking_table(rows)
     if form == "csv":
         csv.writer(table := io.StringIO(), lineterminator="\n").writerows([titles, *lines])
         tell(table.getvalue(), nl=False)
@@ -53,56 +48,48 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("second", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--variants", metavar="A,B", help="A variant of FIRST and one of SECOND; default: the first in rank.")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--variants", metavar="A,B", help="A variant of each run; default: the first in rank.")
 @PART
-def compare(first: Path, second: Path, variants: str | None, part: str | None) -> None:
-    """Compare two runs: which is better and how certain that is.
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write a page, too: machine by machine, and trends over runs on the same data.")  # fmt: skip
+def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html: Path | None) -> None:
+    """Compare the first of several RUNS with the others: which is better and how certain that is.
 
-    Uses a paired bootstrap over test clips, for the official score and the mean AUC. FIRST and SECOND may be the
-    same run, to compare two of its variants.
+    Uses a paired bootstrap over test clips, for the score and the mean AUC. A run may be given twice, to compare two of
+    its variants.
 
     \b
         rayasd compare runs/mine runs/theirs
         rayasd compare runs/ablation runs/ablation --variants both,no-mixup
+        rayasd compare runs/monday runs/tuesday runs/friday --html trend.html
     """
     from rich.text import Text
 
     from rayasd.cli.display import wide_console
     from rayasd.nested import split_list
-    from rayasd.report.side_by_side import Contestant, compare_pair, ranking_part
+    from rayasd.report.side_by_side import Contestant, ranking_part, verdicts
     from rayasd.report.tables import percent
 
-    console = wide_console()
-    names = [None, None] if variants is None else split_list(variants)
-    if len(names) != 2:
-        raise UserError(f"--variants {variants}: one of the first run and one of the second, for example both,no-mixup")
-    part = part or ranking_part([first, second])
-    pair = [Contestant.named(run, name, part) for run, name in zip((first, second), names, strict=True)]
-    found = compare_pair(pair[0], pair[1], part)
-    systems = [f"{each.report.store.paths.root.name} {each.system}" for each in found.pair]
-    scores = ((found.official.first, found.auc.first), (found.official.second, found.auc.second))
-    titles = ["system", f"official {found.year} {found.where}", "AUC", "source AUC", "target AUC"]
-    rows = zip(systems, scores, found.pair, strict=True)
-    _print_table(titles, [[name, *map(percent, (*two, *each.domain_aucs))] for name, two, each in rows])
-    for measure, result in ((f"official {found.year} score", found.official), ("mean AUC", found.auc)):
-        verdict = f"better: {systems[result.lead <= 0]}" if result.sure else "no sure difference"
-        text = (
-            f"{measure}: the first leads by {percent(result.lead)} points, 95 % interval {percent(result.low)} to "
-            f"{percent(result.high)}, in {percent(result.share)} % of the draws; {verdict}"
-        )
-        console.print(Text(text))
-    over = f"paired bootstrap over the test clips of {found.num_cells} {found.where} cells{found.note}"
-    console.print(over, style="dim")
+    names = [None] * len(runs) if variants is None else split_list(variants)
+    if len(names) != len(runs) or len(runs) < 2:
+        raise UserError("give two runs or more, and with --variants one variant for each, for example both,no-mixup")
+    part, console = part or ranking_part(runs), wide_console()
+    systems = [Contestant.named(run, name, part) for run, name in zip(runs, names, strict=True)]
+    lines = [[each.name, *map(percent, (each.entry[part], each.entry["auc"], *each.domain_aucs))] for each in systems]
+    found = [line for other in systems[1:] for line in verdicts(systems[0], other, part)]
+    _print_table(["system", "score", "AUC", "source AUC", "target AUC"], lines)
+    sentences = list(dict.fromkeys(found))
+    for line in sentences:
+        console.print(Text(line))
+    if html is not None:
+        from rayasd.report.html.comparison import write_comparison
+
+        console.print(write_comparison(systems, sentences, part, html), highlight=False, soft_wrap=True)
 
 
 def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    from rich.text import Text
+    from rayasd.cli.display import wide_console
+    from rayasd.report.terminal import text_table
 
-    from rayasd.cli.display import plain_table, wide_console
-
-    table = plain_table(titles, {*titles} - {"system", "from"}, header="bold", no_wrap=True)
-    for line in lines:
-        table.add_row(*map(Text, line), style="dim" if line[-1].startswith("published") else "")
-    wide_console().print(table)
+    wide_console().print(text_table(titles, lines))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from rayasd.cli.options import RUN
+from rayasd.printing import tell
 
 
 @click.command()
@@ -27,8 +28,8 @@ def dashboard(run: Path) -> None:
         raise UserError(f"nobody works on {store.paths.root} by Ray: a dashboard ends with its job")
     for place in found:
         if "tunnel" in place:
-            click.echo(f"on your machine  {place['tunnel']}")
-        click.echo(f"in a browser     {place['address']}")
+            tell(f"on your machine  {place['tunnel']}")
+        tell(f"in a browser     {place['address']}")
         if "token" in place:
             token = Path(place["token"])
-            click.echo(f"token            {token.read_text().strip() if token.is_file() else f'in {token}'}")
+            tell(f"token            {token.read_text().strip() if token.is_file() else f'in {token}'}")

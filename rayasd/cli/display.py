@@ -55,7 +55,7 @@ def running_table(progress: Mapping[Unit, Mapping[str, Any]]) -> Table:
 
 @contextmanager
 def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar of clips done, once there is something to show."""
+    """Show a bar of clips done."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,8 +64,8 @@ def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], 
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> None:
@@ -74,7 +74,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
     blocked = [unit for unit in sweep.units(State.BLOCKED) if unit in asked]
     if not failed and not blocked:
         return
-    console.print(f"{counted(len(failed), 'unit')} failed, {len(blocked)} not done because of others", highlight=False)
+    console.print(f"{counted(len(failed), 'unit')} failed, {len(blocked)} blocked by them", highlight=False)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("unit", "reason"):
         table.add_column(name, no_wrap=name == "unit")
@@ -82,7 +82,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
         table.add_row(Text(str(unit)), Text(sweep.reasons[unit], style="red"))
     console.print(table)
     if sweep.lacking:
-        console.print("Nothing is held against these units: the same command does them.", highlight=False)
+        console.print("These units are not marked as failed: the same command does them.", highlight=False)
     elif failed:
         console.print("Each unit's FAILED file has the traceback; --retry-failed tries again.", highlight=False)
 

@@ -85,7 +85,7 @@ def main() -> None:
     except (KeyboardInterrupt, click.exceptions.Abort) as error:  # click turns the first into the second
         why = error.__cause__ if isinstance(error.__cause__, Interrupted) else error
         said = f"{why}: " if isinstance(why, Interrupted) else ""
-        tell(f"interrupted: {said}the same command goes on from here", err=True)
+        tell(f"interrupted: {said}the same command continues from here", err=True)
         code = EXIT_INTERRUPTED
     except Exception as error:  # of the system (no space, no permission), or ours
         if debug:

@@ -82,6 +82,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--fail-fast", is_flag=True, help="Start no more units after the first failure."),
         click.option("--verify", is_flag=True,
                      help="First compare every file of finished units with its checksum; do damaged units again."),
+        click.option("--html/--no-html", default=Execution.html, help="Write report.html at the end; default: yes."),
         CACHE,
     ]  # fmt: skip
     for option in reversed(options):

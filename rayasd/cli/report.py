@@ -23,7 +23,11 @@ from rayasd.errors import UserError
     "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
 )
 @click.option("--by-attribute", "attributes", is_flag=True, help="Add its AUC by attribute value and kind of fault.")
-@click.option("--with-audio", is_flag=True, help="Put the sound of the worst errors into report.html: up to 30 MB.")
+@click.option(
+    "--with-audio",
+    is_flag=True,
+    help="Put the sound of all shown clips into report.html, some tens of MB.",
+)
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(
@@ -45,20 +49,18 @@ def report(
     from rayasd.cli.display import wide_console
     from rayasd.data.catalog import write_catalog
     from rayasd.data.ground_truth import with_ground_truth
+    from rayasd.report.html.page import write_page
     from rayasd.report.terminal import print_attributes, print_report, print_sections
     from rayasd.study.study import Study
     from rayasd.sweep.states import State
     from rayasd.unit import RunDirectory
-    from rayasd.wording import counted, size
+    from rayasd.wording import counted
 
     console, found = wide_console(), Study.open(run).report()
 
     def write(to: RunDirectory | None) -> None:
         console.print(found.write(to), highlight=False, soft_wrap=True)
-        num_bytes = found.write_page(to, with_audio=with_audio)
-        sounds = ", most of it sounds: mono, 16 bits" if with_audio else ""
-        written = f"written: {(to or found.store.paths).html} ({size(num_bytes)}{sounds})"
-        console.print(written, highlight=False, soft_wrap=True)
+        console.print(write_page(found, to, with_audio=with_audio), highlight=False, soft_wrap=True)
 
     if ground_truth is not None:
         found = replace(found, catalog=with_ground_truth(found.catalog, ground_truth))
@@ -71,7 +73,7 @@ def report(
         if attributes:
             print_attributes(console, found, first)
     if missing := len(found.sweep.states) - found.sweep.count(State.DONE) + len(found.damaged):
-        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep goes on", style="yellow")
+        console.print(f"{counted(missing, 'unit')} not done or damaged: rayasd sweep continues", style="yellow")
     if out is not None:
         if (out / "manifest.json").exists():
             raise UserError(f"--out {out} is a run directory, whose own report would be lost: choose another folder")

@@ -1,5 +1,6 @@
 """What a sweep prints while it runs, a live table in a terminal, plain lines elsewhere; and what signals do."""
 
+import shlex
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -22,7 +23,7 @@ from rayasd.sweep.executors import Reported
 from rayasd.sweep.states import State, Sweep
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
-from rayasd.wording import elapsed
+from rayasd.wording import elapsed, near
 
 _REDRAW_SECONDS = 0.5
 _PLAIN_SECONDS = 15.0
@@ -43,11 +44,16 @@ class Screen(Watcher):
 
     def say(self, line: str, style: str = "") -> None:
         """Print a line."""
-        self.console.print(Text(line, style=style), soft_wrap=True)  # one line in a log, however long
+        is_log = not self.console.is_terminal  # one line there, however long
+        self.console.print(Text(line, style=style), soft_wrap=is_log)
 
     def warn(self, line: str) -> None:
         """Print a line in yellow."""
         self.say(line, "yellow")
+
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """Show that something is at work."""
+        return self.console.status(f"{what} …") if self.console.is_terminal else nullcontext()
 
     def decoding(self) -> AbstractContextManager[Callable[[int, int], None]]:
         """Show a bar."""
@@ -97,11 +103,23 @@ class Screen(Watcher):
             print_report(self.console, report)
 
     def exit_code(self, sweep: Sweep) -> int:
-        """Print why cells failed; the code is 1 if units failed, or a ranked system lacks cells because of it."""
+        """Print why cells failed and what to do next.
+
+        The code is 1 if units failed, or a ranked system lacks cells because of it.
+        """
         lacking = False
         if self.report is not None and print_failed_cells(self.console, self.report.cells):
             lacking = any(row["cells_ok"] < row["cells_expected"] for row in self.report.entries().values())
+        if self.report is not None:
+            self._print_next(self.report)
         return EXIT_UNITS_FAILED if lacking or sweep.damaged or not self.is_complete else 0
+
+    def _print_next(self, report: RunReport) -> None:
+        root = report.store.paths.root
+        run = shlex.quote(str(near(root)))
+        machine = shlex.quote(min(unit.machine for unit in report.units))
+        self.say(f"next:    rayasd report {run} --by-section    # AUC and false alarms by section")
+        self.say(f"         rayasd score {run} --machine {machine} CLIP    # new clips")
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
         if state is State.DONE:
@@ -114,9 +132,11 @@ class Screen(Watcher):
 
     def _say_once(self, notes: Iterable[str]) -> None:
         for note in notes:
-            if note not in self._said:
-                self._said.add(note)
-                self.say(f"device   {note}", "dim")
+            device, closed, rest = note.partition("), ")  # arithmetic and weights may differ between networks
+            for label, line in (("device   ", device + closed[:1]), ("network  ", rest)):
+                if not any(said.startswith(line) for said in self._said):
+                    self._said.add(line)
+                    self.say(label + line, "dim")
 
 
 def note_interruptions(stop_file: Path, grace: float) -> Event:

@@ -21,7 +21,7 @@ _PAUSE_FACTOR = 20  # times as long as a look took: of a large run on a slow fil
 @click.command()
 @RUN
 @click.option(
-    "--watch", is_flag=True, help="Look again every 2 seconds (a large run: less often), until nobody works on it."
+    "--watch", is_flag=True, help="Look again every 2 seconds (a large run: less often), until no process works on it."
 )
 @output_format("table", "json")
 def status(run: Path, watch: bool, form: str) -> None:
@@ -56,12 +56,12 @@ def status(run: Path, watch: bool, form: str) -> None:
 @click.command()
 @RUN
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
-              help="Wait until nobody works on the run, for so long at most.")  # fmt: skip
+              help="Wait until no process works on the run, at most this long.")  # fmt: skip
 def stop(run: Path, wait_seconds: float) -> None:
     """Ask the process that drives RUN to stop.
 
     Units save at their epoch's end, and the sweep exits with 77. It stays stopped: batch scripts do not put it back
-    in the queue. The same command goes on from there.
+    in the queue. The same command continues from there.
 
     \b
         rayasd stop runs/first --wait 120
@@ -72,12 +72,12 @@ def stop(run: Path, wait_seconds: float) -> None:
     store = RunStore(run)
     store.manifest()
     if not store.holders():
-        raise UserError(f"nobody works on {store.paths.root}")
+        raise UserError(f"no process works on {store.paths.root}")
     store.stop()
     until = time.monotonic() + wait_seconds
     while (holders := store.holders()) and time.monotonic() < until:
         time.sleep(0.2)
-    tell("stopped" if not holders else "asked to stop: rayasd status shows how far that is")
+    tell("stopped" if not holders else "asked to stop: rayasd status shows the progress")
 
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
@@ -118,7 +118,7 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
     for place in state["dashboards"]:
         console.print(Text(f"dashboard {place['address']}; rayasd dashboard tells how to reach it"), soft_wrap=True)
     if not state["holders"]:
-        console.print(Text(f"{state['run']}: nobody works on it"), soft_wrap=True)
+        console.print(Text(f"{state['run']}: no process works on it"), soft_wrap=True)
     if running := sweep.units(State.RUNNING):
         console.print(running_table(dict(zip(running, state["running"], strict=True))))
     console.print(counts(sweep), style="bold", highlight=False)

@@ -10,6 +10,7 @@ import click
 
 from rayasd.cli.options import GROUND_TRUTH, RUN, TRUST, chosen_execution, execution_options
 from rayasd.errors import EXIT_STOPPED, RunStopped, UserError
+from rayasd.printing import tell
 from rayasd.study.execution import Execution
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _sweep(
     vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool, simulate: str | None, set_up_only: bool,
     only: str | None, trust: bool,
 ) -> int:  # fmt: skip
+    tell("Looking at the data …")  # before imports and listing, which take seconds
     from rayasd import presets
     from rayasd.cli.display import wide_console
     from rayasd.cli.dry_run import DryRun, Simulation

@@ -16,7 +16,7 @@ _PAUSE_FACTOR = 20  # times as long as a look took: a large run on a slow file s
 @RUN
 @click.option("--to", "name", type=click.Choice(["tensorboard", "mlflow"]), default="tensorboard", show_default=True,
               help="TensorBoard's files in RUN/tensorboard, or the server at $MLFLOW_TRACKING_URI.")  # fmt: skip
-@click.option("--watch", is_flag=True, help="Continue until nobody works on RUN.")
+@click.option("--watch", is_flag=True, help="Continue until no process works on RUN.")
 def track(run: Path, name: str, watch: bool) -> None:
     """Show the trainings and results of RUN in a tracker.
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rayasd.evaluation.leaderboard import Leaderboard, Standing
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.html.svg import PlotArea, drawing, text, ticks
-from rayasd.report.tables import between, percent
+from rayasd.report.tables import INTERVAL, between, percent
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Curve:
     setting: str
     name: str
     """What the variants have in common."""
-    points: tuple[tuple[float, Standing], ...]
-    """Value of the setting and its entry, by rising value."""
+    points: tuple[tuple[float | str, Standing], ...]
+    """Value of the setting and its entry, in order."""
 
 
 def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderboard) -> list[Curve]:
@@ -44,18 +44,10 @@ def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderbo
 def curve_rows(curve: Curve, leaderboard: Leaderboard) -> tuple[list[str], list[list[str]]]:
     """Titles and lines of a curve's table, in percent."""
     part = leaderboard.part
-    titles = [
-        curve.setting,
-        f"official {leaderboard.year} {part}",
-        "95 % interval",
-        "AUC",
-        "source",
-        "target",
-        "system",
-    ]
+    titles = [curve.setting, "score", INTERVAL, "AUC", "source", "target", "system"]
     lines = [
         [
-            f"{value:g}",
+            _label(value),
             percent(getattr(entry, part), getattr(entry, f"{part}_std")),
             between(entry.interval),
             percent(entry.auc),
@@ -73,7 +65,7 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
     part = leaderboard.part
     scores = {
         name: [getattr(entry, column) for _, entry in curve.points]
-        for name, column in ((f"official {leaderboard.year} score", part), ("source AUC", "source_auc"),
+        for name, column in (("score", part), ("source AUC", "source_auc"),
                              ("target AUC", "target_auc"))
     }  # fmt: skip
     bounds = [bound for _, entry in curve.points for bound in entry.interval or ()]
@@ -81,7 +73,7 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
     low, high = (100 * min(numbers), 100 * max(numbers)) if numbers else (0.0, 100.0)
     places = np.arange(len(curve.points))
     plane = PlotArea(34, 22, 300, 180, (-0.3, len(places) - 0.7), (low - 2, high + 2))
-    marks = [(float(place), f"{value:g}") for place, (value, _) in zip(places, curve.points, strict=True)]
+    marks = [(float(place), _label(value).split()[0]) for place, (value, _) in zip(places, curve.points, strict=True)]
     frame = plane.axes(marks, ticks(low - 2, high + 2), curve.setting, f"percent, {_sections(leaderboard)} sections")
     whiskers = [
         plane.path([x, x], [100 * bound for bound in found], "threshold", f"95 % {between(found)}")
@@ -99,6 +91,10 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
         below = max(y, below + 13)
         names.append(text(338, below + 4, name, class_="label"))
     return drawing(440, 250, f"{curve.name}, by {curve.setting}", frame, *whiskers, *lines, *names)
+
+
+def _label(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _sections(leaderboard: Leaderboard) -> str:

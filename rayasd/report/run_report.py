@@ -15,7 +15,6 @@ from rayasd.data.catalog import Catalog
 from rayasd.data.hold_out import held_out
 from rayasd.data.oddities import counted_problems, odd_contents
 from rayasd.errors import UserError
-from rayasd.evaluation.cells import labels_of
 from rayasd.evaluation.ensembles import read_ensembles
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.published import why_not_benchmark
@@ -24,13 +23,14 @@ from rayasd.evaluation.selection import ANY_VARIANT
 from rayasd.evaluation.years import settled
 from rayasd.files import digest
 from rayasd.parquet import read_parquet
-from rayasd.report.html.run import ReportedRun
+from rayasd.report.tables import alerts
 from rayasd.report.write import Results, compute_results, leaderboard_table, write_results
 from rayasd.stages import STAGES
 from rayasd.sweep import markers
 from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import RunDirectory, Unit
+from rayasd.wording import near
 
 EntryRow = dict[str, Any]
 """An entry's row of leaderboard.parquet."""
@@ -51,7 +51,7 @@ class RunReport:
         """Read a run, to be reported by its own rules.
 
         Raises:
-            UserError: this is no run, or a file of it is damaged.
+            UserError: this is not a run, or one of its files is damaged.
 
         """
         store = RunStore(run_dir)
@@ -195,6 +195,12 @@ class RunReport:
         """Whether the clips were made by ``rayasd data synth``."""
         return bool(self._data["synthetic"])
 
+    @cached_property
+    def alerts(self) -> list[str]:
+        """What makes the results doubtful, most serious first: leakage in the data, chance level, missing cells."""
+        remarks = [f"{what.capitalize()}: {text}." for what, text in self.remarks().items() if text != "none"]
+        return remarks + alerts(self.results.leaderboard, self.evaluation, synthetic=self.synthetic)
+
     def remarks(self) -> dict[str, str]:
         """Return in a line each what was left out of the data, and what is odd about the rest; or none."""
         lost = [f"nothing is left of {', '.join(self._data['emptied'])}"] if self._data.get("emptied") else []
@@ -228,30 +234,8 @@ class RunReport:
         """
         variants, paths = self.store.config().variants, to or self.store.paths
         results = self.results if to is None else replace(self.results, scored=_moved(self.results.scored, to))
-        write_results(paths, results, self.provenance(), variants)
-        return f"written: {paths.leaderboard('md')} (.csv, .parquet), {paths.cells}"
-
-    def write_page(self, to: RunDirectory | None = None, *, with_audio: bool = False) -> int:
-        """Write report.html and its charts, likewise; returns the page's size in bytes."""
-        from rayasd.report.html.page import write_page  # charts and sounds, which nothing else needs
-
-        states, reasons = self.sweep.states, self.sweep.reasons | self.damaged
-        run = ReportedRun(
-            paths=self.store.paths,
-            out=to or self.store.paths,
-            config=self.store.config(),
-            evaluation=self.evaluation,
-            catalog=self.catalog,
-            labels=labels_of(self.catalog.table),
-            leaderboard=self.results.leaderboard,
-            cells=self.results.cells,
-            scored=self.results.scored,
-            done=[unit for unit in self.sweep.units(State.DONE) if unit not in self.damaged],
-            problems={u: reasons.get(u, s) for u, s in states.items() if s is not State.DONE or u in self.damaged},
-            provenance=self.provenance(),
-            why_not_published=self.why_not_published(self.results.leaderboard.part),
-        )
-        return write_page(run, with_audio=with_audio)
+        write_results(paths, results, self.provenance(), self.alerts, variants)
+        return f"written: {near(paths.leaderboard('md'))} (.csv, .parquet), {near(paths.cells)}"
 
     @cached_property
     def _manifest(self) -> dict[str, Any]:

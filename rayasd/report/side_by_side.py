@@ -15,6 +15,7 @@ from rayasd.evaluation.cells import cell_scores, labels_of
 from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.run_report import EntryRow, RunReport
+from rayasd.report.tables import percent
 from rayasd.wording import counted
 
 
@@ -50,8 +51,13 @@ class Contestant:
         contestant = cls.of(report, entry, part)
         if entry["cells_ok"] < entry["cells_expected"]:
             coverage = contestant.coverage
-            raise UserError(f"{run}: {entry['variant']} is incomplete ({coverage}): rayasd sweep goes on")
+            raise UserError(f"{run}: {entry['variant']} is incomplete ({coverage}): rayasd sweep continues")
         return contestant
+
+    @property
+    def name(self) -> str:
+        """Run and system."""
+        return f"{self.report.store.paths.root.name} {self.system}"
 
     @property
     def system(self) -> str:
@@ -74,8 +80,6 @@ class Contestant:
 class PairedResult:
     """Two systems, compared on the same draws of the same clips."""
 
-    pair: tuple[Contestant, Contestant]
-    """With the cells of the seeds that both have."""
     official: Comparison
     auc: Comparison
     year: int
@@ -112,7 +116,26 @@ def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResu
     year, where = _common_rules([each.report.evaluation for each in pair], part)
     if not all(systems):
         raise UserError(f"no labelled {where} cells to compare on: rayasd report --ground-truth adds labels")
-    return PairedResult(pair, *compare(systems[0], systems[1], year), year, where, len(systems[0]), note)
+    return PairedResult(*compare(systems[0], systems[1], year), year, where, len(systems[0]), note)
+
+
+def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:
+    """Compare two systems in sentences: by the score, by the mean AUC, and on what.
+
+    Raises:
+        UserError: as of ``compare_pair``.
+
+    """
+    found = compare_pair(first, second, part)
+    return [
+        *(
+            f"{measure}: {first.name} {'leads' if result.lead >= 0 else 'trails'} {second.name} by "
+            f"{percent(abs(result.lead))} points, 95 % interval {percent(result.low)} to {percent(result.high)}, ahead "
+            f"in {percent(result.share)} % of the draws; {'this is sure' if result.sure else 'no sure difference'}."
+            for measure, result in ((f"DCASE {found.year} score", found.official), ("Mean AUC", found.auc))
+        ),
+        f"Paired bootstrap over the test clips of {found.num_cells} {found.where} cells{found.note}.",
+    ]
 
 
 def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], int, str, list[str]]:
@@ -146,6 +169,16 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
         ]
     rows.sort(key=lambda row: -(row["score"] or 0.0))
     return rows, year, where, reasons
+
+
+def ranking_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Titles and lines of what ``rank_runs`` returned, in percent."""
+    lines = [
+        [str(i), row["system"], percent(row["score"], row["deviation"]), percent(row["source_auc"]),
+         percent(row["target_auc"]), row["from"]]
+        for i, row in enumerate(rows, 1)
+    ]  # fmt: skip
+    return ["#", "system", "score", "source AUC", "target AUC", "from"], lines
 
 
 def _row(system: str, score: float | None, origin: str, *figures: float | None) -> dict[str, Any]:

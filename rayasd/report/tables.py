@@ -1,6 +1,7 @@
-"""The leaderboard as rows of text and numbers: one place decides columns, order and rounding."""
+"""The leaderboard as columns of text, and what a person must know about it: the same on every medium."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,57 +15,69 @@ from rayasd.evaluation.years import RULES
 from rayasd.inlier.scores_file import TRAINED_ON
 
 INTERVAL = "95 % interval"
-_REASONS = 3  # that are shown
+PARTS = {"development": "dev", "evaluation": "eval"}
+WORDS = {"entry", "system", "detector", "pooling", "calibration", "machine", "worst machine", "domain", "note", "from"}
+"""Titles of columns that hold words; all others hold numbers."""
+_SHOWN = 3  # reasons, or names in a sentence
 
 
-def heading(leaderboard: Leaderboard, machines: Sequence[str]) -> list[str]:
-    """Column titles of ``row``."""
-    reported, chosen = ("held out", "all") if leaderboard.ranked_on == LEAVE_ONE_OUT else ("eval", "dev")
-    epochs = ["epochs"] if _several_checkpoints(leaderboard) else []
-    return ["#", "variant", *epochs, "detector", "pooling", f"official {leaderboard.year} {reported}", INTERVAL,
-            f"official {leaderboard.year} {chosen}", "AUC", "source", "target", "pAUC", *machines,
-            "false alarms", "of normal clips", "recall", "calibration", "precision", "F1",
-            "AUC all", "AUC interval", "pAUC interval", "seeds", "cells"]  # fmt: skip
+@dataclass(frozen=True)
+class Column:
+    """A column of the leaderboard."""
+
+    title: str
+    room: int
+    """0: always shown. Higher: shown only where there is room, after those with a lower number."""
+    text: Callable[[Standing], str]
 
 
-def row(standing: Standing, leaderboard: Leaderboard) -> list[str]:
-    """One system as text, scores in percent; a dash where there is nothing to average."""
-    number = "oracle" if standing.oracle and standing.rank is None else ""
-    epochs = ["–" if standing.checkpoint is None else str(standing.checkpoint)]
-    if not _several_checkpoints(leaderboard):
-        epochs = []
-    return [
-        str(standing.rank or number),
-        standing.variant,
-        *epochs,
-        standing.detector,
-        standing.pooling,
-        percent(standing.evaluation, standing.evaluation_std),
-        between(standing.interval),
-        percent(standing.development, standing.development_std),
-        percent(standing.auc),
-        percent(standing.source_auc),
-        percent(standing.target_auc),
-        percent(standing.pauc),
-        *(percent(value) for value in standing.machines.values()),
-        percent(standing.decided.false_alarms),
-        between(standing.decided.false_alarms_interval),
-        percent(standing.decided.recall),
-        standing.decided.calibration or "–",
-        percent(standing.precision),
-        percent(standing.f1),
-        percent(standing.auc_all),
-        between(standing.auc_interval),
-        between(standing.pauc_interval),
-        str(standing.num_seeds or "all"),
-        coverage(standing),
+def columns(board: Leaderboard, *, all_systems: bool = False) -> list[Column]:
+    """Return the leaderboard's columns, scores in percent; none that would hold nothing but dashes.
+
+    ``all_systems``: what tells the systems of one variant apart comes before what only entries have.
+    """
+    chosen = {"evaluation": "dev score", LEAVE_ONE_OUT: "score on all"}.get(board.ranked_on)
+    auc = "AUC" if chosen is None else "held-out AUC"
+    system, outcome = (0, 1) if all_systems else (2, 0)
+    machines = list(board.standings[0].machines) if board.standings else []
+    several = machines if len(machines) > 1 else []
+    found = [
+        Column("#", 0, lambda s: str(s.rank or ("oracle" if s.oracle else ""))),
+        Column("entry", 0, lambda s: s.variant),
+        Column("score", 0, lambda s: percent(getattr(s, board.part), getattr(s, f"{board.part}_std"))),
+        Column(INTERVAL, 1, lambda s: between(s.interval)),
+        Column(auc, 0, lambda s: percent(s.auc)),
+        Column("false alarms", outcome, lambda s: percent(s.decided.false_alarms)),
+        *([Column("worst machine", outcome, worst_machine)] if several else []),
+        Column("detector", system, lambda s: s.detector),
+        Column("pooling", system, lambda s: s.pooling),
+        *([Column(chosen, 4, lambda s: percent(s.development, s.development_std))] if chosen else []),
+        Column("source", 3, lambda s: percent(s.source_auc)),
+        Column("target", 3, lambda s: percent(s.target_auc)),
+        Column("pAUC", 4, lambda s: percent(s.pauc)),
+        *(Column(name, 5, lambda s, name=name: percent(s.machines[name])) for name in several),  # type: ignore[misc]
+        Column("recall", 4, lambda s: percent(s.decided.recall)),
+        Column("precision", 7, lambda s: percent(s.precision)),
+        Column("F1", 7, lambda s: percent(s.f1)),
+        Column("false alarms, 95 %", 7, lambda s: between(s.decided.false_alarms_interval)),
+        Column("calibration", 7, lambda s: s.decided.calibration or "–"),
+        Column("AUC on all", 6, lambda s: percent(s.auc_all)),
+        Column("AUC, 95 %", 8, lambda s: between(s.auc_interval)),
+        Column("pAUC, 95 %", 8, lambda s: between(s.pauc_interval)),
+        Column("seeds", 6, lambda s: str(s.num_seeds or "all")),
+        Column("cells", 6, coverage),
     ]
+    kept = {(s.variant, s.checkpoint) for s in board.standings if s.checkpoint is not None}
+    if len(kept) > len({variant for variant, _ in kept}):  # a variant has several checkpoints to choose from
+        found.append(Column("epochs", system, lambda s: "–" if s.checkpoint is None else str(s.checkpoint)))
+    always = ("#", "entry", "score")
+    return [c for c in found if c.title in always or any(c.text(s) != "–" for s in board.standings)]
 
 
-def _several_checkpoints(leaderboard: Leaderboard) -> bool:
-    """Whether a variant has several checkpoints to choose from."""
-    kept = {(s.variant, s.checkpoint) for s in leaderboard.standings if s.checkpoint is not None}
-    return len(kept) > len({variant for variant, _ in kept})
+def worst_machine(standing: Standing) -> str:
+    """Name the machine with the lowest AUC, and that."""
+    known = {name: auc for name, auc in standing.machines.items() if auc is not None}
+    return " ".join((name := min(known, key=known.__getitem__), percent(known[name]))) if known else "–"
 
 
 def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -88,19 +101,23 @@ def between(interval: Interval | None) -> str:
     return "–" if interval is None else f"{percent(interval[0])}–{percent(interval[1])}"
 
 
-def decision_table(cells: pa.Table, entry: str, evaluation: EvaluationConfig) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of what an entry's decisions came to, a row a machine and domain."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def decisions_of(cells: pa.Table, entry: str, *by: str) -> dict[tuple[str, ...], Decided]:
+    """Return what an entry's decisions came to in each group of cells, such as by machine and domain."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for cell in cells.filter(pc.field("selected") & (pc.field("variant") == entry)).to_pylist():
         if cell["num_calibration"] is not None:
-            groups.setdefault((cell["machine"], cell["domain"]), []).append(cell)
+            groups.setdefault(tuple(cell[name] for name in by), []).append(cell)
+    return {place: Decided.of(of_place) for place, of_place in sorted(groups.items())}
+
+
+def decision_table(cells: pa.Table, entry: str, evaluation: EvaluationConfig) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of what an entry's decisions came to, one row per machine and domain."""
     promised = percent(evaluation.false_alarm_rate) if evaluation.threshold == "conformal" else "–"
-    titles = ["machine", "domain", "promised", "false alarms", INTERVAL, "recall", "calibration", "from", "note"]
-    found = {place: Decided.of(of_place) for place, of_place in sorted(groups.items())}
+    titles = ["machine", "domain", "promised", "false alarms", INTERVAL, "recall", "calibration", "clips", "note"]
     rows = [
         [*place, promised, percent(of.false_alarms), between(of.false_alarms_interval), percent(of.recall),
          of.calibration or "–", str(of.num_calibration), of.no_threshold or ""]
-        for place, of in found.items()
+        for place, of in decisions_of(cells, entry, "machine", "domain").items()
     ]  # fmt: skip
     return titles, rows
 
@@ -110,100 +127,108 @@ def coverage(standing: Standing) -> str:
     return f"{standing.cells_ok}/{standing.cells_expected}"
 
 
-def footnotes(
-    leaderboard: Leaderboard, *, synthetic: bool, oracle: bool = False, all_systems: bool = False
-) -> list[str]:
-    """Say what the table is, sentence by sentence: one of the entries, with the oracle, or of all systems."""
-    notes = []
+def breaks_promise(decided: Decided, evaluation: EvaluationConfig) -> bool:
+    """Whether false alarms are surely more than was promised: the whole interval lies above the rate."""
+    interval = decided.false_alarms_interval
+    return evaluation.threshold == "conformal" and interval is not None and interval[0] > evaluation.false_alarm_rate
+
+
+def alerts(board: Leaderboard, evaluation: EvaluationConfig, *, synthetic: bool) -> list[str]:
+    """List what makes the figures doubtful, most serious first."""
+    found = []
     if synthetic:
-        notes.append(
-            "Synthetic data: made by rayasd data synth, not recorded; these figures say nothing about real machines."
+        found.append("Synthetic data, made by rayasd data synth: these figures tell nothing about real machines.")
+    if all(s.auc_all is None for s in board.standings):
+        found.append("No cell could be evaluated.")
+    elif not board.chosen:
+        found.append("No labelled sections to choose on: the first complete system is shown.")
+    elif board.ranked_on == "development":
+        found.append(
+            "No labelled evaluation sections: systems are ranked on the sections that they were chosen on, so the "
+            "figures are too good."
         )
-    if all(s.auc_all is None for s in leaderboard.standings):
-        notes.append("No cell could be evaluated.")
-    elif not leaderboard.chosen:
-        notes.append("No labelled sections to choose on: nothing could be chosen, the first complete system is shown.")
-    elif leaderboard.ranked_on == LEAVE_ONE_OUT:
-        notes.append(
-            "Held out: each section's cells count under the checkpoint, detector and pooling that are best on all "
-            "other sections (leave one section out). The score over all sections at once is of single systems only."
-        )
-    elif leaderboard.ranked_on == "evaluation":
-        notes.append(
-            "Checkpoint, detector and pooling chosen on the development sections, ranked on the evaluation sections."
-        )
-    else:
-        notes.append(
-            "No labelled evaluation sections: ranked by the development score, on which detector and pooling were "
-            "chosen too, so these figures flatter."
-        )
-    intervals = [s.auc_interval for s in leaderboard.ranked if s.auc_interval is not None]
+    intervals = [s.auc_interval for s in board.ranked if s.auc_interval is not None]
     if intervals and all(low <= 0.5 for low, _ in intervals):
-        notes.append(
-            "No better than chance: no entry's mean AUC is surely above 50. Do labels and clips belong together? "
-            "docs/troubleshooting.md, 'The table looks wrong'."
+        found.append(
+            "No better than chance: no entry's mean AUC is surely above 50. Check that labels belong to the clips "
+            "(docs/troubleshooting.md, 'The table looks wrong')."
         )
-    if (found := leaderboard.beaten_by_control) is not None:
-        control, beaten = found
-        notes.append(
-            f"Beaten by a control: {control.variant}, of which nothing is trained, has a higher mean AUC "
-            f"({percent(control.auc)}) than {', '.join(entry.variant for entry in beaten)}."
+    if (beaten := board.beaten_by_control) is not None:
+        control, entries = beaten
+        found.append(
+            f"Beaten by a control: {control.variant}, which is not trained, has a higher mean AUC "
+            f"({percent(control.auc)}) than {_named(entry.variant for entry in entries)}."
         )
-    if leaderboard.source_only:
-        notes.append(
-            f"No target-domain clip is shown to the detectors of {', '.join(leaderboard.source_only)} "
-            '(docs/method.md, Inlier models): inlier.fit_on = "train" shows them all.'
-        )
-    if leaderboard.criterion == "auc" and leaderboard.chosen:
-        notes.append("Chosen by the mean AUC, not by the official score.")
-    notes.append(
-        f"Official: DCASE {leaderboard.year} score, {RULES[leaderboard.year]}; pAUC up to a false-positive rate of 0.1."
-    )
-    cells = "held-out" if leaderboard.ranked_on == LEAVE_ONE_OUT else leaderboard.ranked_on
-    notes.append(
-        f"Of the {cells} cells: AUC, pAUC, precision, recall and F1, arithmetic means; source, target and machines, "
-        "harmonic means of AUC. AUC all: arithmetic mean over all labelled cells. In percent."
-    )
-    notes.append(f"95 % intervals: over the {cells} cells, bootstrap over test clips; the spread over seeds follows ±.")
-    if any(s.f1 is not None for s in leaderboard.ranked):
-        notes.append(
-            f"False alarms: share of normal test clips that are called anomalous, {leaderboard.promise}, with exact "
-            "95 % intervals. Recall, precision, F1: of the same decisions. Calibration: how the normal clips whose "
-            "scores set thresholds were kept from extractor and detector."
-        )
-    if known := [s.variant for s in leaderboard.ranked if TRAINED_ON in (s.decided.calibration or "")]:
-        notes.append(
-            f"No promise holds for {', '.join(known)}: {TRAINED_ON_WARNING}; hold some out (exposure.hold_out)."
+    if broken := [s for s in board.ranked if breaks_promise(s.decided, evaluation)]:
+        rates = (f"{s.variant} ({percent(s.decided.false_alarms)} %)" for s in broken)
+        found.append(f"Too many false alarms: {board.promise}, measured: {_named(rates)}.")
+    if known := [s.variant for s in board.ranked if TRAINED_ON in (s.decided.calibration or "")]:
+        found.append(
+            f"The false-alarm rate of {_named(known)} is not guaranteed: {TRAINED_ON_WARNING}. Hold some out "
+            "(exposure.hold_out)."
         )
     undecided: dict[str, list[str]] = {}
-    for entry in leaderboard.ranked:
+    for entry in board.ranked:
         if entry.decided.no_threshold is not None:
             somewhere = "" if entry.f1 is None else " (in some sections)"
             undecided.setdefault(entry.decided.no_threshold, []).append(entry.variant + somewhere)
-    notes += [f"No decisions of {', '.join(names)}: {reason}." for reason, names in undecided.items()]
-    if any(set("+&") & set(s.variant) for s in leaderboard.ranked):
-        notes.append(
-            "Entries with a + or &: ensembles, over what follows the +, of the variants joined by &; scores are scaled "
-            "by training scores alone."
+    found += [f"No decisions by {_named(names)}: {reason}." for reason, names in undecided.items()]
+    if board.source_only:
+        found.append(
+            f"The detectors of {_named(board.source_only)} were fitted to no target-domain clip "
+            '(docs/method.md, Inlier models): inlier.fit_on = "train" includes them.'
         )
-    best = leaderboard.oracle
-    if (oracle or all_systems) and best is not None:
-        notes.append(
-            "Oracle: chosen on the sections that it is reported on. It is no result and has no rank."
-            if best.rank is None
-            else f"Oracle: number {best.rank} is also the best system in hindsight."
-        )
-    num_systems = len(leaderboard.standings)
-    if num_systems > len(leaderboard.ranked) and not all_systems:
-        notes.append(
-            f"The chosen systems are shown, of {num_systems}; leaderboard.csv and rayasd report --all have all."
-        )
-    if reasons := leaderboard.unlabelled:
-        more = f"; and {len(reasons) - _REASONS} other reasons" if len(reasons) > _REASONS else ""
+    if reasons := board.unlabelled:
         has_them = not any(word in " ".join(reasons) for word in ("have no label", "is unknown"))
         remedy = "" if has_them else ". --ground-truth DIR adds labels and domains"
-        notes.append(f"Without a score: {'; '.join(reasons[:_REASONS])}{more}{remedy}.")
-    incomplete = [f"{s.variant} {s.detector} {s.pooling} ({coverage(s)})" for s in leaderboard.ranked if not s.complete]
-    if incomplete:
-        notes.append("Incomplete, ranked below the complete: " + "; ".join(incomplete) + ".")
-    return notes
+        found.append(f"Not evaluated: {_named(reasons, '; ')}{remedy}.")
+    if incomplete := [f"{s.variant} {s.detector} {s.pooling} ({coverage(s)})" for s in board.ranked if not s.complete]:
+        found.append(f"Incomplete, ranked below the others: {'; '.join(incomplete)}.")
+    return found
+
+
+def notes(board: Leaderboard, shown: Sequence[Standing], titles: Collection[str]) -> list[str]:
+    """Explain the columns that are shown, and how these systems were chosen."""
+    held_out = board.ranked_on == LEAVE_ONE_OUT
+    cells = "held-out" if held_out else board.ranked_on
+    found = []
+    if held_out:
+        found.append(
+            "Held out: in each section counts the system that is best on all other sections (leave one section out)."
+        )
+    elif board.ranked_on == "evaluation":
+        found.append("Systems were chosen on the development sections and ranked on the evaluation sections.")
+    if board.criterion == "auc" and board.chosen:
+        found.append("Chosen by the mean AUC, not by the score.")
+    found.append(f"Score: DCASE {board.year}, {RULES[board.year]}. All figures in percent.")
+    explained = {
+        INTERVAL: "bootstrap over test clips",
+        "AUC": f"mean over the {cells} cells",
+        "held-out AUC": f"mean over the {cells} cells",
+        "worst machine": "harmonic mean of its AUCs" + ("; likewise source, target" if "source" in titles else ""),
+        "pAUC": "up to a false-positive rate of 0.1",
+        "false alarms": f"share of normal test clips called anomalous, {board.promise}",
+        "calibration": "how the normal clips that set thresholds were kept from training",
+        "AUC on all": "mean over development and evaluation cells",
+    }
+    if "±" in "".join(column.text(s) for column in columns(board) if column.title == "score" for s in shown):
+        explained = {"±": "standard deviation over seeds", **explained}
+        titles = {"±", *titles}
+    found += [f"{t.capitalize() if t.islower() else t}: {text}." for t, text in explained.items() if t in titles]
+    if any(set("+&") & set(s.variant) for s in shown):
+        found.append("Entries with + or &: ensembles over what follows the +, of the variants joined by &.")
+    if (best := board.oracle) in shown and best is not None and (best.rank is None or len(shown) > len(board.ranked)):
+        found.append(
+            "Oracle: the best system in hindsight, chosen on the sections that it is reported on; not a result."
+            if best.rank is None
+            else f"Entry {best.rank} is also the best system in hindsight."
+        )
+    if len(board.standings) > len(shown):
+        found.append(f"All {len(board.standings)} systems: leaderboard.csv, rayasd report --all.")
+    return found
+
+
+def _named(names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
+    rest = len(names) - _SHOWN
+    return separator.join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,9 +1,11 @@
 """The leaderboard in a terminal."""
 
+import textwrap
 from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,94 +13,87 @@ from rich.text import Text
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.attributes import attribute_rows, aucs_by_attribute
 from rayasd.evaluation.cells import labels_of
-from rayasd.evaluation.leaderboard import Leaderboard
 from rayasd.report.colours import heat_colours
-from rayasd.report.curves import Curve, curve_rows, find_curves
+from rayasd.report.curves import curve_rows, find_curves
 from rayasd.report.run_report import RunReport
-from rayasd.report.tables import decision_table, footnotes, heading, percent, row
+from rayasd.report.tables import PARTS, WORDS, columns, decision_table, notes, percent
 from rayasd.wording import counted
 
-_WORDS = {"variant", "detector", "pooling", "calibration", "machine", "domain", "attribute", "note"}
-_MORE = (("source", "target"), ("pAUC", "AUC all", "seeds", "cells"), ("false alarms", "recall", "calibration"),
-         ("precision", "F1"))  # fmt: skip
-_LAST = ("AUC interval", "pAUC interval", "of normal clips")
-_PARTS = {"development": "dev", "evaluation": "eval"}
+_FOLDS = {"entry", "system", "worst machine", "note", "from"}
+"""Columns whose words go on in the next line where a terminal is narrow; numbers are never cut."""
+_FOLDED_WIDTH = 20
+
+
+def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """Lay out a table without lines; a title that is longer than what is below it takes several lines."""
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    for title, width in zip(titles, _widths(titles, rows), strict=True):
+        table.add_column(textwrap.fill(title, width, break_on_hyphens=False), overflow="fold",
+                         justify="left" if title in WORDS else "right", no_wrap=title not in _FOLDS)  # fmt: skip
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def _widths(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> list[int]:
+    words = [title.split() or [" "] for title in titles]
+    return [max([*map(len, words[i]), *(cell_len(str(row[i])) for row in rows)]) for i in range(len(titles))]
 
 
 def print_report(console: Console, report: RunReport, *, all_systems: bool = False, oracle: bool = False) -> None:
-    """Print a run's leaderboard and its curves."""
-    leaderboard = report.results.leaderboard
-    machines, name = sorted(leaderboard.standings[0].machines), report.store.paths.root.name
-    print_leaderboard(
-        console, leaderboard, machines, title=f"{name}: {counted(len(machines), 'machine type')}",
-        synthetic=report.synthetic, all_systems=all_systems, oracle=oracle,
-        remarks=[f"{what}: {text}" for what, text in report.remarks().items() if text != "none"],
-    )  # fmt: skip
-    for curve in find_curves(report.store.config().variants, leaderboard):
-        print_curve(console, curve, leaderboard)
+    """Print a run's leaderboard, what makes it doubtful, what it means, and its curves.
 
-
-def print_leaderboard(
-    console: Console,
-    leaderboard: Leaderboard,
-    machines: Sequence[str],
-    *,
-    title: str,
-    synthetic: bool,
-    all_systems: bool = False,
-    oracle: bool = False,
-    remarks: Sequence[str] = (),
-) -> None:
-    """Print the entries, or all systems, then what the table means; a narrow terminal gets fewer columns.
-
-    ``remarks`` about the data come first below the table.
-
-    With ``oracle``, the best system in hindsight is added below the entries, unranked.
+    A narrow terminal gets fewer columns. With ``all_systems``, not only the chosen ones are shown; with ``oracle``, the
+    best system in hindsight is added, unranked.
     """
-    titles = heading(leaderboard, machines)
-    standings = list(leaderboard.standings if all_systems else leaderboard.ranked)
-    if oracle and leaderboard.oracle is not None and leaderboard.oracle not in standings:
-        standings.append(leaderboard.oracle)
-    rows = [row(standing, leaderboard) for standing in standings]
-    width = {name: max(len(name), *(len(r[i]) for r in rows)) + 2 for i, name in enumerate(titles)}
-    shown = titles[: titles.index("AUC") + 1]
-    for more in (*_MORE, machines, _LAST):
-        if sum(width[name] for name in [*shown, *more]) > console.width:
+    board = report.results.leaderboard
+    shown = list(board.standings if all_systems else board.ranked)
+    if oracle and board.oracle is not None and board.oracle not in shown:
+        shown.append(board.oracle)
+    wanted = columns(board, all_systems=all_systems or len(shown) > len(board.ranked))
+    rows = [[column.text(standing) for column in wanted] for standing in shown]
+    widths = _widths([column.title for column in wanted], rows)
+    titles: list[str] = []
+    for room in sorted({column.room for column in wanted}):
+        fitting = [
+            (column.title, min(width, _FOLDED_WIDTH) if column.title in _FOLDS else width)
+            for column, width in zip(wanted, widths, strict=True) if column.room <= room
+        ]  # fmt: skip
+        if titles and sum(width + 2 for _, width in fitting) > console.width:
             break
-        shown += more
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    columns = [i for i, name in enumerate(titles) if name in shown]
-    for i in columns:
-        table.add_column(
-            titles[i], justify="left" if titles[i] in _WORDS else "right", no_wrap=True, overflow="ellipsis"
-        )
-    for place, cells in enumerate(rows):
-        table.add_row(*(Text(cells[i]) for i in columns), style="bold" if place == 0 else "")
-    console.print(Text(title))
-    console.print(table)
-    for remark in remarks:
-        console.print(Text(remark, style="yellow"), soft_wrap=True)
-    for note in footnotes(leaderboard, synthetic=synthetic, oracle=oracle, all_systems=all_systems):
-        console.print(
-            Text(note, style="yellow" if note.startswith(("Synthetic", "No ", "Incomplete", "Beaten")) else "dim")
-        )
+        titles = [title for title, _ in fitting]
+    places = [i for i, column in enumerate(wanted) if column.title in titles]
+    name = f"{report.store.paths.root.name}: {counted(len(board.standings[0].machines), 'machine type')}"
+    console.print(Text(name, style="bold"))
+    console.print(text_table(titles, [[row[i] for i in places] for row in rows]))
+    for alert in report.alerts:
+        console.print(Text(alert, style="yellow"), soft_wrap=not console.is_terminal)
+    console.print(Text(" ".join(notes(board, shown, titles)), style="dim"), soft_wrap=not console.is_terminal)
+    for curve in find_curves(report.store.config().variants, board):
+        console.print(Text(f"{curve.name}: {curve.setting}", style="bold"))
+        console.print(text_table(*curve_rows(curve, board)))
 
 
 def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: EvaluationConfig) -> None:
-    """Print an entry's AUC, a row a machine and a column a section and domain, then what its decisions came to."""
+    """Print an entry's AUC, one row per machine and one column per section and domain, then its decisions."""
     chosen = cells.filter(pc.field("selected") & (pc.field("variant") == variant) & pc.field("auc").is_valid())
     means = chosen.group_by(["machine", "part", "section", "domain"]).aggregate([("auc", "mean")]).to_pylist()
     found = {(row["machine"], (row["part"], row["section"], row["domain"])): row["auc_mean"] for row in means}
-    columns = sorted({column for _, column in found})
-    console.print(Text(f"AUC of {variant} by section and domain"))
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    table.add_column("machine")
-    for part, section, domain in columns:
-        table.add_column(f"{_PARTS[part]}\n{section}\n{domain[:6]}", justify="right", no_wrap=True)
-    for machine in sorted({machine for machine, _ in found}):
-        table.add_row(Text(machine), *(_heat(found.get((machine, column))) for column in columns))
-    console.print(table)
-    console.print(_plain_table(f"Decisions of {variant}, in percent", *decision_table(cells, variant, evaluation)))
+    places = sorted({place for _, place in found})
+    machines = sorted({machine for machine, _ in found})
+    console.print(Text(f"AUC of {variant} by section and domain", style="bold"))
+    room = max(1, (console.width - max(map(len, machines), default=0)) // 9)  # a column is 7 wide, with its margin 9
+    for first in range(0, len(places), room):
+        block = places[first : first + room]
+        titles = ["machine", *(f"{PARTS[part]} {section} {domain}" for part, section, domain in block)]
+        rows = [[machine, *(_heat(found.get((machine, place))) for place in block)] for machine in machines]
+        console.print(text_table(titles, rows))
+    console.print(Text(f"Decisions of {variant}, in percent", style="bold"))
+    titles, decided = decision_table(cells, variant, evaluation)
+    console.print(text_table(titles[:-1], [line[:-1] for line in decided]))
+    for note in dict.fromkeys(line[-1] for line in decided if line[-1]):
+        where = ", ".join(" ".join(line[:2]) for line in decided if line[-1] == note)
+        console.print(Text(f"{where}: {note}", style="yellow"), soft_wrap=not console.is_terminal)
 
 
 def print_attributes(console: Console, report: RunReport, entry: str) -> None:
@@ -108,16 +103,8 @@ def print_attributes(console: Console, report: RunReport, entry: str) -> None:
     results = report.results
     found = aucs_by_attribute(results.scored, labels_of(table), attributes, results.cells, entry)
     note = "anomalous clips that have it against the section's normal ones that do, or all where none does"
-    console.print(_plain_table(f"AUC of {entry} by attribute: {note}", *attribute_rows(found)))
-
-
-def _plain_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", header_style="bold", pad_edge=False, box=None)
-    for name in titles:
-        table.add_column(name, justify="left" if name in _WORDS | {"system"} else "right", no_wrap=name != "note")
-    for cells in rows:
-        table.add_row(*map(Text, cells))
-    return table
+    console.print(Text(f"AUC of {entry} by attribute: {note}"))
+    console.print(text_table(*attribute_rows(found)))
 
 
 def _heat(auc: float | None) -> Text:
@@ -125,8 +112,3 @@ def _heat(auc: float | None) -> Text:
         return Text("–", style="dim")
     background, ink = heat_colours(auc)
     return Text(f" {percent(auc)} ", style=f"{ink} on {background}")
-
-
-def print_curve(console: Console, curve: Curve, leaderboard: Leaderboard) -> None:
-    """Print a curve's table."""
-    console.print(_plain_table(f"{curve.name}: {curve.setting}", *curve_rows(curve, leaderboard)))

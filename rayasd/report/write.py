@@ -37,7 +37,7 @@ from rayasd.parquet import write_parquet
 from rayasd.printing import printable
 from rayasd.report.curves import Curve, curve_chart, curve_rows, find_curves
 from rayasd.report.html.svg import write_drawing
-from rayasd.report.tables import footnotes, heading, markdown_table, row
+from rayasd.report.tables import columns, markdown_table, notes
 from rayasd.unit import RunDirectory
 
 
@@ -93,6 +93,7 @@ def write_results(
     paths: RunDirectory,
     results: Results,
     provenance: Mapping[str, Any],
+    alerts: Sequence[str] = (),
     variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write ensembles, cells.parquet and leaderboard.parquet, .csv and .md, in the place of those of an earlier report.
@@ -101,6 +102,7 @@ def write_results(
         paths: where to.
         results: what to write.
         provenance: run, revision, command, data, synthetic: goes into every file.
+        alerts: sentences about what makes the results doubtful.
         variants: what each variant changes; those that differ in one number give a curve.
 
     """
@@ -111,14 +113,13 @@ def write_results(
             shutil.rmtree(folder)  # of an earlier report by other rules
     leaderboard = results.leaderboard
     _write_parquet(results.cells, paths.cells, provenance)
-    machines = sorted(pc.unique(results.cells["machine"]).to_pylist())
     table = leaderboard_table(leaderboard, synthetic=bool(provenance["synthetic"]))
     with replacing(paths.leaderboard("csv")) as path:
         pyarrow.csv.write_csv(table, path)
     curves = find_curves(variants or {}, leaderboard)
     for curve in curves:
         write_drawing(paths.plot(f"{curve.name}-{curve.setting}"), curve_chart(curve, leaderboard))
-    write_text(paths.leaderboard("md"), _markdown(leaderboard, machines, curves, provenance))
+    write_text(paths.leaderboard("md"), _markdown(leaderboard, curves, alerts, provenance))
     # last: its metadata tell that the others are complete
     _write_parquet(table, paths.leaderboard("parquet"), {**provenance, CELLS: file_digest(paths.cells)})
 
@@ -194,12 +195,14 @@ def _write_parquet(table: pa.Table, path: Path, provenance: Mapping[str, Any]) -
 
 
 def _markdown(
-    leaderboard: Leaderboard, machines: Sequence[str], curves: Sequence[Curve], provenance: Mapping[str, Any]
+    leaderboard: Leaderboard, curves: Sequence[Curve], alerts: Sequence[str], provenance: Mapping[str, Any]
 ) -> str:
-    table = markdown_table(heading(leaderboard, machines), [row(s, leaderboard) for s in leaderboard.ranked])
-    notes = [f"{note}\n" for note in footnotes(leaderboard, synthetic=bool(provenance["synthetic"]))]
+    shown, ranked = columns(leaderboard), leaderboard.ranked
+    titles = [column.title for column in shown]
+    table = markdown_table(titles, [[column.text(standing) for column in shown] for standing in ranked])
     facts = [f"- {key}: `{value}`" for key, value in provenance.items()]
-    lines = [f"# Leaderboard: {provenance['run']}", "", table, "", *notes]
+    lines = [f"# Leaderboard: {provenance['run']}", "", table, ""]
+    lines += [f"{note}\n" for note in (*alerts, *notes(leaderboard, ranked, titles))]
     for curve in curves:
         titles, rows = curve_rows(curve, leaderboard)
         lines += [f"## {curve.name}: {curve.setting}", "", markdown_table(titles, rows), ""]

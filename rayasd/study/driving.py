@@ -24,7 +24,7 @@ from rayasd.sweep.executors.local import LocalExecutor
 from rayasd.sweep.states import State, Sweep, read_progress, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import STATE, Unit
-from rayasd.wording import counted
+from rayasd.wording import counted, near
 
 if TYPE_CHECKING:
     from rayasd.cluster.metrics import Metrics
@@ -57,7 +57,7 @@ def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Wa
     sweep = survey(specs, set(asked), retry_failed=how.retry_failed, verify=how.verify)
     done = sum(sweep.states[unit] is State.DONE for unit in asked)
     if waiting := sweep.count(State.WAITING):
-        watcher.say(f"{counted(waiting, 'unit')} to do, {done} done before, in {store.paths.root}")
+        watcher.say(f"{counted(waiting, 'unit')} to do, {done} done before, in {near(store.paths.root)}")
         for why, count in Counter(sweep.again.values()).items():
             watcher.warn(f"again    {counted(count, 'unit')} done before: {why}")
         _drive(store, sweep, how, watcher)
@@ -66,7 +66,7 @@ def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Wa
     watcher.ended(sweep, asked)
     scored = any(unit.stage == "detect" for unit in sweep.units(State.DONE))
     if store.part is None and scored and any(unit.stage == "detect" for unit in asked):
-        _report(store, sweep, watcher, has_run=waiting > 0)
+        _report(store, sweep, watcher, has_run=waiting > 0, html=how.html)
     if sweep.damaged and again:
         for unit in sweep.damaged:
             watcher.warn(f"damaged: {unit}; {'done again' if unit in asked else 'rayasd sweep does it again'}")
@@ -91,7 +91,8 @@ def check_execution(how: Execution) -> None:
 
 def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> None:
     clips = NumClips.of(store.catalog().table)
-    executor, metrics = _start(how, store)
+    with watcher.busy(f"starting {how.executor}"):
+        executor, metrics = _start(how, store)
     next_look, saved = 0.0, _saved(store)
 
     def on_change(sweep: Sweep) -> None:
@@ -162,8 +163,10 @@ def _saved(store: RunStore) -> dict[Path, int]:
     }
 
 
-def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -> None:
-    """Write the leaderboard where it is not current; damaged scores are noted in the sweep instead."""
+def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool, html: bool) -> None:
+    """Write leaderboard and page where they are not current; damaged scores are noted in the sweep instead."""
+    from rayasd.report.html.page import write_page  # a second to import
+
     store.check_held()
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
     if not report.catalog.has_tests:
@@ -172,8 +175,10 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -
         )
         return
     if not has_run and report.is_current:
-        watcher.say(f"its leaderboard exists: {store.paths.leaderboard('md')}")
+        watcher.say(f"leaderboard up to date: {near(store.paths.leaderboard('md'))}")
         watcher.reported(report, is_new=False)
+        if html and not store.paths.html.exists():
+            watcher.say(write_page(report))
         return
     for unit, why in report.damaged.items():
         markers.forget(sweep.specs[unit])
@@ -182,6 +187,10 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool) -
     if not sweep.damaged:
         watcher.reported(report, is_new=True)
         watcher.say(report.write())
+        if html:
+            with watcher.busy("writing report.html"):
+                written = write_page(report)
+            watcher.say(written)
 
 
 def _request(nodes: Sequence[Resources], how: Execution) -> Request:

@@ -45,6 +45,8 @@ class Execution:
     """Start no more units after the first failure."""
     verify: bool = False
     """First compare every file of finished units with its checksum."""
+    html: bool = True
+    """Write report.html at the end, too."""
     cache: str | Path | None = None
     """Folder of decoded waveforms; default $RAYASD_CACHE, else the user's cache folder."""
 

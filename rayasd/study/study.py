@@ -173,9 +173,11 @@ class Study:
         """
         if self._is_opened:
             return
-        _ = self.plan
+        watcher = watcher or Watcher()
+        with watcher.busy("listing clips"):
+            _ = self.plan
         with self.store.held(trust=self._trust):
-            self._set_up(self.store, cache, accept_changes, watcher or Watcher())
+            self._set_up(self.store, cache, accept_changes, watcher)
 
     def run(
         self,
@@ -232,7 +234,8 @@ class Study:
         check_execution(how)
         if self._is_opened and not self._trust:  # else, the caller names it
             refuse_code(self.store.paths.root, [text for each in self.configs.values() for text in each.named])
-        units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
+        with watcher.busy("listing clips"):
+            units: list[Unit] = list(self.store.specs()) if self._is_opened else self.plan.units(self.config)
         machines = list(dict.fromkeys(unit.machine for unit in units))
         if isinstance(only, str) and "/" in only:
             mine, is_whole = share(units, only), False
@@ -255,7 +258,9 @@ class Study:
 
     def _set_up(self, store: RunStore, cache: str | Path | None, accept_changes: bool, watcher: Watcher) -> None:
         config, plan = self.config, self.plan
-        num_parameters = {} if store.exists and store.config() == config else check_extractors(self.configs)
+        with watcher.busy("building networks"):
+            known = store.exists and store.config() == config
+            num_parameters = {} if known else check_extractors(self.configs)
         with watcher.decoding() as on_progress:
             catalog = decode(self.catalog, config.data, cache_folder(cache), on_progress=on_progress)
         check_what_is_left(catalog, plan.machines)

@@ -22,6 +22,10 @@ class Watcher:
     def warn(self, line: str) -> None:
         """Get a line about something odd."""
 
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """Surround work that takes seconds and tells no progress."""
+        return nullcontext()
+
     def decoding(self) -> AbstractContextManager[Callable[[int, int], None]]:
         """Surround the decoding of clips; the context's value gets the number of clips done, and of all."""
         return nullcontext(lambda done, total: None)

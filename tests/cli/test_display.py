@@ -61,14 +61,16 @@ def test_a_log_gets_plain_lines_once(sweep):
     with signals_kept(), (display := Screen(log)).driving(RunStore(run.root)):
         display.changed(state)
         display.progressed(state, read_progress(run, state))
-        write_json(run.marker(TRAIN, "DONE"), {"seconds": 12.34, "notes": ["on a cpu"]})
+        seen = ["on a cpu", "cpu (no GPU), float32 as asked; weights random", "cpu (no GPU), float32 as asked"]
+        write_json(run.marker(TRAIN, "DONE"), {"seconds": 12.34, "notes": seen})
         state.move(TRAIN, State.DONE)
         state.move(EMBED, State.FAILED, "bad [data]")
         display.changed(state)
     lines = output(log).splitlines()
     assert "done     train fan both seed 0, 12.3 s" in lines
     assert "failed   embed fan both seed 0: bad [data]" in lines  # brackets are text, not markup
-    assert lines.count("device   on a cpu") == 1
+    assert lines.count("device   on a cpu") == lines.count("device   cpu (no GPU)") == 1
+    assert [line for line in lines if line.startswith("network")] == ["network  float32 as asked; weights random"]
     assert "\x1b" not in output(log)
 
 
@@ -76,7 +78,7 @@ def test_failures_are_listed_with_their_reasons():
     log = console(terminal=False)
     states = {TRAIN: State.FAILED, EMBED: State.BLOCKED}
     print_failures(log, Sweep({}, states, {TRAIN: "out of memory", EMBED: "out of memory"}), [TRAIN, EMBED])
-    assert "1 unit failed, 1 not done because of others" in output(log)
+    assert "1 unit failed, 1 blocked by them" in output(log)
     assert "out of memory" in output(log)
     silent = console(terminal=False)
     print_failures(silent, Sweep({}, {TRAIN: State.DONE}), [TRAIN])

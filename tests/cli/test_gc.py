@@ -319,9 +319,9 @@ def test_meetings_of_killed_launches_go_and_those_of_running_ones_stay(gc, tmp_p
     gone, running, others = meeting("launch-1-0-0"), meeting("launch-2-0-0"), meeting("launch-plans")
     os.utime(running / "head.json")  # as its head does
     others.chmod(0o755)
-    done = gc()
+    done = gc("--launches", here, "--yes")
     assert f"{gone}  (meeting of a launch that is gone)" in done.stdout
     assert not gone.exists()
-    assert gc("--older-than", 0).stdout == "nothing is left over\n"
+    assert gc("--launches", here, "--yes", "--older-than", 0).stdout == "nothing is left over\n"
     assert (running / "token").exists()
     assert (others / "token").exists()

@@ -14,7 +14,7 @@ from rayasd.errors import UserError, unknown
     ("raised", "code", "said"),
     [
         (UserError("no such thing: choose another"), 2, "error: no such thing: choose another"),
-        (KeyboardInterrupt(), 75, "interrupted: the same command goes on from here"),
+        (KeyboardInterrupt(), 75, "interrupted: the same command continues from here"),
         (PermissionError(13, "Permission denied", "/data/x"), 1, "error: Permission denied: /data/x"),
         (ZeroDivisionError("by\nzero"), 1, "error: ZeroDivisionError: by zero (rayasd --debug … shows where)"),
     ],

@@ -69,10 +69,10 @@ def test_a_run_is_seen_and_stopped_from_elsewhere_and_goes_on(
     assert not list(run.glob("stop*"))
     assert "stopped as asked" in output
     shown = rayasd("status", run)
-    assert "nobody works on it" in shown.stdout
+    assert "no process works on it" in shown.stdout
     assert "3 waiting" in shown.stdout
     nobody = rayasd("stop", run)
-    assert (nobody.returncode, nobody.stderr) == (2, f"error: nobody works on {run}\n")
+    assert (nobody.returncode, nobody.stderr) == (2, f"error: no process works on {run}\n")
     assert (run / f"models/both/{network}/seed=0/state.pt").exists()
     done = rayasd(*small_sweep(tree, run, *LONG, *scope))
     assert done.returncode == 0, done.stdout + done.stderr

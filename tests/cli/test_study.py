@@ -41,7 +41,7 @@ def test_a_curve_is_drawn_over_the_same_test_clips(study: Path):
     picture = study / "plots/both-real_anomalies-exposure.real_anomalies.svg"
     drawn = ElementTree.parse(picture).getroot()
     said = " ".join(drawn.itertext())
-    assert "official 2021 score" in said
+    assert "score" in said
     assert "source AUC" in said
     assert f"](plots/{picture.name})" in markdown
 
@@ -54,13 +54,13 @@ def test_models_differ_by_what_they_were_shown(study: Path):
 def test_a_report_by_other_rules(study: Path, rayasd: Rayasd):
     shown = rayasd("report", study, "--set", "evaluation.selection=leave-one-section-out", "--oracle")
     assert shown.returncode == 0, shown.stderr
-    assert "official 2021 held out" in shown.stdout
+    assert "Held out: in each section counts the system that is best on all other sections" in shown.stdout
     assert "any variant" in shown.stdout
     assert "any variant+seeds" in shown.stdout
     assert "oracle" in shown.stdout
     before = (study / "cells.parquet").read_bytes()
     shown = rayasd("report", study, "--set", "evaluation.year=2022", "--out", study.parent / "by-2022")
-    assert "official 2022 eval" in shown.stdout
+    assert "Score: DCASE 2022" in shown.stdout
     assert (study / "cells.parquet").read_bytes() == before
     cells = pq.read_table(study.parent / "by-2022/cells.parquet")
     assert set(cells["domain"].to_pylist()) == {"source", "target", "both"}
@@ -79,8 +79,8 @@ def test_source_and_target_stand_side_by_side(study: Path, rayasd: Rayasd):
         assert 0 <= row["target_auc"] <= 1
     compared = rayasd("compare", study, study, "--variants", "both-real_anomalies-2+seeds,both-real_anomalies-0")
     assert compared.returncode == 0, compared.stderr
-    assert "source AUC" in compared.stdout
-    assert "mean AUC: the first leads by" in compared.stdout
+    assert compared.stdout.split()[:6] == ["source", "target", "system", "score", "AUC", "AUC"]
+    assert "Mean AUC: run both-real_anomalies-2+seeds" in compared.stdout
 
 
 def test_a_submission_is_scored_by_others_as_by_us(study: Path, tree: Path, rayasd: Rayasd):
@@ -181,4 +181,4 @@ def test_seeds_that_are_folds_judge_every_normal_clip(tree: Path, tmp_path: Path
     (row,) = board.to_pylist()
     assert (row["calibration"], row["num_calibration"], row["no_threshold"]) == ("cross-fit", 8, None)
     assert row["false_alarms_low"] <= row["false_alarms"] <= row["false_alarms_high"]
-    assert "No decisions of both: no threshold: " in " ".join(shown.stdout.split())
+    assert "No decisions by both: no threshold: " in " ".join(shown.stdout.split())

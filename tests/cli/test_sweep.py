@@ -63,8 +63,11 @@ def test_a_second_run_does_nothing_and_says_so_at_once(finished: Path, tree: Pat
     assert time.process_time() - began < 5
     assert again.returncode == 0
     assert "nothing to do: 15 units" in again.stdout
-    assert "its leaderboard exists" in again.stdout
+    assert "leaderboard up to date" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == before
+    paged = rayasd(*small_sweep(tree, finished, "--variants", "both,statistics"), "--html")
+    assert RunDirectory(finished).html.exists()
+    assert f"next:    rayasd report {finished} --by-section" in paged.stdout
     RunDirectory(finished).leaderboard("md").unlink()
     assert "written:" in rayasd(*small_sweep(tree, finished, "--variants", "both,statistics")).stdout
 
@@ -96,12 +99,12 @@ def test_report_is_computed_afresh_from_scores(finished: Path, rayasd: Rayasd):
 def test_two_variants_are_compared_in_pairs(finished: Path, rayasd: Rayasd):
     shown = rayasd("compare", finished, finished, "--variants", "both,statistics")
     assert shown.returncode == 0, shown.stderr
-    assert "official 2021 score: the first leads by" in shown.stdout
-    assert "paired bootstrap over the test clips of 6 evaluation cells" in shown.stdout
+    assert "DCASE 2021 score: run both" in shown.stdout
+    assert "Paired bootstrap over the test clips of 6 evaluation cells" in shown.stdout
     same = rayasd("compare", finished, finished, "--part", "development")
     assert "no sure difference" in same.stdout
     refused(rayasd("compare", finished, finished, "--variants", "both,bothh"), "did you mean 'both'?")
-    refused(rayasd("compare", finished, finished, "--variants", "both"), "one of the first run and one of the second")
+    refused(rayasd("compare", finished, finished, "--variants", "both"), "one variant for each")
 
 
 @pytest.mark.slow
@@ -112,7 +115,7 @@ def test_runs_are_ranked_together_and_others_left_out_with_the_reason(finished: 
     rows = json.loads(shown.stdout)
     assert len(rows) == 4
     assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
-    for form, first in (("md", "| # | system |"), ("csv", "#,system,"), ("table", "#  system")):
+    for form, first in (("md", "| # | system |"), ("csv", "#,system,"), ("table", "                         ")):
         assert rayasd("leaderboard", finished, "--format", form).stdout.startswith(first)
 
 
@@ -187,7 +190,7 @@ def test_interrupted_by_signal_is_exit_75_and_leaves_no_process(tree: Path, cach
         driver.send_signal(signal.SIGTERM)
         _, errors = driver.communicate(timeout=240)
     assert driver.returncode == 75
-    assert "interrupted: the same command goes on from here" in errors
+    assert "interrupted: the same command continues from here" in errors
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
@@ -200,7 +203,7 @@ def test_a_failing_unit_leaves_the_others_and_exit_code_1(tree: Path, tmp_path: 
     arguments[arguments.index("demo")] = preset
     done = rayasd(*arguments)
     assert done.returncode == 1
-    assert "1 unit failed, 2 not done because of others" in done.stdout
+    assert "1 unit failed, 2 blocked by them" in done.stdout
     assert "lower exposure.learning_rate" in done.stdout
     board = pq.read_table(RunDirectory(run).leaderboard("parquet"))
     assert set(board["variant"].to_pylist()) == {"statistics"}

@@ -147,7 +147,7 @@ def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
     assert (stopped.returncode, stopped.stdout) == (0, "job long: stopped\n")
     last = rayasd_process(*cluster.words("--follow", "long"))
     assert last.returncode == 77
-    assert last.stdout.endswith("interrupted: the same command goes on from here\n")
+    assert last.stdout.endswith("interrupted: the same command continues from here\n")
     assert not list(run.glob("lock*"))
     sent = rayasd_process(*cluster.words("--no-wait", "--job-id", "again", "--", *sweep))
     assert sent.returncode == 0

@@ -15,7 +15,7 @@ from rayasd.evaluation.leaderboard import Leaderboard, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import select
 from rayasd.inlier.scores_file import SCHEMA
-from rayasd.report.tables import footnotes, heading, row
+from rayasd.report.tables import alerts, columns
 from rayasd.report.write import compute_results, write_results
 from rayasd.unit import RunDirectory
 
@@ -226,7 +226,7 @@ def test_where_nothing_is_left_to_choose_on_that_is_said(tmp_path: Path):
     rules = replace(RULES, selection="leave-one-section-out")
     board = board_of([Scored("both", "fan", 0, path)], {"both": 2}, catalog(("00",), ("00",)), rules)
     assert not board.chosen
-    assert "nothing could be chosen" in footnotes(board, synthetic=False)[0]
+    assert "No labelled sections to choose on" in alerts(board, RULES, synthetic=False)[0]
 
 
 def test_with_one_section_a_machine_is_left_out(tmp_path: Path):
@@ -250,8 +250,8 @@ def test_an_earlier_checkpoint_can_be_chosen(tmp_path: Path):
     pq.write_table(pa.concat_tables([table, last]), path)
     board = board_of([Scored("both", "fan", 0, path)], {"both": 4})
     assert (board.ranked[0].checkpoint, board.oracle.checkpoint) == (3, 6)
-    assert "epochs" in heading(board, ["fan"])
-    assert row(board.ranked[0], board)[:4] == ["1", "both", "3", "a"]
+    first = {column.title: column.text(board.ranked[0]) for column in columns(board)}
+    assert [first[title] for title in ("#", "entry", "epochs", "detector")] == ["1", "both", "3", "a"]
 
 
 def test_scores_behind_the_cells_are_collected_seed_by_seed(tmp_path: Path):
@@ -273,8 +273,8 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     provenance = {"run": "run", "command": "rayasd sweep | more", "synthetic": True}
     scored = [Scored("both", "fan", 0, path)]
     results = compute_results(scored, catalog(), RULES, {"both": ["fan"]}, run.ensemble)
-    write_results(run, results, provenance)
     board = results.leaderboard
+    write_results(run, results, provenance, alerts(board, RULES, synthetic=True))
     table = pq.read_table(run.leaderboard("parquet"))
     assert table["detector"].to_pylist() == [s.detector for s in board.standings]
     assert table.schema.metadata[b"command"] == b"rayasd sweep | more"
@@ -290,7 +290,8 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     markdown = run.leaderboard("md").read_text()
     assert "Synthetic data" in markdown
     assert f"{100 * board.ranked[0].evaluation:.2f}" in markdown
-    assert "official 2021 eval" in markdown
+    assert "| # | entry | score | 95 % interval | held-out AUC |" in markdown
+    assert "Score: DCASE 2021, harmonic mean of AUC and pAUC" in markdown
     assert labelled_cells(catalog(), RULES) == {"fan": 4}
 
 
@@ -312,7 +313,7 @@ def test_a_table_no_better_than_chance_says_so(tmp_path: Path, low: float | None
     board = board_of([Scored("both", "fan", 0, scores_file(tmp_path / "x.parquet", GOOD_ON_DEV))], {"both": 4})
     first = replace(board.standings[0], auc_interval=None if low is None else (low, 0.7))
     board = replace(board, standings=(first, *board.standings[1:]))
-    assert any(note.startswith("No better than chance") for note in footnotes(board, synthetic=False)) == hinted
+    assert any(note.startswith("No better than chance") for note in alerts(board, RULES, synthetic=False)) == hinted
 
 
 def test_a_control_that_beats_what_was_trained_is_named(tmp_path: Path):
@@ -320,18 +321,34 @@ def test_a_control_that_beats_what_was_trained_is_named(tmp_path: Path):
     units = [Scored(v, "fan", 0, scores_file(tmp_path / f"{v}.parquet", of)) for v, of in quality.items()]
     board = board_of(units, {"both": 4, "statistics": 4})
     assert board.beaten_by_control is None
-    assert not any(note.startswith("Beaten") for note in footnotes(board, synthetic=False))
+    assert not any(note.startswith("Beaten") for note in alerts(board, RULES, synthetic=False))
     board = replace(board, controls=("statistics",))
-    (note,) = (note for note in footnotes(board, synthetic=False) if note.startswith("Beaten"))
-    assert "statistics, of which nothing is trained, has a higher mean AUC" in note
+    (note,) = (note for note in alerts(board, RULES, synthetic=False) if note.startswith("Beaten"))
+    assert "statistics, which is not trained, has a higher mean AUC" in note
     assert note.endswith("than both.")
     assert replace(board, controls=("both",)).beaten_by_control is None
 
 
 def test_variants_whose_detectors_see_no_target_domain_clip_are_named(tmp_path: Path):
     board = board_of([Scored("both", "fan", 0, scores_file(tmp_path / "x.parquet", GOOD_ON_DEV))], {"both": 4})
-    assert not any("target-domain clip" in note for note in footnotes(board, synthetic=False))
+    assert not any("target-domain clip" in note for note in alerts(board, RULES, synthetic=False))
     (note,) = (
-        n for n in footnotes(replace(board, source_only=("both",)), synthetic=False) if "target-domain clip" in n
+        n for n in alerts(replace(board, source_only=("both",)), RULES, synthetic=False) if "target-domain clip" in n
     )
-    assert note.startswith("No target-domain clip is shown to the detectors of both (docs/method.md")
+    assert note.startswith("The detectors of both were fitted to no target-domain clip (docs/method.md")
+
+
+def test_more_false_alarms_than_promised_are_an_alert(tmp_path: Path):
+    board = board_of([Scored("both", "fan", 0, scores_file(tmp_path / "x.parquet", GOOD_ON_DEV))], {"both": 4})
+    first = board.ranked[0]
+
+    def alerted(low: float, rules: EvaluationConfig = RULES) -> bool:
+        decided = replace(first.decided, false_alarms=0.3, false_alarms_interval=(low, 0.5))
+        changed = replace(board, standings=(replace(first, decided=decided), *board.standings[1:]))
+        return any(
+            a.startswith("Too many false alarms") and "30.00" in a for a in alerts(changed, rules, synthetic=False)
+        )
+
+    assert alerted(0.11)
+    assert not alerted(0.09)  # it may be chance
+    assert not alerted(0.11, replace(RULES, threshold="percentile"))  # which promises nothing

@@ -229,7 +229,7 @@ def test_a_shared_network_that_failed_is_named_once_and_tried_again(
     for more, tries in (((), 1), ((), 0), (("--retry-failed",), 1)):
         done = rayasd(*words, *more)
         assert done.returncode == 1
-        assert "1 unit failed, 6 not done because of others" in done.stdout
+        assert "1 unit failed, 6 blocked by them" in done.stdout
         assert done.stdout.count("lower exposure.learning_rate") == 1 + tries  # when it fails, and at the end
 
 

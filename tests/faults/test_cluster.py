@@ -69,7 +69,7 @@ def test_a_sweep_whose_clusters_head_is_gone_ends_and_goes_on_elsewhere(
         output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 75, output
     assert "does not answer" in output
-    assert "the same command goes on from here" in output
+    assert "the same command continues from here" in output
     assert not (run / "lock.json").exists()
     other = Cluster()
     try:

@@ -50,7 +50,7 @@ def test_what_a_unit_builds_on_is_done_again_where_it_is_damaged(bench: Bench, t
 def test_damaged_scores_are_not_reported_and_done_again(bench: Bench, tmp_path: Path):
     run = bench.copy(tmp_path / "run", "leaderboard.md")
     flip(run / f"scores/{FAN}/part-0.parquet")
-    says(bench.call("report", run), 0, "1 unit not done or damaged: rayasd sweep goes on")
+    says(bench.call("report", run), 0, "1 unit not done or damaged: rayasd sweep continues")
     says(bench.sweep(run), 0, "damaged: detect fan both seed 0; done again")
     bench.same(run)
     flip(run / f"scores/{FAN}/part-0.parquet")

@@ -89,7 +89,7 @@ def test_reading_commands_need_no_write_permission(bench: Bench, tmp_path: Path)
     says(
         refused, 2, f"cannot write the run directory {run}: Permission denied; --out FOLDER writes the report elsewhere"
     )
-    assert "official 2021" in refused.stdout  # it is shown before
+    assert "DCASE 2021" in refused.stdout  # it is shown before
     assert contents(run) == before
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_refused_every_time(bench: Bench, tmp_path: Path, name
                 f"error: {run / name} is damaged",
                 "rayasd sweep --verify does it again",
             )
-        says(bench.call(*commands["report --set"]), 0, "1 unit not done or damaged: rayasd sweep goes on")
+        says(bench.call(*commands["report --set"]), 0, "1 unit not done or damaged: rayasd sweep continues")
     assert contents(run) == before
     assert not list((tmp_path / "out").rglob("*.rayasd"))
     says(bench.sweep(run, "--verify"), 0, "done before: a file is not what it wrote")
@@ -167,7 +167,7 @@ def test_a_report_does_not_write_into_a_run_that_is_driven(bench: Bench, tmp_pat
     with bench.held(run):
         report = bench.call("report", run)
         says(report, 2, f"error: {run} is held by process")
-        assert "official 2021" in report.stdout
+        assert "DCASE 2021" in report.stdout
         says(bench.call("report", run, "--out", tmp_path / "page"), 0)
     assert contents(run) == before
     says(bench.call("report", run, "--out", run), 2, "is a run directory")

@@ -36,7 +36,8 @@ def test_a_disk_that_is_full_when_clips_are_embedded(bench: Bench, mounted: Moun
     run = bench.copy(place.folder / "run", "embeddings", "scores")
     filler = place.fill(leave=40_000)
     done = bench.call("embed", run, "--executor", executor, apart=executor == "ray")
-    says(done, 1, f"no space is left in {run}: make room, then the same command goes on", "Nothing is held against")
+    said = f"no space is left in {run}: make room, then the same command goes on"
+    says(done, 1, said, "These units are not marked as failed")
     assert unfinished(run) == []
     filler.unlink()
     bench.goes_on(run)
@@ -86,7 +87,7 @@ def test_a_read_only_run_is_read_scored_and_not_written(bench: Bench, mounted: M
     run = bench.copy(place.folder / "run")
     assert place.remount("ro")
     clip = next((bench.tree / "fan/source_test").glob("*.wav"))
-    says(bench.call("status", run), 0, "nobody works on it")
+    says(bench.call("status", run), 0, "no process works on it")
     says(bench.call("leaderboard", run), 0, "both")
     says(bench.call("score", run, "--machine", "fan", clip), 0, clip.name)
     says(bench.call("report", run), 2, f"cannot write the run directory {run}: Read-only file system; --out FOLDER")
@@ -121,7 +122,7 @@ def test_no_permission_for_run_and_cache(bench: Bench, mounted: Mount, tmp_path:
         says(done, 2, f"cannot write the run directory {foreign}/run: Permission denied")
         done = bench.sweep(tmp_path / "run", cache=foreign)
         says(done, 2, f"cannot write the cache {foreign}: Permission denied; choose another --cache DIR")
-        says(bench.call("status", run), 0, "nobody works on it")
+        says(bench.call("status", run), 0, "no process works on it")
         says(bench.call("report", run), 2, f"cannot write the run directory {run}: Permission denied")
 
 

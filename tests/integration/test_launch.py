@@ -151,7 +151,7 @@ def test_a_signal_saves_and_ends_with_75(tree: Path, cache: Path, tmp_path: Path
     head.send_signal(number)
     output, _ = head.communicate(timeout=60)
     assert head.returncode == 75, output
-    assert "interrupted: the same command goes on from here" in output
+    assert "interrupted: the same command continues from here" in output
 
 
 @pytest.mark.long

@@ -54,6 +54,14 @@ class WrongClip:
     """Share of the cell's clips of the other label that it should have been beyond, mean over seeds; the AUC of a cell
     is 1 minus the mean of this over its normal (or its anomalous) clips."""
 
+    @property
+    def verdict(self) -> str:
+        """What is wrong, in words."""
+        share = f"{100 * self.wrongness:.0f}\N{NO-BREAK SPACE}%"
+        if self.anomalous:
+            return f"anomalous, scored below {share} of the normal clips"
+        return f"normal, scored above {share} of the anomalous clips"
+
 
 def read_results(
     entry: str, cells: pa.Table, scored: Iterable[Scored], labels: Labels, evaluation: EvaluationConfig

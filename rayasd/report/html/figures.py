@@ -1,6 +1,6 @@
-"""The charts of the page: heat map, ROC curves, score histograms, training curves, embedding maps."""
+"""The charts of the page: ROC curves, score histograms, training curves, embedding maps, spectrograms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,10 +8,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from rayasd.evaluation.metrics import MAX_FPR
-from rayasd.report.colours import heat_colours
 from rayasd.report.html.evidence import FPR, SectionResult
 from rayasd.report.html.maps import EmbeddingMap
-from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, text, ticks
+from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, ticks
+from rayasd.report.tables import percent
 
 NUM_COLOURS = 8
 """Colours of chart.css: c0 to c7."""
@@ -19,67 +19,6 @@ NUM_BINS = 30
 LABELS = {0: "normal", 1: "anomalous", None: "unknown"}
 DOMAINS = ("source", "target", "unknown")
 _LABEL_CLASSES = {0: "c0", 1: "c1", None: "c7"}
-_CELL, _ROW = 44, 26  # pixels
-
-
-class HeatCell(NamedTuple):
-    """A cell of the heat map."""
-
-    auc: float | None
-    """Mean over seeds, fraction of 1."""
-    note: str
-    """The chart, or why there is none."""
-
-
-Column = tuple[str, str, str]
-"""part, section, domain"""
-
-
-def heat_map(title: str, cells: Mapping[tuple[str, Column], HeatCell]) -> Markup:
-    """Draw the AUC of each machine (row) and section and domain (column), development before evaluation."""
-    machines = sorted({machine for machine, _ in cells})
-    columns = sorted({column for _, column in cells})
-    left = 24 + 7.5 * max(map(len, machines))
-    top = 60
-    places: dict[Column, float] = {}
-    end = left
-    for before, column in zip([None, *columns], columns, strict=False):
-        end += 0 if before is None else 24 if before[0] != column[0] else 5 if before[1] != column[1] else 0
-        places[column] = end
-        end += _CELL
-    shapes = []
-    for part in dict.fromkeys(column[0] for column in columns):
-        shapes.append(text(min(x for column, x in places.items() if column[0] == part), 14, part, class_="label"))
-    for section in dict.fromkeys(column[:2] for column in columns):
-        spanned = [x for column, x in places.items() if column[:2] == section]
-        room = spanned[-1] + _CELL - spanned[0]
-        shapes.append(text(spanned[0] + room / 2, 32, _fitting(section[1], room), "middle"))
-    shapes += [text(x + _CELL / 2, 50, _fitting(column[2], _CELL), "middle") for column, x in places.items()]
-    for row, machine in enumerate(machines):
-        y = top + row * _ROW
-        shapes.append(text(left - 8, y + 17, machine, "end"))
-        for column in columns:
-            cell = cells.get((machine, column))
-            if cell is not None:
-                shapes.append(_heat_cell(places[column], y, cell, " ".join((machine, column[1], column[2]))))
-    height = top + len(machines) * _ROW + 8
-    return drawing(end + 30, height, title, *shapes)
-
-
-def _heat_cell(x: float, y: float, cell: HeatCell, where: str) -> Markup:
-    box = {"x": x + 0.5, "y": y + 0.5, "width": _CELL - 1, "height": _ROW - 1}
-    if cell.auc is None:
-        return tag("g", tag("title", f"{where}: {cell.note}"), tag("rect", **box, class_="nothing"),
-                   text(x + _CELL / 2, y + 17, "–", "middle"))  # fmt: skip
-    colour, ink = heat_colours(cell.auc)
-    words = tag("text", f"{100 * cell.auc:.1f}", x=x + _CELL / 2, y=y + 17, text_anchor="middle", style=f"fill:{ink}")
-    return tag("g", tag("title", f"{where}: AUC {100 * cell.auc:.2f} %, {cell.note}"),
-               tag("rect", **box, style=f"fill:{colour}"), words)  # fmt: skip
-
-
-def _fitting(words: str, room: float) -> str:
-    most = int(room / 6.5)
-    return words if len(words) <= most else words[: most - 1] + "…"
 
 
 class ChartCurve(NamedTuple):
@@ -93,25 +32,23 @@ class ChartCurve(NamedTuple):
 
 def roc_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
     """Draw ROC curves over the range of false-positive rates that the pAUC takes, shaded."""
-    plane = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
-    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-    shaded = plane.band((0, MAX_FPR), "shade", f"pAUC: false-positive rate up to {MAX_FPR:g}")
-    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
-    frame = plane.axes(marks, marks, "false-positive rate", "true-positive rate")
-    title = f"ROC curves of {machine}: " + "; ".join(
-        f"{curve.name}, area {100 * float(np.trapezoid(curve.y, FPR)):.1f} %" for curve in curves
-    )
-    return drawing(280, 294, title, shaded, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
+    areas = (f"{curve.name}, area {percent(float(np.trapezoid(curve.y, FPR)))} %" for curve in curves)
+    title = f"ROC curves of {machine}: " + "; ".join(areas)
+    return _square(title, "false-positive rate", "true-positive rate", curves, MAX_FPR)
 
 
 def reliability_chart(variant: str, curves: Sequence[ChartCurve]) -> Markup:
     """Draw false-alarm rates that were measured on normal test clips over those that p-values promise."""
-    plane = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
-    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
-    frame = plane.axes(marks, marks, "promised false-alarm rate", "measured")
-    lines = [plane.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
     title = f"Promised and measured false-alarm rate of {variant}: {', '.join(curve.name for curve in curves)}"
-    return drawing(280, 294, title, frame, plane.path([0, 1], [0, 1], "chance"), *lines)
+    return _square(title, "promised false-alarm rate", "measured", curves)
+
+
+def _square(title: str, x: str, y: str, curves: Sequence[ChartCurve], shaded: float | None = None) -> Markup:
+    area = PlotArea(34, 22, 238, 238, (0, 1), (0, 1))
+    marks = [(value, f"{value:g}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1)]
+    band = "" if shaded is None else area.band((0, shaded), "shade", f"pAUC: false-positive rate up to {shaded:g}")
+    lines = [area.path(curve.x, curve.y, curve.class_, curve.name) for curve in reversed(curves)]
+    return drawing(280, 294, title, band, area.axes(marks, marks, x, y), area.path([0, 1], [0, 1], "chance"), *lines)
 
 
 def histogram(result: SectionResult) -> Markup:
@@ -183,7 +120,7 @@ def embedding_map(found: EmbeddingMap) -> Markup:
             tag("path", tag("title", f"section {section}, {domain}, {LABELS[label]}"), d=path, class_=classes)
         )
     frame = tag("rect", x=0.5, y=0.5, width=279, height=239, class_="frame")
-    return drawing(280, 240, f"Embeddings of {found.machine}, {found.variant}, {found.method}", frame, *shapes)
+    return drawing(280, 240, f"Embeddings of {found.machine}, {found.variant}", frame, *shapes)
 
 
 def map_classes(sections: Sequence[str], section: str, domain: str, label: int | None) -> str:

@@ -1,9 +1,7 @@
 """Maps of embeddings: a bounded sample of a machine's clips, each the mean of its windows, projected to a plane."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +27,8 @@ class EmbeddingMap:
 
     machine: str
     variant: str
-    method: str
     note: str
-    """How much of the variance the plane shows, where the method tells."""
+    """How much of the variance the plane shows."""
     places: Coordinates
     groups: tuple[Group, ...]
     """One entry for each clip."""
@@ -56,8 +53,8 @@ def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
     return clips.take(sorted(drawn[:MAX_POINTS]))
 
 
-def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> list[EmbeddingMap]:
-    """Project the sampled clips of a unit's embeddings by every method there is; nothing where there is no file.
+def read_map(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> EmbeddingMap | None:
+    """Project the sampled clips of a unit's embeddings by PCA; None if they are too few.
 
     Args:
         paths: the run.
@@ -66,19 +63,18 @@ def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: 
         sample: rows of the catalog.
 
     """
-    path = paths.table(embed)
-    if not path.is_file():
-        return []
+    from sklearn.decomposition import PCA  # a second to import
+
     columns = ["clip", "checkpoint", "embedding"]
-    table = read_parquet(path, columns=columns, filters=pc.field("clip").isin(sample["clip"]))
+    table = read_parquet(paths.table(embed), columns=columns, filters=pc.field("clip").isin(sample["clip"]))
     if table.num_rows == 0:
-        return []
+        return None
     last = pc.max(table["checkpoint"]).as_py()
     table = table.filter(pc.field("checkpoint") == (last if checkpoint is None else checkpoint)).combine_chunks()
     clips = table["clip"].to_pylist()
     rows = sample.filter(pc.is_in(sample["clip"], table["clip"])).to_pylist()
     if len(rows) < 3:
-        return []
+        return None
     position = {row["clip"]: place for place, row in enumerate(rows)}
     owner = np.array([position[clip] for clip in clips])
     windows = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False).astype(np.float64)
@@ -86,30 +82,38 @@ def read_maps(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: 
     means = np.zeros((len(rows), windows.shape[1]))
     np.add.at(means, owner, windows)
     means /= np.bincount(owner, minlength=len(rows))[:, None]
-    if not np.isfinite(means).all():
-        return []
+    if not np.isfinite(means).all() or means.shape[1] < 2:
+        return None
     groups = tuple((row["section"], row["domain"], row["label"]) for row in rows)
     sections = tuple(sorted(pc.unique(sample["section"]).to_pylist()))
-    return [
-        EmbeddingMap(embed.machine, embed.variant, method, note, places, groups, sections)
-        for method, (places, note) in ((name, project(means)) for name, project in _methods())
-    ]
-
-
-def _methods() -> Iterator[tuple[str, Callable[[NDArray[np.float64]], tuple[Coordinates, str]]]]:
-    yield "PCA", _pca
-    if find_spec("umap") is not None:
-        yield "UMAP", _umap
-
-
-def _pca(means: NDArray[np.float64]) -> tuple[Coordinates, str]:
-    from sklearn.decomposition import PCA  # a second to import
-
     model = PCA(2, svd_solver="covariance_eigh").fit(means)
-    return model.transform(means), f"{100 * float(model.explained_variance_ratio_.sum()):.0f} % of the variance"
+    note = f"{100 * float(model.explained_variance_ratio_.sum()):.0f} % of the variance"
+    return EmbeddingMap(embed.machine, embed.variant, note, model.transform(means), groups, sections)
 
 
-def _umap(means: NDArray[np.float64]) -> tuple[Coordinates, str]:
-    umap = import_module("umap")  # not a dependency: used where it is installed
-    places = umap.UMAP(n_neighbors=min(15, len(means) - 1), random_state=0).fit_transform(means)
-    return np.asarray(places, np.float64), ""
+def unusual_windows(
+    paths: RunDirectory, embed: Unit, checkpoint: int | None, clips: Collection[str], seconds: float
+) -> dict[str, tuple[float, float]]:
+    """Find the window of each clip whose embedding is farthest from the nearest one of the normal training clips.
+
+    Returns:
+        Beginning and end in seconds, by clip; none where a clip is one window.
+
+    """
+    from sklearn.neighbors import NearestNeighbors  # a second to import
+
+    wanted = pc.field("clip").isin(list(clips)) | (pc.field("split") == "train")
+    wanted &= pc.scalar(checkpoint is None) | (pc.field("checkpoint") == (checkpoint or 0))
+    table = read_parquet(paths.table(embed), columns=["clip", "start", "checkpoint", "embedding"], filters=wanted)
+    last = pc.max(table["checkpoint"]).as_py() if checkpoint is None else checkpoint
+    table = table.filter(pc.field("checkpoint") == last).combine_chunks()
+    vectors = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    shown = pc.is_in(table["clip"], pa.array(list(clips), pa.string())).to_numpy(zero_copy_only=False)
+    if shown.all() or not shown.any():
+        return {}
+    distances = NearestNeighbors(n_neighbors=1).fit(vectors[~shown]).kneighbors(vectors[shown])[0][:, 0]
+    windows: dict[str, list[tuple[float, float]]] = {}
+    of_shown = table.filter(pa.array(shown))
+    for clip, start, far in zip(of_shown["clip"].to_pylist(), of_shown["start"].to_pylist(), distances, strict=True):
+        windows.setdefault(clip, []).append((float(far), start))
+    return {clip: (max(of)[1], max(of)[1] + seconds) for clip, of in windows.items() if len(of) > 1}

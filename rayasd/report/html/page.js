@@ -24,6 +24,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
   const section = table.closest("section");
+  if (!table.classList.contains("board")) continue;
   const filter = section.querySelector("input[type=search]");
   const all = section.querySelector("input[type=checkbox]");
   const count = section.querySelector("output");

@@ -1,94 +1,66 @@
-"""All that the page of a run is made of, and what it says about where that came from."""
+"""Where a report came from, what is missing, and its place among published systems."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
-from rayasd.config import Config, EvaluationConfig
-from rayasd.data.catalog import Catalog
-from rayasd.evaluation.cells import Labels
-from rayasd.evaluation.leaderboard import Leaderboard, Standing
+from rayasd.evaluation.leaderboard import Standing
 from rayasd.evaluation.published import published_systems
-from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import ANY_VARIANT
 from rayasd.files import read_record
+from rayasd.report.run_report import RunReport
 from rayasd.report.tables import coverage, percent
-from rayasd.unit import RunDirectory, Unit
+from rayasd.sweep.states import State
+from rayasd.unit import Unit
+from rayasd.wording import counted, elapsed
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportedRun:
-    """A run and what its scores come to."""
-
-    paths: RunDirectory
-    out: RunDirectory
-    """Where the page and its charts go."""
-    config: Config
-    evaluation: EvaluationConfig
-    """Rules of this report."""
-    catalog: Catalog
-    labels: Labels
-    """As they are known now."""
-    leaderboard: Leaderboard
-    cells: pa.Table
-    scored: Sequence[Scored]
-    """Scores files of units and of ensembles."""
-    done: Sequence[Unit]
-    problems: Mapping[Unit, str]
-    """Why a planned unit is not done."""
-    provenance: Mapping[str, Any]
-    why_not_published: str | None
-    """Why published systems cannot be compared with this run; None when they can."""
-
-    @property
-    def part(self) -> str:
-        """Sections that rank: evaluation or development."""
-        return self.leaderboard.part
-
-    @property
-    def entries(self) -> list[Standing]:
-        """Entries with scores of their own, best first: not those whose variant is chosen section by section."""
-        return [s for s in self.leaderboard.ranked if not s.variant.startswith(ANY_VARIANT)]
-
-    def markers(self) -> Iterator[tuple[Unit, dict[str, Any]]]:
-        """Read the markers of all units that are done."""
-        for unit in self.done:
-            yield unit, read_record(self.paths.marker(unit, "DONE"))
+def entries(report: RunReport) -> list[Standing]:
+    """Return entries with scores of their own, best first: not those whose variant is chosen section by section."""
+    return [s for s in report.results.leaderboard.ranked if not s.variant.startswith(ANY_VARIANT)]
 
 
-def facts(run: ReportedRun) -> list[tuple[str, str]]:
-    """Say what was run, on what, where and for how long; name and value."""
-    machines = Counter(run.catalog.table["machine"].to_pylist())
-    markers = list(run.markers())
-    notes = Counter(note for _, marker in markers for note in marker.get("notes", ()))
-    busy = sum(marker.get("seconds", 0.0) for _, marker in markers)
-    best = run.entries[0] if run.entries else None
-    planned = len(run.done) + len(run.problems)
-    given = {name: str(run.provenance[name]) for name in ("command", "rayasd", "revision", "data", "data_fingerprint")}
-    return [
-        ("command", given["command"]),
-        ("rayasd", f"{given['rayasd']}, revision {given['revision']}"),
-        ("data", f"{given['data']}: {len(run.catalog.table)} clips of {', '.join(sorted(machines))}"),
-        ("data fingerprint", given["data_fingerprint"]),
-        *((name, str(run.provenance[name])) for name in ("clips left out", "odd in the data")),
-        ("synthetic", "yes: made by rayasd data synth, not recorded" if run.provenance["synthetic"] else "no"),
-        ("devices", "; ".join(f"{note} ({n} units)" for note, n in notes.most_common()) or "not noted"),
-        ("hosts", ", ".join(sorted({marker["host"] for _, marker in markers if "host" in marker})) or "not noted"),
-        ("wall time", f"{_duration(_wall_seconds(run.paths.root))} of sweeps; {_duration(busy)} of all units together"),
-        ("units", f"{len(run.done)} of {planned} done"),
-        ("cells", f"{coverage(best)} of the first in rank, {best.variant}" if best else "none"),
-        ("rules", str(run.provenance["evaluation"])),
+def done(report: RunReport) -> list[Unit]:
+    """List the units whose results can be read."""
+    return [unit for unit in report.sweep.units(State.DONE) if unit not in report.damaged]
+
+
+def problems(report: RunReport) -> list[tuple[str, str]]:
+    """List what is missing and why: units, and cells of the chosen systems."""
+    states, reasons = report.sweep.states, report.sweep.reasons | report.damaged
+    left = [unit for unit, state in states.items() if state is not State.DONE or unit in report.damaged]
+    cells = report.results.cells
+    failed = cells.filter((pc.field("status") == "failed") & pc.field("selected")).to_pylist()
+    counts = Counter((f"{c['variant']} {c['machine']} section {c['section']}", c["reason"] or "") for c in failed)
+    return [(str(unit), str(reasons.get(unit, states[unit]))) for unit in left] + [
+        (f"{where}: {counted(number, 'cell')}", reason) for (where, reason), number in counts.items()
     ]
 
 
-def published_rank(run: ReportedRun) -> tuple[str, list[tuple[str, str, str, bool]]]:
+def facts(report: RunReport, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what was run, on what, where and for how long; name and value."""
+    paths, table = report.store.paths, report.catalog.table
+    markers = [read_record(paths.marker(unit, "DONE")) for unit in done(report)]
+    notes = Counter(note for marker in markers for note in marker.get("notes", ()))
+    busy = sum(marker.get("seconds", 0.0) for marker in markers)
+    best = next(iter(entries(report)), None)
+    return [
+        ("command", provenance["command"]),
+        ("rayasd", f"{provenance['rayasd']}, revision {provenance['revision']}"),
+        ("data", f"{provenance['data']}: {len(table)} clips of {', '.join(report.catalog.machines)}"),
+        ("data fingerprint", provenance["data_fingerprint"]),
+        ("devices", "; ".join(f"{note} ({n} units)" for note, n in notes.most_common()) or "not noted"),
+        ("hosts", ", ".join(sorted({marker["host"] for marker in markers if "host" in marker})) or "not noted"),
+        ("time", f"{elapsed(busy)} of all units together"),
+        ("units", f"{len(markers)} of {len(report.sweep.states)} done"),
+        ("cells", f"{coverage(best)} of the best, {best.variant}" if best else "none"),
+        ("rules", provenance["evaluation"]),
+    ]
+
+
+def published_rank(report: RunReport) -> tuple[str, list[tuple[str, str, str, bool]]]:
     """Put our entries among the published systems.
 
     Returns:
@@ -96,45 +68,19 @@ def published_rank(run: ReportedRun) -> tuple[str, list[tuple[str, str, str, boo
         not to be compared.
 
     """
-    if run.why_not_published is not None:
-        return f"Published systems are not listed: {run.why_not_published}.", []
-    ours = [(s.variant, getattr(s, run.part), getattr(s, f"{run.part}_std")) for s in run.entries if s.complete]
+    part = report.results.leaderboard.part
+    if (why_not := report.why_not_published(part)) is not None:
+        return f"Published systems are not listed: {why_not}.", []
+    ours = [(s.variant, getattr(s, part), getattr(s, f"{part}_std")) for s in entries(report) if s.complete]
     lines = [(name, score, percent(score, deviation), "this run", True)
              for name, score, deviation in ours if score is not None]  # fmt: skip
     lines += [
         (p.name, p.score, percent(p.score), p.source, False)
-        for p in published_systems(run.part, run.evaluation.rule_year)
+        for p in published_systems(part, report.evaluation.rule_year)
     ]
     lines.sort(key=lambda line: -line[1])
     rows = [(name, score, source, own) for name, _, score, source, own in lines]
     place = next((i for i, row in enumerate(rows, 1) if row[3]), None)
     if place is None:
         return "No entry is complete: none can be ranked among published systems.", rows
-    return f"{rows[place - 1][0]} is number {place} of {len(rows)} by the official score on the {run.part} set.", rows
-
-
-def _wall_seconds(root: Path) -> float:
-    """Length of the time in which at least one sweep was at work, by its events."""
-    spans: list[tuple[datetime, datetime]] = []
-    for path in root.glob("events*.jsonl"):
-        began = last = None
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, KeyError, TypeError):
-                event = json.loads(line)
-                time = datetime.fromisoformat(event["time"])
-                if event["event"] == "sweep started" and began and last:
-                    spans.append((began, last))
-                if event["event"] == "sweep started" or began is None:
-                    began = time
-                last = time
-        if began and last:
-            spans.append((began, last))
-    total, reached = timedelta(), None
-    for start, end in sorted(spans):
-        total += max(timedelta(), end - (start if reached is None else max(start, reached)))
-        reached = end if reached is None else max(reached, end)
-    return total.total_seconds()
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return f"{rows[place - 1][0]} is number {place} of {len(rows)} by the official score on the {part} set.", rows
