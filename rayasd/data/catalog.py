@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rayasd.data.audio import uncut, what_it_is
 from rayasd.data.folders import folders, is_audio, is_folder, is_other_audio
 from rayasd.data.manifest import is_manifest, read_manifest
-from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
+from rayasd.data.naming import SPLIT_FOLDERS, SUPPLEMENTAL, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
 from rayasd.files import read_record
@@ -213,8 +213,14 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
             continue  # the same clips, by names that tell less
         if name in SPLIT_FOLDERS and Path(folder) != root:
             yield from entries
-        elif num_audio := sum(is_audio(entry.name) and not is_folder(entry) for entry in entries):
-            problem = f"{num_audio} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
+        elif audio := [entry.name for entry in entries if is_audio(entry.name) and not is_folder(entry)]:
+            problem = f"{len(audio)} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
+            if name == SUPPLEMENTAL:  # of DCASE 2025
+                noise = sum("noise" in each.lower() for each in audio)
+                clean = sum("clean" in each.lower() for each in audio)
+                problem = (
+                    f"{len(audio)} supplemental clips ({clean} clean, {noise} noise alone): neither training nor test"
+                )
             oddities.append(Oddity(below(folder), problem, False))
 
 

@@ -18,6 +18,9 @@ SPLIT_FOLDERS = {
 }  # fmt: skip
 """Folder of a machine type -> split of the clips in it."""
 
+SUPPLEMENTAL = "supplemental"
+"""Folder of DCASE 2025 with clips of the clean machine, or of noise alone."""
+
 LABELS = {"normal": 0, "anomaly": 1}
 
 _LONGEST_SHOWN = 600

@@ -58,6 +58,18 @@ def test_the_tree_is_dcase_2021(written: Path):
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (16000, 1, "PCM_16", 8000)
 
 
+def test_supplemental_clips_of_2025_are_named_and_neither_trained_on_nor_tested(tmp_path: Path):
+    plan = replace(PLAN, year=2025, machines=("fan", "ToyPet"), num_test=3)
+    count = synthesize(tmp_path / "data", plan, num_workers=1)
+    catalog = scan(tmp_path / "data")
+    assert catalog.table.num_rows == count - 2 * 3
+    assert not [clip for clip in catalog.table["clip"].to_pylist() if "supplemental" in clip]
+    assert [str(odd) for odd in catalog.oddities] == [
+        f"{place}/supplemental: 3 supplemental clips (2 clean, 1 noise alone): neither training nor test"
+        for place in ("dev_data/raw/fan", "eval_data/raw/ToyPet")
+    ]
+
+
 def test_labels_agree_with_the_kinds_of_anomaly(written: Path):
     catalog = with_ground_truth(scan(written), written / "ground_truth_data")
     anomalous = {row["clip"] for row in catalog.table.to_pylist() if row["label"] == 1}
