@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rayasd.config import DataConfig
 from rayasd.data.folders import is_other_audio
 from rayasd.data.headers import FlacCheck, contradiction, impossible_length
+from rayasd.data.reads import Reads, failing_as_read
 from rayasd.data.signals import LEVEL, at_level, levelled, ratio, resampled, rounded, unit, without_far
 from rayasd.errors import StorageError
 
@@ -110,7 +111,8 @@ def _opened(clip: Path) -> Iterator[tuple[int, soundfile.SoundFile, AudioFacts, 
         before = os.fstat(descriptor)
         if kind := what_it_is(before.st_mode):
             raise BadClipError(f"is {kind}, not a file")
-        with soundfile.SoundFile(descriptor, closefd=False) as file:
+        reads = Reads(descriptor, before.st_size)
+        with failing_as_read(reads), soundfile.SoundFile(reads) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
             size = before.st_size
