@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rayasd.config import DataConfig
 from rayasd.data.folders import is_other_audio, is_signal
 from rayasd.data.headers import FlacCheck, contradiction, impossible_length
+from rayasd.data.reads import Reads, failing_as_read
 from rayasd.data.samples import LEVEL, at_level, levelled, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave
 from rayasd.errors import StorageError
@@ -115,8 +116,9 @@ def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.Sou
         numbers = is_signal(path.name)
         if numbers and not config.signal_rate:
             raise BadClipError("has no sample rate of its own: data.signal_rate (data index --rate) tells it")
-        source = as_wave(path, config.signal_rate, config.signal_column) if numbers else descriptor
-        with soundfile.SoundFile(source, closefd=False) as file:
+        reads = Reads(descriptor, before.st_size)
+        source = as_wave(path, config.signal_rate, config.signal_column) if numbers else reads
+        with failing_as_read(reads), soundfile.SoundFile(source) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
             size = before.st_size
