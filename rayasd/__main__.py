@@ -18,7 +18,8 @@ def console() -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # nobody reads it any more
                 stream.flush()
-        os._exit(code)
+        if "mpi4py.MPI" not in sys.modules:  # which tells the other ranks at the very end
+            os._exit(code)
 
     atexit.register(leave)
     from rayasd.cli.main import main

@@ -54,7 +54,7 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a page, too: machine by machine, and trends over runs on the same data.")  # fmt: skip
 def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html: Path | None) -> None:
-    """Compare the first of several RUNS with the others: which is better and how certain that is.
+    """Compare RUNS with the first: which is better, and how sure.
 
     Uses a paired bootstrap over test clips, for the score and the mean AUC. A run may be given twice, to compare two of
     its variants.

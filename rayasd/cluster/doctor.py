@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rayasd.cluster.folder import private_folder
+from rayasd.cluster.folder import MARK, private_folder
 from rayasd.cluster.placement import Placement, find_placement
 from rayasd.errors import UserError, one_line
 from rayasd.host import cpu_quota, usable_cpus
@@ -133,6 +133,7 @@ def temp_folder(root: Path) -> Checked:
     except UserError as error:
         return "bad", str(error)
     with suppress(OSError):  # another doctor on this host may use what was made
+        (made / MARK).unlink()
         while made != existing:
             made.rmdir()
             made = made.parent
