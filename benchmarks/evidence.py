@@ -30,9 +30,9 @@ DATA = {
 }
 """Manifest or folder, and the machines that are reported; the others only train."""
 CONTROLS = ("level", "statistics", "max-statistics", "untrained", "shared-untrained")
-TRAINED = ("both", "serial-oe", "shared", "shared-sections", "shared-multires")
+TRAINED = ("both", "serial-oe", "shared", "shared-sections", "shared-multires", "recommended")
 ABLATIONS = ("machine-only", "product-only", "no-mixup")
-QUICK = (*CONTROLS, "shared", "shared-sections")
+QUICK = (*CONTROLS, "shared", "recommended")
 QUICK_BOTH = ("uavmix", "motorA")  # one training a seed; on the other data, four
 PRESET = Path(__file__).with_suffix(".toml")
 

@@ -8,6 +8,7 @@ from rayasd.config import from_dict
 from rayasd.errors import UserError
 from rayasd.nested import flatten
 from rayasd.presets import load, varied
+from rayasd.study.choices import choose_variants
 
 
 def test_presets_differ_exactly_in_the_methods_switches():
@@ -178,3 +179,11 @@ def test_a_variant_extends_one_before_it():
     for wrong in ({"b": {"extends": "a"}, "a": {}}, {"a": {"extends": "a"}}, {"b": {"extends": "nothing"}}):
         with pytest.raises(UserError, match="extends"):
             from_dict({"variants": wrong, "evaluation": {"ensembles": ["a&b"]}})
+
+
+def test_a_sweep_takes_the_first_variant_of_its_preset():
+    assert choose_variants(None, load("recommended")) == ("recommended",)
+    assert choose_variants(None, load("small")) == ("both",)
+    assert choose_variants("level", load("recommended")) == ("level",)
+    with pytest.raises(UserError, match="did you mean .both."):
+        choose_variants("bot", load("small"))

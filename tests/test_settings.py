@@ -77,6 +77,7 @@ def test_values_of_presets_are_printed_where_they_differ(tmp_path: Path):
         "    Passes over the training clips, with scope 'machine' the target machine's; 0\n"
         "    leaves the network untrained. (whole number, at least 0)\n"
         "    demo: 50\n"
+        "    recommended: 16\n"
         "    serial-oe, small: 100\n"
     )
     own = tmp_path / "own.toml"

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
               help="An unusable clip stops the sweep, or is left out and counted; default fail.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
 @click.option("--preset", default="eusipco2022", show_default=True,
-              help="eusipco2022, serial-oe, small, demo, or a TOML file.")  # fmt: skip
-@click.option("--variants", default="both", show_default=True,
-              help="Systems to compare, as the preset names them: both,untrained,statistics")  # fmt: skip
+              help="eusipco2022, recommended, serial-oe, small, demo, or a TOML file.")  # fmt: skip
+@click.option("--variants", help="Systems to compare, as the preset names them: both,untrained,statistics; "
+                                  "default: the preset's first.")  # fmt: skip
 @click.option("--seeds", default="0", show_default=True, help="Seeds: 0,1,2 or 0-4")
 @click.option(
     "--detectors",
@@ -70,7 +70,7 @@ def sweep(**options: Any) -> None:
 
 def _sweep(
     execution: Execution, *, source: Path | None, ground_truth: Path | None, on_bad_clip: str | None, machines: str,
-    preset: str, variants: str | Sequence[str], seeds: str, detectors: str | None, overrides: Sequence[str],
+    preset: str, variants: str | Sequence[str] | None, seeds: str, detectors: str | None, overrides: Sequence[str],
     vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool, simulate: str | None, set_up_only: bool,
     only: str | None, trust: bool,
 ) -> int:  # fmt: skip
@@ -79,7 +79,7 @@ def _sweep(
     from rayasd.cli.display import wide_console
     from rayasd.cli.dry_run import DryRun, Simulation
     from rayasd.cli.screen import Screen
-    from rayasd.study.choices import choose
+    from rayasd.study.choices import choose_variants
     from rayasd.study.study import Study
 
     if simulate is not None and not dry_run:
@@ -88,7 +88,7 @@ def _sweep(
     short = {"inlier.detectors": detectors, "data.on_bad_clip": on_bad_clip}
     config = presets.load(preset, [*overrides, *(f"{k}={value}" for k, value in short.items() if value is not None)])
     if vary is not None:
-        chosen = choose("variant", variants, sorted(config.variants))
+        chosen = choose_variants(variants, config)
         config, variants = presets.varied(config, chosen, *presets.parse_values(vary))
     study = Study(config=config, data=source, run_dir=run_dir, machines=machines, variants=variants, seeds=seeds,
                   ground_truth=ground_truth, command=sys.argv, trust=trust)  # fmt: skip

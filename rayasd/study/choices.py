@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rayasd.config import Config
 from rayasd.data.naming import matching
 from rayasd.errors import UserError
 
@@ -25,6 +26,16 @@ def choose(kind: str, names: str | Iterable[str], available: Sequence[str]) -> t
     if not chosen:
         raise UserError(f"no {kind} chosen: all, or some of {', '.join(available)}")
     return chosen
+
+
+def choose_variants(names: str | Iterable[str] | None, config: Config) -> tuple[str, ...]:
+    """Resolve a choice among a configuration's variants; None is the first of them.
+
+    Raises:
+        UserError: an unknown name, or none.
+
+    """
+    return choose("variant", next(iter(config.variants), "") if names is None else names, sorted(config.variants))
 
 
 def parse_seeds(given: str | int | Iterable[int]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from rayasd.evaluation.years import settled_by_data
 from rayasd.registry import refuse_code
 from rayasd.report.run_report import RunReport
 from rayasd.stages import ALL_MACHINES, STAGES
-from rayasd.study.choices import cache_folder, choose, data_source, parse_seeds
+from rayasd.study.choices import cache_folder, choose, choose_variants, data_source, parse_seeds
 from rayasd.study.driving import check_execution, complete
 from rayasd.study.execution import Execution, ExecutorName
 from rayasd.study.watcher import Watcher
@@ -46,7 +46,7 @@ class Study:
         data: folder in a DCASE layout, manifest, or catalog; default $RAYASD_DATA, then data/.
         run_dir: where results go; a run that exists there is continued.
         machines: "all", or names: a list, or a text with commas.
-        variants: likewise, as the configuration names them.
+        variants: likewise, as the configuration names them; default: its first.
         seeds: whole numbers from 0: "0-4", "0,2", 3, or a list.
         ground_truth: folder of ground_truth_*.csv; default ground_truth_data in the data's folder or right below.
         command: words that the manifest keeps of what was asked; default: these arguments.
@@ -64,7 +64,7 @@ class Study:
         data: str | Path | Catalog | None = None,
         run_dir: str | Path = "runs/default",
         machines: str | Sequence[str] = "all",
-        variants: str | Sequence[str] = "both",
+        variants: str | Sequence[str] | None = None,
         seeds: str | int | Iterable[int] = 0,
         ground_truth: str | Path | None = None,
         command: Sequence[str] | None = None,
@@ -73,7 +73,7 @@ class Study:
         self._trust = trust
         self._asked = config if isinstance(config, Config) else presets.load(str(config))
         self.store = RunStore(Path(run_dir))
-        self.variants = choose("variant", variants, sorted(self._asked.variants))
+        self.variants = choose_variants(variants, self._asked)
         self.seeds = parse_seeds(seeds)
         self._data, self._machines = data, machines
         self._ground_truth = None if ground_truth is None else Path(ground_truth)
