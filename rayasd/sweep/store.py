@@ -186,7 +186,8 @@ class RunStore:
             stack.callback(self._checks.clear)
             try:
                 paths.root.mkdir(parents=True, exist_ok=True)
-                if not trust and (owner := paths.root.stat().st_uid) != os.geteuid():
+                writable = os.access(paths.root, os.W_OK, effective_ids=True)  # else the system says it
+                if writable and not trust and (owner := paths.root.stat().st_uid) != os.geteuid():
                     raise UserError(
                         f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
                         "embed and detect take --trust"
