@@ -20,6 +20,7 @@ from rayasd.cluster.folder import RAYS
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.host import end_with_parent
+from rayasd.printing import tell
 
 PORTS_A_BLOCK = 100
 _FIRST_PORT, _NUM_BLOCKS = 20000, 120  # above Ray's own defaults, below the ports that systems give to clients
@@ -81,7 +82,7 @@ class RayNode:
         """Start Ray once more where it has ended, as it does after 30 s on a busy file system; False: no third time."""
         if self.starts > 1:
             return False
-        print(f"{self.last_words()}; tried once more", file=sys.stderr, flush=True)
+        tell(f"{self.last_words()}; tried once more", err=True)
         self._kill()
         self.start(self.head_address)
         return True

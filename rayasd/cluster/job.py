@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from rayasd.cluster.daemon import RayNode
 from rayasd.cluster.folder import RAYS
+from rayasd.files import no_links
 from rayasd.host import end_with_parent
 
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray's own supervisor of jobs tells a driver what it is
@@ -77,7 +78,7 @@ class Command:
     def _copy(self, source: BinaryIO, target: BinaryIO) -> None:
         files = [target]
         with suppress(OSError):
-            files.append(self._log.open("ab", buffering=0))
+            files.append(open(self._log, "ab", buffering=0, opener=no_links))
         while text := source.read1(1 << 16):  # type: ignore[attr-defined]
             for file in files:
                 with suppress(OSError):  # a pipe that nobody reads, a full disk: the command must not wait for us

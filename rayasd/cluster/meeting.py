@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.errors import UserError
-from rayasd.files import read_record, write_json
+from rayasd.files import no_links, read_record, write_json
 
 _GONE_SECONDS = 600.0  # without a sign of life of the head, which comes every 5 s while a command runs
 
@@ -103,7 +103,8 @@ def leave_mark(folder: Path, mark: str, host: str) -> None:
         UserError: another host has left its mark there.
 
     """
-    (folder / f"mark-{mark}-{host}").touch()
+    with open(folder / f"mark-{mark}-{host}", "ab", opener=no_links):
+        pass
     hosts = sorted(path.name.removeprefix(f"mark-{mark}-") for path in folder.glob(f"mark-{mark}-*"))
     if len(hosts) > 1:
         raise UserError(

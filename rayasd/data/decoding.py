@@ -69,7 +69,6 @@ def decode_machine(
     rows: dict[str, tuple[Any, ...]] = {}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        mark_as_cache(index.parent)
         config = scaled(root, table, config, over)
         found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
         lengths = {clip: length for (clip, _), length in zip(clips, found, strict=True)}
@@ -77,6 +76,7 @@ def decode_machine(
         planned = [(clip, frames) for clip, frames in lengths.items() if isinstance(frames, int)]
         offsets = np.cumsum([0, *(frames for _, frames in planned)], dtype=np.int64).tolist()
         _need_space(index.parent, 2 * offsets[-1])
+        mark_as_cache(index.parent)
         places = [(clip, offset, frames) for (clip, frames), offset in zip(planned, offsets, strict=False)]
         with replacing(index.with_suffix(".i16")) as path:
             if offsets[-1]:

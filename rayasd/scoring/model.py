@@ -180,7 +180,7 @@ class MachineModel:
     def _spans(self, clip: str) -> list[tuple[int, int]]:
         data = self._config.data
         length = round(self.parts.clip_seconds * data.sample_rate)
-        return _spans(num_frames(read_facts(Path(clip)), data), length)
+        return _spans(num_frames(read_facts(Path(clip), data), data), length)
 
     def _whole(self, clip: str) -> Piece | ClipScore | None:
         """Read a clip; None of a long recording, which is read in parts."""

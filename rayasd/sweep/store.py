@@ -45,7 +45,7 @@ class RunStore:
         self.part = part
         self.events_file = self.paths.of_driver("events.jsonl", part)
         """What happened, one JSON line an event; hosts must not write into one file."""
-        self.stop_file = self.paths.of_driver("stop", part)
+        self.stop_file = self.paths.of_driver("stop", part and part[:1])
         """While it exists, this driver starts nothing more, and its units save their state and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
         """Secret of this driver's own Ray."""
@@ -204,8 +204,10 @@ class RunStore:
                 for folder in (paths.root, *_folders(paths.ensembles), *_folders(paths.plots)):
                     remove_unfinished(folder)
             self.token_file.unlink(missing_ok=True)  # of a driver that was killed
-            self.stop_file.unlink(missing_ok=True)
-            stack.callback(_remove, self.stop_file)
+            for each in [None] if self.part is None else [[machine] for machine in self.part]:
+                stop_file = self.paths.of_driver("stop", each)
+                stop_file.unlink(missing_ok=True)
+                stack.callback(_remove, stop_file)
             yield
 
     def check_held(self) -> None:
@@ -220,13 +222,9 @@ class RunStore:
 
     def stop(self) -> None:
         """Ask all who drive the run, or parts of it, to stop and to stay so."""
-        parts: dict[str, list[str]] = {}  # machines by their driver
-        for lock in self.paths.part_locks():
-            if holder := holder_of(lock):
-                who = repr([holder.get(key) for key in ("host", "pid", "started", "place")])
-                parts.setdefault(who, []).append(lock.stem.removeprefix("lock-"))
         whole = [None] if holder_of(self.paths.lock) else []
-        for part in [*whole, *parts.values()]:
+        held = [[lock.stem.removeprefix("lock-")] for lock in self.paths.part_locks() if holder_of(lock)]
+        for part in [*whole, *held]:  # a driver of several machines looks at the first one's
             with open(self.paths.of_driver("stop", part), "w", encoding="utf-8", opener=no_links) as file:
                 file.write("by rayasd stop\n")
 

@@ -92,7 +92,7 @@ def test_no_code_of_ours_unpickles_or_evaluates():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
     ]
-    names = [(path, ast.unparse(node.func)) for path, node in calls]
+    names = [(path, ast.unparse(node.func)) for path, node in calls if "allow_pickle=False" not in ast.unparse(node)]
     assert not [found for found in names if found[1] in forbidden]
     shells = [path for path, node in calls for word in node.keywords if word.arg == "shell"]
     assert not shells
@@ -259,7 +259,9 @@ def test_nothing_of_ours_prints_otherwise():
         if (isinstance(node, ast.Call) and ast.unparse(node.func) in forbidden)
         or (isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr"))
     ]  # fmt: skip
-    streams = {f"rayasd/__main__.py: sys.std{name}" for name in ("out", "err")}  # flushed
+    streams = {
+        f"rayasd/{path}: sys.std{name}" for name in ("out", "err") for path in ("__main__.py", "cluster/job.py")
+    }  # flushed; what a command of ours has printed
     assert set(found) == {"rayasd/cli/display.py: sys.stdout", *streams}  # isatty
 
 

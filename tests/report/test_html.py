@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 
 def report(run: Path, **options: bool) -> Page:
-    default = dict.fromkeys(("all_systems", "oracle", "sections", "with_audio"), False)
+    default = dict.fromkeys(("all_systems", "oracle", "sections", "attributes", "with_audio"), False)
     report_command.callback(run=run, ground_truth=None, overrides=(), out=None, **(default | options))
     return Page(RunDirectory(run).html)
 
