@@ -61,7 +61,7 @@ gpu: venv
 docs-settings: venv
 	$(BIN)/rayasd settings --format md > docs/settings.md
 
-# README, docs/, commands and Python API as a site: site/index.html. Fails at a link that leads nowhere.
+# README, docs/, commands and Python API as a site in site/; to search it: python -m http.server -d site. Broken links fail.
 docs: venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	sed 's|(docs/|(|g' README.md > docs/index.md

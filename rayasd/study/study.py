@@ -37,10 +37,6 @@ _SHOWN_PROBLEMS = 5
 class Study:
     """Machines, variants and seeds to compare, and the run directory of their results.
 
-    >>> study = Study(config="demo", data="data/synthetic", run_dir="runs/demo")     # doctest: +SKIP
-    >>> study.run(executor="local")                                                  # doctest: +SKIP
-    >>> study.report().results.leaderboard.ranked[0].evaluation                      # doctest: +SKIP
-
     Args:
         config: name of a preset, path of a TOML file, or a configuration.
         data: folder in a DCASE layout, manifest, or catalog; default $RAYASD_DATA, then data/.
