@@ -283,7 +283,9 @@ class MachineModel:
         products = {k: name for k, name in enumerate(sections) if name in self.parts.trees}
         if not products:
             there = ", ".join(self.sections)
-            raise UserError(f"no section is given, and this model has no product head: there are {there}")
+            raise UserError(
+                f"no section is given, and this model cannot tell sections apart: --section, one of {there}"
+            )
         return heads[0], products
 
     def embedded(self, pieces: Sequence[Piece], origin: Origin, checkpoint: int, tables: Tables) -> pa.Table:
