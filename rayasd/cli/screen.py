@@ -1,4 +1,4 @@
-"""What a sweep prints while it runs, a live table in a terminal, plain lines elsewhere; and what signals do."""
+"""Output of a running sweep, a live table in a terminal and plain lines elsewhere; handling of signals."""
 
 import shlex
 import signal
