@@ -4,11 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench gpu docs-settings lint format clean
+.PHONY: venv demo test test-fast test-long test-cluster chaos soak bench gpu docs docs-settings lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | gpu | docs-settings | lint | format | venv | clean"
+	@echo "make demo | test | test-fast | test-long | test-cluster | chaos | soak | bench | gpu | docs | docs-settings | lint | format | venv | clean"
 
 # Rebuilt when pyproject.toml changes; the stamp comes last, so that a broken installation is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
@@ -61,6 +61,13 @@ gpu: venv
 docs-settings: venv
 	$(BIN)/rayasd settings --format md > docs/settings.md
 
+# README, docs/, commands and Python API as a site in site/; to search it: python -m http.server -d site. Broken links fail.
+docs: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	sed 's|(docs/|(|g' README.md > docs/index.md
+	cp CHANGELOG.md docs/changes.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,4 +78,4 @@ format: venv
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) data/synthetic runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) data/synthetic runs/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rayasd.study.study import Study
 
 __all__ = ["Execution", "Study"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {"Execution": "rayasd.study.execution", "Study": "rayasd.study.study"}
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Features = NDArray[np.float32]
-"""What detectors are fitted to, (windows, dimensions)."""
+"""Input of detectors, (windows, dimensions)."""
 Scores = NDArray[np.float64]
 """Anomaly scores; higher is more anomalous."""
 Indices = NDArray[np.int64]

@@ -9,7 +9,7 @@ GREEDY = "greedy"
 
 
 class Ensemble(NamedTuple):
-    """What an ensemble averages over."""
+    """The dimensions that an ensemble averages over."""
 
     variants: tuple[str, ...]
     """Variants that are fused; empty: each variant has an ensemble of its own."""

@@ -1,10 +1,10 @@
-"""What goes wrong because of what a person asked for or gave, said in one line."""
+"""Errors that a person can act on, each in one line."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 EXIT_UNITS_FAILED = 1
-"""Exit code of a command that could not do all it was asked for."""
+"""Exit code of a command that could not do everything."""
 
 EXIT_USAGE = 2
 """Exit code of a command that cannot do what it was asked for: usage, configuration, data."""
@@ -13,7 +13,7 @@ EXIT_INTERRUPTED = 75
 """Exit code of a command that was interrupted and can be resumed: batch scripts put it back in the queue."""
 
 EXIT_STOPPED = 77
-"""Exit code of a command that somebody stopped: it can be resumed, but not by itself."""
+"""Exit code of a command that `rayasd stop` ended: it can be resumed, but batch scripts do not."""
 
 
 class UserError(Exception):
@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """A place that is full, read-only, forbidden or gone: nothing that is held against who came upon it."""
+    """Storage is full, read-only or unreachable; not counted as the unit's failure."""
 
 
 class NoGPUError(UserError):
@@ -43,7 +43,7 @@ class NothingSavedError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """What cannot go on now but can later, said in one line; ends a command as Ctrl-C does."""
+    """An interruption that can be resumed, with its reason in one line; ends a command as Ctrl-C does."""
 
 
 class RunStopped(Interrupted):
@@ -51,7 +51,7 @@ class RunStopped(Interrupted):
 
 
 def one_line(error: object, most: int = 200) -> str:
-    """Say an error, or what somebody wrote, in one line of so many characters at most."""
+    """Return an error or a text as one line of at most ``most`` characters."""
     return " ".join(str(error).split())[:most]
 
 

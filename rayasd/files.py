@@ -71,7 +71,7 @@ def no_links(path: str, flags: int) -> int:
 
 
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
-    """Say in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
+    """Return in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 
     Args:
         error: whatever was raised, perhaps because of something else.
@@ -91,7 +91,7 @@ def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageE
                 named = folder
             elif cause.errno not in (errno.EACCES, errno.EPERM):
                 named = named.parent
-            return StorageError(f"{_TROUBLES[cause.errno].format(named)}, then the same command goes on")
+            return StorageError(f"{_TROUBLES[cause.errno].format(named)}, then the same command continues")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
@@ -125,7 +125,7 @@ def is_marked_as_cache(folder: Path) -> bool:
 
 def gone(folder: Path) -> StorageError:
     """Build the error for a folder that was there and is not."""
-    return StorageError(f"{folder} is gone: was its file system unmounted? Once it is back, the same command goes on")
+    return StorageError(f"{folder} is gone: was its file system unmounted? Once it is back, the same command continues")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What this process has to do with its host: CPUs and GPUs as a batch system gave them, other processes, ports."""
+"""Facts about this process and its host: CPUs and GPUs as a batch system gave them, other processes, ports."""
 
 import ctypes
 import fcntl
@@ -146,12 +146,12 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def how_it_ended(code: int) -> str:
-    """Say how a process ended, from the exit code as ``subprocess`` gives it: negative for a signal."""
+    """Return how a process ended, from the exit code as ``subprocess`` gives it: negative for a signal."""
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def why_silent(host: str, port: int, seconds: float = 5.0) -> str:
-    """Say why nobody answers at a port; empty if somebody does."""
+    """Return why nothing answers at a port; empty if something does."""
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except (OSError, OverflowError) as error:

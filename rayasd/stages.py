@@ -83,7 +83,7 @@ class Stage:
     is_needed: Callable[[Config], bool] = lambda config: True
     """Whether a variant goes through it."""
     work_unit: str
-    """What its speed is counted in."""
+    """Unit of its speed."""
     work: Callable[[str, Config, NumClips], float]
     """How much of that a machine's unit goes through."""
     output_bytes: Callable[[str, Config, NumClips, int], int]

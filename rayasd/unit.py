@@ -82,7 +82,7 @@ class RunDirectory:
 
     @property
     def ensembles(self) -> Path:
-        """Where the ensembles' scores are."""
+        """Folder of the ensembles' scores."""
         return self.root / "ensembles"
 
     def ensemble(self, entry: str, machine: str, seed: int | None) -> Path:
@@ -101,7 +101,7 @@ class RunDirectory:
 
     @property
     def plots(self) -> Path:
-        """Where the report's pictures are."""
+        """Folder of the report's plots."""
         return self.root / "plots"
 
     def plot(self, name: str) -> Path:
@@ -208,7 +208,7 @@ class Progress:
     """Clips seen since the last report."""
     loss: float | None = None
     note: str = ""
-    """What a person should know: the device and why, where the weights come from."""
+    """Notes for the user: the device and why, where the weights come from."""
 
 
 Report = Callable[[Progress], bool | None]

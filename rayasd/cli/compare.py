@@ -54,10 +54,10 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a page, too: machine by machine, and trends over runs on the same data.")  # fmt: skip
 def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html: Path | None) -> None:
-    """Compare RUNS with the first: which is better, and how sure.
+    """Compare the first of several RUNS with each of the others.
 
-    Uses a paired bootstrap over test clips, for the score and the mean AUC. A run may be given twice, to compare two of
-    its variants.
+    Prints which is better and how certain that is, by a paired bootstrap over test clips, for the score and the mean
+    AUC. A run may be given twice, to compare two of its variants.
 
     \b
         rayasd compare runs/mine runs/theirs

@@ -267,7 +267,7 @@ def _pairs(parts: Iterable[str]) -> dict[str, str]:
 
 
 def _attributes(catalog: "Catalog") -> Iterator[str]:
-    """Say which attribute values a machine's clips have, and how many have each."""
+    """Print which attribute values a machine's clips have, and how many have each."""
     from rayasd.data.naming import attribute_values
 
     for machine in catalog.machines:

@@ -32,7 +32,7 @@ def plain_table(titles: Iterable[str], right: Collection[str] = (), *, header: s
 
 
 def counts(sweep: Sweep) -> str:
-    """Say how many units are in each state."""
+    """Return how many units are in each state."""
     return ", ".join(f"{sweep.count(state)} {state.value}" for state in State if sweep.count(state))
 
 
@@ -88,7 +88,7 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
 
 
 def print_failed_cells(console: Console, cells: pa.Table) -> int:
-    """Say which detectors could not be fitted and why; returns the number of failed cells."""
+    """Print which detectors could not be fitted and why; returns the number of failed cells."""
     failed = cells.filter(pc.field("status") == "failed")
     cells_of = ("variant", "seed", "machine", "section", "domain", "detector", "reason")
     once = failed.group_by(cells_of).aggregate([])  # a cell fails under all poolings alike

@@ -1,4 +1,4 @@
-"""What a sweep prints while it runs, a live table in a terminal, plain lines elsewhere; and what signals do."""
+"""Output of a running sweep, a live table in a terminal and plain lines elsewhere; handling of signals."""
 
 import shlex
 import signal
@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
 
+import pyarrow.compute as pc
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -117,9 +118,11 @@ class Screen(Watcher):
     def _print_next(self, report: RunReport) -> None:
         root = report.store.paths.root
         run = shlex.quote(str(near(root)))
-        machine = shlex.quote(min(unit.machine for unit in report.units))
+        machine = min(unit.machine for unit in report.units)
+        section = min(report.catalog.table.filter(pc.field("machine") == machine)["section"].to_pylist())
+        of = f"--machine {shlex.quote(machine)} --section {shlex.quote(section)}"
         self.say(f"next:    rayasd report {run} --by-section    # AUC and false alarms by section")
-        self.say(f"         rayasd score {run} --machine {machine} CLIP    # new clips")
+        self.say(f"         rayasd score {run} {of} CLIP    # new clips")
 
     def _announce(self, sweep: Sweep, unit: Unit, state: State) -> None:
         if state is State.DONE:

@@ -30,7 +30,7 @@ your own several ([extending.md](extending.md#a-variant)); [method.md](method.md
 @click.option("--preset", help="Preset or TOML file whose other values are shown; default: all presets of rayasd.")
 @output_format("table", "md", "json")
 def settings(key: str | None, preset: str | None, form: str) -> None:
-    """Print settings with their defaults, allowed values and meaning.
+    """Print settings: defaults, allowed values and meaning.
 
     KEY is a table or a setting; without it, all are printed.
 

@@ -71,6 +71,6 @@ def submit(
             try:
                 code = jobs.follow(client, job_id, lambda text: tell(text, nl=False))
             except KeyboardInterrupt:
-                tell(f"\njob {job_id} goes on: --follow {job_id} shows it, --stop {job_id} ends it", err=True)
+                tell(f"\njob {job_id} continues: --follow {job_id} shows it, --stop {job_id} ends it", err=True)
                 code = EXIT_INTERRUPTED
             raise SystemExit(code)

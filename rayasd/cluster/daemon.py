@@ -60,7 +60,7 @@ class RayNode:
 
     @property
     def log(self) -> Path:
-        """What ``ray start`` said."""
+        """Output of ``ray start``."""
         return self.folder / f"start-{self.placement.rank}.log"
 
     def start(self, head_address: str | None) -> None:
@@ -101,7 +101,7 @@ class RayNode:
             dashboard.close()
 
     def last_words(self) -> str:
-        """Say how Ray ended, with the last line that it said."""
+        """Return how Ray ended, with the last line that it printed."""
         assert self.process is not None
         lines = re.sub(r"\x1b\[[0-9;]*m", "", self.log.read_text(errors="replace")).splitlines()
         said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

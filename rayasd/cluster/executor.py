@@ -210,7 +210,7 @@ class RayExecutor:
             self._idle.clear()
 
     def _lost(self, spec: UnitSpec, error: Exception) -> Outcome:
-        """Say how a unit lost its worker."""
+        """Return how a unit lost its worker."""
         self._lost_any = True
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         kinds = self._ray.exceptions

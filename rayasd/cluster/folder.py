@@ -1,4 +1,4 @@
-"""Where a Ray of ours has its files on a host: in a folder that only we can enter.
+"""Temporary folder of a Ray of ours on a host, which only its user can enter.
 
 Ray gives everybody the right to write into the folders that it makes (logs, sockets, sessions); whoever can do that can
 put links in place of logs and jobs in place of ours.

@@ -78,7 +78,7 @@ class Command:
     def _copy(self, source: BinaryIO, target: BinaryIO) -> None:
         files = [target]
         with suppress(OSError):
-            files.append(open(self._log, "ab", buffering=0, opener=no_links))
+            files.append(open(self._log, "ab", buffering=0, opener=no_links))  # noqa: SIM115
         while text := source.read1(1 << 16):  # type: ignore[attr-defined]
             for file in files:
                 with suppress(OSError):  # a pipe that nobody reads, a full disk: the command must not wait for us

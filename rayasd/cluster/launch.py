@@ -186,7 +186,7 @@ def _wait_for_nodes(
     if len(alive) < max(1, min_nodes):
         within = f" within {wait_seconds:g} s" if time.monotonic() > until else ""
         raise UserError(f"{len(alive)} of {size} nodes came together{within}: {missing}")
-    tell(f"{len(alive)} of {size} nodes came, and the job goes on with these: {missing}", err=True)
+    tell(f"{len(alive)} of {size} nodes came, and the job continues with these: {missing}", err=True)
 
 
 def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> Mapping[str, Any]:

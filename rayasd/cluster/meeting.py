@@ -28,7 +28,7 @@ class Meeting:
 
     @property
     def head(self) -> Path:
-        """Where the head's Ray listens."""
+        """Address of the head's Ray."""
         return self.folder / "head.json"
 
     @property
@@ -63,7 +63,7 @@ class Meeting:
         return read(self._trouble).get("trouble")
 
     def missing(self, size: int, alive: set[str]) -> list[str]:
-        """Say of each rank whose Ray is not there what is known; ``alive``: addresses of the nodes that Ray has."""
+        """Describe each rank whose Ray is missing; ``alive``: addresses of the nodes that Ray has."""
         said = []
         for rank in range(1, size):
             record = read(self.node(rank))

@@ -1,4 +1,4 @@
-"""What must be the same on all nodes of a Ray cluster: packages, our code, the clock."""
+"""Check that all nodes of a Ray cluster have the same packages, code and clock."""
 
 import platform
 import time
@@ -18,7 +18,7 @@ _CLOCKS_DIFFER_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Software:
-    """What results may depend on."""
+    """Versions that results may depend on."""
 
     versions: Mapping[str, str | None]
     code: str
@@ -33,7 +33,7 @@ class Software:
         return cls({"Python": python, "rayasd": __version__, **package_versions()}, code)
 
     def differences(self, other: "Software") -> list[str]:
-        """Say what the other has that is not the same."""
+        """Return what differs in the other."""
         found = [
             f"{name} {other.versions.get(name)}, not {version}"
             for name, version in self.versions.items()

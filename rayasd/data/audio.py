@@ -37,7 +37,7 @@ _BLOCK = 1 << 22
 _MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
-"""What soundfile raises besides its own, for codecs that cannot seek, say."""
+"""Errors that soundfile raises besides its own, for instance for codecs that cannot seek."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -57,7 +57,7 @@ class BadClipError(Exception):
 
 @dataclass(frozen=True)
 class AudioFacts:
-    """What a file's header says."""
+    """A file's header."""
 
     frames: int
     sample_rate: int
@@ -97,7 +97,7 @@ def uncut(path: Path) -> tuple[Path, tuple[float, float] | None]:
 
 
 def what_it_is(mode: int) -> str | None:
-    """Say what a thing is that is no regular file, by its mode; None for a file."""
+    """Name the kind of a path that is no regular file, by its mode; None for a file."""
     return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
 
 
@@ -297,7 +297,7 @@ def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
     """Tell a clip that is at fault itself from a disk or a host that is: of these, no clip is left out."""
     of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
     if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
-        return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command goes on")
+        return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command continues")
     remedy = ": ffmpeg -i FILE FILE.wav converts it" if is_other_audio(path.name) else ""
     return BadClipError(_reason(error) + remedy)
 

@@ -77,7 +77,7 @@ class Catalog:
 
     @property
     def dataset(self) -> str | None:
-        """What ``rayasd data fetch`` noted beside the clips: dcase2021; None if nothing."""
+        """Name that ``rayasd data fetch`` wrote beside the clips, such as dcase2021; None without it."""
         found = [read_record(folder / "fetched.json").get("dataset") for folder in (self.root, self.root.parent)]
         return next((str(name) for name in found if name), None)
 

@@ -11,11 +11,11 @@ AUDIO_SUFFIXES = (
     ".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au",
     ".snd", ".caf", ".nist", ".sph", ".voc",
 )  # fmt: skip
-"""What libsndfile reads; in any case."""
+"""Suffixes that libsndfile reads, in any case."""
 SIGNALS = (".npy", ".mat", ".csv")
 """Numbers, which are recordings where a rate is given (``data.signal_rate``)."""
 OTHER_AUDIO = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka")
-"""What it does not read."""
+"""Suffixes that it does not read."""
 
 
 def is_audio(name: str) -> bool:

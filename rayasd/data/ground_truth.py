@@ -22,7 +22,7 @@ _FOLDERS = (_LABELS, _DOMAINS, "datasets")
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a clip: None where a file does not tell."""
+    """Facts about a clip; None where no file has them."""
 
     label: int | None = None
     domain: str | None = None

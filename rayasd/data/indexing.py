@@ -18,7 +18,7 @@ from rayasd.errors import UserError, unknown
 
 Row = dict[str, str]
 FOUND = (*COLUMNS[1:], "group", "attributes")
-"""What a pattern's placeholders and a table's columns may tell, besides the path."""
+"""Fields that a pattern's placeholders or a table's columns may give, besides the path."""
 TEST_FRACTION = 0.2
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
            "evaluation": "test"}  # fmt: skip
@@ -26,10 +26,10 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is made of the words that are found in paths or columns."""
+    """Meaning of the words in paths or columns."""
 
     machine: str | None = None
-    """Of all clips, where no word tells; likewise ``label``."""
+    """For clips without a word; likewise ``label``."""
     label: str | None = None
     normal: Sequence[str] = ()
     """Words, or patterns with *, for normal clips; likewise ``anomaly``, where the word is kept as an attribute."""
@@ -58,7 +58,7 @@ class Rules:
         """Return train or test."""
         known = _SPLITS | {key.lower(): value for key, value in self.splits.items()}
         if word.lower() not in known:
-            raise UserError(f"{place}: split {word!r} is neither train nor test: --split {word}=test says which it is")
+            raise UserError(f"{place}: split {word!r} is neither train nor test: --split {word}=test")
         return known[word.lower()]
 
 
@@ -90,7 +90,7 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
         else:
             left.append(path)
     if not rows:
-        raise UserError(f"nothing below {root} matches {pattern!r}: --pattern says how paths are made up")
+        raise UserError(f"nothing below {root} matches {pattern!r}: --pattern describes the paths")
     _hold_out_normals(rows, rules)
     return rows, left
 
@@ -185,7 +185,7 @@ def _row(name: str, found: Mapping[str, str], rules: Rules, place: str) -> Row:
         raise UserError(f"{place} {problem}: rename it")
     machine = found.get("machine") or rules.machine
     if not machine:
-        raise UserError(f"{place}: which machine? --machine NAME says it of all clips")
+        raise UserError(f"{place}: no machine: --machine NAME names that of all clips")
     split = rules.split_of(found["split"], place) if found.get("split") else ""
     word = found.get("label") or rules.label or ("normal" if split == "train" else "unknown")
     label, kind = rules.label_of(word, place)

@@ -35,7 +35,7 @@ _2020 = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d{2,4})_(?P<
 
 @dataclass(frozen=True)
 class ClipName:
-    """What a clip's name and folder say about it."""
+    """Facts about a clip from its name and folder."""
 
     section: str
     """Product or machine ID, two digits or more."""

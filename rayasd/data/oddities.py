@@ -1,4 +1,4 @@
-"""What a person should know about data: of single clips, and what only shows when clips are set side by side."""
+"""Notes about the data: single clips, and comparisons between clips."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
@@ -87,7 +87,7 @@ def is_constant(row: ClipRow) -> bool:
 
 
 def counted_problems(problems: Collection[str]) -> str:
-    """Say in a line how many clips have a problem, and what is wrong with the first; none where there are none."""
+    """Return in one line how many clips have a problem, and what is wrong with the first; none where there are none."""
     if not problems:
         return "none"
     first = next(iter(problems))

@@ -32,10 +32,10 @@ def machine_types(year: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SynthesisPlan:
-    """What to write."""
+    """Plan of a synthetic tree."""
 
     year: int = 2021
-    """Whose machines, names, folders, channels and ground truth."""
+    """DCASE year whose machines, names, folders, channels and ground truth are used."""
     machines: tuple[str, ...] = ()
     """Some of the year's; none: all."""
     num_sections: int = 6

@@ -112,7 +112,7 @@ def decode(
             done += table.num_rows
     merged = pa.concat_tables(tables).combine_chunks()
     if merged.num_rows == 0:
-        raise UserError(f"no clip in {catalog.root} can be used: rayasd data check {catalog.root} says why")
+        raise UserError(f"no clip in {catalog.root} can be used: rayasd data check {catalog.root} lists the reasons")
     return replace(catalog, table=merged.replace_schema_metadata(), oddities=tuple(oddities))
 
 

@@ -32,7 +32,7 @@ class CellScores:
     domains: NDArray[np.object_]
     """(clips,)"""
     groups: NDArray[np.object_]
-    """What belongs together; a clip that is alone has its own name, (clips,)."""
+    """Group of each clip; a clip without a group is its own, (clips,)."""
     metrics: tuple[str, ...] = ("auc", "pauc")
     """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
 

@@ -21,7 +21,7 @@ _FEWEST_TO_FIT = 30
 
 @dataclass(frozen=True)
 class Decision:
-    """What normal clips allow to be decided about others."""
+    """A decision threshold from the scores of normal clips."""
 
     threshold: float | None
     """Score above which a clip is called anomalous."""
@@ -100,7 +100,7 @@ def decision_of(systems: Mapping[Key, SectionScores], key: Key, evaluation: Eval
 
 @dataclass(frozen=True)
 class Decided:
-    """What the decisions in some cells came to."""
+    """False alarms and recall of the decisions in some cells."""
 
     false_alarms: float | None
     """Share of their normal test clips that are called anomalous, mean over seeds; None without decisions."""

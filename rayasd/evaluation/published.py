@@ -23,7 +23,7 @@ class Published:
     score: float
     """Fraction of 1."""
     source: str
-    """Where the number was read."""
+    """Source of the number."""
 
 
 def published_systems(part: str, year: int) -> list[Published]:
@@ -37,7 +37,7 @@ def published_systems(part: str, year: int) -> list[Published]:
 
 
 def why_not_benchmark(catalog: pa.Table, part: str, evaluation: EvaluationConfig, *, synthetic: bool) -> str | None:
-    """Say why a run's test clips are not the year's benchmark of this part; None when they are.
+    """Return why a run's test clips are not the year's benchmark of this part; None when they are.
 
     It is scored by its year's rules; the clips of every machine, section and domain must be there, and be labelled: of
     2021's evaluation part all, and of the others, whose numbers we do not know, about as many as there were.

@@ -26,7 +26,7 @@ Words = NDArray[np.object_]
 
 
 class System(NamedTuple):
-    """What is chosen and ranked."""
+    """A system: the unit of selection and ranking."""
 
     variant: str
     checkpoint: int
@@ -89,7 +89,7 @@ class Calibration:
     scores: Scores
     """(n,); NaN where the detector failed."""
     groups: Words
-    """What belongs together; a clip that is alone has its own name, (n,)."""
+    """Group of each clip; a clip without a group is its own, (n,)."""
     kind: str | None
     """held-out, cross-fit, leave-one-out, trained-on; None where there are no scores."""
 
@@ -122,7 +122,7 @@ class SectionScores:
     reason: str | None
     """Why it failed."""
     groups: Words
-    """What test clips belong together; a clip that is alone has its own name, (clips,)."""
+    """Group of each test clip; a clip without a group is its own, (clips,)."""
     training_clips: Words
     """Normal clips, (n,); none where there are no training scores."""
     training: Scores
@@ -132,7 +132,7 @@ class SectionScores:
     calibration: Words
     """How each of these scores came about, see ``Calibration.kind``, (n,)."""
     tree: Tree | None = None
-    """What they come from; None where nobody has said."""
+    """Their origin; None if unknown."""
 
     @property
     def calibrating(self) -> Calibration:

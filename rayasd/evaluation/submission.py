@@ -61,7 +61,7 @@ def write_results(folder: Path, year: int, machine: str, section: str, scores: S
 
 
 def decision_rule(evaluation: EvaluationConfig) -> str:
-    """Say how decisions are made."""
+    """Describe how decisions are made."""
     share = 100 * (1 - evaluation.false_alarm_rate)
     rule = {
         "conformal": f"conformal, false-alarm rate of at most {evaluation.false_alarm_rate:g}",

@@ -1,4 +1,4 @@
-"""What changes from one year's DCASE Task 2 to the next: which sections are development, which cells count, the score.
+"""Differences between the years of DCASE Task 2: which sections are development, which cells count, the score.
 
 * 2020: no domains. AUC and pAUC of each machine ID; arithmetic means over IDs, then over machine types.
 * 2021: AUC and pAUC of each section and domain; harmonic mean over all of them.

@@ -13,7 +13,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which arithmetic a unit computes."""
+    """Device and arithmetic of a unit."""
 
     device: torch.device
     dtype: torch.dtype

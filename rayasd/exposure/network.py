@@ -144,7 +144,7 @@ def save_weights(path: Path, network: Network) -> None:
 
 
 def kept_path(folder: Path, epochs: int) -> Path:
-    """Where the weights after so many epochs are kept."""
+    """Path of the weights after so many epochs."""
     return folder / f"model-epoch-{epochs}.safetensors"
 
 

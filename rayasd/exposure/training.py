@@ -132,7 +132,7 @@ class Training:
     compute: Compute
     network: Network
     extractor: torch.nn.Module
-    """What makes embeddings in a step: the network's extractor, data-parallel where there are several ranks."""
+    """Makes embeddings in a step: the network's extractor, data-parallel where there are several ranks."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     num_steps: int
@@ -288,7 +288,7 @@ class Training:
 
 
 def _conditions(training: Training, spec: UnitSpec) -> str:
-    """Say what a person should know of how the unit is trained."""
+    """Return notes about how the unit is trained."""
     together = f", {training.ranks.size} ranks" if training.ranks.size > 1 else ""
     network = spec.config.network
     how = "" if network.train == "full" else f", train {network.train}"

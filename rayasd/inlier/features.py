@@ -1,4 +1,4 @@
-"""What detectors see: features of windows, or of whole clips, out of an embeddings table."""
+"""Features for detectors, per window or per clip, from an embeddings table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rayasd.inlier.clip_pooling import WINDOWS, find_clip_pooling
 from rayasd.inlier.detectors import DetectorSpec
 
 COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]}
-"""What ``inlier.features`` calls by another name, and the columns that it is made of."""
+"""Names of ``inlier.features`` and the columns that each concatenates."""
 
 
 @dataclass(frozen=True)

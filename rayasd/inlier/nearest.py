@@ -208,7 +208,7 @@ def _log_sum_exp(squared: Scores, factor: float) -> Scores:
 
 
 def _in_target(domains: ArrayLike, X: Features) -> NDArray[np.bool_]:
-    """Say which windows are of the target domain, (n,).
+    """Return which windows are of the target domain, (n,).
 
     Raises:
         ValueError: there is not one domain for each window.

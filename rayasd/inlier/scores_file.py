@@ -1,4 +1,4 @@
-"""What a scores file holds, a detect unit's or an ensemble's; apart from what writes it, which takes long to import."""
+"""The scores file of a detect unit or an ensemble; its writers, slow to import, are elsewhere."""
 
 import pyarrow as pa
 

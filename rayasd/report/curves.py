@@ -19,7 +19,7 @@ class Curve:
 
     setting: str
     name: str
-    """What the variants have in common."""
+    """Settings that the variants share."""
     points: tuple[tuple[float | str, Standing], ...]
     """Value of the setting and its entry, in order."""
 

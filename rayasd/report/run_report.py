@@ -38,7 +38,7 @@ EntryRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run's leaderboard is made of: its finished scores, the labels as they are known now, the rules."""
+    """The inputs of a run's leaderboard: finished scores, current labels, rules."""
 
     store: RunStore
     sweep: Sweep
@@ -103,7 +103,7 @@ class RunReport:
 
     @cached_property
     def results(self) -> Results:
-        """What the whole scores come to, computed now.
+        """Compute the results of the finished scores.
 
         Raises:
             UserError: nothing has been scored yet.
@@ -197,7 +197,7 @@ class RunReport:
 
     @cached_property
     def alerts(self) -> list[str]:
-        """What makes the results doubtful, most serious first: leakage in the data, chance level, missing cells."""
+        """Reasons to doubt the results, most serious first: leakage in the data, chance level, missing cells."""
         remarks = [f"{what.capitalize()}: {text}." for what, text in self.remarks().items() if text != "none"]
         return remarks + alerts(self.results.leaderboard, self.evaluation, synthetic=self.synthetic)
 

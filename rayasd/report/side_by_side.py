@@ -84,7 +84,7 @@ class PairedResult:
     auc: Comparison
     year: int
     where: str
-    """What the sections are called that they were compared on."""
+    """Name of the compared sections."""
     num_cells: int
     note: str
     """Seeds that were left out."""

@@ -43,7 +43,7 @@ from rayasd.unit import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a run's scores come to by one set of rules; nothing of it needs to be on disk."""
+    """Results of a run's scores by one set of rules; none of them need to be on disk."""
 
     leaderboard: Leaderboard
     cells: pa.Table

@@ -1,4 +1,4 @@
-"""Where a machine's model comes from: a run, or a packed file."""
+"""Loading a machine's model from a run or a packed file."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace

@@ -43,7 +43,7 @@ Tables = dict[tuple[Origin, int], pa.Table]
 
 @dataclass(frozen=True)
 class ClipScore:
-    """What a model says of a clip, or of one piece of a long recording."""
+    """Score and decision of a clip, or of one piece of a long recording."""
 
     clip: str
     start: float
@@ -80,7 +80,7 @@ class Piece:
     end: int
     samples: NDArray[np.int16]
     is_part: bool = False
-    """Of a long recording."""
+    """Whether it is a part of a long recording."""
 
 
 class MachineModel:
@@ -282,8 +282,7 @@ class MachineModel:
         sections = [name.partition("/")[0] for name in classes]  # clusters divide them, if there are any
         products = {k: name for k, name in enumerate(sections) if name in self.parts.trees}
         if not products:
-            there = ", ".join(self.sections)
-            raise UserError(f"no section is given, and this model has no product head: there are {there}")
+            raise UserError(f"no section is given, and the model cannot tell: --section {'|'.join(self.sections)}")
         return heads[0], products
 
     def embedded(self, pieces: Sequence[Piece], origin: Origin, checkpoint: int, tables: Tables) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What a stream of scores means: alarms, and whether the scores still are those of normal clips."""
+"""Alarms and a test of drift for a stream of scores."""
 
 import os
 import signal

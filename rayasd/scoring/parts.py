@@ -1,4 +1,4 @@
-"""What a machine's model is made of, whether it comes from a run or from a packed file."""
+"""Parts of a machine's model, from a run or from a packed file."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Embedder:
     config: Config
     """The variant's resolved configuration."""
     classes: tuple[str, ...]
-    """What the network tells apart; none for a control."""
+    """Classes of the network; none for a control."""
     weights: Mapping[int, Mapping[str, Tensor]]
     """Weights of networks by the epochs that they were trained for; none for a control."""
     scale: tuple[float, float]

@@ -1,4 +1,4 @@
-"""What scores one section of a machine: its detectors, fitted, and how their scores become one and a decision."""
+"""Scoring of one section: its fitted detectors, the fusion of their scores and the decision."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -51,7 +51,7 @@ class _Member:
 
 
 class SectionModel:
-    """What scores a section, and its threshold."""
+    """A section's detectors and threshold."""
 
     def __init__(self, parts: Parts, section: str, bank_of: Callable[[Leaf, str], Bank]) -> None:
         self.tree, self._known = parts.trees[section], parts.training_of(section)

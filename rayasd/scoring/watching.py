@@ -22,7 +22,7 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Watch:
-    """What to do with clips that arrive."""
+    """Options of a watch."""
 
     section: str | None = None
     out: Path | None = None

@@ -1,4 +1,4 @@
-"""What a person may leave out or write short: names, seeds, folders."""
+"""Parse names, seeds and folders from short forms and defaults."""
 
 import os
 from collections.abc import Iterable, Sequence

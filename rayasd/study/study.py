@@ -37,10 +37,6 @@ _SHOWN_PROBLEMS = 5
 class Study:
     """Machines, variants and seeds to compare, and the run directory of their results.
 
-    >>> study = Study(config="demo", data="data/synthetic", run_dir="runs/demo")     # doctest: +SKIP
-    >>> study.run(executor="local")                                                  # doctest: +SKIP
-    >>> study.report().results.leaderboard.ranked[0].evaluation                      # doctest: +SKIP
-
     Args:
         config: name of a preset, path of a TOML file, or a configuration.
         data: folder in a DCASE layout, manifest, or catalog; default $RAYASD_DATA, then data/.
@@ -111,7 +107,7 @@ class Study:
 
     @property
     def year_told(self) -> str | None:
-        """Say in a line which year's rules the data have chosen; None where they were asked for."""
+        """Tell in one line which year's rules the data have chosen; None where they were asked for."""
         if self._asked.evaluation.year != "auto" or self._is_opened:
             return None
         _, by = years_told(self.catalog.table, self.catalog.dataset)
@@ -146,7 +142,7 @@ class Study:
 
     @cached_property
     def plan(self) -> Plan:
-        """What is asked, checked as far as it can be without decoding.
+        """The machines, variants and seeds, checked as far as possible without decoding.
 
         Raises:
             UserError: an unknown detector or machine, missing weights, or too few clips.
@@ -289,7 +285,7 @@ class Study:
 
 
 def _skipped_anomalies(scanned: Catalog, catalog: Catalog) -> Iterator[str]:
-    """Say where the anomalous clips are those that were left out: a level, say, that goes with the label."""
+    """Tell where the anomalous clips are those that were left out, as when the level goes with the label."""
     known = (c.table.filter((pc.field("split") == "test") & pc.field("label").is_valid()) for c in (scanned, catalog))
     before, after = (Counter(table["label"].to_pylist()) for table in known)
     lost = before - after

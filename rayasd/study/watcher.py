@@ -1,4 +1,4 @@
-"""What a study reports while it works."""
+"""Callbacks of a running study."""
 
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext

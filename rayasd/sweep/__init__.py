@@ -1,1 +1,1 @@
-"""What to run and where: the plan, the run directory, the driver and the executors."""
+"""Running units: the plan, the run directory, the driver and the executors."""

@@ -1,4 +1,4 @@
-"""What is looked at before hours go into a sweep: its detectors, weights and losses, its data, its room on disk."""
+"""Checks before a sweep starts: its detectors, weights and losses, its data, its room on disk."""
 
 import shutil
 from collections import Counter

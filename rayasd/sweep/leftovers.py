@@ -1,4 +1,4 @@
-"""What killed processes left behind: told from what somebody still uses by locks, sockets, processes and age."""
+"""Files left by killed processes; locks, sockets, processes and age tell them from files in use."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""What a run's manifest says about each command that worked on it."""
+"""A run's manifest: a record of each command that worked on it."""
 
 import platform
 import socket
@@ -15,7 +15,7 @@ PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyar
 
 
 def describe_invocation(command: Sequence[str]) -> dict[str, Any]:
-    """Say when, where, by which words and with which versions a command was run."""
+    """Return when, where, with which arguments and versions a command was run."""
     return {
         "time": now(),
         "command": list(command),

@@ -22,7 +22,7 @@ class State(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     BLOCKED = "blocked"
-    """What it builds on failed, is missing, or the sweep stopped before it."""
+    """A prerequisite failed or is missing, or the sweep stopped before it."""
 
 
 @dataclass

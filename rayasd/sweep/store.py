@@ -44,7 +44,7 @@ class RunStore:
         self.paths = RunDirectory(root.absolute())
         self.part = part
         self.events_file = self.paths.of_driver("events.jsonl", part)
-        """What happened, one JSON line an event; hosts must not write into one file."""
+        """Events, one JSON line each; hosts must not write into one file."""
         self.stop_file = self.paths.of_driver("stop", part and part[:1])
         """While it exists, this driver starts nothing more, and its units save their state and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
@@ -288,7 +288,7 @@ def _weights(config: Config, known: Mapping[str, str]) -> Any:
 
 
 def _division(lock: Path) -> str:
-    """Say how a run is divided into parts, of which this is one's lock: by machine (empty), or into so many shares."""
+    """Return how a run is divided, from the lock of one part: by machine (empty), or into so many shares."""
     return lock.stem.rpartition("of")[2] if re.fullmatch(r"lock-\d+of\d+", lock.stem) else ""
 
 

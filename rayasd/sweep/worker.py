@@ -41,7 +41,7 @@ class Outcome:
     hits_all: bool = False
     """A disk is full, read-only or gone, or GPUs are not seen. All units would fail; none is marked as failed."""
     damaged: Unit | None = None
-    """What it builds on is not what was written."""
+    """A prerequisite's files differ from what was written."""
     pause_seconds: float = 0.0
     """How long to wait before trying again: what it lacked may be free then."""
 
@@ -86,7 +86,7 @@ def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcom
 
 
 def how_far(unit: Unit, state: Mapping[str, Any]) -> str:
-    """Say in a line how far a running unit is, from what its progress file says."""
+    """Return a running unit's progress in one line, from its progress file."""
     if not state.get("total"):
         return f"{unit}: starts"
     loss = "" if state["loss"] is None else f", loss {state['loss']:.4g}"
@@ -108,7 +108,7 @@ class FileReporter:
     clips: int = 0
     loss: float | None = None
     first: tuple[int, float] | None = None
-    """What was done, and when, at the first report: not 0 after an interruption, and after all imports."""
+    """Work done, and time, at the first report: not 0 after an interruption; imports are not counted."""
     notes: list[str] = field(default_factory=list)
     stopping: bool = False
 

@@ -1,4 +1,4 @@
-"""What trackers have in common: each takes a training's epochs as they come, its end, and the ranked systems."""
+"""Interface of trackers: they receive a training's epochs, its end, and the ranked systems."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ class Tracker(ABC):
     """Takes each epoch once, whoever drove the sweep when it was trained."""
 
     place: str
-    """Where a person looks."""
+    """Address or folder to open."""
 
     def __init__(self) -> None:
         self._held: dict[Unit, int] = {}

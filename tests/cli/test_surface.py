@@ -11,6 +11,7 @@ from tests.cli.surface import commands, of_type, surface
 
 _OF_THEIR_COMMAND = {
     "--out": "a file, or a folder of files",
+    "--html": "whether a sweep writes the page of its run, or the file of a comparison",
     "--normal": "words that mark a clip as normal, or a folder of normal clips",
     "--format": "what the command can write",
     "--html": "whether report.html is written, or the file of another page",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,7 @@ def test_a_second_run_does_nothing_and_says_so_at_once(finished: Path, tree: Pat
     paged = rayasd(*small_sweep(tree, finished, "--variants", "both,statistics"), "--html")
     assert RunDirectory(finished).html.exists()
     assert f"next:    rayasd report {finished} --by-section" in paged.stdout
+    assert re.search(rf"rayasd score {finished} --machine \w+ --section \d\d CLIP", paged.stdout)
     RunDirectory(finished).leaderboard("md").unlink()
     assert "written:" in rayasd(*small_sweep(tree, finished, "--variants", "both,statistics")).stdout
 

@@ -177,7 +177,7 @@ def test_the_job_goes_on_with_the_nodes_that_come_in_time(
     missing = "the launcher on n3 came, but not its Ray; no word from rank 3"
     assert str(raised.value) == f"2 of 4 nodes came together within 30 s: {missing}"
     wait(meeting, node, 2)
-    assert capsys.readouterr().err == f"2 of 4 nodes came, and the job goes on with these: {missing}\n"
+    assert capsys.readouterr().err == f"2 of 4 nodes came, and the job continues with these: {missing}\n"
 
 
 def test_nobody_waits_for_nodes_once_the_command_has_failed(meeting: Meeting, clock: Clock):
@@ -193,7 +193,7 @@ def test_nobody_waits_for_a_ray_that_does_not_start(meeting: Meeting, clock: Clo
     write_json(meeting.node(1), {"host": "n2", "failed": "Ray ended on 10.0.0.2: no hook"})
     wait(meeting, node, 1)
     assert clock.now < 2
-    assert capsys.readouterr().err.endswith("goes on with these: Ray ended on 10.0.0.2: no hook\n")
+    assert capsys.readouterr().err.endswith("continues with these: Ray ended on 10.0.0.2: no hook\n")
 
 
 def test_a_ray_that_ends_at_its_start_is_started_once_more(

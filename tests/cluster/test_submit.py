@@ -140,7 +140,7 @@ def test_a_sweep_goes_on_without_its_watcher_until_it_is_stopped(
         watcher.send_signal(signal.SIGINT)
         _, errors = watcher.communicate(timeout=30)
     assert watcher.returncode == 75
-    assert "job long goes on" in errors
+    assert "job long continues" in errors
     assert "Traceback" not in errors
     assert "running" in rayasd_process(*cluster.words("--list")).stdout
     stopped = rayasd_process(*cluster.words("--stop", "long"))

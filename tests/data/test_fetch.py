@@ -481,7 +481,7 @@ def test_a_full_disk_keeps_what_came(get: Get, site: Site, tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fetch, "unpack", full)
-    refused(get, "no space is left in .*root: make room, then the same command goes on")
+    refused(get, "no space is left in .*root: make room, then the same command continues")
     assert files_below(tmp_path / "root") == {f"archives/{FAN}"}
 
 

@@ -24,7 +24,8 @@ def unfinished(run: Path) -> list[Path]:
 def test_a_disk_that_fills_up_during_training(bench: Bench, mounted: Mount, tmp_path: Path):
     place = mounted(tmp_path / "disk", "size=2000k")  # enough for what is left at the end, not for checkpoints
     run = place.folder / "run"
-    says(bench.sweep(run), 1, f"no space is left in {run}: make room, then the same command goes on", "train fan both")
+    said = f"no space is left in {run}: make room, then the same command continues"
+    says(bench.sweep(run), 1, said, "train fan both")
     assert unfinished(run) == []
     assert place.remount("size=20m")
     bench.goes_on(run)
@@ -36,7 +37,7 @@ def test_a_disk_that_is_full_when_clips_are_embedded(bench: Bench, mounted: Moun
     run = bench.copy(place.folder / "run", "embeddings", "scores")
     filler = place.fill(leave=40_000)
     done = bench.call("embed", run, "--executor", executor, apart=executor == "ray")
-    said = f"no space is left in {run}: make room, then the same command goes on"
+    said = f"no space is left in {run}: make room, then the same command continues"
     says(done, 1, said, "These units are not marked as failed")
     assert unfinished(run) == []
     filler.unlink()
@@ -103,7 +104,7 @@ def test_a_disk_that_becomes_read_only_meanwhile(bench: Bench, mounted: Mount, t
     wait_until(lambda: place.remount("ro"), sweep)
     said, _ = sweep.communicate(timeout=240)
     assert sweep.returncode == 1
-    assert "read-only: mount it writable, then the same command goes on" in said
+    assert "read-only: mount it writable, then the same command continues" in said
     assert "Traceback (" not in said
     assert place.remount("rw")
     assert unfinished(run) == []

@@ -105,7 +105,7 @@ def test_a_job_goes_on_with_the_hosts_whose_ray_starts(job, undisturbed, tmp_pat
     batch = job(*SHORT, options=THREE_HOSTS)
     assert batch.wait() == "COMPLETED", batch.log
     assert "Ray ended on 10.78.0.2 (exit code 1): no Ray on h2 today; tried once more" in batch.log
-    assert "2 of 3 nodes came, and the job goes on with these: Ray ended on 10.78.0.3 (exit code 1): no Ra" in batch.log
+    assert "2 of 3 nodes came, and the job continues with these: Ray ended on 10.78.0.3 (exit code 1): no" in batch.log
     assert "4 CPUs and 0 GPUs on 2 nodes" in batch.log
     assert results(tmp_path / "run") == undisturbed
 

@@ -79,7 +79,7 @@ def make_encoder(config: Config, text: str | None = None) -> nn.Module:
 
 
 def _told(name: str, reason: str) -> str:
-    """Say which setting is meant, where an error does not say so itself."""
+    """Add the name of the setting to an error that lacks it."""
     return reason if "network." in reason or "front_end." in reason else f"network.encoder {name}: {reason}"
 
 

@@ -1,4 +1,4 @@
-"""What pretrained encoders share: Kaldi's mel bands at 16 kHz, hidden states to average, patches as a grid."""
+"""Shared parts of pretrained encoders: Kaldi's mel bands at 16 kHz, hidden states to average, patches as a grid."""
 
 from collections.abc import Sequence
 from typing import ClassVar

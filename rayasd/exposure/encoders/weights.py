@@ -21,7 +21,7 @@ TROUBLES = (
     OSError, RuntimeError, ValueError, KeyError, AttributeError, TypeError, EOFError, AssertionError, IndexError,
     pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a file that is not what it should be raises."""
+"""Errors from reading a damaged file or one of another kind."""
 
 
 def offline_import(module: str, extra: str) -> Any:
@@ -79,7 +79,7 @@ def read_torch(path: str | Path, device: str | torch.device = "cpu") -> Any:
 
 
 def cannot_load(path: str | Path, error: object) -> UserError:
-    """Say that a file does not hold what it should."""
+    """Build the error for a file with unexpected content."""
     return UserError(f"cannot load {path}: {one_line(error) or type(error).__name__}")
 
 

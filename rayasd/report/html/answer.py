@@ -1,4 +1,4 @@
-"""What a run comes to, in a few sentences: the best system, how sure that is, the worst machine and why."""
+"""Summary of a run in a few sentences: the best system, how sure that is, the worst machine and why."""
 
 from dataclasses import dataclass
 

@@ -56,7 +56,7 @@ class WrongClip:
 
     @property
     def verdict(self) -> str:
-        """What is wrong, in words."""
+        """Description of the problem."""
         share = f"{100 * self.wrongness:.0f}\N{NO-BREAK SPACE}%"
         if self.anomalous:
             return f"anomalous, scored below {share} of the normal clips"

@@ -19,7 +19,7 @@ class HeatCell(NamedTuple):
 
     text: str
     note: str
-    """What a pointer shows: pAUC and number of clips, or why there is no number."""
+    """Text on hover: pAUC and number of clips, or why there is no number."""
     style: str
     is_worst: bool = False
 

@@ -45,7 +45,7 @@ class ShownClip(NamedTuple):
 
 @dataclass(frozen=True)
 class MachineEvidence:
-    """What the page shows of a machine."""
+    """Content of a machine's section."""
 
     machine: str
     summary: str

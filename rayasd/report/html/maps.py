@@ -23,7 +23,7 @@ Group = tuple[str, str, int | None]
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Where a machine's clips lie under one variant."""
+    """Positions of a machine's clips under one variant."""
 
     machine: str
     variant: str

@@ -1,4 +1,4 @@
-"""Where a report came from, what is missing, and its place among published systems."""
+"""Provenance of a report, missing units, and its rank among published systems."""
 
 from collections import Counter
 from collections.abc import Mapping

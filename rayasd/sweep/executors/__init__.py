@@ -17,7 +17,7 @@ Reported = Mapping[Unit, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Resources:
-    """What a unit asks for, or what there is."""
+    """Resources that a unit requests or a node offers."""
 
     cpus: float
     gpus: float = 0.0
@@ -47,7 +47,7 @@ class Request:
         return Resources(self.cpus, min(self.gpus, STAGES[stage].most_gpus))
 
     def usable(self, nodes: Sequence[Resources]) -> Resources:
-        """Say what units of this size can use of all nodes: three of 0.6 GPUs do not fit on two, nor 5 of 2 CPUs on 8.
+        """Return what units of this size can use of all nodes: three of 0.6 GPUs do not fit on two.
 
         (Embedding units of one GPU may use more than this says where training takes several.)
         """

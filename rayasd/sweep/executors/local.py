@@ -21,7 +21,7 @@ class _Worker:
     """GPUs that the worker sees; fixed for its life, as CUDA reads them once."""
     unit: Unit | None = None
     share: float = 0.0
-    """What the running unit holds of each of them."""
+    """Amount of each that the running unit holds."""
 
 
 class LocalExecutor:
