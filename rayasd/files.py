@@ -58,9 +58,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
 def no_links(path: str, flags: int) -> int:
     """Open a file of a folder that others may write to, as ``open(..., opener=no_links)``: never through a link.
 
-    Raises:
-        UserError: it is a link.
-
+    Raises UserError: it is a link.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
@@ -77,7 +75,6 @@ def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageE
         error: whatever was raised, perhaps because of something else.
         folder: the place to name where the system names none, or something in it.
         others: places whose permissions are our matter too.
-
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -33,7 +33,6 @@ def read_parquet(path: Path, remedy: str = "restore it", *, sha256: str | None =
     Raises:
         UserError: the file is damaged.
         OSError: it is missing or cannot be read.
-
     """
     try:
         source: Path | pa.BufferReader = path

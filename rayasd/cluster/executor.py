@@ -50,9 +50,7 @@ class RayExecutor:
             name: of the job in Ray's list.
             dashboard_host: on which the dashboard of our own listens.
 
-        Raises:
-            UserError: nobody answers, Ray does not start, or a node has other software.
-
+        Raises UserError: nobody answers, Ray does not start, or a node has other software.
         """
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host

@@ -36,9 +36,7 @@ def private_folder(root: Path, job: str | None = None) -> Path:
         root: of this host.
         job: whose launchers on this host share the folder; None: a new one.
 
-    Raises:
-        UserError: it belongs to somebody else, cannot be made, or its path is too long.
-
+    Raises UserError: it belongs to somebody else, cannot be made, or its path is too long.
     """
     if not _is_short(root):
         most = _LONGEST - _LENGTH

@@ -63,9 +63,7 @@ def launch(
         min_nodes: go on with so many where others' Rays do not start, or do not come in time.
         dashboard_host: address on which the head's dashboard listens.
 
-    Raises:
-        UserError: the head's Ray does not start, or too few nodes come together.
-
+    Raises UserError: the head's Ray does not start, or too few nodes come together.
     """
     meeting = Meeting(folder / f"launch-{placement.job}")
     settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
@@ -108,12 +106,7 @@ def launch(
 
 
 def _convene(meeting: Meeting) -> None:
-    """Make the meeting's folder and the job's secret in it.
-
-    Raises:
-        UserError: there is one of this name.
-
-    """
+    """Make the meeting's folder and the job's secret in it. Raises UserError: there is one of this name."""
     try:
         meeting.folder.mkdir(parents=True, mode=0o700)
     except FileExistsError:
@@ -161,9 +154,8 @@ def _wait_for_nodes(
 ) -> None:  # fmt: skip
     """Wait until Ray has as many nodes as there are launchers, or as those whose Ray starts, or the driver fails.
 
-    Raises:
-        UserError: the head's Ray has failed or a node has told of trouble, or too few nodes came; says who is missing.
-
+    Raises UserError: the head's Ray has failed or a node has told of trouble, or too few nodes came; says who is
+    missing.
     """
     size, until, alive = node.placement.size, time.monotonic() + wait_seconds, list[str]()
     token = meeting.token.read_text()
@@ -190,12 +182,7 @@ def _wait_for_nodes(
 
 
 def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> Mapping[str, Any]:
-    """Wait until the head says where its Ray listens.
-
-    Raises:
-        UserError: the time is over.
-
-    """
+    """Wait until the head says where its Ray listens. Raises UserError: the time is over."""
     until = time.monotonic() + wait_seconds
     while not (head := read(meeting.head)):
         if signals:

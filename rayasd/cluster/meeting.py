@@ -99,9 +99,7 @@ def leave_mark(folder: Path, mark: str, host: str) -> None:
         mark: random, the same on all nodes of the job.
         host: name of this host.
 
-    Raises:
-        UserError: another host has left its mark there.
-
+    Raises UserError: another host has left its mark there.
     """
     (folder / f"mark-{mark}-{host}").touch()
     hosts = sorted(path.name.removeprefix(f"mark-{mark}-") for path in folder.glob(f"mark-{mark}-*"))

@@ -55,9 +55,7 @@ def find_placement(
 ) -> Placement:
     """Read the variables that Slurm, MPICH and OpenMPI set; what is given here comes before them.
 
-    Raises:
-        UserError: rank and size do not go together, a job of several launchers has no name, or this node no address.
-
+    Raises UserError: rank and size do not go together, a job of several launchers has no name, or this node no address.
     """
     if (rank is None) != (size is None):
         raise UserError("give --rank and --size together, or neither")
@@ -90,9 +88,7 @@ def find_placement(
 def own_address(environment: Mapping[str, str]) -> str:
     """Find this node's address: what Slurm's name of it resolves to, else the host's own, unless that is the loopback.
 
-    Raises:
-        UserError: the names lead nowhere; --node-address says what to do.
-
+    Raises UserError: the names lead nowhere; --node-address says what to do.
     """
     names = list(dict.fromkeys(filter(None, (environment.get("SLURMD_NODENAME"), socket.gethostname()))))
     for name in names:

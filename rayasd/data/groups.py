@@ -17,9 +17,7 @@ def with_groups(catalog: Catalog, rule: str) -> Catalog:
 
     Clips of a machine with the same words are one group, whatever their section. A clip without a match is alone.
 
-    Raises:
-        UserError: the rule matches no clip.
-
+    Raises UserError: the rule matches no clip.
     """
     if not rule:
         return catalog

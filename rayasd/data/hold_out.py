@@ -24,9 +24,7 @@ def held_out(table: pa.Table, machine: str, exposure: ExposureConfig, seed: int)
         exposure: the settings.
         seed: of the training.
 
-    Returns:
-        (clips,), False for all test clips.
-
+    Returns (clips,), False for all test clips.
     """
     training = pc.equal(table["split"], "train").to_numpy(zero_copy_only=False)
     in_target = pc.equal(table["domain"], "target").to_numpy(zero_copy_only=False)

@@ -36,9 +36,7 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
     Args:
         clips: with the columns ``CONTENT``.
 
-    Returns:
-        One oddity a kind, of all machines together, with counts and the first pair.
-
+    Returns one oddity a kind, of all machines together, with counts and the first pair.
     """
     rows: list[ClipRow] = clips.select(CONTENT).to_pylist()
     train = [row for row in rows if row["split"] == "train"]

@@ -49,7 +49,6 @@ def same_moments(
         rows: clip, machine, split, digest, group and ``envelope`` of each.
         read: gives a row's samples.
         sample_rate: of these, in Hz.
-
     """
 
     def twin(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

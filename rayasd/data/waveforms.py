@@ -53,7 +53,6 @@ class Waveforms:
         samples: int16 memory map, all clips one after the other.
         offsets: first sample of each clip, shape (clips,).
         frames: samples of each clip, shape (clips,).
-
     """
 
     samples: NDArray[np.int16]
@@ -79,12 +78,9 @@ def decode(
 ) -> Catalog:
     """Make sure that every machine's memory map exists, and add what decoding tells to the catalog.
 
-    Returns:
-        The catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its oddities.
-
-    Raises:
-        UserError: a clip that cannot be used (under ``on_bad_clip = "fail"``), or too little space for the cache.
-
+    Returns the catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its
+    oddities. Raises UserError: a clip that cannot be used (under ``on_bad_clip = "fail"``), or too little space for the
+    cache.
     """
     catalog = with_groups(catalog, config.groups)
     unnamed = [odd for odd in catalog.oddities if odd.unusable]
@@ -124,9 +120,7 @@ def open_waveforms(
     On a host whose cache lacks them, or holds other samples than it should, they are decoded there first; ``alive`` is
     called now and then meanwhile.
 
-    Raises:
-        UserError: the clips are no longer those of the catalog.
-
+    Raises UserError: the clips are no longer those of the catalog.
     """
     table = catalog.of(machine)
     index = cache / f"{table['cache'][0].as_py()}.parquet"

@@ -56,9 +56,7 @@ def years_told(clips: pa.Table, dataset: str | None = None) -> tuple[list[int], 
         clips: of a catalog.
         dataset: that ``rayasd data fetch`` noted, as dcase2023.
 
-    Returns:
-        The years that it may be of, and what tells.
-
+    Returns the years that it may be of, and what tells.
     """
     if dataset in (known := {f"dcase{year}": year for year in YEARS}):
         return [known[dataset]], f"fetched as {dataset}"

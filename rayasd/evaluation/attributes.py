@@ -37,7 +37,6 @@ def aucs_by_attribute(
         attributes: of the clips, as their names or a manifest tell.
         cells: of the report; the entry's selected ones count.
         entry: variant or ensemble.
-
     """
     chosen = cells.filter(pc.field("selected") & (pc.field("variant") == entry) & (pc.field("status") == "ok"))
     systems = {(row["machine"], row["seed"], Key(*(row[n] for n in Key._fields))) for row in chosen.to_pylist()}

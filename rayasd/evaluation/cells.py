@@ -67,7 +67,6 @@ def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year:
         labels: of the clips.
         cells: one system's, or one a cell; those that are not ok are passed over.
         year: by whose rule these are cells.
-
     """
     wanted: dict[Scored, list[dict[str, Any]]] = {}
     files = by_name(scored)

@@ -40,7 +40,6 @@ class Decision:
             calibrations: scores of the normal clips of each of the machine's sections.
             section: one of them, or another.
             evaluation: the rules.
-
         """
         machine = Calibration.pooled(calibrations.values())
         own = calibrations.get(section, Calibration.pooled([]))
@@ -84,9 +83,7 @@ class Decision:
         Args:
             scores: of clips, (m,).
 
-        Returns:
-            (m,), at least 1 / (n + 1).
-
+        Returns (m,), at least 1 / (n + 1).
         """
         as_high = len(self.normal) - np.searchsorted(self.normal, scores, "left")
         return (1 + as_high) / (len(self.normal) + 1)
@@ -153,7 +150,6 @@ def gamma_quantile(scores: Scores, share: float) -> float:
     Args:
         scores: of normal clips, (n,), n at least 1.
         share: 0 to 1.
-
     """
     if len(scores) >= _FEWEST_TO_FIT and np.ptp(scores) > 0:
         from scipy.stats import gamma  # half a second to import, which no command's refusal should wait for

@@ -144,7 +144,6 @@ def rank(
         entries: as ``select`` gave them.
         expected: labelled cells that the plan makes for each variant, over all its seeds.
         evaluation: the rules.
-
     """
     parts = set(pc.unique(cells.filter(pc.field("status") == "ok")["part"]).to_pylist())
     held_out = evaluation.selection == LEAVE_ONE_OUT

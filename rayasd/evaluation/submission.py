@@ -20,12 +20,7 @@ MAX_ABBREVIATION = 10
 
 
 def check_label(label: str) -> None:
-    """Make sure that a system's label is one that the challenge takes.
-
-    Raises:
-        UserError: it is not.
-
-    """
+    """Make sure that a system's label is one that the challenge takes. Raises UserError: it is not."""
     if not re.fullmatch(r"[A-Za-z0-9-]+_[A-Za-z0-9-]+_task2_[1-9]\d*", label):
         raise UserError(f"--system-label {label}: write it as Lastname_Institute_task2_1")
 
@@ -46,9 +41,7 @@ def result_files(year: int, machine: str, section: str, domains: Sequence[str]) 
 def write_results(folder: Path, year: int, machine: str, section: str, scores: SectionScores, threshold: float) -> int:
     """Write a section's anomaly scores and decisions (1 where the score is above the threshold), clips in name order.
 
-    Returns:
-        Number of files.
-
+    Returns number of files.
     """
     names = np.array([clip.rpartition("/")[2] for clip in scores.clips], dtype=object)
     files = result_files(year, machine, section, scores.domains.tolist())
@@ -101,9 +94,7 @@ def metadata(
         total_parameters: of all members' networks.
         results: for each machine of the development set, harmonic means of AUC and pAUC, in percent.
 
-    Raises:
-        UserError: the abbreviation is too long.
-
+    Raises UserError: the abbreviation is too long.
     """
     if len(abbreviation) > MAX_ABBREVIATION:
         raise UserError(f"--abbreviation {abbreviation}: at most {MAX_ABBREVIATION} characters")

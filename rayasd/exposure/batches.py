@@ -90,7 +90,6 @@ class BatchLoader:
         device: of the training.
         scaling: what the encoder wants, see ``Encoder.scaling``.
         resident: keep all samples on the device; by default, where they fit.
-
     """
 
     def __init__(
@@ -124,9 +123,7 @@ class BatchLoader:
     def waveforms(self, batch: Batch, starts: Indices, rows: Indices) -> Tensor:
         """Cut the windows of the batch's clips ``rows`` (ascending); ``starts`` (N,) are of all its clips.
 
-        Returns:
-            Waveforms (len(rows), samples).
-
+        Returns waveforms (len(rows), samples).
         """
         clips = np.concatenate(batch.members)
         ends = np.cumsum([0, *map(len, batch.members)])

@@ -76,9 +76,7 @@ def windows_of(config: Config, table: pa.Table) -> int:
 def embed(spec: UnitSpec, report: Report = silent) -> None:
     """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``.
 
-    Raises:
-        UserError: embeddings that are not finite, or are the same for every window.
-
+    Raises UserError: embeddings that are not finite, or are the same for every window.
     """
     config = spec.config
     compute = choose_compute(spec.device, config.network.arithmetic)
@@ -208,9 +206,7 @@ def embed_windows(
         scale: mean and deviation that waveforms are standardised with, full scale 1.
         config: of the variant.
 
-    Raises:
-        UserError: the extractor gave something other than (n, dim) embeddings.
-
+    Raises UserError: the extractor gave something other than (n, dim) embeddings.
     """
     mean, deviation = (torch.tensor([[value]]) for value in scale)
     on_device = torch.from_numpy(samples).to(compute.device)

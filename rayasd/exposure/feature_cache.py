@@ -41,7 +41,6 @@ class FeatureCache:
         compute: device and arithmetic.
         scaling: of waveforms, as the encoder wants it.
         shape: clips of a forward pass, which decide the rounding, and evenly spaced windows of a clip.
-
     """
 
     def __init__(

@@ -23,9 +23,7 @@ def changed(waveforms: Waveforms, clips: NDArray[np.int64], window: int, rng: np
         window: samples of a training window; a long clip gives a piece of eight.
         rng: of what is drawn.
 
-    Returns:
-        n clips, in memory.
-
+    Returns n clips, in memory.
     """
     pieces = [_changed(_piece(waveforms, int(clip), window, rng), rng) for clip in clips]
     frames = np.array([len(piece) for piece in pieces], np.int64)

@@ -31,12 +31,7 @@ def level_of(pooling: str) -> str:
 
 
 def find_clip_pooling(name: str) -> Callable[[_Windows], _Windows]:
-    """Look a pooling of features up by its name.
-
-    Raises:
-        UserError: there is none of this name.
-
-    """
+    """Look a pooling of features up by its name. Raises UserError: there is none of this name."""
     if name == "clip-mean":
         return mean
     if name == "clip-mean-std":

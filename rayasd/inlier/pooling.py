@@ -45,9 +45,7 @@ def find_pooling(name: str) -> Pooling:
     ``gwrp-0.5`` is generalised weighted rank pooling: the windows' scores in falling order, weighted by powers of 0.5;
     gwrp-0 is the maximum and gwrp-1 the mean. ``package.function(parameter=3)`` is one of a user's own.
 
-    Raises:
-        UserError: there is none of this name.
-
+    Raises UserError: there is none of this name.
     """
     if match := re.fullmatch(r"gwrp-(0(?:\.\d+)?|1(?:\.0)?)", name):
         return partial(_weighted_rank, decay=float(match[1]))
@@ -58,9 +56,7 @@ def find_pooling(name: str) -> Pooling:
 def pool(name: str, windows: Scores) -> Scores:
     """Pool window scores (clips, windows) to (clips,).
 
-    Raises:
-        ValueError: the pooling gave something other than one finite number a clip.
-
+    Raises ValueError: the pooling gave something other than one finite number a clip.
     """
     pooled = np.asarray(find_pooling(name)(windows), dtype=np.float64)
     if pooled.shape != (len(windows),) or not np.isfinite(pooled).all():
@@ -71,9 +67,7 @@ def pool(name: str, windows: Scores) -> Scores:
 def check_poolings(names: Sequence[str]) -> None:
     """Make sure that every pooling is known, of window scores or of clips' features.
 
-    Raises:
-        UserError: one is not, or is named twice, or there is none.
-
+    Raises UserError: one is not, or is named twice, or there is none.
     """
     if not names or len(set(names)) < len(names):
         raise UserError(f"inlier.poolings = {', '.join(names) or 'none'}: name at least one, each once")

@@ -44,12 +44,8 @@ def write_submission(
         authors: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one first.
         out: folder; default: ``submission/LABEL`` in the run.
 
-    Returns:
-        Lines for a person: what was written, then what it lacks.
-
-    Raises:
-        UserError: an unknown entry or seed, a section without scores or threshold, a wrong label or author.
-
+    Returns lines for a person: what was written, then what it lacks. Raises UserError: an unknown entry or seed, a
+    section without scores or threshold, a wrong label or author.
     """
     check_label(label)
     store, evaluation = report.store, report.evaluation

@@ -50,9 +50,7 @@ class RunReport:
     def of(cls, run_dir: Path) -> "RunReport":
         """Read a run, to be reported by its own rules.
 
-        Raises:
-            UserError: this is not a run, or one of its files is damaged.
-
+        Raises UserError: this is not a run, or one of its files is damaged.
         """
         store = RunStore(run_dir)
         sweep = survey(store.specs(), (), retry_failed=False)
@@ -65,9 +63,7 @@ class RunReport:
     def by_settings(self, overrides: Sequence[str]) -> "RunReport":
         """Report the same run by rules changed as in ``evaluation.year=2022``.
 
-        Raises:
-            UserError: another setting than of ``evaluation``, or a wrong value.
-
+        Raises UserError: another setting than of ``evaluation``, or a wrong value.
         """
         changes = presets.parse_overrides(overrides)
         for key in changes:
@@ -103,12 +99,7 @@ class RunReport:
 
     @cached_property
     def results(self) -> Results:
-        """What the whole scores come to, computed now.
-
-        Raises:
-            UserError: nothing has been scored yet.
-
-        """
+        """What the whole scores come to, computed now. Raises UserError: nothing has been scored yet."""
         planned: dict[str, list[str]] = {}
         for unit in self.sweep.states:
             if unit.stage == "detect":

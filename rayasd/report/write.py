@@ -72,9 +72,7 @@ def compute_results(
         planned: for each variant, the machine of every detect unit in the plan (once per seed).
         place: where an ensemble's scores go if they are written.
 
-    Raises:
-        UserError: a file is damaged, or the data hold no test clips.
-
+    Raises UserError: a file is damaged, or the data hold no test clips.
     """
     labels = labels_of(catalog)
     everything = [*scored, *fuse_ensembles(scored, labels, evaluation, place)]
@@ -104,7 +102,6 @@ def write_results(
         provenance: run, revision, command, data, synthetic: goes into every file.
         alerts: sentences about what makes the results doubtful.
         variants: what each variant changes; those that differ in one number give a curve.
-
     """
     for entry in results.ensembles:
         write_ensemble(entry)

@@ -58,9 +58,7 @@ def load(
         device: auto, cpu, cuda or cuda:N.
         trust: run detectors, poolings, encoders and objectives that the run or file names by import path.
 
-    Raises:
-        UserError: there is no such thing, it is not finished, or the file is damaged.
-
+    Raises UserError: there is no such thing, it is not finished, or the file is damaged.
     """
     path = Path(source)
     if path.is_dir():
@@ -88,9 +86,7 @@ class RunModels:
             pooling: how windows become a clip.
             trust: as of ``load``.
 
-        Raises:
-            UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
-
+        Raises UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
         """
         self._store, self._detector, self._pooling = RunStore(folder), detector, pooling
         self._specs = self._store.specs()
@@ -161,12 +157,7 @@ class RunModels:
         return f"rayasd report {self._store.paths.root} makes it again"
 
     def parts(self, machine: str) -> Parts:
-        """Take a machine's model out of the run.
-
-        Raises:
-            UserError: it is not finished, damaged, or cannot score.
-
-        """
+        """Take a machine's model out of the run. Raises UserError: it is not finished, damaged, or cannot score."""
         chosen = {section: self._tree(machine, row) for section, row in self._rows_of[machine].items()}
         used: dict[Origin, set[int]] = {}
         for leaf in (leaf for tree in chosen.values() for leaf in leaves(tree)):

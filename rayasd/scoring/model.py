@@ -113,9 +113,7 @@ class MachineModel:
     def named(self, section: str | None) -> str | None:
         """Return the section that a word in any spelling means; None (or auto) is the only one, where there is one.
 
-        Raises:
-            UserError: there is none of this name.
-
+        Raises UserError: there is none of this name.
         """
         if section in (None, "auto"):
             return self.sections[0] if len(self.sections) == 1 else None
@@ -134,9 +132,7 @@ class MachineModel:
                 is given, each clip goes to the section that the first product head finds nearest (a long recording
                 is read twice for that).
 
-        Raises:
-            UserError: there is no such section, or none is given and there is no product head (a control).
-
+        Raises UserError: there is no such section, or none is given and there is no product head (a control).
         """
         section = self.named(section)
         for pieces in self.batches(clips):
@@ -146,9 +142,7 @@ class MachineModel:
     def fitted(self, section: str | None = None) -> dict[str, SectionModel]:
         """Fit what scores a section, or every one where none is given, before a clip asks for it.
 
-        Raises:
-            UserError: as ``score``.
-
+        Raises UserError: as ``score``.
         """
         section = self.named(section)
         if section is None:

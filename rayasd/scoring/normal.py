@@ -23,12 +23,8 @@ def normal_scores(specs: Sequence[DetectorSpec], leaf: Leaf, section: str, embed
         section: which.
         embedder: whose bank the clips are in.
 
-    Returns:
-        For each detector's name (clips,).
-
-    Raises:
-        UserError: a detector cannot be fitted, to all clips or without a part of them.
-
+    Returns for each detector's name (clips,). Raises UserError: a detector cannot be fitted, to all clips or without a
+    part of them.
     """
     from rayasd.inlier.scoring import Section  # imports scikit-learn
 

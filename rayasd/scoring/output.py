@@ -34,7 +34,6 @@ def write_scores(scores: Iterable[ClipScore], form: str, out: Path | Console, mo
         form: table, csv, jsonl or parquet.
         out: a file, which is complete or absent; or a console, which no Parquet goes to.
         model: that gave them.
-
     """
     if isinstance(out, Console):
         _write_text(scores, form, out.file, out, model)

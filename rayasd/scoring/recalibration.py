@@ -37,9 +37,7 @@ def recalibrated(
         clips: normal recordings; pieces of a long one are held out together.
         say: takes why a clip is left out.
 
-    Raises:
-        UserError: clips are too few for a detector, or there are none.
-
+    Raises UserError: clips are too few for a detector, or there are none.
     """
     parts = model.parts
     banks = _embedded(model, section, folder, clips, say)

@@ -25,12 +25,7 @@ _STRANDED_SECONDS = 300.0  # how long to wait for a node on which a unit fits, w
 
 
 def check_request(request: Request, nodes: Sequence[Resources]) -> None:
-    """Make sure that some node can run a unit.
-
-    Raises:
-        UserError: none can; says what was asked and what there is.
-
-    """
+    """Make sure that some node can run a unit. Raises UserError: none can; says what was asked and what there is."""
     wanted = request.of(next(iter(STAGES)))  # the first stage asks for most
     if not any(node.fits(wanted) for node in nodes):
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Resources(0))
@@ -68,12 +63,8 @@ def drive(
         costs: how long each unit takes, in any unit of measure: the longest of a stage and seed go first.
         on_change: called at least every half second.
 
-    Returns:
-        Why units are left that could still be done: asked to stop, or no node for them; None if there are none.
-
-    Raises:
-        Interrupted: another process has taken the run over.
-
+    Returns why units are left that could still be done: asked to stop, or no node for them; None if there are none.
+    Raises Interrupted: another process has taken the run over.
     """
     tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
     queue = Queue(sweep, costs or {})
@@ -125,7 +116,6 @@ class Queue:
     Args:
         sweep: its units.
         costs: how long each takes, in any unit of measure; without any, they come in the order of the plan.
-
     """
 
     def __init__(self, sweep: Sweep, costs: Mapping[Unit, float]) -> None:

@@ -40,7 +40,6 @@ def least_seconds(
         speeds: work per second, by stage.
         usable: what units can use of all nodes together.
         request: what a unit gets.
-
     """
     held, ends = Resources(0), dict[Unit, float]()
     for unit, spec in specs.items():

@@ -33,12 +33,7 @@ class Leftover:
     what: str
 
     def remove(self) -> None:
-        """Remove it.
-
-        Raises:
-            OSError: it cannot be removed, or is a lock that somebody has taken since.
-
-        """
+        """Remove it. Raises OSError: it cannot be removed, or is a lock that somebody has taken since."""
         if self.path.is_dir() and not self.path.is_symlink():
             shutil.rmtree(self.path)
         elif self.path.suffix == ".lock":
@@ -67,9 +62,7 @@ def remove(leftovers: Iterable[Leftover]) -> tuple[list[Leftover], list[str]]:
 def of_run(store: RunStore, hours: float) -> list[Leftover]:
     """List unfinished files, locks and tokens of a run that nobody drives; takes 30 s where another host did.
 
-    Raises:
-        UserError: this is no run, or somebody drives it or a part of it.
-
+    Raises UserError: this is no run, or somebody drives it or a part of it.
     """
     store.manifest()
     found = []
@@ -91,9 +84,7 @@ def of_run(store: RunStore, hours: float) -> list[Leftover]:
 def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]:
     """Remove what ``of_run`` lists, with every driver kept out meanwhile; returns as ``remove`` does.
 
-    Raises:
-        UserError: this is no run, or somebody drives it or a part of it.
-
+    Raises UserError: this is no run, or somebody drives it or a part of it.
     """
     found, locks = of_run(store, hours), set(_locks(store))
     if not found:
@@ -111,9 +102,7 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
     With ``unused_days``, also what no unit has opened for so long: an index, and a file of features, is dated by its
     last use.
 
-    Raises:
-        UserError: the folder is no cache of rayasd's.
-
+    Raises UserError: the folder is no cache of rayasd's.
     """
     if not is_marked_as_cache(cache):
         raise UserError(f"{cache} is no cache of rayasd's: it has no {CACHE_TAG}, which decoding writes")

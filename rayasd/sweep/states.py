@@ -94,7 +94,6 @@ def survey(
         asked: units to do if they are not done; others that are not done block those that build on them.
         retry_failed: run units again that failed for good in an earlier sweep.
         verify: compare every file of a finished unit with its checksum; without, its size alone.
-
     """
     sweep = Sweep(specs)
     for unit, spec in specs.items():

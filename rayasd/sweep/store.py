@@ -57,12 +57,7 @@ class RunStore:
         return self.paths.manifest.exists()
 
     def manifest(self) -> dict[str, Any]:
-        """Read the manifest.
-
-        Raises:
-            UserError: this is not a run directory, or the file is damaged.
-
-        """
+        """Read the manifest. Raises UserError: this is not a run directory, or the file is damaged."""
         try:
             manifest = read_json(self.paths.manifest)
         except ValueError:
@@ -75,12 +70,7 @@ class RunStore:
         return manifest
 
     def config(self) -> Config:
-        """Read the run's resolved configuration.
-
-        Raises:
-            UserError: the file is missing or damaged.
-
-        """
+        """Read the run's resolved configuration. Raises UserError: the file is missing or damaged."""
         try:
             text, _, checksum = self.paths.config.read_text(encoding="utf-8").partition(_CHECKSUM_LINE)
             if checksum and checksum.strip() != digest(text):
@@ -98,9 +88,7 @@ class RunStore:
     def catalog(self) -> Catalog:
         """Read the decoded catalog, with the labels as they are known now.
 
-        Raises:
-            UserError: it is missing or damaged.
-
+        Raises UserError: it is missing or damaged.
         """
         return read_catalog(self.paths.catalog, Path(self.manifest()["data"]["root"]))
 
@@ -131,9 +119,8 @@ class RunStore:
             command: words of the command line.
             accept_changes: go on in a run of another configuration or other data.
 
-        Raises:
-            UserError: another configuration or other data, with the differences; or a part of a run that is not set up.
-
+        Raises UserError: another configuration or other data, with the differences; or a part of a run that is not set
+        up.
         """
         manifest: dict[str, Any] = {"created": now(), "invocations": []}
         plans = [plan]
@@ -176,9 +163,7 @@ class RunStore:
         ``remedy``: what to do where the folder cannot be written. ``trust``: it may be another user's, who could
         exchange folders below it by links.
 
-        Raises:
-            UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
-
+        Raises UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
         """
         paths, whole = self.paths, self.part is None
         locks = [paths.lock] if self.part is None else [paths.part_lock(machine) for machine in self.part]
@@ -210,9 +195,7 @@ class RunStore:
     def check_held(self) -> None:
         """Make sure that another process has not taken the run over meanwhile.
 
-        Raises:
-            Interrupted: one has: this process was suspended or cut off, and counted as gone.
-
+        Raises Interrupted: one has: this process was suspended or cut off, and counted as gone.
         """
         for check in self._checks:
             check()

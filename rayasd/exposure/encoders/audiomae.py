@@ -24,9 +24,7 @@ class AudioMae(Pretrained):
         layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
         model: timm's name of the architecture.
 
-    Raises:
-        UserError: the file does not hold these weights, or the window is too long.
-
+    Raises UserError: the file does not hold these weights, or the window is too long.
     """
 
     def __init__(

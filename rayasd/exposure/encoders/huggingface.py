@@ -27,9 +27,7 @@ class Ast(Pretrained):
         folder: ``config.json`` and safetensors of a model of transformers.
         layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
 
-    Raises:
-        UserError: transformers is missing, the folder does not hold such a model, or the window is too long.
-
+    Raises UserError: transformers is missing, the folder does not hold such a model, or the window is too long.
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:
@@ -67,9 +65,7 @@ class Wav2Vec2(Pretrained):
         folder: ``config.json`` and safetensors of a model of transformers.
         layers: hidden states to average, from 1 to the number of layers; by default the last.
 
-    Raises:
-        UserError: transformers is missing, the folder does not hold such a model, or the window is too short.
-
+    Raises UserError: transformers is missing, the folder does not hold such a model, or the window is too short.
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:

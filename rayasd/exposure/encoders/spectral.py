@@ -35,9 +35,7 @@ class StftResNet(Encoder):
         dim: width of the embedding.
         subtract_mean: take the mean over time from each frequency bin, as Wilkinghoff does.
 
-    Raises:
-        UserError: a window is shorter than a frame, or there is no bin between f_min and f_max.
-
+    Raises UserError: a window is shorter than a frame, or there is no bin between f_min and f_max.
     """
 
     scaling = "none"
@@ -111,9 +109,7 @@ class FftNetwork(Encoder):
         strides: (kernel, stride) of each convolution. By default ``LONG`` where the window is long enough for it
             (70 014 samples, 4.4 s at 16 kHz), ``SHORT`` below.
 
-    Raises:
-        UserError: the window is too short for the convolutions.
-
+    Raises UserError: the window is too short for the convolutions.
     """
 
     scaling = "none"

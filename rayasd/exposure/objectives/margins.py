@@ -206,9 +206,7 @@ class FeatureExchange(ClassLoss):
         probability: of an exchange, clip by clip.
         subclusters: of each class of both losses.
 
-    Raises:
-        UserError: fewer than two branches or classes.
-
+    Raises UserError: fewer than two branches or classes.
     """
 
     def __init__(
@@ -253,9 +251,7 @@ class Subspace(ClassLoss):
         widths: dimensions of the branches, whose concatenation is the embedding.
         subclusters: of each class of each loss.
 
-    Raises:
-        UserError: fewer than two branches or classes.
-
+    Raises UserError: fewer than two branches or classes.
     """
 
     def __init__(self, num_classes: int, widths: Sequence[int], *, subclusters: int = 16) -> None:

@@ -22,9 +22,7 @@ def write_comparison(contestants: Sequence[Contestant], sentences: Sequence[str]
         part: whose scores count.
         path: of the page.
 
-    Raises:
-        UserError: the runs are scored by different rules.
-
+    Raises UserError: the runs are scored by different rules.
     """
     runs = [each.report.store.paths.root for each in contestants]
     rows, year, where, reasons = rank_runs(runs, part)

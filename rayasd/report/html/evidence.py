@@ -74,7 +74,6 @@ def read_results(
         scored: scores files.
         labels: of the clips.
         evaluation: the rules.
-
     """
     files = by_name(scored)
     sections: dict[tuple[str, int | None], dict[str, list[dict[str, Any]]]] = {}
@@ -108,9 +107,7 @@ def mean_roc(
 ) -> NDArray[np.float64] | None:
     """Average ROC curves over cells and seeds at each false-positive rate of ``FPR``: the area is the mean AUC.
 
-    Returns:
-        True-positive rates, (n,); None where no cell has an AUC.
-
+    Returns true-positive rates, (n,); None where no cell has an AUC.
     """
     curves = []
     for result in results:

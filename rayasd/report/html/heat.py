@@ -46,7 +46,6 @@ def heat_table(rows: Mapping[str, Mapping[CellColumn, Sequence[Mapping[str, Any]
 
     Args:
         rows: cells by name of the row and place.
-
     """
     columns = sorted({column for groups in rows.values() for column in groups})
     means = {(name, column): _mean(cells) for name, groups in rows.items() for column, cells in groups.items()}

@@ -61,7 +61,6 @@ def read_map(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: p
         embed: finished unit.
         checkpoint: epochs trained; None: the last.
         sample: rows of the catalog.
-
     """
     from sklearn.decomposition import PCA  # a second to import
 
@@ -96,9 +95,7 @@ def unusual_windows(
 ) -> dict[str, tuple[float, float]]:
     """Find the window of each clip whose embedding is farthest from the nearest one of the normal training clips.
 
-    Returns:
-        Beginning and end in seconds, by clip; none where a clip is one window.
-
+    Returns beginning and end in seconds, by clip; none where a clip is one window.
     """
     from sklearn.neighbors import NearestNeighbors  # a second to import
 
