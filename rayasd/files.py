@@ -71,10 +71,7 @@ def no_links(path: str, flags: int) -> int:
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
     """Say in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 
-    Args:
-        error: whatever was raised, perhaps because of something else.
-        folder: the place to name where the system names none, or something in it.
-        others: places whose permissions are our matter too.
+    ``folder``: the place to name where the system names none; ``others``: places whose permissions are our matter too.
     """
     cause: BaseException | None = error
     while cause is not None:

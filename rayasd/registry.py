@@ -18,10 +18,7 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 def find(kind: str, text: str, registry: Mapping[str, Any]) -> Any:
     """Look up ``name``, ``package.name`` or a call of either such as ``package.name(parameter=3)``.
 
-    Args:
-        kind: what it is, for errors.
-        text: as a person wrote it.
-        registry: objects, or import paths of objects, by short name.
+    ``kind`` is for errors; ``registry``: objects, or import paths of objects, by short name.
 
     Returns the object; a call gives it with its parameters bound (``functools.partial``). Raises UserError: there is no
     such thing, or it does not take these parameters.

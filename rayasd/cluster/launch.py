@@ -53,15 +53,9 @@ def launch(
 ) -> int:
     """Do this node's part; returns the exit code of the command, 75 when a signal ended it, 76 for a lost head, or 1.
 
-    Args:
-        placement: of this launcher.
-        command: words of a rayasd command line, run on the head with ``RAY_ADDRESS`` set.
-        environment: of the processes to start.
-        folder: seen by all nodes.
-        temp_root: on each node, for Ray's own files.
-        wait_seconds: for the other nodes.
-        min_nodes: go on with so many where others' Rays do not start, or do not come in time.
-        dashboard_host: address on which the head's dashboard listens.
+    ``command``: words of a rayasd command line, run on the head with ``RAY_ADDRESS`` set. ``folder`` is seen by all
+    nodes; ``temp_root`` is each node's own. It goes on with ``min_nodes`` where others' Rays do not start, or do not
+    come in time.
 
     Raises UserError: the head's Ray does not start, or too few nodes come together.
     """

@@ -94,10 +94,7 @@ def abandoned(root: Path, hours: float) -> Iterator[Path]:
 def leave_mark(folder: Path, mark: str, host: str) -> None:
     """Leave this host's mark of a job in its folder of temporary files.
 
-    Args:
-        folder: must be this host's alone.
-        mark: random, the same on all nodes of the job.
-        host: name of this host.
+    ``mark`` is random, and the same on all nodes of the job.
 
     Raises UserError: another host has left its mark there.
     """

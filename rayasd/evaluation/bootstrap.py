@@ -168,10 +168,8 @@ def interval(replicates: NDArray[np.float64], estimate: float, *, least: float =
 
     It holds the estimate, and stays within what a score can be.
 
-    Args:
-        replicates: of the score, (replicates,).
-        estimate: the score itself, of all clips as they are.
-        least: lowest value that there is; the highest is 1.
+    ``replicates``: of the score, (replicates,); ``estimate``: the score of all clips as they are; ``least``: its lowest
+    possible value.
     """
     low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     bias = float(np.mean(replicates)) - estimate

@@ -139,11 +139,8 @@ def rank(
 ) -> Leaderboard:
     """Build the leaderboard.
 
-    Args:
-        cells: with ``selected`` set.
-        entries: as ``select`` gave them.
-        expected: labelled cells that the plan makes for each variant, over all its seeds.
-        evaluation: the rules.
+    ``cells`` with ``selected`` set; ``entries`` as ``select`` gave them; ``expected``: labelled cells that the plan
+    makes for each variant, over all its seeds.
     """
     parts = set(pc.unique(cells.filter(pc.field("status") == "ok")["part"]).to_pylist())
     held_out = evaluation.selection == LEAVE_ONE_OUT

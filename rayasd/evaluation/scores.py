@@ -185,10 +185,7 @@ def read_scores(
 ) -> dict[Key, SectionScores]:
     """Read a scores file, system by system in the file's order.
 
-    Args:
-        path: of the file.
-        sha256: what it must have, where that is known.
-        origin: variant and seed, of a unit's file.
+    ``sha256``: what the file must have, where that is known; ``origin``: variant and seed, of a unit's file.
 
     Raises UserError: the file is damaged, or has another checksum than ``sha256``.
     """

@@ -83,16 +83,8 @@ def metadata(
 ) -> dict[str, Any]:
     """Describe a system in the challenge's own terms.
 
-    Args:
-        label: of the system, ``Lastname_Institute_task2_1``.
-        name: of the system.
-        abbreviation: at most 10 characters.
-        authors: first is corresponding.
-        config: the variant's resolved configuration.
-        systems: detector and pooling, one for each that was chosen.
-        num_subsystems: members of an ensemble; 1 for a single system.
-        total_parameters: of all members' networks.
-        results: for each machine of the development set, harmonic means of AUC and pAUC, in percent.
+    ``systems``: detector and pooling, one for each that was chosen; ``results``: for each machine of the development
+    set, harmonic means of AUC and pAUC, in percent; ``total_parameters``: of all members' networks.
 
     Raises UserError: the abbreviation is too long.
     """

@@ -83,13 +83,8 @@ def balanced_batches(machines: Sequence[MachineClips], config: Config, seed: int
 class BatchLoader:
     """Turns batches into waveforms and classes on the training device.
 
-    Args:
-        machines: that train together.
-        classes: class of each clip of each machine; -1: none.
-        config: of the variant.
-        device: of the training.
-        scaling: what the encoder wants, see ``Encoder.scaling``.
-        resident: keep all samples on the device; by default, where they fit.
+    ``classes``: class of each clip of each machine; -1: none. ``scaling``: see ``Encoder.scaling``. ``resident``: keep
+    all samples on the device; by default, where they fit.
     """
 
     def __init__(

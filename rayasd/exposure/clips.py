@@ -142,13 +142,7 @@ def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = si
     return [target, *others, exposed] if len(exposed.training) else [target, *others]
 
 
-def gather(
-    clips: MachineClips,
-    chosen: Indices,
-    starts: Indices,
-    length: int,
-    out: NDArray[np.int16],
-) -> None:
+def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, out: NDArray[np.int16]) -> None:
     """Copy one window a clip into ``out`` (clips, length)."""
     for row, (clip, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
         clips.waveforms.window(clip, start, length, out[row])

@@ -199,12 +199,7 @@ def embed_windows(
 ) -> pa.Table:
     """Embed windows (n, samples): the column ``embedding`` and those of the objective, as in an embeddings file.
 
-    Args:
-        extractor: on the device of ``compute``, in evaluation mode.
-        compute: device and arithmetic.
-        samples: of full scale 32768.
-        scale: mean and deviation that waveforms are standardised with, full scale 1.
-        config: of the variant.
+    ``samples``: of full scale 32768; ``scale``: mean and deviation that waveforms are standardised with, full scale 1.
 
     Raises UserError: the extractor gave something other than (n, dim) embeddings.
     """

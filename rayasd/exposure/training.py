@@ -186,10 +186,8 @@ class Training:
     def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> dict[str, Tensor]:
         """Do one optimiser step.
 
-        Args:
-            batch: of all ranks.
-            key: seed, machine and epoch, of which the step's random numbers come.
-            progress: share of the training that is done, 0 to 1.
+        ``batch``: of all ranks; ``key``: seed, machine and epoch, of which the step's random numbers come;
+        ``progress``: share of the training that is done, 0 to 1.
 
         Returns the loss and its parts by name, on the device.
         """

@@ -70,9 +70,7 @@ FUSIONS: dict[str, tuple[_Normalise, _ByOthers, _Combine]] = {
 def fuse(method: str, members: list[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
     """Fuse members' scores by one of ``FUSIONS``.
 
-    Args:
-        method: name.
-        members: for each, scores of the same test clips (m,) and of the same training clips (n,).
+    ``members``: for each, scores of the same test clips (m,) and of the same training clips (n,).
 
     Returns fused scores of test clips (m,) and of training clips (n,). Raises ValueError: a member's training scores
     give no scale.

@@ -34,15 +34,8 @@ def write_submission(
 ) -> list[str]:
     """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder.
 
-    Args:
-        report: of the run.
-        label: of the system, ``Lastname_Institute_task2_1``.
-        entry: of the leaderboard; default: the first in rank.
-        seed: which, where the entry is no ensemble of seeds; default: the lowest.
-        name: of the system.
-        abbreviation: of the name, at most 10 characters.
-        authors: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one first.
-        out: folder; default: ``submission/LABEL`` in the run.
+    ``label``: ``Lastname_Institute_task2_1``; ``authors``: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one
+    first. By default, the entry that ranks first, its lowest seed, and the folder ``submission/LABEL`` of the run.
 
     Returns lines for a person: what was written, then what it lacks. Raises UserError: an unknown entry or seed, a
     section without scores or threshold, a wrong label or author.

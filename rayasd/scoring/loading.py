@@ -48,15 +48,9 @@ def load(
 ) -> MachineModel:
     """Load a machine's model.
 
-    Args:
-        source: a run directory, or a file that ``rayasd pack`` wrote.
-        machine: may be left out where there is one alone.
-        entry: of a run's leaderboard; this and the next three as ``RunModels`` says.
-        seed: of a run.
-        detector: of a run.
-        pooling: of a run; how windows become a clip.
-        device: auto, cpu, cuda or cuda:N.
-        trust: run detectors, poolings, encoders and objectives that the run or file names by import path.
+    ``source``: a run directory, or a file that ``rayasd pack`` wrote. ``machine`` may be left out where there is one
+    alone. ``device``: auto, cpu, cuda or cuda:N. ``trust``: run detectors, poolings, encoders and objectives that are
+    named by import path. The others are of a run, as of ``RunModels``.
 
     Raises UserError: there is no such thing, it is not finished, or the file is damaged.
     """
@@ -78,13 +72,8 @@ class RunModels:
     ) -> None:  # fmt: skip
         """Choose an entry.
 
-        Args:
-            folder: the run directory.
-            entry: default: the one that ranks first.
-            seed: of an entry that is not over seeds; default: the lowest.
-            detector: default: the one that the run's report chose; likewise ``pooling``.
-            pooling: how windows become a clip.
-            trust: as of ``load``.
+        By default, it is the one that ranks first, the lowest seed (of one that is not over seeds), and the detector
+        and the pooling that the run's report chose. ``trust``: as of ``load``.
 
         Raises UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
         """

@@ -13,14 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import (
-    NO_MEMORY,
-    BadClipError,
-    num_frames,
-    read_facts,
-    read_samples,
-    sample_blocks,
-)
+from rayasd.data.audio import NO_MEMORY, BadClipError, num_frames, read_facts, read_samples, sample_blocks
 from rayasd.data.naming import matching
 from rayasd.data.samples import at_level
 from rayasd.errors import UserError
@@ -230,13 +223,7 @@ class MachineModel:
         return [found[number] for number in range(len(pieces))]
 
     def _said(
-        self,
-        piece: Piece,
-        section: str,
-        nearest: bool,
-        model: SectionModel,
-        score: float,
-        worst: int | None,
+        self, piece: Piece, section: str, nearest: bool, model: SectionModel, score: float, worst: int | None
     ) -> ClipScore:
         rate, by = self._config.data.sample_rate, model.decision
         below = 100.0 * float(np.searchsorted(by.normal, score)) / len(by.normal) if len(by.normal) else None

@@ -24,10 +24,8 @@ class Monitor:
     def __init__(self, sections: Mapping[str, SectionModel], alarm: tuple[int, int], drift: int) -> None:
         """Prepare.
 
-        Args:
-            sections: what scores them.
-            alarm: (K, N): an anomalous clip raises an alarm when it is the K-th of the last N clips, or a later one.
-            drift: how many clips are compared with normal ones, each time so many have come.
+        ``alarm``: (K, N): an anomalous clip raises an alarm when it is the K-th of the last N clips, or a later one.
+        ``drift``: how many clips are compared with normal ones, each time so many have come.
         """
         self._sections, self._needed, self._drift = sections, alarm[0], drift
         self._anomalous = {name: deque[bool](maxlen=alarm[1]) for name in sections}

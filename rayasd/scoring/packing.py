@@ -116,10 +116,7 @@ def machines_of(path: Path) -> list[str]:
 def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) -> Parts:
     """Read a packed model.
 
-    Args:
-        path: the file.
-        machine: which, where it holds several.
-        trust: accept detectors, poolings, encoders and objectives that it names by import path, whose code then runs.
+    ``trust``: accept detectors, poolings, encoders and objectives that it names by import path, whose code then runs.
 
     Raises UserError: it is absent, damaged, of another version, or would run code of its maker's choice.
     """

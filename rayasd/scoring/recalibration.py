@@ -30,12 +30,8 @@ def recalibrated(
     leave-one-out. Other sections keep their clips and scores; with ``inlier.per = "machine"``, where detectors see the
     new clips too, their scores are computed anew.
 
-    Args:
-        model: what is recalibrated.
-        section: one of its sections.
-        folder: which ``clips`` are in.
-        clips: normal recordings; pieces of a long one are held out together.
-        say: takes why a clip is left out.
+    ``clips`` are normal recordings in ``folder``; pieces of a long one are held out together. ``say`` takes why a clip
+    is left out.
 
     Raises UserError: clips are too few for a detector, or there are none.
     """

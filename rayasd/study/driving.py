@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Watcher, *, again: bool = True) -> Sweep:
     """Do the units asked for that are not done, then write the leaderboard. The caller holds the run's lock.
 
-    Args:
-        store: the run, or a part of it, which gets no leaderboard.
-        asked: units to do.
-        how: where and how they run.
-        watcher: gets lines, states and the report on the way.
-        again: do once more what turns out to be damaged on the way.
+    A part of a run gets no leaderboard. ``again``: do once more what turns out to be damaged on the way.
 
     Returns states of all units of the run.
 

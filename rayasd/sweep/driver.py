@@ -52,16 +52,9 @@ def drive(
     died or whose code raised is tried ``max_tries`` times; one that its own input makes impossible, once; one whose
     host was lost, on other hosts.
 
-    Args:
-        sweep: brought up to date as units end.
-        store: the run.
-        executor: where units run.
-        request: what a unit gets.
-        max_tries: of one unit, at its own fault.
-        fail_fast: start nothing more after the first failed unit.
-        hang_seconds: a unit without a sign of life for so long is ended and tried again; 0: never.
-        costs: how long each unit takes, in any unit of measure: the longest of a stage and seed go first.
-        on_change: called at least every half second.
+    After the first failed unit, nothing more starts with ``fail_fast``. A unit without a sign of life for
+    ``hang_seconds`` (0: never) is ended and tried again. ``costs``: how long each unit takes, in any unit of measure:
+    the longest of a stage and seed go first. ``on_change`` is called at least every half second.
 
     Returns why units are left that could still be done: asked to stop, or no node for them; None if there are none.
     Raises Interrupted: another process has taken the run over.
@@ -113,9 +106,7 @@ def drive(
 class Queue:
     """Units that may start: later stages first; within a stage seed by seed, the longest first, so that none ends late.
 
-    Args:
-        sweep: its units.
-        costs: how long each takes, in any unit of measure; without any, they come in the order of the plan.
+    ``costs``: how long each takes, in any unit of measure; without any, they come in the order of the plan.
     """
 
     def __init__(self, sweep: Sweep, costs: Mapping[Unit, float]) -> None:

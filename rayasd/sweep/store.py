@@ -15,16 +15,7 @@ import tomli_w
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import (
-    digest,
-    no_links,
-    now,
-    read_json,
-    remove_unfinished,
-    suppress_full,
-    write_json,
-    write_text,
-)
+from rayasd.files import digest, no_links, now, read_json, remove_unfinished, suppress_full, write_json, write_text
 from rayasd.nested import flatten
 from rayasd.pretrained import weight_paths
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
@@ -111,13 +102,9 @@ class RunStore:
     ) -> None:
         """Create the run directory, or check that it holds a run of this configuration and data and let its plan grow.
 
-        Args:
-            config: resolved configuration; variants that it no longer defines stay as they were.
-            catalog: decoded.
-            data: what the manifest says about the data, with ``fingerprint`` and ``pretrained``.
-            plan: what is asked now.
-            command: words of the command line.
-            accept_changes: go on in a run of another configuration or other data.
+        Variants that ``config`` no longer defines stay as they were. ``data``: what the manifest says about the data,
+        with ``fingerprint`` and ``pretrained``. ``accept_changes``: go on in a run of another configuration or other
+        data.
 
         Raises UserError: another configuration or other data, with the differences; or a part of a run that is not set
         up.

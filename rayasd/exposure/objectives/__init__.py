@@ -75,10 +75,7 @@ class Objective(nn.Module, ABC):
     def losses(self, embedding: Tensor, targets: Tensor, *, mixed: bool) -> Mapping[str, Tensor]:
         """Compute ``loss``, which is minimised, and its ``parts``, each a scalar.
 
-        Args:
-            embedding: (N, D), a whole batch.
-            targets: (N, W).
-            mixed: whether this is a mixup step.
+        ``embedding``: (N, D), a whole batch; ``targets``: (N, W); ``mixed``: whether this is a mixup step.
         """
 
     def outputs(self, embedding: Tensor) -> Mapping[str, Tensor]:
@@ -95,14 +92,7 @@ class Objective(nn.Module, ABC):
 
 
 class ClassObjective(Objective):
-    """Classes told apart by one loss.
-
-    Args:
-        config: of the variant.
-        classes: names of the classes.
-        widths: sizes of the branches.
-        loss: makes the loss of so many classes and these widths.
-    """
+    """Classes told apart by one loss. ``loss`` makes the loss of so many classes and these widths."""
 
     def __init__(
         self, config: Config, classes: Sequence[str], widths: Sequence[int], loss: Callable[..., ClassLoss]

@@ -68,12 +68,7 @@ def read_results(
 ) -> list[SectionResult]:
     """Read the scores that count for an entry, section by section and seed by seed.
 
-    Args:
-        entry: variant of a leaderboard's entry.
-        cells: of the run, with ``selected``.
-        scored: scores files.
-        labels: of the clips.
-        evaluation: the rules.
+    ``cells``: of the run, with ``selected``.
     """
     files = by_name(scored)
     sections: dict[tuple[str, int | None], dict[str, list[dict[str, Any]]]] = {}

@@ -56,11 +56,7 @@ def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
 def read_map(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> EmbeddingMap | None:
     """Project the sampled clips of a unit's embeddings by PCA; None if they are too few.
 
-    Args:
-        paths: the run.
-        embed: finished unit.
-        checkpoint: epochs trained; None: the last.
-        sample: rows of the catalog.
+    ``checkpoint``: epochs trained; None: the last. ``sample``: rows of the catalog.
     """
     from sklearn.decomposition import PCA  # a second to import
 
