@@ -41,10 +41,6 @@ _TOLD_LATER = re.compile(r"(^|/)section_\d+_\d+\.[^/]*$")
 _VERSION = 4  # of the cache's files, and of what is refused
 
 
-def _no_progress(done: int, total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Waveforms:
     """Decoded samples of one machine's clips.
@@ -74,7 +70,7 @@ def decode(
     cache: Path,
     *,
     num_processes: int | None = None,
-    on_progress: OnProgress = _no_progress,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Catalog:
     """Make sure that every machine's memory map exists, and add what decoding tells to the catalog.
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from rayasd.config import Config, EvaluationConfig
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import SectionScores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
-from rayasd.files import write_csv, write_text
+from rayasd.files import write_csv
 from rayasd.pretrained import relocated, weight_paths
 
 MAX_ABBREVIATION = 10
@@ -62,11 +61,6 @@ def decision_rule(evaluation: EvaluationConfig) -> str:
         "percentile": f"percentile {share:g} of the scores",
     }[evaluation.threshold]
     return f"{rule}, by scores of the {evaluation.threshold_per}'s normal training clips"
-
-
-def write_metadata(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the description."""
-    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def metadata(

@@ -98,12 +98,6 @@ def own_products(classes: Sequence[str], section: str) -> Indices:
     return np.array([k for k, name in enumerate(classes) if name.partition("/")[0] == section], np.int64)
 
 
-def fit_rows(fit_on: str) -> pc.Expression:
-    """Select the windows of an embeddings file that detectors are fitted to."""
-    rows = normal_rows(fit_on)
-    return rows & (pc.field("domain") == "source") if fit_on == "source" else rows
-
-
 def normal_rows(fit_on: str) -> pc.Expression:
     """Select the windows of normal clips: those that detectors are fitted to, and those held out of all training."""
     if fit_on == "source":

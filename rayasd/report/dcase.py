@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
@@ -15,7 +16,8 @@ from rayasd.evaluation.decisions import TRAINED_ON_WARNING, decision_of
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import Key, SectionScores, by_name
-from rayasd.evaluation.submission import check_label, decision_rule, metadata, write_metadata, write_results
+from rayasd.evaluation.submission import check_label, decision_rule, metadata, write_results
+from rayasd.files import write_text
 from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.report.run_report import RunReport
 from rayasd.wording import counted
@@ -84,7 +86,8 @@ def write_submission(
         total_parameters=_parameters(members, config),
         results=_development_results(cells),
     )
-    write_metadata(folder / f"{label}.meta.yaml", description)
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    write_text(folder / f"{label}.meta.yaml", text)
     of_seed = "" if chosen is None else f", seed {chosen}"
     lines = [f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"]
     lines.append(f"decisions: {decision_rule(evaluation)}; normal clips: {', '.join(sorted(calibrations))}")

@@ -56,10 +56,6 @@ class RunReport:
         sweep = survey(store.specs(), (), retry_failed=False)
         return cls(store, sweep, store.catalog(), store.config().evaluation)
 
-    def by_rules(self, evaluation: EvaluationConfig) -> "RunReport":
-        """Report the same run by other rules."""
-        return replace(self, evaluation=evaluation)
-
     def by_settings(self, overrides: Sequence[str]) -> "RunReport":
         """Report the same run by rules changed as in ``evaluation.year=2022``.
 
@@ -72,7 +68,7 @@ class RunReport:
                     f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep"
                 )
         rules = from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation
-        return self.by_rules(settled(rules, self.catalog.table, self.catalog.dataset))
+        return replace(self, evaluation=settled(rules, self.catalog.table, self.catalog.dataset))
 
     @cached_property
     def units(self) -> dict[Unit, Scored]:

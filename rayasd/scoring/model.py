@@ -89,7 +89,7 @@ class MachineModel:
         self._config = next(iter(parts.embedders.values())).config  # data and evaluation are the same for all
 
     def changed(self, change: Callable[[Config], Config]) -> "MachineModel":
-        """Return the same model with other settings for reading clips or making decisions."""
+        """Return the same model with other settings for reading clips."""
         embedders = {o: replace(e, config=change(e.config)) for o, e in self.parts.embedders.items()}
         return MachineModel(replace(self.parts, embedders=embedders), self._device)
 
