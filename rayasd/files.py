@@ -55,6 +55,17 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+class Below:
+    """A path at a fixed place below its owner's ``root``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Path:
+        root: Path = owner.root
+        return root / self._name
+
+
 def no_links(path: str, flags: int) -> int:
     """Open a file of a folder that others may write to, as ``open(..., opener=no_links)``: never through a link.
 

@@ -67,7 +67,7 @@ def launch(
         end_with_parent()  # mpirun, if killed, leaves its ranks
     if placement.is_head:
         for earlier in placement.earlier:  # what an attempt left that was ended with its host
-            shutil.rmtree(Meeting(folder / f"launch-{earlier}").folder, ignore_errors=True)
+            shutil.rmtree(Meeting(folder / f"launch-{earlier}").root, ignore_errors=True)
         _convene(meeting)
     node, failed = None, True
     try:
@@ -96,16 +96,16 @@ def launch(
         if node is not None:
             node.stop(folder / f"ray-logs-{placement.job}-{placement.rank}" if failed else None)
         if placement.is_head:
-            shutil.rmtree(meeting.folder, ignore_errors=True)
+            shutil.rmtree(meeting.root, ignore_errors=True)
 
 
 def _convene(meeting: Meeting) -> None:
     """Make the meeting's folder and the job's secret in it. Raises UserError: there is one of this name."""
     try:
-        meeting.folder.mkdir(parents=True, mode=0o700)
+        meeting.root.mkdir(parents=True, mode=0o700)
     except FileExistsError:
         raise UserError(
-            f"{meeting.folder} is there: a job of this name runs, or was killed; choose another --job, or delete it"
+            f"{meeting.root} is there: a job of this name runs, or was killed; choose another --job, or delete it"
         ) from None
     write_token(meeting.token, secrets.token_hex(32))
 
@@ -182,7 +182,7 @@ def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) ->
         if signals:
             raise Interruption
         if time.monotonic() > until:
-            raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
+            raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.root}")
         time.sleep(_POLL_SECONDS)
     return head
 
@@ -200,7 +200,7 @@ def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> i
             if time.monotonic() >= look_at or node.ended:
                 if trouble := meeting.trouble():
                     raise UserError(trouble)
-                if not meeting.folder.exists():
+                if not meeting.root.exists():
                     return 0
                 together = together or meeting.complete.exists()
                 look_at = time.monotonic() + (_SELDOM_SECONDS if together else 0.0)

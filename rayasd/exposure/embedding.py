@@ -101,10 +101,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 span.add(windows["embedding"])
                 table = clips.table.take(rows)
                 columns = [
-                    table["clip"],
-                    table["group"],
-                    table["section"],
-                    table["domain"],
+                    *(table[name] for name in ("clip", "group", "section", "domain")),
                     pa.array(clips.split[rows], pa.string()),
                     table["label"],
                     pa.array(np.tile(np.arange(num_windows, dtype=np.int16), len(chosen))),

@@ -20,10 +20,6 @@ def _lower_half_mean(windows: Scores) -> Scores:
     return np.sort(windows, axis=1)[:, :half].mean(axis=1)
 
 
-def _upper_half_mean(windows: Scores) -> Scores:
-    return -_lower_half_mean(-windows)
-
-
 def _weighted_rank(windows: Scores, decay: float) -> Scores:
     weights = decay ** np.arange(windows.shape[1])
     return np.sort(windows, axis=1)[:, ::-1] @ (weights / weights.sum())
@@ -34,7 +30,7 @@ POOLINGS: dict[str, Pooling] = {
     "median": lambda windows: np.median(windows, axis=1),
     "max": lambda windows: windows.max(axis=1),
     "min": lambda windows: windows.min(axis=1),
-    "upper-half-mean": _upper_half_mean,
+    "upper-half-mean": lambda windows: -_lower_half_mean(-windows),
     "lower-half-mean": _lower_half_mean,
 }
 

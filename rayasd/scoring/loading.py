@@ -157,7 +157,9 @@ class RunModels:
         for section, tree in chosen.items():
             training: dict[Leaf, SectionScores] = {}
             trees[section] = self._of_single_detectors(tree, machine, section, embedders, training)
-            tables += [training_table(section, n, training[leaf]) for n, leaf in enumerate(leaves(trees[section]))]
+            for number, of in enumerate(training[leaf] for leaf in leaves(trees[section])):
+                facts = of.training_clips, of.training, of.training_groups, of.calibration
+                tables.append(training_table(section, number, *facts))
         train = self._catalog.of(machine).filter(self._catalog.is_train)
         first = next(iter(trees.values()))
         if isinstance(first, Leaf) and set(trees.values()) == {first}:  # sections without test clips, too

@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def of_run(store: RunStore, hours: float) -> list[Leftover]:
     """
     store.manifest()
     found = []
-    for lock in _locks(store):
+    for lock in store.paths.locks:
         if lock.exists():
             see_if_held(lock)
         found += _leftover(lock, "lock whose holder is gone")
@@ -86,7 +86,7 @@ def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]
 
     Raises UserError: this is no run, or somebody drives it or a part of it.
     """
-    found, locks = of_run(store, hours), set(_locks(store))
+    found, locks = of_run(store, hours), set(store.paths.locks)
     if not found:
         return [], []
     with locked(store.paths.lock):  # which takes its place if it was left behind
@@ -125,10 +125,6 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
             unused = _leftover(cache / name, f"not used for {unused_days:g} days", time.time() - 86400 * unused_days)
             found += unused and [*unused, *_leftover((cache / name).with_suffix(".i16"), "its samples")]
     return found
-
-
-def _locks(store: RunStore) -> Sequence[Path]:
-    return [store.paths.lock, *store.paths.part_locks()]
 
 
 def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Leftover]:

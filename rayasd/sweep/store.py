@@ -166,7 +166,7 @@ class RunStore:
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
-                for other in [paths.lock, *paths.part_locks()]:
+                for other in paths.locks:
                     if other not in locks and (whole or other == paths.lock or _division(other) != _division(locks[0])):
                         refuse_if_held(other)
             except OSError as error:
@@ -201,7 +201,7 @@ class RunStore:
 
     def holders(self) -> list[dict[str, Any]]:
         """List who drives the run, or parts of it, now: host, pid, since, seconds of silence."""
-        return [holder for lock in (self.paths.lock, *self.paths.part_locks()) if (holder := holder_of(lock))]
+        return [holder for lock in self.paths.locks if (holder := holder_of(lock))]
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""

@@ -41,11 +41,6 @@ class Beats(Pretrained):
         self.patch = cfg.input_patch_size
         patches_in_time(config, self.patch, self.patch)
 
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
-
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 8, dim)."""
         bands = self.fbank(waveforms)

@@ -45,11 +45,6 @@ class Ast(Pretrained):
         self.bands: int = (128 - facts.patch_size) // facts.frequency_stride + 1
         self.in_time = patches_in_time(config, facts.patch_size, facts.time_stride, facts.max_length)
 
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
-
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 12, dim)."""
         tokens = self.mean_of(_states(self.model, self.fbank(waveforms)))[:, 2:]  # after two that stand for the whole
@@ -79,11 +74,6 @@ class Wav2Vec2(Pretrained):
         self.dim = facts.hidden_size
         self.choose_layers(facts.num_hidden_layers)
         patches_in_time(config, 1, 1)
-
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 1, dim)."""

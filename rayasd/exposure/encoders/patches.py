@@ -1,7 +1,7 @@
 """What pretrained encoders share: Kaldi's mel bands at 16 kHz, hidden states to average, patches as a grid."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,10 +56,16 @@ class Pretrained(Encoder):
     scaling = "none"
     sample_rate: ClassVar[int | None] = 16000
     gives_grid = True
+    model: Any
 
     def __init__(self, layers: Sequence[int] | None) -> None:
         super().__init__()
         self.layers = layers
+
+    @property
+    def compilable(self) -> nn.Module:
+        """The transformer."""
+        return self.model
 
     def choose_layers(self, count: int) -> None:
         """Check ``layers`` against the number of layers that the model has. Raises UserError: one is not there."""
