@@ -41,16 +41,9 @@ class Interruption(Exception):  # noqa: N818 - no error
 
 
 def launch(
-    placement: Placement,
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    folder: Path,
-    temp_root: Path,
-    wait_seconds: float,
-    min_nodes: int = 1,
-    dashboard_host: str = "127.0.0.1",
-) -> int:
+    placement: Placement, command: Sequence[str], environment: Mapping[str, str], *, folder: Path, temp_root: Path,
+    wait_seconds: float, min_nodes: int = 1, dashboard_host: str = "127.0.0.1",
+) -> int:  # fmt: skip
     """Do this node's part; returns the exit code of the command, 75 when a signal ended it, 76 for a lost head, or 1.
 
     ``command``: words of a rayasd command line, run on the head with ``RAY_ADDRESS`` set. ``folder`` is seen by all

@@ -44,15 +44,9 @@ class Placement:
 
 
 def find_placement(
-    environment: Mapping[str, str],
-    *,
-    job: str | None = None,
-    rank: int | None = None,
-    size: int | None = None,
-    address: str | None = None,
-    cpus: int | None = None,
-    gpus: int | None = None,
-) -> Placement:
+    environment: Mapping[str, str], *, job: str | None = None, rank: int | None = None, size: int | None = None,
+    address: str | None = None, cpus: int | None = None, gpus: int | None = None,
+) -> Placement:  # fmt: skip
     """Read the variables that Slurm, MPICH and OpenMPI set; what is given here comes before them.
 
     Raises UserError: rank and size do not go together, a job of several launchers has no name, or this node no address.

@@ -43,16 +43,12 @@ _VERSION = 4  # of the cache's files, and of what is refused
 
 @dataclass(frozen=True)
 class Waveforms:
-    """Decoded samples of one machine's clips.
-
-    Attributes:
-        samples: int16 memory map, all clips one after the other.
-        offsets: first sample of each clip, shape (clips,).
-        frames: samples of each clip, shape (clips,).
-    """
+    """Decoded samples of one machine's clips."""
 
     samples: NDArray[np.int16]
+    """Memory map, all clips one after the other."""
     offsets: NDArray[np.int64]
+    """First sample of each clip, (clips,); ``frames``: samples of each."""
     frames: NDArray[np.int64]
 
     def window(self, clip: int, start: int, length: int, out: NDArray[np.int16]) -> None:
@@ -65,13 +61,9 @@ class Waveforms:
 
 
 def decode(
-    catalog: Catalog,
-    config: DataConfig,
-    cache: Path,
-    *,
-    num_processes: int | None = None,
+    catalog: Catalog, config: DataConfig, cache: Path, *, num_processes: int | None = None,
     on_progress: OnProgress = lambda done, total: None,
-) -> Catalog:
+) -> Catalog:  # fmt: skip
     """Make sure that every machine's memory map exists, and add what decoding tells to the catalog.
 
     Returns the catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its

@@ -64,17 +64,9 @@ def decision_rule(evaluation: EvaluationConfig) -> str:
 
 
 def metadata(
-    *,
-    label: str,
-    name: str,
-    abbreviation: str,
-    authors: Sequence[Mapping[str, Any]],
-    config: Config,
-    systems: Sequence[str],
-    num_subsystems: int,
-    total_parameters: int,
-    results: Mapping[str, Mapping[str, float]],
-) -> dict[str, Any]:
+    *, label: str, name: str, abbreviation: str, authors: Sequence[Mapping[str, Any]], config: Config,
+    systems: Sequence[str], num_subsystems: int, total_parameters: int, results: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:  # fmt: skip
     """Describe a system in the challenge's own terms.
 
     ``systems``: detector and pooling, one for each that was chosen; ``results``: for each machine of the development

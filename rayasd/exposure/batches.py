@@ -88,15 +88,9 @@ class BatchLoader:
     """
 
     def __init__(
-        self,
-        machines: Sequence[MachineClips],
-        classes: Sequence[Indices],
-        config: Config,
-        device: torch.device,
-        scaling: str = "machine",
-        *,
-        resident: bool | None = None,
-    ) -> None:
+        self, machines: Sequence[MachineClips], classes: Sequence[Indices], config: Config, device: torch.device,
+        scaling: str = "machine", *, resident: bool | None = None,
+    ) -> None:  # fmt: skip
         self.machines, self.classes, self.device = tuple(machines), tuple(classes), device
         self.length = config.window_length
         scales = [machine.scale(scaling) for machine in self.machines]

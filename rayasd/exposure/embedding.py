@@ -173,13 +173,9 @@ class Span:
 
 
 def embed_clips(
-    extractor: Network | Control,
-    compute: Compute,
-    clips: MachineClips,
-    chosen: Indices,
-    starts: NDArray[np.int64],
+    extractor: Network | Control, compute: Compute, clips: MachineClips, chosen: Indices, starts: NDArray[np.int64],
     config: Config,
-) -> pa.Table:
+) -> pa.Table:  # fmt: skip
     """Embed windows of clips, one clip after the other; ``starts`` (clips, windows) are their first samples."""
     samples = np.empty((starts.size, config.window_length), np.int16)
     gather(clips, np.repeat(chosen, starts.shape[1]), starts.ravel(), config.window_length, samples)

@@ -24,16 +24,9 @@ from rayasd.wording import counted
 
 
 def write_submission(
-    report: RunReport,
-    *,
-    label: str,
-    entry: str | None,
-    seed: int | None,
-    name: str,
-    abbreviation: str,
-    authors: Sequence[str],
-    out: Path | None,
-) -> list[str]:
+    report: RunReport, *, label: str, entry: str | None, seed: int | None, name: str, abbreviation: str,
+    authors: Sequence[str], out: Path | None,
+) -> list[str]:  # fmt: skip
     """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder.
 
     ``label``: ``Lastname_Institute_task2_1``; ``authors``: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one

@@ -133,13 +133,9 @@ def _expected(
 
 
 def _with_intervals(
-    standing: Standing,
-    scored: Sequence[Scored],
-    labels: Labels,
-    cells: pa.Table,
-    entries: EntryCells,
+    standing: Standing, scored: Sequence[Scored], labels: Labels, cells: pa.Table, entries: EntryCells,
     leaderboard: Leaderboard,
-) -> Standing:
+) -> Standing:  # fmt: skip
     if not standing.complete:
         return standing
     rows = cells.take(entries[standing.variant])

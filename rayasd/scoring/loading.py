@@ -36,16 +36,9 @@ from rayasd.unit import Unit, UnitSpec
 
 
 def load(
-    source: str | Path,
-    *,
-    machine: str | None = None,
-    entry: str | None = None,
-    seed: int | None = None,
-    detector: str | None = None,
-    pooling: str | None = None,
-    device: str = "auto",
-    trust: bool = False,
-) -> MachineModel:
+    source: str | Path, *, machine: str | None = None, entry: str | None = None, seed: int | None = None,
+    detector: str | None = None, pooling: str | None = None, device: str = "auto", trust: bool = False,
+) -> MachineModel:  # fmt: skip
     """Load a machine's model.
 
     ``source``: a run directory, or a file that ``rayasd pack`` wrote. ``machine`` may be left out where there is one

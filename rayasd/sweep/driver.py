@@ -35,17 +35,10 @@ def check_request(request: Request, nodes: Sequence[Resources]) -> None:
 
 
 def drive(
-    sweep: Sweep,
-    store: RunStore,
-    executor: Executor,
-    request: Request,
-    *,
-    max_tries: int = 2,
-    fail_fast: bool = False,
-    hang_seconds: float = 0.0,
-    costs: Mapping[Unit, float] | None = None,
+    sweep: Sweep, store: RunStore, executor: Executor, request: Request, *, max_tries: int = 2, fail_fast: bool = False,
+    hang_seconds: float = 0.0, costs: Mapping[Unit, float] | None = None,
     on_change: Callable[[Sweep], None] = lambda sweep: None,
-) -> str | None:
+) -> str | None:  # fmt: skip
     """Run every waiting unit of the sweep, until nothing waits or runs any more or the run is asked to stop.
 
     Later stages go first, so that a machine's inlier models start while other machines still train. A unit whose worker

@@ -91,15 +91,9 @@ class RunStore:
         ]
 
     def set_up(
-        self,
-        config: Config,
-        catalog: Catalog,
-        data: Mapping[str, Any],
-        plan: Plan,
-        command: Sequence[str],
-        *,
+        self, config: Config, catalog: Catalog, data: Mapping[str, Any], plan: Plan, command: Sequence[str], *,
         accept_changes: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Create the run directory, or check that it holds a run of this configuration and data and let its plan grow.
 
         Variants that ``config`` no longer defines stay as they were. ``data``: what the manifest says about the data,

@@ -42,16 +42,9 @@ class StftResNet(Encoder):
     ends_in_float32 = True
 
     def __init__(
-        self,
-        config: Config,
-        *,
-        n_fft: int = 1024,
-        hop_length: int = 512,
-        f_min: float = 200.0,
-        f_max: float = 8000.0,
-        dim: int = 128,
-        subtract_mean: bool = False,
-    ) -> None:
+        self, config: Config, *, n_fft: int = 1024, hop_length: int = 512, f_min: float = 200.0, f_max: float = 8000.0,
+        dim: int = 128, subtract_mean: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         sample_rate, length = config.data.sample_rate, config.window_length
         if length < n_fft:

@@ -136,14 +136,9 @@ class SubClusterAdaCos(_Angular):
     others_only: ClassVar[bool] = False
 
     def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int],
-        *,
-        subclusters: int = 16,
-        trainable: bool = True,
+        self, num_classes: int, widths: Sequence[int], *, subclusters: int = 16, trainable: bool = True,
         adaptive: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         columns = num_classes * _at_least_one("subclusters", subclusters)
         centres = _centres(columns, sum(widths))
         super().__init__(num_classes, centres, columns=columns, trainable=trainable, adaptive=adaptive)
