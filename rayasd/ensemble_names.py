@@ -20,9 +20,7 @@ class Ensemble(NamedTuple):
 def parse_ensemble(name: str) -> Ensemble:
     """Read ``seeds``, ``seeds+detectors``, ``both&shared-scac`` or ``both&shared-scac+seeds``.
 
-    Raises:
-        UserError: it is none of these.
-
+    Raises UserError: it is none of these.
     """
     first, *more = name.split("+")
     variants = tuple(first.split("&")) if "&" in first else ()

@@ -55,12 +55,21 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+class Below:
+    """A path at a fixed place below its owner's ``root``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Path:
+        root: Path = owner.root
+        return root / self._name
+
+
 def no_links(path: str, flags: int) -> int:
     """Open a file of a folder that others may write to, as ``open(..., opener=no_links)``: never through a link.
 
-    Raises:
-        UserError: it is a link.
-
+    Raises UserError: it is a link.
     """
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
@@ -73,11 +82,7 @@ def no_links(path: str, flags: int) -> int:
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
     """Return in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 
-    Args:
-        error: whatever was raised, perhaps because of something else.
-        folder: the place to name where the system names none, or something in it.
-        others: places whose permissions are our matter too.
-
+    ``folder``: the place to name where the system names none; ``others``: places whose permissions are our matter too.
     """
     cause: BaseException | None = error
     while cause is not None:

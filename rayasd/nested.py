@@ -24,9 +24,7 @@ def build(cls: type[Settings], values: Any, path: str = "") -> Settings:
 
     A field that is a mapping holds named tables, each flattened to dotted keys.
 
-    Raises:
-        UserError: an unknown key, or a value of the wrong type or out of range; ``path`` comes before its name.
-
+    Raises UserError: an unknown key, or a value of the wrong type or out of range; ``path`` comes before its name.
     """
     values = _table(values, path.rstrip("."))
     hints = typing.get_type_hints(cls)

@@ -24,16 +24,12 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 def read_parquet(path: Path, remedy: str = "restore it", *, sha256: str | None = None, **options: Any) -> pa.Table:
     """Read a table.
 
-    Args:
-        path: of the file.
-        remedy: what to do where it is damaged.
-        sha256: what the file must have; its bytes are read once for both.
-        options: of ``pyarrow.parquet.read_table``.
+    ``remedy``: what to do where it is damaged; ``sha256``: what the file must have; ``options``: of
+    ``pyarrow.parquet.read_table``.
 
     Raises:
         UserError: the file is damaged.
         OSError: it is missing or cannot be read.
-
     """
     try:
         source: Path | pa.BufferReader = path

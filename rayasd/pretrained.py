@@ -38,9 +38,7 @@ def without_replaced(config: Config) -> Config:
 def files_of(path: str) -> dict[str, Path]:
     """Return the files of weights by name: the file alone, or those directly in the folder.
 
-    Raises:
-        UserError: there is neither.
-
+    Raises UserError: there is neither.
     """
     place = Path(path)
     if place.is_file():
@@ -54,9 +52,7 @@ def files_of(path: str) -> dict[str, Path]:
 def fingerprint(path: str) -> str:
     """Return the sha256 of a file of weights, or one of all files of a folder and their names.
 
-    Raises:
-        UserError: it is missing, or cannot be read.
-
+    Raises UserError: it is missing, or cannot be read.
     """
     try:
         digests = {name: file_digest(each) for name, each in files_of(path).items()}
@@ -68,9 +64,7 @@ def fingerprint(path: str) -> str:
 def check_unchanged(expected: Mapping[str, str]) -> None:
     """Make sure that files of weights are those whose fingerprints, by path, are given.
 
-    Raises:
-        UserError: one is missing or has changed.
-
+    Raises UserError: one is missing or has changed.
     """
     for path, known in expected.items():
         if fingerprint(path) != known:

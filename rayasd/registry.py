@@ -18,17 +18,10 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 def find(kind: str, text: str, registry: Mapping[str, Any]) -> Any:
     """Look up ``name``, ``package.name`` or a call of either such as ``package.name(parameter=3)``.
 
-    Args:
-        kind: what it is, for errors.
-        text: as a person wrote it.
-        registry: objects, or import paths of objects, by short name.
+    ``kind`` is for errors; ``registry``: objects, or import paths of objects, by short name.
 
-    Returns:
-        The object; a call gives it with its parameters bound (``functools.partial``).
-
-    Raises:
-        UserError: there is no such thing, or it does not take these parameters.
-
+    Returns the object; a call gives it with its parameters bound (``functools.partial``). Raises UserError: there is no
+    such thing, or it does not take these parameters.
     """
     path, parameters = parse_call(kind, text)
     found = registry.get(path, path)
@@ -54,9 +47,7 @@ def find(kind: str, text: str, registry: Mapping[str, Any]) -> Any:
 def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     """Split ``package.name(parameter=3)`` into the path and its parameters; a bare path has none.
 
-    Raises:
-        UserError: it is no call with named literal parameters.
-
+    Raises UserError: it is no call with named literal parameters.
     """
     if "(" not in text:
         return text, {}
@@ -87,9 +78,7 @@ def import_paths(text: str) -> list[str]:
 def refuse_code(source: Path, texts: Iterable[str]) -> None:
     """Refuse settings that name code, where they come from a file and not from the command line.
 
-    Raises:
-        UserError: one does.
-
+    Raises UserError: one does.
     """
     if paths := [path for text in texts for path in import_paths(text)]:
         raise UserError(f"{source} names code to run: {paths[0]}; --trust accepts it, if you know who made it")

@@ -61,9 +61,7 @@ def all_settings() -> list[Setting]:
 def find_settings(name: str) -> list[Setting]:
     """Return the settings of a table, or those with this name or key: ``exposure``, ``exposure.epochs``, ``epochs``.
 
-    Raises:
-        UserError: there is no such table or setting; names the nearest.
-
+    Raises UserError: there is no such table or setting; names the nearest.
     """
     settings = all_settings()
     found = [each for each in settings if name in (each.table, each.name, each.key)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rayasd.config import Config
-from rayasd.files import digest
+from rayasd.files import Below, digest
 from rayasd.nested import differing
 from rayasd.stages import STAGES, NumClips, StageName, machine_of
 
@@ -42,24 +42,33 @@ class RunDirectory:
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        """Resolved configuration (TOML)."""
-        return self.root / "config.toml"
-
-    @property
-    def manifest(self) -> Path:
-        """Command, revision, versions, data and plan (JSON)."""
-        return self.root / "manifest.json"
-
-    @property
-    def lock(self) -> Path:
-        """Lock of the whole run: its driver (JSON)."""
-        return self.root / "lock.json"
+    config = Below("config.toml")
+    """Resolved configuration (TOML)."""
+    manifest = Below("manifest.json")
+    """Command, revision, versions, data and plan (JSON)."""
+    lock = Below("lock.json")
+    """Lock of the whole run: its driver (JSON)."""
+    catalog = Below("catalog.parquet")
+    """The decoded catalog (Parquet)."""
+    cells = Below("cells.parquet")
+    """AUC and pAUC of every cell (Parquet)."""
+    ensembles = Below("ensembles")
+    """Where the ensembles' scores are."""
+    html = Below("report.html")
+    """The report as one page."""
+    plots = Below("plots")
+    """Where the report's pictures are."""
+    tensorboard = Below("tensorboard")
+    """Folder of TensorBoard's event files."""
 
     def part_lock(self, machine: str) -> Path:
         """Lock of a machine's part of the run, or of a share of it (2of5): its driver (JSON)."""
         return self.root / f"lock-{machine}.json"
+
+    @property
+    def locks(self) -> list[Path]:
+        """Lock of the whole run, and those of parts that exist."""
+        return [self.lock, *self.part_locks()]
 
     def part_locks(self) -> list[Path]:
         """List the locks of parts that exist."""
@@ -70,21 +79,6 @@ class RunDirectory:
         stem, dot, suffix = name.partition(".")
         return self.root / (name if part is None else f"{stem}-{'+'.join(sorted(part))}{dot}{suffix}")
 
-    @property
-    def catalog(self) -> Path:
-        """The decoded catalog (Parquet)."""
-        return self.root / "catalog.parquet"
-
-    @property
-    def cells(self) -> Path:
-        """AUC and pAUC of every cell (Parquet)."""
-        return self.root / "cells.parquet"
-
-    @property
-    def ensembles(self) -> Path:
-        """Folder of the ensembles' scores."""
-        return self.root / "ensembles"
-
     def ensemble(self, entry: str, machine: str, seed: int | None) -> Path:
         """Scores file of an ensemble (Parquet)."""
         hive = (f"variant={entry}", f"machine={machine}", "seed=all" if seed is None else f"seed={seed}")
@@ -93,16 +87,6 @@ class RunDirectory:
     def leaderboard(self, suffix: str) -> Path:
         """One row a system, as parquet, csv or md."""
         return self.root / f"leaderboard.{suffix}"
-
-    @property
-    def html(self) -> Path:
-        """The report as one page."""
-        return self.root / "report.html"
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the report's plots."""
-        return self.root / "plots"
 
     def plot(self, name: str) -> Path:
         """Chart of the report (SVG)."""
@@ -124,11 +108,6 @@ class RunDirectory:
     def history(self, unit: Unit) -> Path:
         """History of a training, one JSON line an epoch."""
         return self.output(unit) / "history.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of TensorBoard's event files."""
-        return self.root / "tensorboard"
 
     def progress(self, unit: Unit) -> Path:
         """How far a running unit is (JSON, replaced as it goes on)."""

@@ -56,14 +56,14 @@ def running_table(progress: Mapping[Unit, Mapping[str, Any]]) -> Table:
 @contextmanager
 def clip_progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar of clips done."""
-    columns = (
+    shown = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("clips"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -75,9 +75,8 @@ def print_failures(console: Console, sweep: Sweep, asked: Collection[Unit]) -> N
     if not failed and not blocked:
         return
     console.print(f"{counted(len(failed), 'unit')} failed, {len(blocked)} blocked by them", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("unit", "reason"):
-        table.add_column(name, no_wrap=name == "unit")
+    table = plain_table(["unit", "reason"])
+    table.columns[0].no_wrap = True
     for unit in failed or blocked:
         table.add_row(Text(str(unit)), Text(sweep.reasons[unit], style="red"))
     console.print(table)

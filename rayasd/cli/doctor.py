@@ -29,11 +29,10 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
     """
     import json
 
-    from rich.table import Table
     from rich.text import Text
 
     from rayasd import __version__
-    from rayasd.cli.display import wide_console
+    from rayasd.cli.display import plain_table, wide_console
     from rayasd.cluster.doctor import examine
     from rayasd.study.choices import cache_folder
     from rayasd.wording import counted
@@ -48,9 +47,8 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
         tell(json.dumps({"host": host, "rayasd": __version__, "bad": bad, "notes": notes, "findings": listed},
                               indent=2, ensure_ascii=False))  # fmt: skip
     else:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in (host, "", f"rayasd {__version__}"):
-            table.add_column(name, no_wrap=name != f"rayasd {__version__}", overflow="fold")
+        table = plain_table((host, "", f"rayasd {__version__}"), overflow="fold")
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
         styles = {"ok": "green", "note": "yellow", "bad": "red"}
         for finding in findings:
             table.add_row(

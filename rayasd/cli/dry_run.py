@@ -45,12 +45,7 @@ class Simulation:
 
     @classmethod
     def parse(cls, text: str) -> "Simulation":
-        """Read ``nodes=128,gpus-per-node=8``.
-
-        Raises:
-            UserError: a word that is not understood.
-
-        """
+        """Read ``nodes=128,gpus-per-node=8``. Raises UserError: a word that is not understood."""
         values: dict[str, object] = {}
         for word in text.split(","):
             name, equals, value = word.strip().partition("=")
@@ -115,9 +110,7 @@ class DryRun:
     def simulate(self, console: Console, simulation: Simulation) -> None:
         """Print how long the plan takes at least on nodes that are not there.
 
-        Raises:
-            UserError: nodes too small for a unit, or a speed that nobody has measured or given.
-
+        Raises UserError: nodes too small for a unit, or a speed that nobody has measured or given.
         """
         gpus, asked = float(simulation.gpus_per_node), self.execution.gpus_per_unit
         nodes = [Resources(simulation.cpus_per_node or float(usable_cpus()), gpus)] * simulation.nodes

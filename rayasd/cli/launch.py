@@ -27,14 +27,9 @@ from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
 @TEMP_DIR
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def launch(
-    command: tuple[str, ...],
-    folder: Path,
-    temp_root: Path,
-    wait_seconds: float,
-    min_nodes: int,
-    dashboard_host: str,
+    command: tuple[str, ...], folder: Path, temp_root: Path, wait_seconds: float, min_nodes: int, dashboard_host: str,
     **place: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
 
     This runs once on every node.

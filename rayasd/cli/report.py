@@ -23,11 +23,7 @@ from rayasd.errors import UserError
     "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
 )
 @click.option("--by-attribute", "attributes", is_flag=True, help="Add its AUC by attribute value and kind of fault.")
-@click.option(
-    "--with-audio",
-    is_flag=True,
-    help="Put the sound of all shown clips into report.html, some tens of MB.",
-)
+@click.option("--with-audio", is_flag=True, help="Put the sound of all shown clips into report.html, some tens of MB.")
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
               help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
 def report(

@@ -32,8 +32,7 @@ if TYPE_CHECKING:
                                   "default: the preset's first.")  # fmt: skip
 @click.option("--seeds", default="0", show_default=True, help="Seeds: 0,1,2 or 0-4")
 @click.option(
-    "--detectors",
-    help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)' …; default from the preset.",
+    "--detectors", help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)' …; default from the preset."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting: exposure.epochs=50")
 @click.option("--vary", metavar="KEY=V1,V2,…",

@@ -163,9 +163,7 @@ def metric_ports(ports: int) -> dict[str, str]:
 def free_ports(job: str, address: str, rank: int) -> int:
     """Find a free block of ports on this node, from a place of the job's own on, so that jobs seldom meet.
 
-    Raises:
-        UserError: every block has a port in use.
-
+    Raises UserError: every block has a port in use.
     """
     start = zlib.crc32(f"{job} {rank}".encode())
     for i in range(_NUM_BLOCKS):

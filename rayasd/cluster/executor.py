@@ -43,16 +43,9 @@ class RayExecutor:
     ) -> None:  # fmt: skip
         """Connect, or start a Ray of our own.
 
-        Args:
-            address: HOST:PORT; None: as the environment says, else our own.
-            token_file: for the secret of our own.
-            num_cpus: of our own; default: all that we may use.
-            name: of the job in Ray's list.
-            dashboard_host: on which the dashboard of our own listens.
+        ``address``: HOST:PORT; None: as the environment says, else our own. The others are of our own.
 
-        Raises:
-            UserError: nobody answers, Ray does not start, or a node has other software.
-
+        Raises UserError: nobody answers, Ray does not start, or a node has other software.
         """
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host

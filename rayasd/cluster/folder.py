@@ -32,13 +32,9 @@ _LONGEST = 107 - len(f"/{RAYS}/session_2026-01-01_00-00-00_000000_1234567/socket
 def private_folder(root: Path, job: str | None = None) -> Path:
     """Make a folder below ``root`` that nobody else can enter. Its name is short: sockets' paths end at 107 bytes.
 
-    Args:
-        root: of this host.
-        job: whose launchers on this host share the folder; None: a new one.
+    Launchers of one ``job`` on a host share it; without a job, it is new.
 
-    Raises:
-        UserError: it belongs to somebody else, cannot be made, or its path is too long.
-
+    Raises UserError: it belongs to somebody else, cannot be made, or its path is too long.
     """
     if not _is_short(root):
         most = _LONGEST - _LENGTH

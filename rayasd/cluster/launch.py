@@ -41,31 +41,16 @@ class Interruption(Exception):  # noqa: N818 - no error
 
 
 def launch(
-    placement: Placement,
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    *,
-    folder: Path,
-    temp_root: Path,
-    wait_seconds: float,
-    min_nodes: int = 1,
-    dashboard_host: str = "127.0.0.1",
-) -> int:
+    placement: Placement, command: Sequence[str], environment: Mapping[str, str], *, folder: Path, temp_root: Path,
+    wait_seconds: float, min_nodes: int = 1, dashboard_host: str = "127.0.0.1",
+) -> int:  # fmt: skip
     """Do this node's part; returns the exit code of the command, 75 when a signal ended it, 76 for a lost head, or 1.
 
-    Args:
-        placement: of this launcher.
-        command: words of a rayasd command line, run on the head with ``RAY_ADDRESS`` set.
-        environment: of the processes to start.
-        folder: seen by all nodes.
-        temp_root: on each node, for Ray's own files.
-        wait_seconds: for the other nodes.
-        min_nodes: go on with so many where others' Rays do not start, or do not come in time.
-        dashboard_host: address on which the head's dashboard listens.
+    ``command``: words of a rayasd command line, run on the head with ``RAY_ADDRESS`` set. ``folder`` is seen by all
+    nodes; ``temp_root`` is each node's own. It goes on with ``min_nodes`` where others' Rays do not start, or do not
+    come in time.
 
-    Raises:
-        UserError: the head's Ray does not start, or too few nodes come together.
-
+    Raises UserError: the head's Ray does not start, or too few nodes come together.
     """
     meeting = Meeting(folder / f"launch-{placement.job}")
     settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
@@ -75,7 +60,7 @@ def launch(
         end_with_parent()  # mpirun, if killed, leaves its ranks
     if placement.is_head:
         for earlier in placement.earlier:  # what an attempt left that was ended with its host
-            shutil.rmtree(Meeting(folder / f"launch-{earlier}").folder, ignore_errors=True)
+            shutil.rmtree(Meeting(folder / f"launch-{earlier}").root, ignore_errors=True)
         _convene(meeting)
     node, failed = None, True
     try:
@@ -104,21 +89,16 @@ def launch(
         if node is not None:
             node.stop(folder / f"ray-logs-{placement.job}-{placement.rank}" if failed else None)
         if placement.is_head:
-            shutil.rmtree(meeting.folder, ignore_errors=True)
+            shutil.rmtree(meeting.root, ignore_errors=True)
 
 
 def _convene(meeting: Meeting) -> None:
-    """Make the meeting's folder and the job's secret in it.
-
-    Raises:
-        UserError: there is one of this name.
-
-    """
+    """Make the meeting's folder and the job's secret in it. Raises UserError: there is one of this name."""
     try:
-        meeting.folder.mkdir(parents=True, mode=0o700)
+        meeting.root.mkdir(parents=True, mode=0o700)
     except FileExistsError:
         raise UserError(
-            f"{meeting.folder} is there: a job of this name runs, or was killed; choose another --job, or delete it"
+            f"{meeting.root} is there: a job of this name runs, or was killed; choose another --job, or delete it"
         ) from None
     write_token(meeting.token, secrets.token_hex(32))
 
@@ -161,9 +141,8 @@ def _wait_for_nodes(
 ) -> None:  # fmt: skip
     """Wait until Ray has as many nodes as there are launchers, or as those whose Ray starts, or the driver fails.
 
-    Raises:
-        UserError: the head's Ray has failed or a node has told of trouble, or too few nodes came; says who is missing.
-
+    Raises UserError: the head's Ray has failed or a node has told of trouble, or too few nodes came; says who is
+    missing.
     """
     size, until, alive = node.placement.size, time.monotonic() + wait_seconds, list[str]()
     token = meeting.token.read_text()
@@ -190,18 +169,13 @@ def _wait_for_nodes(
 
 
 def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> Mapping[str, Any]:
-    """Wait until the head says where its Ray listens.
-
-    Raises:
-        UserError: the time is over.
-
-    """
+    """Wait until the head says where its Ray listens. Raises UserError: the time is over."""
     until = time.monotonic() + wait_seconds
     while not (head := read(meeting.head)):
         if signals:
             raise Interruption
         if time.monotonic() > until:
-            raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.folder}")
+            raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.root}")
         time.sleep(_POLL_SECONDS)
     return head
 
@@ -219,7 +193,7 @@ def _worker(node: RayNode, meeting: Meeting, head: str, signals: list[int]) -> i
             if time.monotonic() >= look_at or node.ended:
                 if trouble := meeting.trouble():
                     raise UserError(trouble)
-                if not meeting.folder.exists():
+                if not meeting.root.exists():
                     return 0
                 together = together or meeting.complete.exists()
                 look_at = time.monotonic() + (_SELDOM_SECONDS if together else 0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.errors import UserError
-from rayasd.files import no_links, read_record, write_json
+from rayasd.files import Below, no_links, read_record, write_json
 
 _GONE_SECONDS = 600.0  # without a sign of life of the head, which comes every 5 s while a command runs
 
@@ -19,39 +19,25 @@ _GONE_SECONDS = 600.0  # without a sign of life of the head, which comes every 5
 class Meeting:
     """The folder in which a job's launchers meet; nobody else can read it."""
 
-    folder: Path
+    root: Path
 
-    @property
-    def token(self) -> Path:
-        """The job's secret."""
-        return self.folder / "token"
-
-    @property
-    def head(self) -> Path:
-        """Address of the head's Ray."""
-        return self.folder / "head.json"
-
-    @property
-    def complete(self) -> Path:
-        """File that exists once the nodes have come together."""
-        return self.folder / "complete.json"
-
-    @property
-    def end(self) -> Path:
-        """Exit code of the command."""
-        return self.folder / "end.json"
+    token = Below("token")
+    """The job's secret."""
+    head = Below("head.json")
+    """Where the head's Ray listens."""
+    complete = Below("complete.json")
+    """File that exists once the nodes have come together."""
+    end = Below("end.json")
+    """Exit code of the command."""
+    _trouble = Below("trouble.json")
 
     def node(self, rank: int) -> Path:
         """State of a launcher."""
-        return self.folder / f"node-{rank}.json"
-
-    @property
-    def _trouble(self) -> Path:
-        return self.folder / "trouble.json"
+        return self.root / f"node-{rank}.json"
 
     def report(self, trouble: str) -> None:
         """Tell all launchers what went wrong on this node, unless another node was first: its message is kept."""
-        own = self.folder / f".trouble.{secrets.token_hex(4)}"
+        own = self.root / f".trouble.{secrets.token_hex(4)}"
         with suppress(OSError):
             write_json(own, {"trouble": trouble})
             os.link(own, self._trouble)  # whole or not at all, and only if there is none
@@ -94,14 +80,9 @@ def abandoned(root: Path, hours: float) -> Iterator[Path]:
 def leave_mark(folder: Path, mark: str, host: str) -> None:
     """Leave this host's mark of a job in its folder of temporary files.
 
-    Args:
-        folder: must be this host's alone.
-        mark: random, the same on all nodes of the job.
-        host: name of this host.
+    ``mark`` is random, and the same on all nodes of the job.
 
-    Raises:
-        UserError: another host has left its mark there.
-
+    Raises UserError: another host has left its mark there.
     """
     with open(folder / f"mark-{mark}-{host}", "ab", opener=no_links):
         pass

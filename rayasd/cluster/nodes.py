@@ -45,12 +45,8 @@ class Software:
 def check_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Compare every node with the driver's host; one that does not answer is not waited for.
 
-    Returns:
-        What is odd, a line each.
-
-    Raises:
-        UserError: a node has other software, so that its units would fail or give other numbers.
-
+    Returns what is odd, a line each. Raises UserError: a node has other software, so that its units would fail or give
+    other numbers.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

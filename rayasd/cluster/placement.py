@@ -44,20 +44,12 @@ class Placement:
 
 
 def find_placement(
-    environment: Mapping[str, str],
-    *,
-    job: str | None = None,
-    rank: int | None = None,
-    size: int | None = None,
-    address: str | None = None,
-    cpus: int | None = None,
-    gpus: int | None = None,
-) -> Placement:
+    environment: Mapping[str, str], *, job: str | None = None, rank: int | None = None, size: int | None = None,
+    address: str | None = None, cpus: int | None = None, gpus: int | None = None,
+) -> Placement:  # fmt: skip
     """Read the variables that Slurm, MPICH and OpenMPI set; what is given here comes before them.
 
-    Raises:
-        UserError: rank and size do not go together, a job of several launchers has no name, or this node no address.
-
+    Raises UserError: rank and size do not go together, a job of several launchers has no name, or this node no address.
     """
     if (rank is None) != (size is None):
         raise UserError("give --rank and --size together, or neither")
@@ -90,9 +82,7 @@ def find_placement(
 def own_address(environment: Mapping[str, str]) -> str:
     """Find this node's address: what Slurm's name of it resolves to, else the host's own, unless that is the loopback.
 
-    Raises:
-        UserError: the names lead nowhere; --node-address says what to do.
-
+    Raises UserError: the names lead nowhere; --node-address says what to do.
     """
     names = list(dict.fromkeys(filter(None, (environment.get("SLURMD_NODENAME"), socket.gethostname()))))
     for name in names:

@@ -23,9 +23,7 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", **NO_GPU_NO_SIGHT}
 def join(address: str, where: str, **options: Any) -> Any:
     """Connect to the Ray at an address; ``local`` starts one. Returns Ray's context.
 
-    Raises:
-        UserError: nobody answers there, or Ray does not start; ``where`` says what could not be had.
-
+    Raises UserError: nobody answers there, or Ray does not start; ``where`` says what could not be had.
     """
     match = re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)  # not auto, nor a name that Ray resolves
     if match is not None and (reason := why_silent(match[1], int(match[2]))):  # Ray would try for two minutes

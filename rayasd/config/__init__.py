@@ -65,9 +65,7 @@ class Config:
     def variant(self, name: str) -> "Config":
         """Return this configuration with one variant's overrides applied; it is built once.
 
-        Raises:
-            UserError: there is no such variant.
-
+        Raises UserError: there is no such variant.
         """
         if name not in self._resolved:
             self._resolved[name] = from_dict(merge(self.as_dict(), nest(self.overrides(name))))
@@ -80,9 +78,7 @@ class Config:
     def overrides(self, name: str) -> dict[str, Any]:
         """Return what a variant changes, settings by their dotted names, with those of the one that it extends.
 
-        Raises:
-            UserError: there is no such variant.
-
+        Raises UserError: there is no such variant.
         """
         if name not in self.variants:
             raise unknown("variant", name, self.variants)
@@ -100,9 +96,7 @@ WHOLE_RUN = ("data", "evaluation")
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Build a checked configuration from nested tables.
 
-    Raises:
-        UserError: an unknown key, a value of the wrong type or out of range, or values that do not fit together.
-
+    Raises UserError: an unknown key, a value of the wrong type or out of range, or values that do not fit together.
     """
     config: Config = build(Config, values)
     data, front_end, exposure = config.data, config.front_end, config.exposure

@@ -116,9 +116,7 @@ class NetworkConfig:
     def lora(self) -> Lora | None:
         """Low-rank updates that are trained; None with another ``train``.
 
-        Raises:
-            UserError: ``train`` is none of those that there are.
-
+        Raises UserError: ``train`` is none of those that there are.
         """
         name, parameters = parse_call("network.train", self.train)
         if name == "lora":

@@ -30,9 +30,7 @@ def set_aside(table: pa.Table, machine: str, exposure: ExposureConfig) -> SetAsi
     They are drawn from each section's domains in turn, in one order, so that a smaller number's clips are among a
     larger one's. Sections without training clips, or without a known anomaly, are left as they are.
 
-    Raises:
-        UserError: no anomaly is known, or a domain of a section would have none left to test on.
-
+    Raises UserError: no anomaly is known, or a domain of a section would have none left to test on.
     """
     total = exposure.anomalies_aside
     columns = {name: np.array(table[name].to_pylist(), dtype=object) for name in ("section", "domain", "split")}

@@ -91,9 +91,7 @@ class Catalog:
 def scan(source: Path) -> Catalog:
     """Catalog a DCASE tree, or the clips of a manifest (CSV or Parquet). Audio is not opened.
 
-    Raises:
-        UserError: there is no such place, it holds no clips, or its machines' names cannot be told apart.
-
+    Raises UserError: there is no such place, it holds no clips, or its machines' names cannot be told apart.
     """
     if not source.exists():
         raise UserError(f"no such data folder or manifest: {shown(str(source))}")
@@ -138,12 +136,7 @@ def write_catalog(path: Path, catalog: Catalog) -> None:
 
 
 def read_catalog(path: Path, root: Path) -> Catalog:
-    """Read a decoded catalog whose clips lie below ``root``.
-
-    Raises:
-        UserError: the file is missing or damaged.
-
-    """
+    """Read a decoded catalog whose clips lie below ``root``. Raises UserError: the file is missing or damaged."""
     remedy = "restore it or choose another --run-dir"
     try:
         table = read_parquet(path, remedy)
@@ -174,9 +167,7 @@ def changes(before: Catalog, after: Catalog) -> list[str]:
 def check_outlier_exposure(catalog: Catalog, machines: Iterable[str], pseudo_anomalies: str) -> None:
     """Make sure that outlier exposure has something to learn from: every machine's own training clips and another's.
 
-    Raises:
-        UserError: a machine has none, or is the only one though ``pseudo_anomalies`` wants others.
-
+    Raises UserError: a machine has none, or is the only one though ``pseudo_anomalies`` wants others.
     """
     trained = catalog.trained
     for machine in machines:

@@ -44,12 +44,7 @@ class RemoteFile:
 
 
 def read_json(url: str) -> Any:
-    """Read a JSON document.
-
-    Raises:
-        UserError: the server refuses, cannot be reached or sends something else.
-
-    """
+    """Read a JSON document. Raises UserError: the server refuses, cannot be reached or sends something else."""
     for attempt in range(MAX_ATTEMPTS):
         try:
             with _response(url) as response:
@@ -62,9 +57,7 @@ def read_json(url: str) -> Any:
 def download(file: RemoteFile, target: Path, on_progress: OnFileProgress) -> None:
     """Download a file by way of ``target`` + .part, which a later call continues.
 
-    Raises:
-        UserError: the server refuses, does not answer, or sends another file, which is then removed.
-
+    Raises UserError: the server refuses, does not answer, or sends another file, which is then removed.
     """
     part = target.with_name(f"{target.name}.part")
     if size_of(part) > file.size:

@@ -63,9 +63,7 @@ class DataRoot:
     def fetch(self, archives: Sequence[Archive], *, keep_archives: bool, on_progress: OnFileProgress) -> None:
         """Download and unpack archives; one that fails does not stop the others.
 
-        Raises:
-            UserError: not enough space, or (at the end) an archive could not be fetched.
-
+        Raises UserError: not enough space, or (at the end) an archive could not be fetched.
         """
         shutil.rmtree(self._unpacking, ignore_errors=True)  # of a killed call
         if archives:
@@ -120,7 +118,6 @@ def unpack(path: Path, into: Path, archive: Archive) -> list[PurePosixPath]:
     Raises:
         BadArchiveError: damaged, nothing belongs to the data set, or a member is not a plain file inside the folder.
         UserError: not enough space for the sizes that it declares.
-
     """
     try:
         with zipfile.ZipFile(path) as opened:

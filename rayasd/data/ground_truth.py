@@ -43,10 +43,8 @@ def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True
 
     They lie in ``folder``, in its folders of these names or beside it.
 
-    Raises:
-        UserError: no such folder or no such files, a row that makes no sense, a label that contradicts a name, or (with
-            ``must_match``) no clip that is named.
-
+    Raises UserError: no such folder or no such files, a row that makes no sense, a label that contradicts a name, or
+    (with ``must_match``) no clip that is named.
     """
     places = [folder, *(folder / name for name in _FOLDERS), folder.parent / _DOMAINS]
     if folder.name in _FOLDERS:
@@ -142,9 +140,7 @@ def _with_attribute_files(catalog: Catalog) -> Catalog:
 def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
     """Catalog clips, with labels from a ground-truth folder, else from what lies in or right below the root.
 
-    Raises:
-        UserError: as ``scan`` and ``with_ground_truth``.
-
+    Raises UserError: as ``scan`` and ``with_ground_truth``.
     """
     catalog = _with_attribute_files(scan(source))
     if ground_truth is not None:

@@ -1,7 +1,6 @@
 """Clips that belong together, such as recordings of one moment by several microphones: they go one way or the other."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -17,26 +16,16 @@ def with_groups(catalog: Catalog, rule: str) -> Catalog:
 
     Clips of a machine with the same words are one group, whatever their section. A clip without a match is alone.
 
-    Raises:
-        UserError: the rule matches no clip.
-
+    Raises UserError: the rule matches no clip.
     """
     if not rule:
         return catalog
     names = catalog.table["attributes" if rule.startswith(_OF_ATTRIBUTE) else "clip"].to_pylist()
-    groups = _matches(names, _expression(rule))
+    attribute = re.escape(rule.removeprefix(_OF_ATTRIBUTE))
+    expression = re.compile(rf"(?:^|_)({attribute}[_=][^_]+)" if rule.startswith(_OF_ATTRIBUTE) else rule)
+    found = [expression.search(name) for name in names]
+    groups = [match and ((match[1] if expression.groups else match[0]) or None) for match in found]
     if not any(groups):
         raise UserError(f"data.groups = {rule!r} matches no clip of {catalog.root}, {names[0]!r} first")
     column = catalog.table.schema.get_field_index("group")
     return replace(catalog, table=catalog.table.set_column(column, "group", pa.array(groups, pa.string())))
-
-
-def _expression(rule: str) -> re.Pattern[str]:
-    if rule.startswith(_OF_ATTRIBUTE):
-        return re.compile(rf"(?:^|_)({re.escape(rule.removeprefix(_OF_ATTRIBUTE))}[_=][^_]+)")
-    return re.compile(rule)
-
-
-def _matches(names: Sequence[str], expression: re.Pattern[str]) -> list[str | None]:
-    found = [expression.search(name) for name in names]
-    return [match and ((match[1] if expression.groups else match[0]) or None) for match in found]

@@ -18,15 +18,7 @@ def held_out(table: pa.Table, machine: str, exposure: ExposureConfig, seed: int)
     clips elsewhere in the machine is where it was first. One group of each section and domain is always trained on. The
     choice depends on seed and machine alone, so that every unit of a seed sees the same.
 
-    Args:
-        table: the machine's clips in the catalog.
-        machine: its name.
-        exposure: the settings.
-        seed: of the training.
-
-    Returns:
-        (clips,), False for all test clips.
-
+    Returns (clips,), False for all test clips.
     """
     training = pc.equal(table["split"], "train").to_numpy(zero_copy_only=False)
     in_target = pc.equal(table["domain"], "target").to_numpy(zero_copy_only=False)

@@ -30,14 +30,7 @@ def inspect_clips(
 ) -> tuple[dict[str, AudioFacts], list[Oddity]]:
     """Read every clip.
 
-    Args:
-        catalog: not decoded.
-        config: how clips are read.
-        on_progress: gets the number of clips read, and of all.
-
-    Returns:
-        What headers say, by clip; and what is odd about clips, about the catalog, and about clips set side by side.
-
+    Returns what headers say, by clip; and what is odd about clips, about the catalog, and about clips set side by side.
     """
     rows = catalog.table.select(CONTENT[:4]).to_pylist()
 

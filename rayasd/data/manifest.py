@@ -32,13 +32,9 @@ def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path, tuple[int, st
 
     Paths are relative to its folder, or to the one that a first line ``# root: FOLDER`` names, or absolute.
 
-    Returns:
-        Catalog rows (without size and time), with paths below a root; the root; rate and column of numbers in files
-        (.npy, .mat, .csv), 0 and empty where it has none.
-
-    Raises:
-        UserError: a missing column, an unknown word; names the row.
-
+    Returns catalog rows (without size and time), with paths below a root; the root; rate and column of numbers in files
+    (.npy, .mat, .csv), 0 and empty where it has none. Raises UserError: a missing column, an unknown word; names the
+    row.
     """
     records, columns, facts = read_table(path)
     records, columns = in_lower_case(records, columns, (*COLUMNS, *_MORE))
@@ -80,9 +76,7 @@ def manifest_text(rows: Sequence[Mapping[str, str]], facts: Mapping[str, object]
 def clip_path(text: str, root: Path, place: str) -> str:
     """Return a table's path as one below ``root``, with forward slashes.
 
-    Raises:
-        UserError: it is empty or not below ``root``.
-
+    Raises UserError: it is empty or not below ``root``.
     """
     text = text.replace("\\", "/") if "\\" in text and not (root / text).exists() else text
     if text and root.absolute() in Path(os.path.normpath(root.absolute() / text)).parents:
@@ -91,12 +85,7 @@ def clip_path(text: str, root: Path, place: str) -> str:
 
 
 def manifest_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Turn a manifest's row into one of a catalog.
-
-    Raises:
-        UserError: it has a word that cannot be.
-
-    """
+    """Turn a manifest's row into one of a catalog. Raises UserError: it has a word that cannot be."""
     clip, machine, section, domain, split = (words(record.get(name)) for name in COLUMNS[:5])
     if not clip:
         raise UserError(f"{place}: no path")

@@ -52,9 +52,7 @@ class ClipName:
 def parse_clip_name(stem: str, folder: str) -> ClipName:
     """Read a clip's name (without its extension) in one of the ``SPLIT_FOLDERS``.
 
-    Raises:
-        ValueError: the name follows no known scheme, or contradicts its folder; the message says which.
-
+    Raises ValueError: the name follows no known scheme, or contradicts its folder; the message says which.
     """
     split = SPLIT_FOLDERS[folder]
     if match := _SINCE_2021.fullmatch(stem):
@@ -95,9 +93,7 @@ def section_name(text: str) -> str:
 def matching(kind: str, word: str, names: Sequence[str]) -> str:
     """Return the name that a word means: in any case, and a section in any spelling.
 
-    Raises:
-        UserError: none of them, or several.
-
+    Raises UserError: none of them, or several.
     """
     if word in names:
         return word

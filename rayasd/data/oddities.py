@@ -33,12 +33,7 @@ class Oddity:
 def odd_contents(clips: pa.Table) -> list[Oddity]:
     """Set decoded clips side by side: leakage from training to test, contradicting labels, machines without sound.
 
-    Args:
-        clips: with the columns ``CONTENT``.
-
-    Returns:
-        One oddity a kind, of all machines together, with counts and the first pair.
-
+    Returns one oddity a kind, of all machines together, with counts and the first pair.
     """
     rows: list[ClipRow] = clips.select(CONTENT).to_pylist()
     train = [row for row in rows if row["split"] == "train"]

@@ -45,11 +45,7 @@ def same_moments(
 ) -> list[Oddity]:
     """Find clips of a moment that another training clip has, too; not the same samples, nor clips of one group.
 
-    Args:
-        rows: clip, machine, split, digest, group and ``envelope`` of each.
-        read: gives a row's samples.
-        sample_rate: of these, in Hz.
-
+    ``rows``: clip, machine, split, digest, group and ``envelope`` of each; ``read`` gives a row's samples.
     """
 
     def twin(row: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -26,7 +26,6 @@ def as_wave(path: Path, sample_rate: int, column: str) -> io.BytesIO:
     Raises:
         ValueError: it holds no such numbers; the message says which there are.
         OSError: it cannot be read.
-
     """
     read = {".npy": _of_numpy, ".mat": _of_matlab, ".csv": _of_csv}[path.suffix.lower()]
     try:

@@ -54,12 +54,7 @@ class SynthesisPlan:
     seed: int = 0
 
     def check(self) -> None:
-        """Check all values.
-
-        Raises:
-            UserError: a value is wrong.
-
-        """
+        """Check all values. Raises UserError: a value is wrong."""
         if self.year not in YEARS:
             raise UserError(f"year = {self.year}: choose one of {', '.join(map(str, YEARS))}")
         for machine in self.machines:
@@ -109,12 +104,8 @@ def synthesize(
     2022, ``attributes_SS.csv`` in each machine's folder has the attributes of the clips whose names tell them.
     The same call completes an interrupted one; a folder that holds anything else is never written to.
 
-    Returns:
-        Clips written; 0 where the same plan has been carried out before.
-
-    Raises:
-        UserError: a value of the plan is wrong, or ``out`` holds something else.
-
+    Returns clips written; 0 where the same plan has been carried out before. Raises UserError: a value of the plan is
+    wrong, or ``out`` holds something else.
     """
     plan.check()
     content = {

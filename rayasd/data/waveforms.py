@@ -41,23 +41,14 @@ _TOLD_LATER = re.compile(r"(^|/)section_\d+_\d+\.[^/]*$")
 _VERSION = 4  # of the cache's files, and of what is refused
 
 
-def _no_progress(done: int, total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Waveforms:
-    """Decoded samples of one machine's clips.
-
-    Attributes:
-        samples: int16 memory map, all clips one after the other.
-        offsets: first sample of each clip, shape (clips,).
-        frames: samples of each clip, shape (clips,).
-
-    """
+    """Decoded samples of one machine's clips."""
 
     samples: NDArray[np.int16]
+    """Memory map, all clips one after the other."""
     offsets: NDArray[np.int64]
+    """First sample of each clip, (clips,); ``frames``: samples of each."""
     frames: NDArray[np.int64]
 
     def window(self, clip: int, start: int, length: int, out: NDArray[np.int16]) -> None:
@@ -70,21 +61,14 @@ class Waveforms:
 
 
 def decode(
-    catalog: Catalog,
-    config: DataConfig,
-    cache: Path,
-    *,
-    num_processes: int | None = None,
-    on_progress: OnProgress = _no_progress,
-) -> Catalog:
+    catalog: Catalog, config: DataConfig, cache: Path, *, num_processes: int | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Catalog:  # fmt: skip
     """Make sure that every machine's memory map exists, and add what decoding tells to the catalog.
 
-    Returns:
-        The catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its oddities.
-
-    Raises:
-        UserError: a clip that cannot be used (under ``on_bad_clip = "fail"``), or too little space for the cache.
-
+    Returns the catalog with ``DECODED_COLUMNS``; clips left out by ``data.on_bad_clip = "skip"`` are among its
+    oddities. Raises UserError: a clip that cannot be used (under ``on_bad_clip = "fail"``), or too little space for the
+    cache.
     """
     catalog = with_groups(catalog, config.groups)
     unnamed = [odd for odd in catalog.oddities if odd.unusable]
@@ -124,9 +108,7 @@ def open_waveforms(
     On a host whose cache lacks them, or holds other samples than it should, they are decoded there first; ``alive`` is
     called now and then meanwhile.
 
-    Raises:
-        UserError: the clips are no longer those of the catalog.
-
+    Raises UserError: the clips are no longer those of the catalog.
     """
     table = catalog.of(machine)
     index = cache / f"{table['cache'][0].as_py()}.parquet"

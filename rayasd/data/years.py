@@ -52,13 +52,9 @@ def sections_of(year: int, part: str) -> list[tuple[str, str]]:
 def years_told(clips: pa.Table, dataset: str | None = None) -> tuple[list[int], str]:
     """Tell the year of a data set; the most likely comes first, none where it may be anybody's.
 
-    Args:
-        clips: of a catalog.
-        dataset: that ``rayasd data fetch`` noted, as dcase2023.
+    ``dataset``: as ``rayasd data fetch`` noted it, dcase2023.
 
-    Returns:
-        The years that it may be of, and what tells.
-
+    Returns the years that it may be of, and what tells.
     """
     if dataset in (known := {f"dcase{year}": year for year in YEARS}):
         return [known[dataset]], f"fetched as {dataset}"

@@ -63,9 +63,7 @@ class Archive:
 def list_archives(dataset: str, parts: Collection[str]) -> list[Archive]:
     """Ask Zenodo which archives the parts of a data set have.
 
-    Raises:
-        UserError: an unknown data set or part, a server that does not answer, or an answer that makes no sense.
-
+    Raises UserError: an unknown data set or part, a server that does not answer, or an answer that makes no sense.
     """
     if dataset not in RECORDS:
         raise unknown("data set", dataset, RECORDS)

@@ -31,13 +31,7 @@ def aucs_by_attribute(
 ) -> list[OfValue]:
     """Compute an entry's AUC of each machine and attribute value: anomalous clips that have it against normal ones.
 
-    Args:
-        scored: scores files, of ensembles too.
-        labels: of the clips.
-        attributes: of the clips, as their names or a manifest tell.
-        cells: of the report; the entry's selected ones count.
-        entry: variant or ensemble.
-
+    ``scored``: of ensembles too; ``attributes``: of the clips, as their names or a manifest tell.
     """
     chosen = cells.filter(pc.field("selected") & (pc.field("variant") == entry) & (pc.field("status") == "ok"))
     systems = {(row["machine"], row["seed"], Key(*(row[n] for n in Key._fields))) for row in chosen.to_pylist()}

@@ -128,12 +128,8 @@ def compare(
 
     Where only one knows which clips belong together, it is so for both.
 
-    Returns:
-        By the official score, and by the mean AUC, which is steadier where cells have few clips.
-
-    Raises:
-        UserError: they were not scored on the same clips with the same labels.
-
+    Returns by the official score, and by the mean AUC, which is steadier where cells have few clips. Raises UserError:
+    they were not scored on the same clips with the same labels.
     """
     for cell in sorted(first.keys() | second.keys()):
         a, b = first.get(cell), second.get(cell)
@@ -172,11 +168,8 @@ def interval(replicates: NDArray[np.float64], estimate: float, *, least: float =
 
     It holds the estimate, and stays within what a score can be.
 
-    Args:
-        replicates: of the score, (replicates,).
-        estimate: the score itself, of all clips as they are.
-        least: lowest value that there is; the highest is 1.
-
+    ``replicates``: of the score, (replicates,); ``estimate``: the score of all clips as they are; ``least``: its lowest
+    possible value.
     """
     low, high = np.quantile(replicates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     bias = float(np.mean(replicates)) - estimate

@@ -62,12 +62,7 @@ def score_cells(scored: Sequence[Scored], labels: Labels, evaluation: Evaluation
 def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year: int) -> dict[Cell, CellScores]:
     """Collect the clip scores behind these cells, seed by seed; the clips' order is the same in every seed.
 
-    Args:
-        scored: scores files.
-        labels: of the clips.
-        cells: one system's, or one a cell; those that are not ok are passed over.
-        year: by whose rule these are cells.
-
+    ``cells``: one system's, or one a cell; those that are not ok are passed over.
     """
     wanted: dict[Scored, list[dict[str, Any]]] = {}
     files = by_name(scored)

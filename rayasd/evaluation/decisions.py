@@ -36,11 +36,8 @@ class Decision:
     def of(cls, calibrations: Mapping[str, Calibration], section: str, evaluation: EvaluationConfig) -> "Decision":
         """Decide about the clips of a section.
 
-        Args:
-            calibrations: scores of the normal clips of each of the machine's sections.
-            section: one of them, or another.
-            evaluation: the rules.
-
+        ``calibrations``: scores of the normal clips of each of the machine's sections; ``section`` need not be one of
+        them.
         """
         machine = Calibration.pooled(calibrations.values())
         own = calibrations.get(section, Calibration.pooled([]))
@@ -81,12 +78,9 @@ class Decision:
 
         (1 + number of normal clips that score as high) / (n + 1), whatever ``evaluation.threshold`` is.
 
-        Args:
-            scores: of clips, (m,).
+        ``scores``: of clips, (m,).
 
-        Returns:
-            (m,), at least 1 / (n + 1).
-
+        Returns (m,), at least 1 / (n + 1).
         """
         as_high = len(self.normal) - np.searchsorted(self.normal, scores, "left")
         return (1 + as_high) / (len(self.normal) + 1)
@@ -150,10 +144,7 @@ def gamma_quantile(scores: Scores, share: float) -> float:
     run away, or where such a distribution does not fit them. Scores are standardised before: the search for the
     likelihood's maximum depends on their unit.
 
-    Args:
-        scores: of normal clips, (n,), n at least 1.
-        share: 0 to 1.
-
+    ``scores``: of normal clips, (n,), n at least 1; ``share``: 0 to 1.
     """
     if len(scores) >= _FEWEST_TO_FIT and np.ptp(scores) > 0:
         from scipy.stats import gamma  # half a second to import, which no command's refusal should wait for

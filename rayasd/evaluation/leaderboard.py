@@ -32,7 +32,7 @@ def rules_digest(evaluation: EvaluationConfig) -> str:
     return digest(differing(evaluation))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Standing:
     """One system over all its seeds, or an entry of several. Scores are fractions of 1; None where there are none."""
 
@@ -43,9 +43,9 @@ class Standing:
     pooling: str
     num_seeds: int
     """0: an ensemble over seeds."""
-    rank: int | None
+    rank: int | None = None
     """Rank of an entry; None for all other systems."""
-    oracle: bool
+    oracle: bool = False
     """The best of all systems on the very sections that rank: what better choosing could give, never ranked."""
     development: float | None
     """Official score on the sections that choose, mean over seeds."""
@@ -53,13 +53,13 @@ class Standing:
     evaluation: float | None
     """The same on the sections that rank."""
     evaluation_std: float | None
-    interval: Interval | None
+    interval: Interval | None = None
     """95 % bootstrap interval of the score that ranks, over test clips; for ranked and complete entries."""
     auc: float | None
     """Arithmetic mean over the cells that rank, and seeds; like the next."""
-    auc_interval: Interval | None
+    auc_interval: Interval | None = None
     pauc: float | None
-    pauc_interval: Interval | None
+    pauc_interval: Interval | None = None
     source_auc: float | None
     """Harmonic mean over source-domain cells that rank, mean over seeds."""
     target_auc: float | None
@@ -139,12 +139,8 @@ def rank(
 ) -> Leaderboard:
     """Build the leaderboard.
 
-    Args:
-        cells: with ``selected`` set.
-        entries: as ``select`` gave them.
-        expected: labelled cells that the plan makes for each variant, over all its seeds.
-        evaluation: the rules.
-
+    ``cells`` with ``selected`` set; ``entries`` as ``select`` gave them; ``expected``: labelled cells that the plan
+    makes for each variant, over all its seeds.
     """
     parts = set(pc.unique(cells.filter(pc.field("status") == "ok")["part"]).to_pylist())
     held_out = evaluation.selection == LEAVE_ONE_OUT
@@ -220,15 +216,9 @@ def _with_oracle(board: Leaderboard) -> Leaderboard:
 
 
 def _standing(
-    rows: Sequence[CellRow],
-    expected: int,
-    year: int,
-    machines: Sequence[str],
-    chooses: Callable[[CellRow], bool],
-    reports: Callable[[CellRow], bool],
-    in_rank: Callable[[CellRow], bool],
-    variant: str | None,
-) -> Standing:
+    rows: Sequence[CellRow], expected: int, year: int, machines: Sequence[str], chooses: Callable[[CellRow], bool],
+    reports: Callable[[CellRow], bool], in_rank: Callable[[CellRow], bool], variant: str | None,
+) -> Standing:  # fmt: skip
     all_ok = [row for row in rows if row["status"] == "ok"]
     ok = [row for row in all_ok if in_rank(row)]
     systems = list(dict.fromkeys(map(system_of, rows)))
@@ -241,17 +231,12 @@ def _standing(
         detector=one.detector if one else PER_SECTION,
         pooling=one.pooling if one else PER_SECTION,
         num_seeds=len({row["seed"] for row in rows} - {None}),
-        rank=None,
-        oracle=False,
         development=development,
         development_std=development_std,
         evaluation=evaluation,
         evaluation_std=evaluation_std,
-        interval=None,
         auc=_mean(ok, "auc"),
-        auc_interval=None,
         pauc=_mean(ok, "pauc"),
-        pauc_interval=None,
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},

@@ -16,9 +16,7 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
         labels: (clips,), true for anomalous.
         scores: (systems, clips), higher is more anomalous, finite; ties count half.
 
-    Returns:
-        (systems,); NaN where one class is absent.
-
+    Returns (systems,); NaN where one class is absent.
     """
     return partial_auc(labels, scores, max_fpr=1.0)
 

@@ -67,12 +67,7 @@ Tree = Leaf | Fusion
 
 
 def tree_of(value: Any) -> Tree:
-    """Read a tree out of JSON.
-
-    Raises:
-        ValueError, TypeError: it is none.
-
-    """
+    """Read a tree out of JSON. Raises ValueError, TypeError: it is none."""
     if len(value) == 2:
         method, members = value
         if method not in FUSIONS or not members:
@@ -168,12 +163,7 @@ class Scored:
 
     @cached_property
     def systems(self) -> Mapping[Key, SectionScores]:
-        """Scores of each section and system, in the file's order.
-
-        Raises:
-            UserError: the file is damaged.
-
-        """
+        """Scores of each section and system, in the file's order. Raises UserError: the file is damaged."""
         if self.computed is not None:
             return self.computed
         origin = None if self.seed is None else (self.variant, self.seed)
@@ -195,14 +185,9 @@ def read_scores(
 ) -> dict[Key, SectionScores]:
     """Read a scores file, system by system in the file's order.
 
-    Args:
-        path: of the file.
-        sha256: what it must have, where that is known.
-        origin: variant and seed, of a unit's file.
+    ``sha256``: what the file must have, where that is known; ``origin``: variant and seed, of a unit's file.
 
-    Raises:
-        UserError: the file is damaged, or has another checksum than ``sha256``.
-
+    Raises UserError: the file is damaged, or has another checksum than ``sha256``.
     """
     table = (
         read_parquet(path, "rayasd sweep --verify does it again", sha256=sha256).unify_dictionaries().combine_chunks()

@@ -31,9 +31,7 @@ def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, Ent
     Where nothing can be chosen for want of labels, the first complete system is taken. Systems with failed cells are
     chosen only if every other has them too; ties go to the one that comes first.
 
-    Returns:
-        The cells with ``selected`` set, and the entries of the leaderboard.
-
+    Returns the cells with ``selected`` set, and the entries of the leaderboard.
     """
     rows: list[CellRow] = cells.to_pylist()
     variants: dict[str, list[int]] = {}

@@ -6,26 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from rayasd.config import Config, EvaluationConfig
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import SectionScores
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
-from rayasd.files import write_csv, write_text
+from rayasd.files import write_csv
 from rayasd.pretrained import relocated, weight_paths
 
 MAX_ABBREVIATION = 10
 
 
 def check_label(label: str) -> None:
-    """Make sure that a system's label is one that the challenge takes.
-
-    Raises:
-        UserError: it is not.
-
-    """
+    """Make sure that a system's label is one that the challenge takes. Raises UserError: it is not."""
     if not re.fullmatch(r"[A-Za-z0-9-]+_[A-Za-z0-9-]+_task2_[1-9]\d*", label):
         raise UserError(f"--system-label {label}: write it as Lastname_Institute_task2_1")
 
@@ -46,9 +40,7 @@ def result_files(year: int, machine: str, section: str, domains: Sequence[str]) 
 def write_results(folder: Path, year: int, machine: str, section: str, scores: SectionScores, threshold: float) -> int:
     """Write a section's anomaly scores and decisions (1 where the score is above the threshold), clips in name order.
 
-    Returns:
-        Number of files.
-
+    Returns number of files.
     """
     names = np.array([clip.rpartition("/")[2] for clip in scores.clips], dtype=object)
     files = result_files(year, machine, section, scores.domains.tolist())
@@ -71,39 +63,16 @@ def decision_rule(evaluation: EvaluationConfig) -> str:
     return f"{rule}, by scores of the {evaluation.threshold_per}'s normal training clips"
 
 
-def write_metadata(path: Path, values: Mapping[str, Any]) -> None:
-    """Write the description."""
-    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-
 def metadata(
-    *,
-    label: str,
-    name: str,
-    abbreviation: str,
-    authors: Sequence[Mapping[str, Any]],
-    config: Config,
-    systems: Sequence[str],
-    num_subsystems: int,
-    total_parameters: int,
-    results: Mapping[str, Mapping[str, float]],
-) -> dict[str, Any]:
+    *, label: str, name: str, abbreviation: str, authors: Sequence[Mapping[str, Any]], config: Config,
+    systems: Sequence[str], num_subsystems: int, total_parameters: int, results: Mapping[str, Mapping[str, float]],
+) -> dict[str, Any]:  # fmt: skip
     """Describe a system in the challenge's own terms.
 
-    Args:
-        label: of the system, ``Lastname_Institute_task2_1``.
-        name: of the system.
-        abbreviation: at most 10 characters.
-        authors: first is corresponding.
-        config: the variant's resolved configuration.
-        systems: detector and pooling, one for each that was chosen.
-        num_subsystems: members of an ensemble; 1 for a single system.
-        total_parameters: of all members' networks.
-        results: for each machine of the development set, harmonic means of AUC and pAUC, in percent.
+    ``systems``: detector and pooling, one for each that was chosen; ``results``: for each machine of the development
+    set, harmonic means of AUC and pAUC, in percent; ``total_parameters``: of all members' networks.
 
-    Raises:
-        UserError: the abbreviation is too long.
-
+    Raises UserError: the abbreviation is too long.
     """
     if len(abbreviation) > MAX_ABBREVIATION:
         raise UserError(f"--abbreviation {abbreviation}: at most {MAX_ABBREVIATION} characters")

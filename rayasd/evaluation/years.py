@@ -57,9 +57,7 @@ def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> 
 def settled(evaluation: EvaluationConfig, clips: pa.Table, dataset: str | None = None) -> EvaluationConfig:
     """Settle ``evaluation.year`` by the data (as of ``years_told``), and check one that is given.
 
-    Raises:
-        UserError: the data are of a year that is divided and scored in another way.
-
+    Raises UserError: the data are of a year that is divided and scored in another way.
     """
     told, by = years_told(clips, dataset)
     if evaluation.year == "auto":
@@ -106,14 +104,10 @@ def cell_kinds(year: int, domains: NDArray[np.object_]) -> list[CellKind]:
 def official_score(year: int, machines: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
     """Compute the year's score.
 
-    Args:
-        year: whose rule.
-        machines: of each value, (values,).
-        values: the AUCs and pAUCs that count, (values,) or (values, replicates); floored at the float epsilon.
+    ``machines``: of each value, (values,); ``values``: the AUCs and pAUCs that count, (values,) or (values,
+    replicates), floored at the float epsilon.
 
-    Returns:
-        () or (replicates,); NaN where there is no value.
-
+    Returns () or (replicates,); NaN where there is no value.
     """
     floored = np.maximum(np.asarray(values, dtype=np.float64), np.finfo(np.float64).eps)
     if len(floored) == 0:
@@ -129,12 +123,7 @@ def choosing_score(
 ) -> NDArray[np.float64]:
     """Compute what systems are chosen by: the official score, or the mean AUC.
 
-    Args:
-        evaluation: the rules.
-        machines: of each value, (values,).
-        metrics: auc or pauc of each value, (values,).
-        values: as of ``official_score``.
-
+    ``machines`` and ``metrics`` (auc or pauc) are those of each value, (values,); ``values`` as of ``official_score``.
     """
     if evaluation.criterion == "official":
         return official_score(evaluation.rule_year, machines, values)

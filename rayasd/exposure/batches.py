@@ -83,26 +83,14 @@ def balanced_batches(machines: Sequence[MachineClips], config: Config, seed: int
 class BatchLoader:
     """Turns batches into waveforms and classes on the training device.
 
-    Args:
-        machines: that train together.
-        classes: class of each clip of each machine; -1: none.
-        config: of the variant.
-        device: of the training.
-        scaling: what the encoder wants, see ``Encoder.scaling``.
-        resident: keep all samples on the device; by default, where they fit.
-
+    ``classes``: class of each clip of each machine; -1: none. ``scaling``: see ``Encoder.scaling``. ``resident``: keep
+    all samples on the device; by default, where they fit.
     """
 
     def __init__(
-        self,
-        machines: Sequence[MachineClips],
-        classes: Sequence[Indices],
-        config: Config,
-        device: torch.device,
-        scaling: str = "machine",
-        *,
-        resident: bool | None = None,
-    ) -> None:
+        self, machines: Sequence[MachineClips], classes: Sequence[Indices], config: Config, device: torch.device,
+        scaling: str = "machine", *, resident: bool | None = None,
+    ) -> None:  # fmt: skip
         self.machines, self.classes, self.device = tuple(machines), tuple(classes), device
         self.length = config.window_length
         scales = [machine.scale(scaling) for machine in self.machines]
@@ -124,9 +112,7 @@ class BatchLoader:
     def waveforms(self, batch: Batch, starts: Indices, rows: Indices) -> Tensor:
         """Cut the windows of the batch's clips ``rows`` (ascending); ``starts`` (N,) are of all its clips.
 
-        Returns:
-            Waveforms (len(rows), samples).
-
+        Returns waveforms (len(rows), samples).
         """
         clips = np.concatenate(batch.members)
         ends = np.cumsum([0, *map(len, batch.members)])

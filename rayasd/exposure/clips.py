@@ -61,9 +61,7 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report 
 
     ``report`` gets signs of life while clips are decoded, where this host has not decoded them yet.
 
-    Raises:
-        UserError: the machine has no training clips, or too few anomalous ones to set aside.
-
+    Raises UserError: the machine has no training clips, or too few anomalous ones to set aside.
     """
     table = catalog.of(machine)
     split = np.array(table["split"].to_pylist(), dtype=object)
@@ -124,9 +122,7 @@ def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = si
     For one machine type: it comes first, then what ``exposure.pseudo_anomalies`` names, then its own exposed anomalies.
     For all machine types: all that are present; where their clips are of one class, these clips transformed, too.
 
-    Raises:
-        UserError: there is no other machine with training clips, and nothing may stand in.
-
+    Raises UserError: there is no other machine with training clips, and nothing may stand in.
     """
     name, exposure, window = spec.unit.machine, spec.config.exposure, spec.config.window_length
     kind, seed = exposure.pseudo_anomalies, spec.unit.seed
@@ -146,13 +142,7 @@ def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = si
     return [target, *others, exposed] if len(exposed.training) else [target, *others]
 
 
-def gather(
-    clips: MachineClips,
-    chosen: Indices,
-    starts: Indices,
-    length: int,
-    out: NDArray[np.int16],
-) -> None:
+def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, out: NDArray[np.int16]) -> None:
     """Copy one window a clip into ``out`` (clips, length)."""
     for row, (clip, start) in enumerate(zip(chosen.tolist(), starts.tolist(), strict=True)):
         clips.waveforms.window(clip, start, length, out[row])

@@ -32,9 +32,7 @@ class Compute:
 def choose_compute(device: str, precision: str) -> Compute:
     """Resolve ``auto`` for device and precision.
 
-    Raises:
-        UserError: an unknown device; ``NoGPUError``: CUDA is asked for where torch sees none.
-
+    Raises UserError: an unknown device; ``NoGPUError``: CUDA is asked for where torch sees none.
     """
     if device == "auto":
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")

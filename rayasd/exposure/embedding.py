@@ -76,9 +76,7 @@ def windows_of(config: Config, table: pa.Table) -> int:
 def embed(spec: UnitSpec, report: Report = silent) -> None:
     """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``.
 
-    Raises:
-        UserError: embeddings that are not finite, or are the same for every window.
-
+    Raises UserError: embeddings that are not finite, or are the same for every window.
     """
     config = spec.config
     compute = choose_compute(spec.device, config.network.arithmetic)
@@ -103,10 +101,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 span.add(windows["embedding"])
                 table = clips.table.take(rows)
                 columns = [
-                    table["clip"],
-                    table["group"],
-                    table["section"],
-                    table["domain"],
+                    *(table[name] for name in ("clip", "group", "section", "domain")),
                     pa.array(clips.split[rows], pa.string()),
                     table["label"],
                     pa.array(np.tile(np.arange(num_windows, dtype=np.int16), len(chosen))),
@@ -178,13 +173,9 @@ class Span:
 
 
 def embed_clips(
-    extractor: Network | Control,
-    compute: Compute,
-    clips: MachineClips,
-    chosen: Indices,
-    starts: NDArray[np.int64],
+    extractor: Network | Control, compute: Compute, clips: MachineClips, chosen: Indices, starts: NDArray[np.int64],
     config: Config,
-) -> pa.Table:
+) -> pa.Table:  # fmt: skip
     """Embed windows of clips, one clip after the other; ``starts`` (clips, windows) are their first samples."""
     samples = np.empty((starts.size, config.window_length), np.int16)
     gather(clips, np.repeat(chosen, starts.shape[1]), starts.ravel(), config.window_length, samples)
@@ -201,16 +192,9 @@ def embed_windows(
 ) -> pa.Table:
     """Embed windows (n, samples): the column ``embedding`` and those of the objective, as in an embeddings file.
 
-    Args:
-        extractor: on the device of ``compute``, in evaluation mode.
-        compute: device and arithmetic.
-        samples: of full scale 32768.
-        scale: mean and deviation that waveforms are standardised with, full scale 1.
-        config: of the variant.
+    ``samples``: of full scale 32768; ``scale``: mean and deviation that waveforms are standardised with, full scale 1.
 
-    Raises:
-        UserError: the extractor gave something other than (n, dim) embeddings.
-
+    Raises UserError: the extractor gave something other than (n, dim) embeddings.
     """
     mean, deviation = (torch.tensor([[value]]) for value in scale)
     on_device = torch.from_numpy(samples).to(compute.device)

@@ -34,14 +34,7 @@ _LIBRARIES = ("torch", "torchaudio", "timm", "transformers", "speechbrain")
 class FeatureCache:
     """Features of a machine's clips under one encoder; of an encoder that is trained, nothing is kept.
 
-    Args:
-        folder: the cache.
-        clips: of the machine.
-        config: of the network.
-        compute: device and arithmetic.
-        scaling: of waveforms, as the encoder wants it.
-        shape: clips of a forward pass, which decide the rounding, and evenly spaced windows of a clip.
-
+    ``shape``: clips of a forward pass, which decide the rounding, and evenly spaced windows of a clip.
     """
 
     def __init__(

@@ -41,9 +41,7 @@ class LoraLinear(nn.Linear):
 def add_lora(encoder: nn.Module, lora: Lora) -> None:
     """Adapt the linear layers of an encoder whose names end with one of ``lora.targets``, or with ``_proj`` after it.
 
-    Raises:
-        UserError: there are none.
-
+    Raises UserError: there are none.
     """
     ends = tuple(f".{target}{more}" for target in lora.targets for more in ("", "_proj"))
     layers = {name: module for name, module in encoder.named_modules() if type(module) is nn.Linear}

@@ -52,9 +52,7 @@ def mixup(values: Tensor, held: Indices, mix: Mix, rows: Indices) -> Tensor:
         mix: of the whole batch.
         rows: clips of the batch.
 
-    Returns:
-        (len(rows), …).
-
+    Returns (len(rows), …).
     """
     own, partner = (
         torch.from_numpy(np.searchsorted(held, clips)).to(values.device) for clips in (rows, mix.partner[rows])

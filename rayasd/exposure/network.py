@@ -92,12 +92,7 @@ class Network(nn.Module):
         return {name: value for name, value in self.state_dict().items() if name not in base}
 
     def load_saved_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take in what ``saved_state`` returned.
-
-        Raises:
-            UserError: it is of another network.
-
-        """
+        """Take in what ``saved_state`` returned. Raises UserError: it is of another network."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         if other := sorted(set(missing) ^ self._base()) + list(unexpected):
             raise UserError(f"these weights are of another network: {other[0]} and {len(other) - 1} others differ")
@@ -168,9 +163,7 @@ def class_names(folder: Path) -> list[str]:
 def load_network(folder: Path, config: Config, weights: Path | None = None) -> Network:
     """Read a trained network (on the CPU, in evaluation mode).
 
-    Raises:
-        UserError: a file of pretrained weights that it builds on is missing or has changed.
-
+    Raises UserError: a file of pretrained weights that it builds on is missing or has changed.
     """
     check_unchanged(_facts(folder).get("files", {}))
     return restored(config, class_names(folder), load_file(weights or folder / WEIGHTS))
@@ -186,9 +179,7 @@ def restored(config: Config, classes: Sequence[str], state: dict[str, Tensor]) -
 def num_parameters(config: Config) -> int:
     """Make a variant's network once; returns the number of its parameters, 0 for a control.
 
-    Raises:
-        UserError: it cannot be made, or its loss cannot be computed.
-
+    Raises UserError: it cannot be made, or its loss cannot be computed.
     """
     network = _tried(replace(config, network=replace(config.network, pretrained="")))
     return 0 if network is None else sum(parameter.numel() for parameter in network.parameters())
@@ -197,9 +188,7 @@ def num_parameters(config: Config) -> int:
 def num_saved_parameters(config: Config) -> int:
     """Count what a file of a variant's weights holds, 0 for a control; files of pretrained weights are read.
 
-    Raises:
-        UserError: the network cannot be made, or its loss cannot be computed.
-
+    Raises UserError: the network cannot be made, or its loss cannot be computed.
     """
     network = _tried(config)
     return 0 if network is None else sum(value.numel() for value in network.saved_state().values())

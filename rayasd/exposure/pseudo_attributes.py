@@ -38,9 +38,7 @@ def with_pseudo_attributes(
     encoder ``exposure.clusters_by``, each feature standardised. Test clips get none: nothing is learned from them. A
     machine whose training clips have attributes stays as it is. ``report`` gets a sign of life for each clip.
 
-    Raises:
-        UserError: an encoder that cannot be made.
-
+    Raises UserError: an encoder that cannot be made.
     """
     table, count = clips.table, config.exposure.clusters
     train = np.flatnonzero(np.isin(clips.split, ["train", "validation"]))

@@ -48,9 +48,7 @@ class Ranks:
     def rows(self, num_clips: int) -> Indices:
         """Return this rank's rows of a batch.
 
-        Raises:
-            UserError: there are several ranks, and fewer than two clips for each: batch norms need two.
-
+        Raises UserError: there are several ranks, and fewer than two clips for each: batch norms need two.
         """
         if self.size > 1 and num_clips < 2 * self.size:
             raise UserError(f"a batch of {num_clips} clips is too small for {self.size} ranks: lower --ranks-per-unit")
@@ -104,7 +102,6 @@ def on_ranks(work: Work, spec: UnitSpec, report: Report) -> None:
         Stopped: a rank raised it.
         OSError: a rank raised it.
         RuntimeError: a rank raised something else (its traceback is a note), or died.
-
     """
     devices = _devices(spec)
     processes: dict[Connection, subprocess.Popen[bytes]] = {}

@@ -53,7 +53,6 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
     Raises:
         UserError: no second machine to learn from, too few classes, or a loss that is no longer finite.
         Stopped: ``report`` answered True at an epoch's end; state.pt is of this epoch.
-
     """
     if spec.num_ranks > 1:
         on_ranks(_train, spec, report)
@@ -144,10 +143,8 @@ class Training:
     ) -> "Training":
         """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
-        Raises:
-            UserError: an unknown objective, encoder or backbone, too few classes, or ``exposure.compile`` where nothing
-                can compile.
-
+        Raises UserError: an unknown objective, encoder or backbone, too few classes, or ``exposure.compile`` where
+        nothing can compile.
         """
         config, exposure = spec.config, spec.config.exposure
         compute = choose_compute(spec.device, config.network.arithmetic)
@@ -189,14 +186,10 @@ class Training:
     def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> dict[str, Tensor]:
         """Do one optimiser step.
 
-        Args:
-            batch: of all ranks.
-            key: seed, machine and epoch, of which the step's random numbers come.
-            progress: share of the training that is done, 0 to 1.
+        ``batch``: of all ranks; ``key``: seed, machine and epoch, of which the step's random numbers come;
+        ``progress``: share of the training that is done, 0 to 1.
 
-        Returns:
-            The loss and its parts by name, on the device.
-
+        Returns the loss and its parts by name, on the device.
         """
         ranks, objective = self.ranks, self.network.objective
         waveforms, targets, mixed = self._load(batch, progress, generator(*key, batch.step, "step"))

@@ -17,15 +17,10 @@ def changed(waveforms: Waveforms, clips: NDArray[np.int64], window: int, rng: np
 
     The pitch goes up or down by 1 to 5 semitones; half of the clips are played backwards as well.
 
-    Args:
-        waveforms: of a machine.
-        clips: which of its clips, (n,).
-        window: samples of a training window; a long clip gives a piece of eight.
-        rng: of what is drawn.
+    ``clips``: which of the machine's, (n,); ``window``: samples of a training window; a long clip gives a piece of
+    eight.
 
-    Returns:
-        n clips, in memory.
-
+    Returns n clips, in memory.
     """
     pieces = [_changed(_piece(waveforms, int(clip), window, rng), rng) for clip in clips]
     frames = np.array([len(piece) for piece in pieces], np.int64)

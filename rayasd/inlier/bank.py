@@ -71,15 +71,10 @@ class Bank:
     def fitted(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
         """Fit a detector to all clips, and to all but a fold of them, fold by fold.
 
-        Args:
-            spec: the detector.
-            level: ``WINDOWS``, or a clip pooling.
-            product: positions of the section's own product logits, for detectors that ask for them.
+        ``level``: ``WINDOWS``, or a clip pooling; ``product``: positions of the section's own product logits.
 
-        Returns:
-            The detector that is fitted to all, or the reason why there is none (a text); scores of the normal clips'
-            windows (or of the clips) by the detectors that have not seen them, or the reason why there are none.
-
+        Returns the detector that is fitted to all, or the reason why there is none (a text); scores of the normal
+        clips' windows (or of the clips) by the detectors that have not seen them, or the reason why there are none.
         """
         if not self._fitted_to.any():
             return ("the section has no normal clips to fit to",) * 2

@@ -31,31 +31,16 @@ def level_of(pooling: str) -> str:
 
 
 def find_clip_pooling(name: str) -> Callable[[_Windows], _Windows]:
-    """Look a pooling of features up by its name.
-
-    Raises:
-        UserError: there is none of this name.
-
-    """
+    """Look a pooling of features up by its name. Raises UserError: there is none of this name."""
     if name == "clip-mean":
-        return mean
+        return lambda windows: windows.mean(axis=1)
     if name == "clip-mean-std":
-        return mean_std
+        return lambda windows: np.concatenate([windows.mean(axis=1), windows.std(axis=1)], axis=1)
     if (match := re.fullmatch(f"clip-gem-{_NUMBER}", name)) and float(match[1]) > 0:
         return partial(gem, p=float(match[1]))
     if match := re.fullmatch(f"clip-rdp-{_NUMBER}", name):
         return partial(rdp, gamma=float(match[1]))
     raise unknown("pooling", name, ("clip-mean", "clip-mean-std", "clip-gem-3", "clip-rdp-4"))
-
-
-def mean(windows: _Windows) -> _Windows:
-    """Mean over the windows."""
-    return windows.mean(axis=1)
-
-
-def mean_std(windows: _Windows) -> _Windows:
-    """Mean over the windows, then their standard deviation."""
-    return np.concatenate([windows.mean(axis=1), windows.std(axis=1)], axis=1)
 
 
 def gem(windows: _Windows, p: float) -> _Windows:

@@ -66,9 +66,7 @@ class DetectorSpec:
     def build(self) -> Any:
         """Make the estimator, not fitted yet; seeded with 0 unless a ``random_state`` is given.
 
-        Raises:
-            UserError: there is no such class, it is no detector, or it does not take these parameters.
-
+        Raises UserError: there is no such class, it is no detector, or it does not take these parameters.
         """
         factory = find("detector", self.path, FAMILIES)
         if not hasattr(factory, "fit") or not (
@@ -95,9 +93,7 @@ class FusionSpec:
 def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[DetectorSpec | FusionSpec]:
     """Resolve the configuration's detector texts; families without a grid value spread over the grid.
 
-    Raises:
-        UserError: an unknown family, import path or parameter; two detectors of one name; none at all.
-
+    Raises UserError: an unknown family, import path or parameter; two detectors of one name; none at all.
     """
     specs = [spec for text in texts for spec in _parse(text.strip(), config)]
     names = [spec.name for spec in specs]
@@ -110,12 +106,7 @@ def parse_detectors(texts: Sequence[str], config: InlierConfig) -> list[Detector
 
 
 def single_detector(text: str, config: InlierConfig) -> DetectorSpec:
-    """Resolve one detector that needs no others.
-
-    Raises:
-        UserError: it is unknown, several, or a fusion.
-
-    """
+    """Resolve one detector that needs no others. Raises UserError: it is unknown, several, or a fusion."""
     first, *others = parse_detectors([text], config)
     if others or isinstance(first, FusionSpec):
         raise UserError(f"{text} needs the scores of others: name a single detector to score with")
@@ -138,9 +129,7 @@ def fit_detector(detector: Any, X: Features, **more: Any) -> None:
 def anomaly_scores(detector: Any, X: Features) -> NDArray[np.float64]:
     """Score windows (m, D); higher is more anomalous.
 
-    Raises:
-        ValueError: the detector gave something other than m finite numbers.
-
+    Raises ValueError: the detector gave something other than m finite numbers.
     """
     method = detector.score_samples if hasattr(detector, "score_samples") else detector.decision_function
     scores = -np.asarray(method(X), dtype=np.float64)

@@ -119,11 +119,6 @@ class MachineLogit(BaseEstimator):
 
 
 def need_samples(X: Features, wanted: int) -> None:
-    """Make sure that there are enough normal windows, or clips, to fit to.
-
-    Raises:
-        ValueError: there are fewer.
-
-    """
+    """Make sure that there are enough normal windows, or clips, to fit to. Raises ValueError: there are fewer."""
     if len(X) < wanted:
         raise ValueError(f"needs {wanted} normal windows or clips, there are {len(X)}")

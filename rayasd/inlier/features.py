@@ -35,9 +35,7 @@ class Samples:
 def samples(table: pa.Table, which: str, metric: str = "euclidean", level: str = WINDOWS) -> Samples:
     """Take what detectors see from an embeddings table, window by window or clip by clip.
 
-    Raises:
-        ValueError: as ``features``.
-
+    Raises ValueError: as ``features``.
     """
     num_windows = windows_per_clip(table)
     X = features(table, which, metric, level, num_windows)
@@ -63,9 +61,7 @@ def features(
         level: ``WINDOWS``, or the clip pooling that makes one row of each clip's windows.
         num_windows: windows of each clip; only clip poolings need it.
 
-    Raises:
-        ValueError: there are none of these features, or they are not finite.
-
+    Raises ValueError: there are none of these features, or they are not finite.
     """
     parts = []
     for name in columns_of(which):
@@ -100,12 +96,6 @@ def columns_of(which: str) -> list[str]:
 def own_products(classes: Sequence[str], section: str) -> Indices:
     """Return the positions of a section's product logits: one, or several where clusters divide it."""
     return np.array([k for k, name in enumerate(classes) if name.partition("/")[0] == section], np.int64)
-
-
-def fit_rows(fit_on: str) -> pc.Expression:
-    """Select the windows of an embeddings file that detectors are fitted to."""
-    rows = normal_rows(fit_on)
-    return rows & (pc.field("domain") == "source") if fit_on == "source" else rows
 
 
 def normal_rows(fit_on: str) -> pc.Expression:

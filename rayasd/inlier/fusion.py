@@ -14,9 +14,7 @@ from rayasd.arrays import Scores
 def z_normalised(scores: Scores, training: Scores) -> Scores:
     """Score minus the training scores' mean, by their standard deviation.
 
-    Raises:
-        ValueError: fewer than two training scores, or all of them alike.
-
+    Raises ValueError: fewer than two training scores, or all of them alike.
     """
     if len(training) < 2 or np.ptp(training) == 0:
         raise ValueError(f"z-normalisation needs training scores that differ, there are {len(training)}")
@@ -24,12 +22,7 @@ def z_normalised(scores: Scores, training: Scores) -> Scores:
 
 
 def rank_normalised(scores: Scores, training: Scores) -> Scores:
-    """Share of the training scores that lie below; ties count half.
-
-    Raises:
-        ValueError: there are no training scores.
-
-    """
+    """Share of the training scores that lie below; ties count half. Raises ValueError: there are no training scores."""
     if len(training) == 0:
         raise ValueError("rank normalisation needs training scores, there are none")
     ordered = np.sort(training)
@@ -42,9 +35,7 @@ def z_by_others(training: Scores) -> Scores:
     By a scale that it is part of, a high score among few would come out lower than a test clip's: z-scores of n are at
     most sqrt(n - 1). Where the others are alike, by all.
 
-    Raises:
-        ValueError: as ``z_normalised``.
-
+    Raises ValueError: as ``z_normalised``.
     """
     by_all, rest = z_normalised(training, training), len(training) - 1
     centred = training - training.mean()
@@ -57,9 +48,7 @@ def z_by_others(training: Scores) -> Scores:
 def rank_by_others(training: Scores) -> Scores:
     """Share of the other training scores that lie below each; ties count half. By all where there are no others.
 
-    Raises:
-        ValueError: as ``rank_normalised``.
-
+    Raises ValueError: as ``rank_normalised``.
     """
     by_all, count = rank_normalised(training, training), len(training)
     return (by_all * count - 0.5) / (count - 1) if count > 1 else by_all
@@ -81,16 +70,10 @@ FUSIONS: dict[str, tuple[_Normalise, _ByOthers, _Combine]] = {
 def fuse(method: str, members: list[tuple[Scores, Scores]]) -> tuple[Scores, Scores]:
     """Fuse members' scores by one of ``FUSIONS``.
 
-    Args:
-        method: name.
-        members: for each, scores of the same test clips (m,) and of the same training clips (n,).
+    ``members``: for each, scores of the same test clips (m,) and of the same training clips (n,).
 
-    Returns:
-        Fused scores of test clips (m,) and of training clips (n,).
-
-    Raises:
-        ValueError: a member's training scores give no scale.
-
+    Returns fused scores of test clips (m,) and of training clips (n,). Raises ValueError: a member's training scores
+    give no scale.
     """
     normalise, by_others, combine = FUSIONS[method]
     test = np.stack([normalise(of_test, training) for of_test, training in members])

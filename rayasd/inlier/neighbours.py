@@ -57,12 +57,7 @@ class NeighbourSearch:
         return len(self.bank) - self._largest
 
     def others(self, k: int) -> Found:
-        """Find the k nearest bank windows of other groups, for each bank window.
-
-        Raises:
-            ValueError: there are fewer.
-
-        """
+        """Find the k nearest bank windows of other groups, for each bank window. Raises ValueError: there are fewer."""
         if k > self.num_others:
             raise ValueError(f"needs {k} normal windows or clips besides each one's own, there are {self.num_others}")
         if self._largest == 1:

@@ -20,10 +20,6 @@ def _lower_half_mean(windows: Scores) -> Scores:
     return np.sort(windows, axis=1)[:, :half].mean(axis=1)
 
 
-def _upper_half_mean(windows: Scores) -> Scores:
-    return -_lower_half_mean(-windows)
-
-
 def _weighted_rank(windows: Scores, decay: float) -> Scores:
     weights = decay ** np.arange(windows.shape[1])
     return np.sort(windows, axis=1)[:, ::-1] @ (weights / weights.sum())
@@ -34,7 +30,7 @@ POOLINGS: dict[str, Pooling] = {
     "median": lambda windows: np.median(windows, axis=1),
     "max": lambda windows: windows.max(axis=1),
     "min": lambda windows: windows.min(axis=1),
-    "upper-half-mean": _upper_half_mean,
+    "upper-half-mean": lambda windows: -_lower_half_mean(-windows),
     "lower-half-mean": _lower_half_mean,
 }
 
@@ -45,9 +41,7 @@ def find_pooling(name: str) -> Pooling:
     ``gwrp-0.5`` is generalised weighted rank pooling: the windows' scores in falling order, weighted by powers of 0.5;
     gwrp-0 is the maximum and gwrp-1 the mean. ``package.function(parameter=3)`` is one of a user's own.
 
-    Raises:
-        UserError: there is none of this name.
-
+    Raises UserError: there is none of this name.
     """
     if match := re.fullmatch(r"gwrp-(0(?:\.\d+)?|1(?:\.0)?)", name):
         return partial(_weighted_rank, decay=float(match[1]))
@@ -58,9 +52,7 @@ def find_pooling(name: str) -> Pooling:
 def pool(name: str, windows: Scores) -> Scores:
     """Pool window scores (clips, windows) to (clips,).
 
-    Raises:
-        ValueError: the pooling gave something other than one finite number a clip.
-
+    Raises ValueError: the pooling gave something other than one finite number a clip.
     """
     pooled = np.asarray(find_pooling(name)(windows), dtype=np.float64)
     if pooled.shape != (len(windows),) or not np.isfinite(pooled).all():
@@ -71,9 +63,7 @@ def pool(name: str, windows: Scores) -> Scores:
 def check_poolings(names: Sequence[str]) -> None:
     """Make sure that every pooling is known, of window scores or of clips' features.
 
-    Raises:
-        UserError: one is not, or is named twice, or there is none.
-
+    Raises UserError: one is not, or is named twice, or there is none.
     """
     if not names or len(set(names)) < len(names):
         raise UserError(f"inlier.poolings = {', '.join(names) or 'none'}: name at least one, each once")

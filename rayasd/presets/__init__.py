@@ -17,9 +17,7 @@ FOLDER = resources.files(__name__)
 def load(preset: str, overrides: Sequence[str] = ()) -> Config:
     """Read a preset by name, or a TOML file by path, and apply overrides of the form ``a.b=value``.
 
-    Raises:
-        UserError: an unknown preset, key or value, with the nearest valid one.
-
+    Raises UserError: an unknown preset, key or value, with the nearest valid one.
     """
     return from_dict(with_overrides(_read_preset(preset), parse_overrides(overrides)))
 
@@ -33,12 +31,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Parse overrides of the form ``a.b=value``; the last one of a key counts.
-
-    Raises:
-        UserError: one has no ``=``.
-
-    """
+    """Parse overrides of the form ``a.b=value``; the last one of a key counts. Raises UserError: one has no ``=``."""
     found = {}
     for override in overrides:
         key, sign, text = override.partition("=")
@@ -49,12 +42,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_values(text: str) -> tuple[str, list[Any]]:
-    """Parse ``a.b=1,2,4``: a setting and values for it.
-
-    Raises:
-        UserError: there is no ``=``, or no value.
-
-    """
+    """Parse ``a.b=1,2,4``: a setting and values for it. Raises UserError: there is no ``=``, or no value."""
     key, _, values = text.partition("=")
     found = [_toml_value(value) for value in split_list(values)]
     if not found:
@@ -101,12 +89,8 @@ def varied(config: Config, variants: Sequence[str], key: str, values: Sequence[A
 
     Where the setting removes anomalies from the test, all variants remove as many as the largest value does.
 
-    Returns:
-        The configuration with the new variants, and their names.
-
-    Raises:
-        UserError: no such variant or setting, an invalid value, or a setting that all variants share.
-
+    Returns the configuration with the new variants, and their names. Raises UserError: no such variant or setting, an
+    invalid value, or a setting that all variants share.
     """
     if key.partition(".")[0] in WHOLE_RUN:
         raise UserError(f"--vary {key}: {', '.join(WHOLE_RUN)} apply to the whole run, variants cannot differ in them")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from rayasd.config import Config
 from rayasd.errors import UserError, unknown
@@ -15,41 +16,24 @@ from rayasd.evaluation.decisions import TRAINED_ON_WARNING, decision_of
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.metrics import harmonic_mean
 from rayasd.evaluation.scores import Key, SectionScores, by_name
-from rayasd.evaluation.submission import check_label, decision_rule, metadata, write_metadata, write_results
+from rayasd.evaluation.submission import check_label, decision_rule, metadata, write_results
+from rayasd.files import write_text
 from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.report.run_report import RunReport
 from rayasd.wording import counted
 
 
 def write_submission(
-    report: RunReport,
-    *,
-    label: str,
-    entry: str | None,
-    seed: int | None,
-    name: str,
-    abbreviation: str,
-    authors: Sequence[str],
-    out: Path | None,
-) -> list[str]:
+    report: RunReport, *, label: str, entry: str | None, seed: int | None, name: str, abbreviation: str,
+    authors: Sequence[str], out: Path | None,
+) -> list[str]:  # fmt: skip
     """Write a submission of one entry of the leaderboard: development and evaluation sections in one folder.
 
-    Args:
-        report: of the run.
-        label: of the system, ``Lastname_Institute_task2_1``.
-        entry: of the leaderboard; default: the first in rank.
-        seed: which, where the entry is no ensemble of seeds; default: the lowest.
-        name: of the system.
-        abbreviation: of the name, at most 10 characters.
-        authors: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one first.
-        out: folder; default: ``submission/LABEL`` in the run.
+    ``label``: ``Lastname_Institute_task2_1``; ``authors``: ``LAST,FIRST,EMAIL,INSTITUTE`` each, the corresponding one
+    first. By default, the entry that ranks first, its lowest seed, and the folder ``submission/LABEL`` of the run.
 
-    Returns:
-        Lines for a person: what was written, then what it lacks.
-
-    Raises:
-        UserError: an unknown entry or seed, a section without scores or threshold, a wrong label or author.
-
+    Returns lines for a person: what was written, then what it lacks. Raises UserError: an unknown entry or seed, a
+    section without scores or threshold, a wrong label or author.
     """
     check_label(label)
     store, evaluation = report.store, report.evaluation
@@ -95,7 +79,8 @@ def write_submission(
         total_parameters=_parameters(members, config),
         results=_development_results(cells),
     )
-    write_metadata(folder / f"{label}.meta.yaml", description)
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    write_text(folder / f"{label}.meta.yaml", text)
     of_seed = "" if chosen is None else f", seed {chosen}"
     lines = [f"{entry}{of_seed}: {counted(num_files, 'CSV file')} and {label}.meta.yaml in {folder}"]
     lines.append(f"decisions: {decision_rule(evaluation)}; normal clips: {', '.join(sorted(calibrations))}")

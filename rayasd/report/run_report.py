@@ -50,24 +50,16 @@ class RunReport:
     def of(cls, run_dir: Path) -> "RunReport":
         """Read a run, to be reported by its own rules.
 
-        Raises:
-            UserError: this is not a run, or one of its files is damaged.
-
+        Raises UserError: this is not a run, or one of its files is damaged.
         """
         store = RunStore(run_dir)
         sweep = survey(store.specs(), (), retry_failed=False)
         return cls(store, sweep, store.catalog(), store.config().evaluation)
 
-    def by_rules(self, evaluation: EvaluationConfig) -> "RunReport":
-        """Report the same run by other rules."""
-        return replace(self, evaluation=evaluation)
-
     def by_settings(self, overrides: Sequence[str]) -> "RunReport":
         """Report the same run by rules changed as in ``evaluation.year=2022``.
 
-        Raises:
-            UserError: another setting than of ``evaluation``, or a wrong value.
-
+        Raises UserError: another setting than of ``evaluation``, or a wrong value.
         """
         changes = presets.parse_overrides(overrides)
         for key in changes:
@@ -76,7 +68,7 @@ class RunReport:
                     f"--set {key}: a report can change evaluation.* alone, the rest is settled by the sweep"
                 )
         rules = from_dict(presets.with_overrides(self.store.config().as_dict(), changes)).evaluation
-        return self.by_rules(settled(rules, self.catalog.table, self.catalog.dataset))
+        return replace(self, evaluation=settled(rules, self.catalog.table, self.catalog.dataset))
 
     @cached_property
     def units(self) -> dict[Unit, Scored]:
@@ -103,12 +95,7 @@ class RunReport:
 
     @cached_property
     def results(self) -> Results:
-        """Compute the results of the finished scores.
-
-        Raises:
-            UserError: nothing has been scored yet.
-
-        """
+        """Compute the results of the finished scores. Raises UserError: nothing has been scored yet."""
         planned: dict[str, list[str]] = {}
         for unit in self.sweep.states:
             if unit.stage == "detect":

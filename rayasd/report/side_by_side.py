@@ -39,9 +39,7 @@ class Contestant:
     def named(cls, run: Path, variant: str | None, part: str) -> "Contestant":
         """Take an entry of one variant of a run, by default the first in rank.
 
-        Raises:
-            UserError: the run has no such variant, or lacks cells of it.
-
+        Raises UserError: the run has no such variant, or lacks cells of it.
         """
         report = RunReport.of(run)
         found = report.entries(single_variant=True)
@@ -102,9 +100,7 @@ def ranking_part(runs: Sequence[Path]) -> str:
 def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResult:
     """Compare two systems by a paired bootstrap over test clips.
 
-    Raises:
-        UserError: they have no seed in common, other rules, other clips, or no labels.
-
+    Raises UserError: they have no seed in common, other rules, other clips, or no labels.
     """
     pair, note = _of_common_seeds(first, second)
     systems = [
@@ -122,9 +118,7 @@ def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResu
 def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:
     """Compare two systems in sentences: by the score, by the mean AUC, and on what.
 
-    Raises:
-        UserError: as of ``compare_pair``.
-
+    Raises UserError: as of ``compare_pair``.
     """
     found = compare_pair(first, second, part)
     return [
@@ -141,13 +135,9 @@ def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:
 def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], int, str, list[str]]:
     """Rank the entries of several runs, among published systems where all runs are on the benchmark's data.
 
-    Returns:
-        Rows with system, score, deviation, source_auc, target_auc and from, best first; the year; what the sections
-        are called; and lines that say why published systems are left out.
-
-    Raises:
-        UserError: the runs are scored by different rules.
-
+    Returns rows with system, score, deviation, source_auc, target_auc and from, best first; the year; what the sections
+    are called; and lines that say why published systems are left out. Raises UserError: the runs are scored by
+    different rules.
     """
     rows: list[dict[str, Any]] = []
     rules, reasons = [], []
@@ -190,9 +180,7 @@ def _row(system: str, score: float | None, origin: str, *figures: float | None) 
 def _of_common_seeds(first: Contestant, second: Contestant) -> tuple[tuple[Contestant, Contestant], str]:
     """Keep the cells of the seeds that both systems have, and name these; an ensemble is of all its seeds.
 
-    Raises:
-        UserError: they have none in common.
-
+    Raises UserError: they have none in common.
     """
     mine, others = (
         {seed for seed in pc.unique(each.cells["seed"]).to_pylist() if seed is not None} for each in (first, second)
@@ -209,9 +197,7 @@ def _of_common_seeds(first: Contestant, second: Contestant) -> tuple[tuple[Conte
 def _common_rules(rules: Sequence[EvaluationConfig], part: str) -> tuple[int, str]:
     """Return the year and what the sections are called that several runs are put side by side on.
 
-    Raises:
-        UserError: the runs are scored by rules that do not go together.
-
+    Raises UserError: the runs are scored by rules that do not go together.
     """
     found = {(evaluation.rule_year, evaluation.selection, evaluation.development) for evaluation in rules}
     if len(found) > 1:

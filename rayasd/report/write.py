@@ -65,16 +65,10 @@ def compute_results(
 ) -> Results:
     """Compute ensembles, cells and leaderboard from all finished scores; writes nothing.
 
-    Args:
-        scored: finished detect units.
-        catalog: with the labels as they are known now.
-        evaluation: the rules.
-        planned: for each variant, the machine of every detect unit in the plan (once per seed).
-        place: where an ensemble's scores go if they are written.
+    ``planned``: for each variant, the machine of every detect unit in the plan (once per seed); ``place``: where an
+    ensemble's scores go if they are written.
 
-    Raises:
-        UserError: a file is damaged, or the data hold no test clips.
-
+    Raises UserError: a file is damaged, or the data hold no test clips.
     """
     labels = labels_of(catalog)
     everything = [*scored, *fuse_ensembles(scored, labels, evaluation, place)]
@@ -98,13 +92,8 @@ def write_results(
 ) -> None:
     """Write ensembles, cells.parquet and leaderboard.parquet, .csv and .md, in the place of those of an earlier report.
 
-    Args:
-        paths: where to.
-        results: what to write.
-        provenance: run, revision, command, data, synthetic: goes into every file.
-        alerts: sentences about what makes the results doubtful.
-        variants: what each variant changes; those that differ in one number give a curve.
-
+    ``provenance`` (run, revision, command, data, synthetic) goes into every file; ``alerts``: sentences about what
+    makes the results doubtful; ``variants``: what each changes; those that differ in one number give a curve.
     """
     for entry in results.ensembles:
         write_ensemble(entry)
@@ -144,13 +133,9 @@ def _expected(
 
 
 def _with_intervals(
-    standing: Standing,
-    scored: Sequence[Scored],
-    labels: Labels,
-    cells: pa.Table,
-    entries: EntryCells,
+    standing: Standing, scored: Sequence[Scored], labels: Labels, cells: pa.Table, entries: EntryCells,
     leaderboard: Leaderboard,
-) -> Standing:
+) -> Standing:  # fmt: skip
     if not standing.complete:
         return standing
     rows = cells.take(entries[standing.variant])

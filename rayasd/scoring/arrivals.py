@@ -34,12 +34,8 @@ class Arrivals:
     ) -> None:
         """Prepare.
 
-        Args:
-            folders: with all that is below them.
-            done: files that need not be given, unless they have changed.
-            say: takes what cannot be listed, once until it can.
-            signals: whether numbers (.npy, .mat, .csv) are clips, too.
-
+        ``done``: files that need not be given, unless they have changed; ``say`` takes what cannot be listed, once
+        until it can; ``signals``: whether numbers (.npy, .mat, .csv) are clips, too.
         """
         self._folders, self._done, self._say, self._signals = folders, dict(done), say, signals
         self._due: dict[Path, tuple[Stamp, float]] = {}

@@ -22,9 +22,7 @@ class Journal:
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         """Open or make the file; ``say`` takes why it cannot be written.
 
-        Raises:
-            UserError: another process appends to it, or it cannot be opened.
-
+        Raises UserError: another process appends to it, or it cannot be opened.
         """
         self._path, self._say = path, say
         self._end, self._unwritten, self._failing = 0, b"", False
@@ -49,9 +47,7 @@ class Journal:
     def recorded(self) -> Iterator[list[Record]]:
         """Give each clip's records, and cut off what a kill left of the last one.
 
-        Raises:
-            UserError: the file holds something else.
-
+        Raises UserError: the file holds something else.
         """
         self._end = end = 0
         clip: list[Record] = []

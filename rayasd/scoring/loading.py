@@ -36,31 +36,16 @@ from rayasd.unit import Unit, UnitSpec
 
 
 def load(
-    source: str | Path,
-    *,
-    machine: str | None = None,
-    entry: str | None = None,
-    seed: int | None = None,
-    detector: str | None = None,
-    pooling: str | None = None,
-    device: str = "auto",
-    trust: bool = False,
-) -> MachineModel:
+    source: str | Path, *, machine: str | None = None, entry: str | None = None, seed: int | None = None,
+    detector: str | None = None, pooling: str | None = None, device: str = "auto", trust: bool = False,
+) -> MachineModel:  # fmt: skip
     """Load a machine's model.
 
-    Args:
-        source: a run directory, or a file that ``rayasd pack`` wrote.
-        machine: may be left out where there is one alone.
-        entry: of a run's leaderboard; this and the next three as ``RunModels`` says.
-        seed: of a run.
-        detector: of a run.
-        pooling: of a run; how windows become a clip.
-        device: auto, cpu, cuda or cuda:N.
-        trust: run detectors, poolings, encoders and objectives that the run or file names by import path.
+    ``source``: a run directory, or a file that ``rayasd pack`` wrote. ``machine`` may be left out where there is one
+    alone. ``device``: auto, cpu, cuda or cuda:N. ``trust``: run detectors, poolings, encoders and objectives that are
+    named by import path. The others are of a run, as of ``RunModels``.
 
-    Raises:
-        UserError: there is no such thing, it is not finished, or the file is damaged.
-
+    Raises UserError: there is no such thing, it is not finished, or the file is damaged.
     """
     path = Path(source)
     if path.is_dir():
@@ -80,17 +65,10 @@ class RunModels:
     ) -> None:  # fmt: skip
         """Choose an entry.
 
-        Args:
-            folder: the run directory.
-            entry: default: the one that ranks first.
-            seed: of an entry that is not over seeds; default: the lowest.
-            detector: default: the one that the run's report chose; likewise ``pooling``.
-            pooling: how windows become a clip.
-            trust: as of ``load``.
+        By default, it is the one that ranks first, the lowest seed (of one that is not over seeds), and the detector
+        and the pooling that the run's report chose. ``trust``: as of ``load``.
 
-        Raises:
-            UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
-
+        Raises UserError: there is no such entry or seed, or the run has no leaderboard by its own rules.
         """
         self._store, self._detector, self._pooling = RunStore(folder), detector, pooling
         self._specs = self._store.specs()
@@ -161,12 +139,7 @@ class RunModels:
         return f"rayasd report {self._store.paths.root} makes it again"
 
     def parts(self, machine: str) -> Parts:
-        """Take a machine's model out of the run.
-
-        Raises:
-            UserError: it is not finished, damaged, or cannot score.
-
-        """
+        """Take a machine's model out of the run. Raises UserError: it is not finished, damaged, or cannot score."""
         chosen = {section: self._tree(machine, row) for section, row in self._rows_of[machine].items()}
         used: dict[Origin, set[int]] = {}
         for leaf in (leaf for tree in chosen.values() for leaf in leaves(tree)):
@@ -177,7 +150,9 @@ class RunModels:
         for section, tree in chosen.items():
             training: dict[Leaf, SectionScores] = {}
             trees[section] = self._of_single_detectors(tree, machine, section, embedders, training)
-            tables += [training_table(section, n, training[leaf]) for n, leaf in enumerate(leaves(trees[section]))]
+            for number, of in enumerate(training[leaf] for leaf in leaves(trees[section])):
+                facts = of.training_clips, of.training, of.training_groups, of.calibration
+                tables.append(training_table(section, number, *facts))
         train = self._catalog.of(machine).filter(self._catalog.is_train)
         first = next(iter(trees.values()))
         if isinstance(first, Leaf) and set(trees.values()) == {first}:  # sections without test clips, too

@@ -13,14 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import (
-    NO_MEMORY,
-    BadClipError,
-    num_frames,
-    read_facts,
-    read_samples,
-    sample_blocks,
-)
+from rayasd.data.audio import NO_MEMORY, BadClipError, num_frames, read_facts, read_samples, sample_blocks
 from rayasd.data.naming import matching
 from rayasd.data.samples import at_level
 from rayasd.errors import UserError
@@ -96,7 +89,7 @@ class MachineModel:
         self._config = next(iter(parts.embedders.values())).config  # data and evaluation are the same for all
 
     def changed(self, change: Callable[[Config], Config]) -> "MachineModel":
-        """Return the same model with other settings for reading clips or making decisions."""
+        """Return the same model with other settings for reading clips."""
         embedders = {o: replace(e, config=change(e.config)) for o, e in self.parts.embedders.items()}
         return MachineModel(replace(self.parts, embedders=embedders), self._device)
 
@@ -113,9 +106,7 @@ class MachineModel:
     def named(self, section: str | None) -> str | None:
         """Return the section that a word in any spelling means; None (or auto) is the only one, where there is one.
 
-        Raises:
-            UserError: there is none of this name.
-
+        Raises UserError: there is none of this name.
         """
         if section in (None, "auto"):
             return self.sections[0] if len(self.sections) == 1 else None
@@ -134,9 +125,7 @@ class MachineModel:
                 is given, each clip goes to the section that the first product head finds nearest (a long recording
                 is read twice for that).
 
-        Raises:
-            UserError: there is no such section, or none is given and there is no product head (a control).
-
+        Raises UserError: there is no such section, or none is given and there is no product head (a control).
         """
         section = self.named(section)
         for pieces in self.batches(clips):
@@ -146,9 +135,7 @@ class MachineModel:
     def fitted(self, section: str | None = None) -> dict[str, SectionModel]:
         """Fit what scores a section, or every one where none is given, before a clip asks for it.
 
-        Raises:
-            UserError: as ``score``.
-
+        Raises UserError: as ``score``.
         """
         section = self.named(section)
         if section is None:
@@ -236,13 +223,7 @@ class MachineModel:
         return [found[number] for number in range(len(pieces))]
 
     def _said(
-        self,
-        piece: Piece,
-        section: str,
-        nearest: bool,
-        model: SectionModel,
-        score: float,
-        worst: int | None,
+        self, piece: Piece, section: str, nearest: bool, model: SectionModel, score: float, worst: int | None
     ) -> ClipScore:
         rate, by = self._config.data.sample_rate, model.decision
         below = 100.0 * float(np.searchsorted(by.normal, score)) / len(by.normal) if len(by.normal) else None

@@ -24,11 +24,8 @@ class Monitor:
     def __init__(self, sections: Mapping[str, SectionModel], alarm: tuple[int, int], drift: int) -> None:
         """Prepare.
 
-        Args:
-            sections: what scores them.
-            alarm: (K, N): an anomalous clip raises an alarm when it is the K-th of the last N clips, or a later one.
-            drift: how many clips are compared with normal ones, each time so many have come.
-
+        ``alarm``: (K, N): an anomalous clip raises an alarm when it is the K-th of the last N clips, or a later one.
+        ``drift``: how many clips are compared with normal ones, each time so many have come.
         """
         self._sections, self._needed, self._drift = sections, alarm[0], drift
         self._anomalous = {name: deque[bool](maxlen=alarm[1]) for name in sections}
@@ -53,9 +50,7 @@ class Monitor:
         Two-sample Kolmogorov-Smirnov test. Clips of one comparison are in no other one, so that its p-values are not of
         the same clips again and again. Scores of clips that were trained on are lower, and are not compared.
 
-        Returns:
-            The p-value.
-
+        Returns the p-value.
         """
         if not self._knows(score) or score.score is None:
             return None

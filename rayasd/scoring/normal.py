@@ -17,18 +17,10 @@ from rayasd.scoring.parts import Embedder
 def normal_scores(specs: Sequence[DetectorSpec], leaf: Leaf, section: str, embedder: Embedder) -> dict[str, Scores]:
     """Score a section's normal clips, in the order of the embedder's bank, as a detect unit does.
 
-    Args:
-        specs: detectors, in the place of the leaf's.
-        leaf: gives checkpoint and pooling.
-        section: which.
-        embedder: whose bank the clips are in.
+    ``leaf`` gives checkpoint and pooling; the detectors are in the place of its own.
 
-    Returns:
-        For each detector's name (clips,).
-
-    Raises:
-        UserError: a detector cannot be fitted, to all clips or without a part of them.
-
+    Returns for each detector's name (clips,). Raises UserError: a detector cannot be fitted, to all clips or without a
+    part of them.
     """
     from rayasd.inlier.scoring import Section  # imports scikit-learn
 

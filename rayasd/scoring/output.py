@@ -29,12 +29,7 @@ _SCHEMA = pa.schema([(name, _TYPES.get(name, pa.float64())) for name in _COLUMNS
 def write_scores(scores: Iterable[ClipScore], form: str, out: Path | Console, model: MachineModel) -> None:
     """Write scores as they come.
 
-    Args:
-        scores: of clips.
-        form: table, csv, jsonl or parquet.
-        out: a file, which is complete or absent; or a console, which no Parquet goes to.
-        model: that gave them.
-
+    ``out``: a file, which is complete or absent, or a console; ``form``: table, csv, jsonl, or (to a file) parquet.
     """
     if isinstance(out, Console):
         _write_text(scores, form, out.file, out, model)

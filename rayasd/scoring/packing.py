@@ -99,9 +99,7 @@ def _with_files(embedder: Embedder) -> tuple[dict[str, bytes], Config]:
 def chosen_machine(source: Path, machine: str | None, machines: Iterable[str]) -> str:
     """Return the machine that is asked for, or the only one.
 
-    Raises:
-        UserError: it is not there, or there are several and none is named.
-
+    Raises UserError: it is not there, or there are several and none is named.
     """
     there = sorted(machines)
     if machine is None and len(there) != 1:
@@ -118,14 +116,9 @@ def machines_of(path: Path) -> list[str]:
 def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) -> Parts:
     """Read a packed model.
 
-    Args:
-        path: the file.
-        machine: which, where it holds several.
-        trust: accept detectors, poolings, encoders and objectives that it names by import path, whose code then runs.
+    ``trust``: accept detectors, poolings, encoders and objectives that it names by import path, whose code then runs.
 
-    Raises:
-        UserError: it is absent, damaged, of another version, or would run code of its maker's choice.
-
+    Raises UserError: it is absent, damaged, of another version, or would run code of its maker's choice.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -198,9 +191,8 @@ def _parts(machine: str, facts: dict[str, Any], member: Callable[[str], bytes], 
 def _table(content: bytes, *, finite: bool = True) -> pa.Table:
     """Read a table of numbers, text and lists of numbers, after a look at how large it would be.
 
-    Raises:
-        ValueError: it is compressed or much larger than its file, as no table of a packed model is; or not ``finite``.
-
+    Raises ValueError: it is compressed or much larger than its file, as no table of a packed model is; or not
+    ``finite``.
     """
     file, room = pq.ParquetFile(pa.BufferReader(content)), _ROOM + _MOST_TIMES * len(content)
     schema, facts = file.schema_arrow, file.metadata

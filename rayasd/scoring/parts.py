@@ -33,10 +33,9 @@ TRAINING = pa.schema(
 )
 
 
-def training_table(section: str, leaf: int, scores: SectionScores) -> pa.Table:
-    """Write a leaf's training scores as ``TRAINING`` says."""
-    count = len(scores.training)
-    facts = scores.training_clips, scores.training, scores.training_groups, scores.calibration
+def training_table(section: str, leaf: int, *facts: Any) -> pa.Table:
+    """Write a leaf's training scores as ``TRAINING`` says: ``facts`` are its columns from the clips on."""
+    count = len(facts[0])
     columns = [[section] * count, [leaf] * count, *facts]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)
 

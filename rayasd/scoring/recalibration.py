@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayasd.arrays import Scores
 from rayasd.data.naming import parse_clip_name
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Calibration, Leaf
@@ -15,7 +16,7 @@ from rayasd.inlier.detectors import single_detector
 from rayasd.inlier.scores_file import LEAVE_ONE_OUT
 from rayasd.scoring.model import MachineModel, Piece, Tables
 from rayasd.scoring.normal import normal_scores
-from rayasd.scoring.parts import TRAINING, Embedder, Origin, Parts
+from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
 
 _FOLDS = 5
 """Where the model's own setting makes no training scores."""
@@ -30,16 +31,10 @@ def recalibrated(
     leave-one-out. Other sections keep their clips and scores; with ``inlier.per = "machine"``, where detectors see the
     new clips too, their scores are computed anew.
 
-    Args:
-        model: what is recalibrated.
-        section: one of its sections.
-        folder: which ``clips`` are in.
-        clips: normal recordings; pieces of a long one are held out together.
-        say: takes why a clip is left out.
+    ``clips`` are normal recordings in ``folder``; pieces of a long one are held out together. ``say`` takes why a clip
+    is left out.
 
-    Raises:
-        UserError: clips are too few for a detector, or there are none.
-
+    Raises UserError: clips are too few for a detector, or there are none.
     """
     parts = model.parts
     banks = _embedded(model, section, folder, clips, say)
@@ -50,21 +45,20 @@ def recalibrated(
     tables = [parts.training.filter(~pc.field("section").isin(sorted(changed)))]
     for name in sorted(changed):
         for number, leaf in enumerate(parts.leaves[name]):
-            scores = _scored(leaf, name, embedders[leaf[:2]])
+            clips_of, *facts = _scored(leaf, name, embedders[leaf[:2]])
             known = parts.training.filter((pc.field("section") == name) & (pc.field("leaf") == number))
             words = dict(zip(known["clip"].to_pylist(), known["calibration"].to_pylist(), strict=True))
-            how = [LEAVE_ONE_OUT if name == section else words.get(clip) for clip in scores["clip"].to_pylist()]
-            columns = {"section": [name] * len(how), "leaf": [number] * len(how), "calibration": how}
-            table = pa.table({**columns, **{each: scores[each] for each in scores.column_names}})
-            tables.append(table.select(TRAINING.names).cast(TRAINING).filter(pc.is_valid(pc.field("calibration"))))
+            how = [LEAVE_ONE_OUT if name == section else words.get(clip) for clip in clips_of]
+            table = training_table(name, number, clips_of, *facts, how)
+            tables.append(table.filter(pc.is_valid(pc.field("calibration"))))
     count = len(pc.unique(pa.concat_tables(next(iter(banks.values())))["clip"]))
     provenance = {**parts.provenance, "recalibrated": {**parts.provenance.get("recalibrated", {}), section: count}}
     others = {**parts.others, **dict.fromkeys(changed & parts.others.keys(), Calibration.pooled([]))}
     return replace(parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance)
 
 
-def _scored(leaf: Leaf, section: str, embedder: Embedder) -> pa.Table:
-    """Score a section's normal clips: clip, group and score."""
+def _scored(leaf: Leaf, section: str, embedder: Embedder) -> tuple[list[str], Scores, list[str]]:
+    """Score a section's normal clips: clips, scores and groups."""
     try:
         spec = single_detector(leaf.detector, embedder.config.inlier)
         scores = normal_scores([spec], leaf, section, embedder)[spec.name]
@@ -72,7 +66,7 @@ def _scored(leaf: Leaf, section: str, embedder: Embedder) -> pa.Table:
         raise UserError(f"section {section}: {error}: are these enough normal clips?") from None
     of_section = (pc.field("section") == section) & (pc.field("checkpoint") == leaf.checkpoint)
     clips = embedder.bank.filter(of_section & (pc.field("window") == 0))
-    return pa.table({"clip": clips["clip"], "group": pc.fill_null(clips["group"], clips["clip"]), "score": scores})
+    return clips["clip"].to_pylist(), scores, pc.fill_null(clips["group"], clips["clip"]).to_pylist()
 
 
 def _embedded(

@@ -15,9 +15,7 @@ MAX_SEEDS = 10_000
 def choose(kind: str, names: str | Iterable[str], available: Sequence[str]) -> tuple[str, ...]:
     """Resolve 'all', a comma-separated choice or a list of names among what is available.
 
-    Raises:
-        UserError: an unknown name, or none.
-
+    Raises UserError: an unknown name, or none.
     """
     if names == "all":
         return tuple(available)
@@ -39,12 +37,7 @@ def choose_variants(names: str | Iterable[str] | None, config: Config) -> tuple[
 
 
 def parse_seeds(given: str | int | Iterable[int]) -> tuple[int, ...]:
-    """Read seeds such as '0,1,2', '0-4', 3 or [0, 1].
-
-    Raises:
-        UserError: not whole numbers from 0.
-
-    """
+    """Read seeds such as '0,1,2', '0-4', 3 or [0, 1]. Raises UserError: not whole numbers from 0."""
     text = str(given) if isinstance(given, str | int) else ",".join(map(str, given))
     seeds: list[int] = []
     for part in text.split(","):
@@ -62,9 +55,7 @@ def parse_seeds(given: str | int | Iterable[int]) -> tuple[int, ...]:
 def data_source(given: str | Path | None) -> Path:
     """Return where the clips are: as given, else $RAYASD_DATA, else data/.
 
-    Raises:
-        UserError: none of them exists; names two ways to get some.
-
+    Raises UserError: none of them exists; names two ways to get some.
     """
     if given is not None:
         return Path(given)

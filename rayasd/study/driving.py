@@ -33,20 +33,13 @@ if TYPE_CHECKING:
 def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Watcher, *, again: bool = True) -> Sweep:
     """Do the units asked for that are not done, then write the leaderboard. The caller holds the run's lock.
 
-    Args:
-        store: the run, or a part of it, which gets no leaderboard.
-        asked: units to do.
-        how: where and how they run.
-        watcher: gets lines, states and the report on the way.
-        again: do once more what turns out to be damaged on the way.
+    A part of a run gets no leaderboard. ``again``: do once more what turns out to be damaged on the way.
 
-    Returns:
-        States of all units of the run.
+    Returns states of all units of the run.
 
     Raises:
         UserError: no node can give what a unit asks for; ``StorageLostError``: storage failed while units ran.
         KeyboardInterrupt: units are left that could still be done; ``RunStopped``: somebody asked the run to stop.
-
     """
     specs = store.specs(
         device=how.device,
@@ -78,9 +71,7 @@ def complete(store: RunStore, asked: Sequence[Unit], how: Execution, watcher: Wa
 def check_execution(how: Execution) -> None:
     """Refuse at once what cannot be given, where that is known before data are read or Ray is started.
 
-    Raises:
-        UserError: no node can give what a unit asks for, or that makes no sense.
-
+    Raises UserError: no node can give what a unit asks for, or that makes no sense.
     """
     standing = (how.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if how.executor == "mpi":
@@ -196,9 +187,7 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool, h
 def _request(nodes: Sequence[Resources], how: Execution) -> Request:
     """Settle what a unit asks for: by default one GPU per rank, where there are any.
 
-    Raises:
-        UserError: no node can give it, or it makes no sense.
-
+    Raises UserError: no node can give it, or it makes no sense.
     """
     gpus, num_ranks, most = how.gpus_per_unit, how.num_ranks, max((node.gpus for node in nodes), default=0.0)
     if how.device == "cuda" and not most:

@@ -13,12 +13,7 @@ _LEAST = {"gpus_per_unit": 0, "ranks_per_unit": 1, "max_tries": 1, "hang_seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where and how units run.
-
-    Raises:
-        UserError: an unknown executor or device, or a number that is too small.
-
-    """
+    """Where and how units run. Raises UserError: an unknown executor or device, or a number that is too small."""
 
     executor: ExecutorName = "ray"
     """A Ray cluster, plain processes of this host, or the ranks of an MPI job."""

@@ -25,12 +25,7 @@ _STRANDED_SECONDS = 300.0  # how long to wait for a node on which a unit fits, w
 
 
 def check_request(request: Request, nodes: Sequence[Resources]) -> None:
-    """Make sure that some node can run a unit.
-
-    Raises:
-        UserError: none can; says what was asked and what there is.
-
-    """
+    """Make sure that some node can run a unit. Raises UserError: none can; says what was asked and what there is."""
     wanted = request.of(next(iter(STAGES)))  # the first stage asks for most
     if not any(node.fits(wanted) for node in nodes):
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Resources(0))
@@ -40,40 +35,22 @@ def check_request(request: Request, nodes: Sequence[Resources]) -> None:
 
 
 def drive(
-    sweep: Sweep,
-    store: RunStore,
-    executor: Executor,
-    request: Request,
-    *,
-    max_tries: int = 2,
-    fail_fast: bool = False,
-    hang_seconds: float = 0.0,
-    costs: Mapping[Unit, float] | None = None,
+    sweep: Sweep, store: RunStore, executor: Executor, request: Request, *, max_tries: int = 2, fail_fast: bool = False,
+    hang_seconds: float = 0.0, costs: Mapping[Unit, float] | None = None,
     on_change: Callable[[Sweep], None] = lambda sweep: None,
-) -> str | None:
+) -> str | None:  # fmt: skip
     """Run every waiting unit of the sweep, until nothing waits or runs any more or the run is asked to stop.
 
     Later stages go first, so that a machine's inlier models start while other machines still train. A unit whose worker
     died or whose code raised is tried ``max_tries`` times; one that its own input makes impossible, once; one whose
     host was lost, on other hosts.
 
-    Args:
-        sweep: brought up to date as units end.
-        store: the run.
-        executor: where units run.
-        request: what a unit gets.
-        max_tries: of one unit, at its own fault.
-        fail_fast: start nothing more after the first failed unit.
-        hang_seconds: a unit without a sign of life for so long is ended and tried again; 0: never.
-        costs: how long each unit takes, in any unit of measure: the longest of a stage and seed go first.
-        on_change: called at least every half second.
+    After the first failed unit, nothing more starts with ``fail_fast``. A unit without a sign of life for
+    ``hang_seconds`` (0: never) is ended and tried again. ``costs``: how long each unit takes, in any unit of measure:
+    the longest of a stage and seed go first. ``on_change`` is called at least every half second.
 
-    Returns:
-        Why units are left that could still be done: asked to stop, or no node for them; None if there are none.
-
-    Raises:
-        Interrupted: another process has taken the run over.
-
+    Returns why units are left that could still be done: asked to stop, or no node for them; None if there are none.
+    Raises Interrupted: another process has taken the run over.
     """
     tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
     queue = Queue(sweep, costs or {})
@@ -122,10 +99,7 @@ def drive(
 class Queue:
     """Units that may start: later stages first; within a stage seed by seed, the longest first, so that none ends late.
 
-    Args:
-        sweep: its units.
-        costs: how long each takes, in any unit of measure; without any, they come in the order of the plan.
-
+    ``costs``: how long each takes, in any unit of measure; without any, they come in the order of the plan.
     """
 
     def __init__(self, sweep: Sweep, costs: Mapping[Unit, float]) -> None:

@@ -34,13 +34,8 @@ def least_seconds(
 ) -> dict[str, float]:
     """Return how long a plan takes at least, by what bounds it; the largest of these is near the truth.
 
-    Args:
-        specs: units of the plan, each after the one it builds on.
-        clips: of the data.
-        speeds: work per second, by stage.
-        usable: what units can use of all nodes together.
-        request: what a unit gets.
-
+    ``specs``: each unit after the one it builds on; ``speeds``: work per second, by stage; ``usable``: what units can
+    use of all nodes together.
     """
     held, ends = Resources(0), dict[Unit, float]()
     for unit, spec in specs.items():

@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,7 @@ class Leftover:
     what: str
 
     def remove(self) -> None:
-        """Remove it.
-
-        Raises:
-            OSError: it cannot be removed, or is a lock that somebody has taken since.
-
-        """
+        """Remove it. Raises OSError: it cannot be removed, or is a lock that somebody has taken since."""
         if self.path.is_dir() and not self.path.is_symlink():
             shutil.rmtree(self.path)
         elif self.path.suffix == ".lock":
@@ -67,13 +62,11 @@ def remove(leftovers: Iterable[Leftover]) -> tuple[list[Leftover], list[str]]:
 def of_run(store: RunStore, hours: float) -> list[Leftover]:
     """List unfinished files, locks and tokens of a run that nobody drives; takes 30 s where another host did.
 
-    Raises:
-        UserError: this is no run, or somebody drives it or a part of it.
-
+    Raises UserError: this is no run, or somebody drives it or a part of it.
     """
     store.manifest()
     found = []
-    for lock in _locks(store):
+    for lock in store.paths.locks:
         if lock.exists():
             see_if_held(lock)
         found += _leftover(lock, "lock whose holder is gone")
@@ -91,11 +84,9 @@ def of_run(store: RunStore, hours: float) -> list[Leftover]:
 def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]:
     """Remove what ``of_run`` lists, with every driver kept out meanwhile; returns as ``remove`` does.
 
-    Raises:
-        UserError: this is no run, or somebody drives it or a part of it.
-
+    Raises UserError: this is no run, or somebody drives it or a part of it.
     """
-    found, locks = of_run(store, hours), set(_locks(store))
+    found, locks = of_run(store, hours), set(store.paths.locks)
     if not found:
         return [], []
     with locked(store.paths.lock):  # which takes its place if it was left behind
@@ -111,9 +102,7 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
     With ``unused_days``, also what no unit has opened for so long: an index, and a file of features, is dated by its
     last use.
 
-    Raises:
-        UserError: the folder is no cache of rayasd's.
-
+    Raises UserError: the folder is no cache of rayasd's.
     """
     if not is_marked_as_cache(cache):
         raise UserError(f"{cache} is no cache of rayasd's: it has no {CACHE_TAG}, which decoding writes")
@@ -136,10 +125,6 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
             unused = _leftover(cache / name, f"not used for {unused_days:g} days", time.time() - 86400 * unused_days)
             found += unused and [*unused, *_leftover((cache / name).with_suffix(".i16"), "its samples")]
     return found
-
-
-def _locks(store: RunStore) -> Sequence[Path]:
-    return [store.paths.lock, *store.paths.part_locks()]
 
 
 def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Leftover]:

@@ -30,9 +30,7 @@ def locked(lock: Path) -> Iterator[Callable[[], None]]:
     The block gets a function to call now and then: it raises ``Interrupted`` where this process was suspended or cut
     off for so long that another one has the lock.
 
-    Raises:
-        UserError: another process holds it; names the process, its host and since when.
-
+    Raises UserError: another process holds it; names the process, its host and since when.
     """
     place, pid = _place(), os.getpid()
     mine = {
@@ -66,9 +64,7 @@ def refuse_if_held(lock: Path) -> None:
     Several processes may find the same lock left behind. They remove it in turn, each only if the lock is still what
     it found, so that none removes the lock that a quicker one has taken since.
 
-    Raises:
-        UserError: another process holds it.
-
+    Raises UserError: another process holds it.
     """
     turns = 0
     while lock.exists():
@@ -87,9 +83,7 @@ def refuse_if_held(lock: Path) -> None:
 def see_if_held(lock: Path) -> tuple[dict[str, Any], int]:
     """Read a lock whose holder is gone, and when it was written; leave it. Takes as long as ``refuse_if_held``.
 
-    Raises:
-        UserError: another process holds it.
-
+    Raises UserError: another process holds it.
     """
     holder, written, since = read_record(lock), _written(lock), time.monotonic()
     lives = _lives(holder)
@@ -175,9 +169,7 @@ def _place() -> str | None:
 def _started(pid: int) -> str:
     """Return when a process of this host began, in clock ticks since boot; empty where it has ended but has a name.
 
-    Raises:
-        OSError: there is no such process, or it is hidden.
-
+    Raises OSError: there is no such process, or it is hidden.
     """
     state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return "" if state in "ZX" else fields[18]

@@ -40,9 +40,7 @@ def share(units: Sequence[Unit], text: str) -> list[Unit]:
 
     Units of one machine, variant and seed stay together; neighbours in the plan go to different shares.
 
-    Raises:
-        UserError: the text names no share.
-
+    Raises UserError: the text names no share.
     """
     place, _, count = text.partition("/")
     if not (place.isdecimal() and count.isdecimal() and 1 <= int(place) <= int(count)):
@@ -67,9 +65,7 @@ def prerequisite(unit: Unit, config: Config) -> Unit | None:
 def check_asked(units: Sequence[Unit], stages: Sequence[str], machines: Sequence[str]) -> None:
     """Make sure that some unit of a run does one of these stages for one of these machines, or that none does at all.
 
-    Raises:
-        UserError: only other machines have such units; says which.
-
+    Raises UserError: only other machines have such units; says which.
     """
     of_stages = {unit.machine for unit in units if unit.stage in stages}
     if of_stages and of_stages.isdisjoint(machines):

@@ -89,12 +89,9 @@ def survey(
 ) -> Sweep:
     """See from the run directory which units are done, which failed before, and which are to be done.
 
-    Args:
-        specs: every unit of the run's plan, each after the one it builds on.
-        asked: units to do if they are not done; others that are not done block those that build on them.
-        retry_failed: run units again that failed for good in an earlier sweep.
-        verify: compare every file of a finished unit with its checksum; without, its size alone.
-
+    ``specs``: every unit of the plan, each after the one it builds on. Units that are not done and not ``asked`` for
+    block those that build on them. ``retry_failed``: run units again that failed for good. ``verify``: compare
+    checksums of finished units' files, not sizes alone.
     """
     sweep = Sweep(specs)
     for unit, spec in specs.items():

@@ -15,16 +15,7 @@ import tomli_w
 from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
-from rayasd.files import (
-    digest,
-    no_links,
-    now,
-    read_json,
-    remove_unfinished,
-    suppress_full,
-    write_json,
-    write_text,
-)
+from rayasd.files import digest, no_links, now, read_json, remove_unfinished, suppress_full, write_json, write_text
 from rayasd.nested import flatten
 from rayasd.pretrained import weight_paths
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
@@ -57,12 +48,7 @@ class RunStore:
         return self.paths.manifest.exists()
 
     def manifest(self) -> dict[str, Any]:
-        """Read the manifest.
-
-        Raises:
-            UserError: this is not a run directory, or the file is damaged.
-
-        """
+        """Read the manifest. Raises UserError: this is not a run directory, or the file is damaged."""
         try:
             manifest = read_json(self.paths.manifest)
         except ValueError:
@@ -75,12 +61,7 @@ class RunStore:
         return manifest
 
     def config(self) -> Config:
-        """Read the run's resolved configuration.
-
-        Raises:
-            UserError: the file is missing or damaged.
-
-        """
+        """Read the run's resolved configuration. Raises UserError: the file is missing or damaged."""
         try:
             text, _, checksum = self.paths.config.read_text(encoding="utf-8").partition(_CHECKSUM_LINE)
             if checksum and checksum.strip() != digest(text):
@@ -98,9 +79,7 @@ class RunStore:
     def catalog(self) -> Catalog:
         """Read the decoded catalog, with the labels as they are known now.
 
-        Raises:
-            UserError: it is missing or damaged.
-
+        Raises UserError: it is missing or damaged.
         """
         return read_catalog(self.paths.catalog, Path(self.manifest()["data"]["root"]))
 
@@ -112,28 +91,17 @@ class RunStore:
         ]
 
     def set_up(
-        self,
-        config: Config,
-        catalog: Catalog,
-        data: Mapping[str, Any],
-        plan: Plan,
-        command: Sequence[str],
-        *,
+        self, config: Config, catalog: Catalog, data: Mapping[str, Any], plan: Plan, command: Sequence[str], *,
         accept_changes: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Create the run directory, or check that it holds a run of this configuration and data and let its plan grow.
 
-        Args:
-            config: resolved configuration; variants that it no longer defines stay as they were.
-            catalog: decoded.
-            data: what the manifest says about the data, with ``fingerprint`` and ``pretrained``.
-            plan: what is asked now.
-            command: words of the command line.
-            accept_changes: go on in a run of another configuration or other data.
+        Variants that ``config`` no longer defines stay as they were. ``data``: what the manifest says about the data,
+        with ``fingerprint`` and ``pretrained``. ``accept_changes``: go on in a run of another configuration or other
+        data.
 
-        Raises:
-            UserError: another configuration or other data, with the differences; or a part of a run that is not set up.
-
+        Raises UserError: another configuration or other data, with the differences; or a part of a run that is not set
+        up.
         """
         manifest: dict[str, Any] = {"created": now(), "invocations": []}
         plans = [plan]
@@ -176,9 +144,7 @@ class RunStore:
         ``remedy``: what to do where the folder cannot be written. ``trust``: it may be another user's, who could
         exchange folders below it by links.
 
-        Raises:
-            UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
-
+        Raises UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
         """
         paths, whole = self.paths, self.part is None
         locks = [paths.lock] if self.part is None else [paths.part_lock(machine) for machine in self.part]
@@ -195,7 +161,7 @@ class RunStore:
                 stack.callback(_remove_if_empty, paths.root)  # nothing came of it
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
-                for other in [paths.lock, *paths.part_locks()]:
+                for other in paths.locks:
                     if other not in locks and (whole or other == paths.lock or _division(other) != _division(locks[0])):
                         refuse_if_held(other)
             except OSError as error:
@@ -213,9 +179,7 @@ class RunStore:
     def check_held(self) -> None:
         """Make sure that another process has not taken the run over meanwhile.
 
-        Raises:
-            Interrupted: one has: this process was suspended or cut off, and counted as gone.
-
+        Raises Interrupted: one has: this process was suspended or cut off, and counted as gone.
         """
         for check in self._checks:
             check()
@@ -230,7 +194,7 @@ class RunStore:
 
     def holders(self) -> list[dict[str, Any]]:
         """List who drives the run, or parts of it, now: host, pid, since, seconds of silence."""
-        return [holder for lock in (self.paths.lock, *self.paths.part_locks()) if (holder := holder_of(lock))]
+        return [holder for lock in self.paths.locks if (holder := holder_of(lock))]
 
     def record(self, event: str, **details: Any) -> None:
         """Append one event."""

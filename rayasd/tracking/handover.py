@@ -21,9 +21,7 @@ _MAX_FAILURES = 3  # per call of hand_over: the server does not answer
 def open_tracker(name: str, paths: RunDirectory) -> Tracker:
     """Open tensorboard or mlflow.
 
-    Raises:
-        UserError: its package is not installed, or the address of its server is not set.
-
+    Raises UserError: its package is not installed, or the address of its server is not set.
     """
     if find_spec("tensorboardX" if name == "tensorboard" else name) is None:
         raise UserError(f"--to {name} needs a package: pip install 'rayasd[{name}]'")

@@ -14,7 +14,6 @@ _OF_THEIR_COMMAND = {
     "--html": "whether a sweep writes the page of its run, or the file of a comparison",
     "--normal": "words that mark a clip as normal, or a folder of normal clips",
     "--format": "what the command can write",
-    "--html": "whether report.html is written, or the file of another page",
     "--seed": "which of a run's, or what draws are made from",
 }
 """Options that are not the same everywhere, and why."""

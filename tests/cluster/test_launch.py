@@ -72,7 +72,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def meeting(tmp_path: Path) -> Meeting:
     """Return a meeting whose nodes have come together."""
     made = Meeting(tmp_path / "launch-j")
-    made.folder.mkdir()
+    made.root.mkdir()
     write_json(made.head, {"address": "127.0.0.1:1"})
     write_json(made.complete, {})
     return made
@@ -116,7 +116,7 @@ def test_the_first_trouble_is_what_all_are_told(meeting: Meeting):
     meeting.report("no ports")
     meeting.report("another one's, later")
     assert meeting.trouble() == "no ports"
-    assert [path.name for path in meeting.folder.glob("*trouble*")] == ["trouble.json"]
+    assert [path.name for path in meeting.root.glob("*trouble*")] == ["trouble.json"]
 
 
 def test_a_worker_ends_with_anothers_trouble_and_looks_for_it_seldom_once_all_are_together(
@@ -147,7 +147,7 @@ def test_trouble_before_the_head_has_come_is_told_once_it_has(
         raise UserError("no free block")
 
     meeting = Meeting(tmp_path / "launch-j")
-    clock.due[5] = lambda: (meeting.folder.mkdir(), write_json(meeting.head, {"address": "127.0.0.1:1", "mark": "5f"}))
+    clock.due[5] = lambda: (meeting.root.mkdir(), write_json(meeting.head, {"address": "127.0.0.1:1", "mark": "5f"}))
     monkeypatch.setattr(launch, "free_ports", none)
     with pytest.raises(UserError, match="no free block"):
         launch.launch(WORKER, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=10)

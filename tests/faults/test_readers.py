@@ -182,7 +182,6 @@ def test_each_scores_file_is_read_once_per_report(bench: Bench, monkeypatch: pyt
 
     monkeypatch.setattr(scores_module, "read_parquet", counted)
     report = RunReport.of(bench.run)
-    report = report.by_rules(report.evaluation)
     assert not report.damaged
     assert report.results.cells.num_rows
     assert report.scored

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -169,7 +170,7 @@ def test_a_leaderboard_of_which_only_a_part_was_replaced_does_not_stand(
     monkeypatch.setattr(write, "_markdown", killed)
     with pytest.raises(KeyboardInterrupt):
         report.write()
-    assert not RunReport.of(run).by_rules(rules).is_current
+    assert not replace(RunReport.of(run), evaluation=rules).is_current
     monkeypatch.undo()
     report.write()
-    assert RunReport.of(run).by_rules(rules).is_current
+    assert replace(RunReport.of(run), evaluation=rules).is_current

@@ -433,14 +433,9 @@ def test_recordings_of_the_field_and_other_spellings(run: Path, tree: Path, tmp_
     refused = rayasd(*words, "--section", "id_00")
     reasons = [json.loads(line)["reason"] for line in refused.stdout.splitlines()]
     assert (refused.returncode, "--resample" in reasons[0], "--channel" in reasons[1]) == (1, True, True)
-    limits = []
-    for percentile in ("50", "99"):
-        done = rayasd(*words, "--section", "0", "--resample", "--channel", "0", "--percentile", percentile)
-        assert done.returncode == 0, done.stderr
-        rows = [json.loads(line) for line in done.stdout.splitlines()]
-        assert {row["section"] for row in rows} == {"00"}
-        limits.append(rows[0]["threshold"])
-    assert limits[0] < limits[1]
+    done = rayasd(*words, "--section", "0", "--resample", "--channel", "0")
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line)["section"] for line in done.stdout.splitlines()} == {"00"}
     wrong = rayasd(*words, "--section", "0O")
     assert (wrong.returncode, "unknown section '0O'" in wrong.stderr) == (2, True)
     listed = subprocess.run(

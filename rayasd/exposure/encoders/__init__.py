@@ -59,9 +59,7 @@ ENCODERS = {
 def make_encoder(config: Config, text: str | None = None) -> nn.Module:
     """Make the encoder that ``network.encoder``, or ``text``, names.
 
-    Raises:
-        UserError: there is none of this name, it cannot be made, or it needs another sample rate.
-
+    Raises UserError: there is none of this name, it cannot be made, or it needs another sample rate.
     """
     name = text or config.network.encoder
     try:

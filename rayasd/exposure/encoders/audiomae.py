@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayasd.config import Config
 from rayasd.errors import UserError
@@ -24,9 +24,7 @@ class AudioMae(Pretrained):
         layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
         model: timm's name of the architecture.
 
-    Raises:
-        UserError: the file does not hold these weights, or the window is too long.
-
+    Raises UserError: the file does not hold these weights, or the window is too long.
     """
 
     def __init__(
@@ -48,11 +46,6 @@ class AudioMae(Pretrained):
         self.dim = self.model.num_features
         self.choose_layers(len(self.model.blocks))
         self.in_time = patches_in_time(config, _PATCH, _PATCH, _FRAMES)
-
-    @property
-    def compilable(self) -> nn.Module:
-        """The vision transformer."""
-        return self.model
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 8, dim)."""

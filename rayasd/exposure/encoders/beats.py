@@ -19,9 +19,7 @@ class Beats(Pretrained):
         file: as Microsoft published it, a dictionary ``{cfg, model}`` written by ``torch.save``.
         layers: hidden states to average, from 1 to the number of layers; by default the last.
 
-    Raises:
-        UserError: speechbrain is missing, or the file is not such a file.
-
+    Raises UserError: speechbrain is missing, or the file is not such a file.
     """
 
     def __init__(self, config: Config, *, file: str, layers: Sequence[int] | None = None) -> None:
@@ -42,11 +40,6 @@ class Beats(Pretrained):
         self.choose_layers(cfg.encoder_layers)
         self.patch = cfg.input_patch_size
         patches_in_time(config, self.patch, self.patch)
-
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 8, dim)."""

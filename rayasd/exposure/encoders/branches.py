@@ -17,9 +17,7 @@ class Branches(Encoder):
         config: of the run.
         encoders: texts as ``network.encoder`` takes them: ``branches(encoders=['stft-resnet', 'fft'])``.
 
-    Raises:
-        UserError: no encoders, or encoders that want waveforms scaled differently.
-
+    Raises UserError: no encoders, or encoders that want waveforms scaled differently.
     """
 
     def __init__(self, config: Config, *, encoders: Sequence[str]) -> None:

@@ -27,9 +27,7 @@ class Ast(Pretrained):
         folder: ``config.json`` and safetensors of a model of transformers.
         layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
 
-    Raises:
-        UserError: transformers is missing, the folder does not hold such a model, or the window is too long.
-
+    Raises UserError: transformers is missing, the folder does not hold such a model, or the window is too long.
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:
@@ -47,11 +45,6 @@ class Ast(Pretrained):
         self.bands: int = (128 - facts.patch_size) // facts.frequency_stride + 1
         self.in_time = patches_in_time(config, facts.patch_size, facts.time_stride, facts.max_length)
 
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
-
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 12, dim)."""
         tokens = self.mean_of(_states(self.model, self.fbank(waveforms)))[:, 2:]  # after two that stand for the whole
@@ -67,9 +60,7 @@ class Wav2Vec2(Pretrained):
         folder: ``config.json`` and safetensors of a model of transformers.
         layers: hidden states to average, from 1 to the number of layers; by default the last.
 
-    Raises:
-        UserError: transformers is missing, the folder does not hold such a model, or the window is too short.
-
+    Raises UserError: transformers is missing, the folder does not hold such a model, or the window is too short.
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:
@@ -83,11 +74,6 @@ class Wav2Vec2(Pretrained):
         self.dim = facts.hidden_size
         self.choose_layers(facts.num_hidden_layers)
         patches_in_time(config, 1, 1)
-
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Encode waveforms (N, samples) as (N, T, 1, dim)."""

@@ -61,9 +61,7 @@ class MelTimm(Encoder):
         normalise: ``"window"`` takes its mean from each spectrogram and divides it by its deviation; two numbers are a
             mean and a deviation to use; None leaves it as it is.
 
-    Raises:
-        UserError: timm has no such model or cannot use it here, or ``network.pretrained`` lacks weights of it.
-
+    Raises UserError: timm has no such model or cannot use it here, or ``network.pretrained`` lacks weights of it.
     """
 
     def __init__(self, config: Config, *, normalise: str | Sequence[float] | None = None) -> None:
@@ -172,12 +170,7 @@ def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str, there: Ma
 
 
 def check_backbone(name: str) -> None:
-    """Make sure that timm knows a backbone.
-
-    Raises:
-        UserError: it does not; names the nearest.
-
-    """
+    """Make sure that timm knows a backbone. Raises UserError: it does not; names the nearest."""
     if not _timm().is_model(name.partition(".")[0]):
         near = get_close_matches(name, _timm().list_models(), n=3)
         raise UserError(f"network.backbone: timm has no model {name!r}" + (f": {', '.join(near)}?" if near else ""))

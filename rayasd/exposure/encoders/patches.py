@@ -1,7 +1,7 @@
 """Shared parts of pretrained encoders: Kaldi's mel bands at 16 kHz, hidden states to average, patches as a grid."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ class KaldiFbank(nn.Module):
         mean: taken from the energies, which are then divided by twice ``deviation``.
         deviation: of the energies that the encoder was trained with.
         frames: number of frames that the energies are filled up to, with zeros before the mean is taken.
-
     """
 
     def __init__(self, *, window: str, gain: float, mean: float, deviation: float, frames: int | None = None) -> None:
@@ -57,18 +56,19 @@ class Pretrained(Encoder):
     scaling = "none"
     sample_rate: ClassVar[int | None] = 16000
     gives_grid = True
+    model: Any
 
     def __init__(self, layers: Sequence[int] | None) -> None:
         super().__init__()
         self.layers = layers
 
+    @property
+    def compilable(self) -> nn.Module:
+        """The transformer."""
+        return self.model
+
     def choose_layers(self, count: int) -> None:
-        """Check ``layers`` against the number of layers that the model has.
-
-        Raises:
-            UserError: one is not there.
-
-        """
+        """Check ``layers`` against the number of layers that the model has. Raises UserError: one is not there."""
         chosen = [count] if self.layers is None else self.layers
         if not isinstance(chosen, list | tuple) or not chosen or not all(n in range(1, count + 1) for n in chosen):
             raise UserError(f"layers = {self.layers}: a list of numbers from 1 to {count}")
@@ -94,9 +94,7 @@ def patches_in_time(config: Config, patch: int, stride: int, most: int | None = 
         stride: frames from patch to patch.
         most: frames that the encoder takes.
 
-    Raises:
-        UserError: the window is too short for one, or longer than the encoder takes.
-
+    Raises UserError: the window is too short for one, or longer than the encoder takes.
     """
     frames = num_frames(config.window_length)
     if frames < patch or (most is not None and frames > most):

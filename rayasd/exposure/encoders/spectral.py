@@ -35,25 +35,16 @@ class StftResNet(Encoder):
         dim: width of the embedding.
         subtract_mean: take the mean over time from each frequency bin, as Wilkinghoff does.
 
-    Raises:
-        UserError: a window is shorter than a frame, or there is no bin between f_min and f_max.
-
+    Raises UserError: a window is shorter than a frame, or there is no bin between f_min and f_max.
     """
 
     scaling = "none"
     ends_in_float32 = True
 
     def __init__(
-        self,
-        config: Config,
-        *,
-        n_fft: int = 1024,
-        hop_length: int = 512,
-        f_min: float = 200.0,
-        f_max: float = 8000.0,
-        dim: int = 128,
-        subtract_mean: bool = False,
-    ) -> None:
+        self, config: Config, *, n_fft: int = 1024, hop_length: int = 512, f_min: float = 200.0, f_max: float = 8000.0,
+        dim: int = 128, subtract_mean: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         sample_rate, length = config.data.sample_rate, config.window_length
         if length < n_fft:
@@ -111,9 +102,7 @@ class FftNetwork(Encoder):
         strides: (kernel, stride) of each convolution. By default ``LONG`` where the window is long enough for it
             (70 014 samples, 4.4 s at 16 kHz), ``SHORT`` below.
 
-    Raises:
-        UserError: the window is too short for the convolutions.
-
+    Raises UserError: the window is too short for the convolutions.
     """
 
     scaling = "none"

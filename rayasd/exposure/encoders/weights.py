@@ -27,9 +27,7 @@ TROUBLES = (
 def offline_import(module: str, extra: str) -> Any:
     """Import a library of an extra, with the Hugging Face hub, which it may know, switched off.
 
-    Raises:
-        UserError: it is not installed, or cannot be imported.
-
+    Raises UserError: it is not installed, or cannot be imported.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported; files are local anyhow
     package = module.partition(".")[0]
@@ -48,9 +46,7 @@ def offline_import(module: str, extra: str) -> Any:
 def read_weights(path: str) -> Any:
     """Read a file of weights on the CPU: ``.safetensors``, or what ``torch.save`` wrote, of which no code is run.
 
-    Raises:
-        UserError: it is missing, damaged, or holds more than plain values and tensors.
-
+    Raises UserError: it is missing, damaged, or holds more than plain values and tensors.
     """
     try:
         if path.endswith(".safetensors"):
@@ -67,9 +63,7 @@ def read_weights(path: str) -> Any:
 def read_torch(path: str | Path, device: str | torch.device = "cpu") -> Any:
     """Read what ``torch.save`` wrote onto a device; no code in it is run.
 
-    Raises:
-        Exception: one of ``TROUBLES``: it is missing, damaged, or holds more than plain values and tensors.
-
+    Raises Exception: one of ``TROUBLES``: it is missing, damaged, or holds more than plain values and tensors.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -86,9 +80,7 @@ def cannot_load(path: str | Path, error: object) -> UserError:
 def fill(module: nn.Module, state: Mapping[str, Any], path: str) -> None:
     """Put weights into a model; the file may hold more, such as a classifier.
 
-    Raises:
-        UserError: parameters or buffers are missing, or have other shapes.
-
+    Raises UserError: parameters or buffers are missing, or have other shapes.
     """
     try:
         missing = module.load_state_dict(state, strict=False).missing_keys

@@ -28,7 +28,6 @@ class Objective(nn.Module, ABC):
         config: of the variant.
         classes: names of the classes, C of them.
         widths: sizes of the branches whose features make up an embedding; they add up to D.
-
     """
 
     parts: ClassVar[tuple[str, ...]] = ()
@@ -65,9 +64,7 @@ class Objective(nn.Module, ABC):
             classes: (N,), positions among ``classes``; -1: none.
             of_target: (N,), whether a clip is a normal clip of the machine type that the network is for.
 
-        Returns:
-            (N, W).
-
+        Returns (N, W).
         """
         one_hot = torch.zeros(len(classes), len(self.classes), device=classes.device)
         rows = torch.arange(len(classes), device=classes.device)[classes >= 0]
@@ -78,11 +75,7 @@ class Objective(nn.Module, ABC):
     def losses(self, embedding: Tensor, targets: Tensor, *, mixed: bool) -> Mapping[str, Tensor]:
         """Compute ``loss``, which is minimised, and its ``parts``, each a scalar.
 
-        Args:
-            embedding: (N, D), a whole batch.
-            targets: (N, W).
-            mixed: whether this is a mixup step.
-
+        ``embedding``: (N, D), a whole batch; ``targets``: (N, W); ``mixed``: whether this is a mixup step.
         """
 
     def outputs(self, embedding: Tensor) -> Mapping[str, Tensor]:
@@ -99,15 +92,7 @@ class Objective(nn.Module, ABC):
 
 
 class ClassObjective(Objective):
-    """Classes told apart by one loss.
-
-    Args:
-        config: of the variant.
-        classes: names of the classes.
-        widths: sizes of the branches.
-        loss: makes the loss of so many classes and these widths.
-
-    """
+    """Classes told apart by one loss. ``loss`` makes the loss of so many classes and these widths."""
 
     def __init__(
         self, config: Config, classes: Sequence[str], widths: Sequence[int], loss: Callable[..., ClassLoss]
@@ -137,12 +122,8 @@ OBJECTIVES = {
 def find_objective(config: Config) -> tuple[type[Objective], Callable[..., Objective]]:
     """Look up what ``exposure.objective`` names: an ``Objective``, or a ``ClassLoss``.
 
-    Returns:
-        The class of the objective, and what makes one, with its parameters bound.
-
-    Raises:
-        UserError: there is none of this name, it is no objective, or not one for these settings.
-
+    Returns the class of the objective, and what makes one, with its parameters bound. Raises UserError: there is none
+    of this name, it is no objective, or not one for these settings.
     """
     name, exposure = config.exposure.objective, config.exposure
     found = find("exposure.objective", name, OBJECTIVES)
@@ -163,9 +144,7 @@ def find_objective(config: Config) -> tuple[type[Objective], Callable[..., Objec
 def make_objective(config: Config, classes: Sequence[str], widths: Sequence[int]) -> Objective:
     """Make the objective that ``exposure.objective`` names.
 
-    Raises:
-        UserError: there is none of this name, or it cannot be made: too few classes, or too few branches.
-
+    Raises UserError: there is none of this name, or it cannot be made: too few classes, or too few branches.
     """
     _, make = find_objective(config)
     try:

@@ -136,14 +136,9 @@ class SubClusterAdaCos(_Angular):
     others_only: ClassVar[bool] = False
 
     def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int],
-        *,
-        subclusters: int = 16,
-        trainable: bool = True,
+        self, num_classes: int, widths: Sequence[int], *, subclusters: int = 16, trainable: bool = True,
         adaptive: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         columns = num_classes * _at_least_one("subclusters", subclusters)
         centres = _centres(columns, sum(widths))
         super().__init__(num_classes, centres, columns=columns, trainable=trainable, adaptive=adaptive)
@@ -206,9 +201,7 @@ class FeatureExchange(ClassLoss):
         probability: of an exchange, clip by clip.
         subclusters: of each class of both losses.
 
-    Raises:
-        UserError: fewer than two branches or classes.
-
+    Raises UserError: fewer than two branches or classes.
     """
 
     def __init__(
@@ -253,9 +246,7 @@ class Subspace(ClassLoss):
         widths: dimensions of the branches, whose concatenation is the embedding.
         subclusters: of each class of each loss.
 
-    Raises:
-        UserError: fewer than two branches or classes.
-
+    Raises UserError: fewer than two branches or classes.
     """
 
     def __init__(self, num_classes: int, widths: Sequence[int], *, subclusters: int = 16) -> None:

@@ -113,7 +113,6 @@ def product_loss(logits: Tensor, targets: Tensor, members: Tensor, kind: str) ->
         targets: (N, K), mixed or one-hot.
         members: (N,), clips that enter.
         kind: ``bce``, the mean of K binary cross-entropies; or ``cross-entropy`` of a softmax, weighted by the targets.
-
     """
     if kind == "bce":
         per_clip = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)

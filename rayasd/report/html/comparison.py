@@ -16,15 +16,9 @@ from rayasd.wording import size
 def write_comparison(contestants: Sequence[Contestant], sentences: Sequence[str], part: str, path: Path) -> str:
     """Write the page; returns a line about it.
 
-    Args:
-        contestants: one of each run.
-        sentences: who leads.
-        part: whose scores count.
-        path: of the page.
+    ``sentences`` tell who leads; ``part``: whose scores count.
 
-    Raises:
-        UserError: the runs are scored by different rules.
-
+    Raises UserError: the runs are scored by different rules.
     """
     runs = [each.report.store.paths.root for each in contestants]
     rows, year, where, reasons = rank_runs(runs, part)

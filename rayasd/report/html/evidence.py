@@ -68,13 +68,7 @@ def read_results(
 ) -> list[SectionResult]:
     """Read the scores that count for an entry, section by section and seed by seed.
 
-    Args:
-        entry: variant of a leaderboard's entry.
-        cells: of the run, with ``selected``.
-        scored: scores files.
-        labels: of the clips.
-        evaluation: the rules.
-
+    ``cells``: of the run, with ``selected``.
     """
     files = by_name(scored)
     sections: dict[tuple[str, int | None], dict[str, list[dict[str, Any]]]] = {}
@@ -108,9 +102,7 @@ def mean_roc(
 ) -> NDArray[np.float64] | None:
     """Average ROC curves over cells and seeds at each false-positive rate of ``FPR``: the area is the mean AUC.
 
-    Returns:
-        True-positive rates, (n,); None where no cell has an AUC.
-
+    Returns true-positive rates, (n,); None where no cell has an AUC.
     """
     curves = []
     for result in results:

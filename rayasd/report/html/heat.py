@@ -44,9 +44,7 @@ def cell_groups(cells: pa.Table, entry: str, machine: str) -> dict[CellColumn, l
 def heat_table(rows: Mapping[str, Mapping[CellColumn, Sequence[Mapping[str, Any]]]]) -> HeatTable:
     """Lay out AUCs, means over seeds, with each row's mean; the lowest is marked.
 
-    Args:
-        rows: cells by name of the row and place.
-
+    ``rows``: cells by name of the row and place.
     """
     columns = sorted({column for groups in rows.values() for column in groups})
     means = {(name, column): _mean(cells) for name, groups in rows.items() for column, cells in groups.items()}

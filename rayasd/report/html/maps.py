@@ -56,12 +56,7 @@ def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
 def read_map(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: pa.Table) -> EmbeddingMap | None:
     """Project the sampled clips of a unit's embeddings by PCA; None if they are too few.
 
-    Args:
-        paths: the run.
-        embed: finished unit.
-        checkpoint: epochs trained; None: the last.
-        sample: rows of the catalog.
-
+    ``checkpoint``: epochs trained; None: the last. ``sample``: rows of the catalog.
     """
     from sklearn.decomposition import PCA  # a second to import
 
@@ -96,9 +91,7 @@ def unusual_windows(
 ) -> dict[str, tuple[float, float]]:
     """Find the window of each clip whose embedding is farthest from the nearest one of the normal training clips.
 
-    Returns:
-        Beginning and end in seconds, by clip; none where a clip is one window.
-
+    Returns beginning and end in seconds, by clip; none where a clip is one window.
     """
     from sklearn.neighbors import NearestNeighbors  # a second to import
 

@@ -63,10 +63,8 @@ def facts(report: RunReport, provenance: Mapping[str, Any]) -> list[tuple[str, s
 def published_rank(report: RunReport) -> tuple[str, list[tuple[str, str, str, bool]]]:
     """Put our entries among the published systems.
 
-    Returns:
-        A sentence, and lines of system, official score in percent, source, and whether it is ours; none where they are
-        not to be compared.
-
+    Returns a sentence, and lines of system, official score in percent, source, and whether it is ours; none where they
+    are not to be compared.
     """
     part = report.results.leaderboard.part
     if (why_not := report.why_not_published(part)) is not None:

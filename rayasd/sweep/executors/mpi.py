@@ -23,12 +23,7 @@ _world: "_World | None" = None
 
 
 class _World:
-    """The MPI job, as this rank sees it.
-
-    Raises:
-        UserError: no MPI, or no rank besides this one.
-
-    """
+    """The MPI job, as this rank sees it. Raises UserError: no MPI, or no rank besides this one."""
 
     def __init__(self) -> None:
         try:
@@ -155,9 +150,7 @@ def _do_unit_of_rank(spec: UnitSpec, resources: Resources, number: int) -> Outco
 def _share(visible: list[list[str]], rank: int) -> tuple[list[str], float]:
     """Choose the GPUs of a host's rank, from what each of the host's ranks sees: its own, or a part of all.
 
-    Returns:
-        The GPUs, and the share that the rank has of each.
-
+    Returns the GPUs, and the share that the rank has of each.
     """
     mine, ranks = visible[rank], len(visible)
     if any(others != mine for others in visible) or not mine:
