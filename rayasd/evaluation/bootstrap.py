@@ -31,10 +31,15 @@ class CellScores:
     """(seeds, clips), higher is more anomalous."""
     domains: NDArray[np.object_]
     """(clips,)"""
-    groups: NDArray[np.object_]
-    """What belongs together; a clip that is alone has its own name, (clips,)."""
+    groups: NDArray[np.object_] = None  # type: ignore[assignment]
+    """What belongs together; a clip that is alone has its own name, (clips,); default: all are alone."""
     metrics: tuple[str, ...] = ("auc", "pauc")
     """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
+
+    def __post_init__(self) -> None:
+        """Take every clip for a group of its own where no groups are given."""
+        if self.groups is None:
+            object.__setattr__(self, "groups", np.array(self.clips, dtype=object))
 
     @property
     def strata(self) -> dict[tuple[str, bool], Indices]:
