@@ -46,7 +46,7 @@ def report(
     from rayasd.data.catalog import write_catalog
     from rayasd.data.ground_truth import with_ground_truth
     from rayasd.report.html.page import write_page
-    from rayasd.report.terminal import print_attributes, print_report, print_sections
+    from rayasd.report.terminal import print_attributes, print_report, print_sections, print_untested
     from rayasd.study.study import Study
     from rayasd.sweep.states import State
     from rayasd.unit import RunDirectory
@@ -61,6 +61,9 @@ def report(
     if ground_truth is not None:
         found = replace(found, catalog=with_ground_truth(found.catalog, ground_truth))
     found = found.by_settings(overrides)
+    if not found.catalog.has_tests:
+        print_untested(console, found)
+        return
     print_report(console, found, all_systems=all_systems, oracle=oracle)
     if (sections or attributes) and (entries := found.entries(single_variant=True)):
         first = next(iter(entries))  # any variant has no cells of its own

@@ -40,6 +40,8 @@ MODEL = click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FI
 @click.option("--section", help="Which product; default (or auto): the nearest by the product head.")
 @click.option("--resample", is_flag=True, help="Convert clips of another sample rate.")
 @click.option("--channel", metavar="only|mean|near-far|N", help="Of clips with several; default: as in the run.")
+@click.option("--percentile", type=click.FloatRange(min=0, max=100),
+              help="Of normal training clips, which the threshold is at; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
 @click.option("--watch", is_flag=True,
@@ -55,7 +57,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FI
 def score(
     model: Path, words: tuple[str, ...], section: str | None, form: str, out: Path | None, watch: bool,
     on_alarm: str | None, alarm: str, drift: int, device: str, trust: bool, resample: bool, channel: str | None,
-    **choice: Any,
+    percentile: float | None, **choice: Any,
 ) -> None:  # fmt: skip
     """Score new clips of one machine.
 
@@ -90,7 +92,7 @@ def score(
     if not clips and not watch:
         given = "names of clips in the input, one per line" if words == ("-",) else f"audio files in {', '.join(words)}"
         raise UserError(f"no {given}")
-    loaded = changed(load(model, device=device, trust=trust, **choice), resample, channel)
+    loaded = changed(load(model, device=device, trust=trust, **choice), resample, channel, percentile)
     if not loaded.reads_signals:
         clips = [clip for clip in clips if clip in words or not is_signal(Path(clip).name)]
     if not clips and not watch:
@@ -115,17 +117,22 @@ def score(
     raise SystemExit(1 if failed else 0)
 
 
-def changed(model: "MachineModel", resample: bool, channel: str | None) -> "MachineModel":
-    """Return the model with the rules of a command's options for reading clips, if there are any."""
+def changed(
+    model: "MachineModel", resample: bool, channel: str | None, percentile: float | None = None
+) -> "MachineModel":
+    """Return the model with the rules of a command's options, if there are any."""
     from dataclasses import replace
 
     from rayasd.config import Config, from_dict
 
     def change(config: Config) -> Config:
-        data = replace(config.data, resample=resample or config.data.resample, channel=channel or config.data.channel)
-        return from_dict(replace(config, data=data).as_dict())
+        data, evaluation = config.data, config.evaluation
+        data = replace(data, resample=resample or data.resample, channel=channel or data.channel)
+        if percentile is not None:
+            evaluation = replace(evaluation, threshold="percentile", false_alarm_rate=1 - percentile / 100)
+        return from_dict(replace(config, data=data, evaluation=evaluation).as_dict())
 
-    return model.changed(change) if resample or channel else model
+    return model.changed(change) if resample or channel or percentile is not None else model
 
 
 def _smoothing(text: str) -> tuple[int, int]:

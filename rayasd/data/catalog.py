@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
 
 ONE_MACHINE = (
     "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
+    "; --variants statistics,untrained need none"
 )
 _LONGEST_MACHINE = 150
 """Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""

@@ -44,6 +44,18 @@ class Key(NamedTuple):
     pooling: str
 
 
+FIXED = "knn-1", "mean"
+"""Detector and pooling where nothing can be evaluated; the run's first ones where it has no such."""
+
+
+def unchosen(systems: Iterable[Key], detector: str, pooling: str) -> list[Key]:
+    """Take one system per section without regard to results: this detector and pooling where they exist."""
+    best: dict[str, Key] = {}
+    for key in sorted(systems, key=lambda k: (k.detector != detector, k.pooling != pooling, -k.checkpoint)):
+        best.setdefault(key.section, key)
+    return list(best.values())
+
+
 class Leaf(NamedTuple):
     """One system of one seed: what all scores come from in the end."""
 
@@ -87,6 +99,8 @@ class Calibration:
     """Group of each clip; a clip without a group is its own, (n,)."""
     kind: str | None
     """held-out, cross-fit, leave-one-out, trained-on; None where there are no scores."""
+    everything: "Calibration | None" = None
+    """These and the clips that were trained on, for where these are too few."""
 
     @classmethod
     def pooled(cls, parts: Iterable["Calibration"]) -> "Calibration":
@@ -136,7 +150,8 @@ class SectionScores:
         rows = honest if honest.any() else ~honest
         kinds = set(self.calibration[rows])
         kind = next((kind for kind in HONEST_FIRST if kind in kinds), None)
-        return Calibration(self.training[rows], self.training_groups[rows], kind)
+        everything = None if rows.all() else Calibration(self.training, self.training_groups, TRAINED_ON)
+        return Calibration(self.training[rows], self.training_groups[rows], kind, everything)
 
     @property
     def failed(self) -> bool:

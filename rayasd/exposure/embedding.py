@@ -63,13 +63,17 @@ def window_starts(frames: int, length: int, num_windows: int) -> NDArray[np.int6
 
 def windows_of(config: Config, table: pa.Table) -> int:
     """Return the windows per clip of a machine (``table``: its decoded clips), by its usual training or test clip."""
-    lengths = (table.filter(pc.field("split") == split)["frames"].to_numpy() for split in ("train", "test"))
-    frames = max(float(np.median(of_split)) for of_split in lengths if len(of_split))
+    frames = _usual_frames(table)
     if config.embedding.windows_per_second:
         return max(1, math.ceil(config.embedding.windows_per_second * frames / config.data.sample_rate))
     num_windows = config.embedding.num_windows
     seen = num_windows * config.window_length
     return num_windows if seen >= _LEAST_SEEN * frames else math.ceil(frames / config.window_length)
+
+
+def _usual_frames(table: pa.Table) -> float:
+    lengths = (table.filter(pc.field("split") == split)["frames"].to_numpy() for split in ("train", "test"))
+    return max(float(np.median(of_split)) for of_split in lengths if len(of_split))
 
 
 @torch.inference_mode()
@@ -88,6 +92,11 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     extractors = _extractors(spec)
     total = num_clips * len(extractors)
     report(Progress(0, total, note=compute.reason))
+    share = num_windows * config.window_length / _usual_frames(clips.table)
+    if share < 0.995:
+        each = f"{num_windows} of {config.window_length / config.data.sample_rate:g} s"
+        note = f"windows  {each} see {share:.0%} of a usual clip (embedding.windows_per_second)"
+        report(Progress(0, total, note=note))
     with replacing(spec.run.table(spec.unit)) as path, _Writer(path) as writer:
         for number, (checkpoint, load) in enumerate(extractors.items()):
             extractor, span = compute.place(load()), Span()

@@ -208,7 +208,7 @@ def _log_sum_exp(squared: Scores, factor: float) -> Scores:
 
 
 def _in_target(domains: ArrayLike, X: Features) -> NDArray[np.bool_]:
-    """Return which windows are of the target domain, (n,). Raises ValueError: there is not one domain for each window."""
+    """Return which windows are of the target domain, (n,). Raises ValueError: not one domain per window."""
     in_target: NDArray[np.bool_] = np.asarray(domains) == "target"
     if in_target.shape != (len(X),):
         raise ValueError(f"needs the domain of each of {len(X)} windows or clips")

@@ -13,6 +13,8 @@ from rich.text import Text
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.attributes import attribute_rows, aucs_by_attribute
 from rayasd.evaluation.cells import labels_of
+from rayasd.evaluation.decisions import decision_of
+from rayasd.evaluation.scores import FIXED, unchosen
 from rayasd.report.colours import heat_colours
 from rayasd.report.curves import curve_rows, find_curves
 from rayasd.report.run_report import RunReport
@@ -33,6 +35,20 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> T
     for row in rows:
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return table
+
+
+def print_untested(console: Console, report: RunReport) -> None:
+    """Print what is known without test clips: each machine's system and threshold, by which ``score`` decides."""
+    rows = []
+    for unit, scored in report.units.items():
+        for key in unchosen(scored.systems, *FIXED):
+            by = decision_of(scored.systems, key, report.evaluation)
+            threshold = by.reason or f"{by.threshold:.4g}"
+            rows.append([unit.variant, unit.machine, str(unit.seed), key.section, key.detector, key.pooling,
+                         by.calibration or "–", str(len(by.normal)), threshold])  # fmt: skip
+    titles = ["entry", "machine", "seed", "section", "detector", "pooling", "calibration", "clips", "threshold"]
+    console.print(text_table(titles, rows))
+    console.print("No test clips: nothing is evaluated or ranked, and no file written. rayasd score and pack work.")
 
 
 def _widths(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> list[int]:

@@ -15,7 +15,17 @@ from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
-from rayasd.evaluation.scores import Calibration, Fusion, Key, Leaf, Scored, SectionScores, Tree
+from rayasd.evaluation.scores import (
+    FIXED,
+    Calibration,
+    Fusion,
+    Key,
+    Leaf,
+    Scored,
+    SectionScores,
+    Tree,
+    unchosen,
+)
 from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
 from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
@@ -98,7 +108,7 @@ class RunModels:
             self.entry: str = entry or self._store.plans()[0].variants[0]
             if self.entry not in self._variants:
                 raise unknown("entry", self.entry, self._variants)
-            return self._untested("knn-1", "mean")
+            return self._untested(*FIXED)
         paths, evaluation = self._store.paths, self._store.config().evaluation
         leaderboard = paths.leaderboard("parquet")
         if not leaderboard.exists():
@@ -126,12 +136,9 @@ class RunModels:
         rows: list[CellRow] = []
         for unit in self._specs:
             if (unit.stage, unit.variant) == ("detect", self.entry) and unit.machine not in tested:
-                best: dict[str, Key] = {}
                 systems = self._systems(unit.variant, unit.machine, unit.seed)
-                for key in sorted(systems, key=lambda k: (k.detector != detector, k.pooling != pooling, -k.checkpoint)):
-                    best.setdefault(key.section, key)
                 of_unit = {"variant": unit.variant, "machine": unit.machine, "seed": unit.seed}
-                rows += [{**of_unit, **key._asdict()} for key in best.values()]
+                rows += [{**of_unit, **key._asdict()} for key in unchosen(systems, detector, pooling)]
         return rows
 
     @property

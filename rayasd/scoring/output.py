@@ -87,7 +87,11 @@ def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
         )  # fmt: skip
     used = {each.section for each in scores if each.section is not None}
     notes = [f"{model.parts.machine}: {model.parts.systems_of(used)}. Higher scores are more anomalous."]
-    notes += sorted({f"Section {each.section}: {each.no_threshold}." for each in scores if each.no_threshold})
+    without = {(str(each.section), each.no_threshold, each.calibration) for each in scores if each.no_threshold}
+    notes += [
+        f"Section {section}: {reason}{'; --percentile 100 takes the highest of them' if known else ''}."
+        for section, reason, known in sorted(without, key=str)
+    ]
     unsure = sorted({str(each.section) for each in scores if each.calibration == TRAINED_ON})
     notes += [f"Section {', '.join(unsure)}: {TRAINED_ON_WARNING}, expect more false alarms."] if unsure else []
     table.caption = "\n".join(notes)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rayasd.errors import NothingSavedError, RunStopped, StorageError, StorageLostError, UserError
+from rayasd.evaluation.scores import FIXED
 from rayasd.files import gone, storage_error
 from rayasd.host import usable_cpus, visible_gpus
 from rayasd.report.run_report import RunReport
@@ -162,7 +163,8 @@ def _report(store: RunStore, sweep: Sweep, watcher: Watcher, *, has_run: bool, h
     report = RunReport(store, sweep, store.catalog(), store.config().evaluation)
     if not report.catalog.has_tests:
         watcher.say(
-            "no test clips, so nothing is evaluated or ranked: rayasd score and pack take knn-1, if there is one"
+            f"no test clips, so nothing is evaluated or ranked: rayasd score and pack take {FIXED[0]}, {FIXED[1]}; "
+            f"rayasd report {near(store.paths.root)} shows thresholds"
         )
         return
     if not has_run and report.is_current:

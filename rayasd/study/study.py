@@ -307,6 +307,8 @@ def _oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
     if len(catalog.trained) == 1:
         yield f"note     {ONE_MACHINE}"
     for machine in machines:
+        if (scale := pc.max(catalog.of(machine)["scale"]).as_py()) not in (None, 1.0):
+            yield f"note     {machine}: floats are divided by {scale:g}: they do not go from -1 to 1"
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
             yield f"note     {machine} has one section: the product loss has nothing to tell apart"
     outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]

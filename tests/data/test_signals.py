@@ -62,6 +62,7 @@ def test_from_a_folder_of_numbers_to_a_score(rayasd: Rayasd, tmp_path: Path, suf
         *small_sweep(data / "clips.csv", run, "--variants", "statistics", "--set", f"data.sample_rate={RATE}")
     )
     assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert "note     motor: floats are divided by 16" in swept.stdout
     write(data / f"new/good{suffix}", vibration(500, 98))
     write(data / f"new/bad{suffix}", vibration(900, 99))
     scored = rayasd("score", run, data / "new", "--format", "jsonl")
