@@ -1,25 +1,22 @@
 """A study in Python: what ``rayasd sweep``, its single stages and ``rayasd report`` do."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from rayasd import presets
 from rayasd.config import Config
-from rayasd.data.catalog import ONE_MACHINE, SCHEMA, Catalog, read_catalog
+from rayasd.data.catalog import SCHEMA, Catalog, read_catalog
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
-from rayasd.data.oddities import odd_contents
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.data.years import years_told
 from rayasd.evaluation.years import settled_by_data
 from rayasd.registry import refuse_code
 from rayasd.report.run_report import RunReport
 from rayasd.stages import ALL_MACHINES, STAGES
+from rayasd.study import notes
 from rayasd.study.choices import cache_folder, choose, choose_variants, data_source, parse_seeds
 from rayasd.study.driving import check_execution, complete
 from rayasd.study.execution import Execution, ExecutorName
@@ -29,9 +26,6 @@ from rayasd.sweep.plan import Plan, check_asked, share
 from rayasd.sweep.states import Sweep, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit
-from rayasd.wording import counted
-
-_SHOWN_PROBLEMS = 5
 
 
 class Study:
@@ -266,15 +260,15 @@ class Study:
             "synthetic": catalog.synthetic,
             "clips": catalog.table.num_rows,
             "skipped": [f"{odd.path} {odd.problem}" for odd in catalog.oddities if odd.unusable],
-            "emptied": _emptied(self.catalog, catalog),
+            "emptied": notes.emptied(self.catalog, catalog),
             "fingerprint": data_fingerprint(catalog),
             "pretrained": self._weights,
         }
         told = [f"note     {self.year_told}"] if self.year_told else []
         for line in [
             *told,
-            *_oddities(catalog, plan.machines),
-            *_skipped_anomalies(self.catalog, catalog),
+            *notes.oddities(catalog, plan.machines),
+            *notes.skipped_anomalies(self.catalog, catalog),
             *(f"skipped  all of {group}" for group in data["emptied"]),
         ]:
             watcher.warn(line)
@@ -282,42 +276,3 @@ class Study:
         asked = [f"{name}={','.join(map(str, values))}" for name, values in vars(plan).items()]
         command = ["rayasd.Study", *asked] if self._command is None else self._command
         store.set_up(config, catalog, data, plan, command, accept_changes=accept_changes)
-
-
-def _skipped_anomalies(scanned: Catalog, catalog: Catalog) -> Iterator[str]:
-    """Tell where the anomalous clips are those that were left out, as when the level goes with the label."""
-    known = (c.table.filter((pc.field("split") == "test") & pc.field("label").is_valid()) for c in (scanned, catalog))
-    before, after = (Counter(table["label"].to_pylist()) for table in known)
-    lost = before - after
-    if lost[1]:
-        yield f"skipped  {lost[1]} of {before[1]} anomalous test clips, and {lost[0]} of {before[0]} normal ones"
-
-
-def _emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
-    """List machines' sections of which no training clip, or no test clip, could be decoded."""
-    before, after = (
-        {tuple(row.values()) for row in c.table.select(["machine", "section", "split"]).to_pylist()}
-        for c in (scanned, catalog)
-    )
-    return [" ".join(group) for group in sorted(before - after)]
-
-
-def _oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
-    """List what a person should know about the data before hours go into it."""
-    if len(catalog.trained) == 1:
-        yield f"note     {ONE_MACHINE}"
-    for machine in machines:
-        if (scale := pc.max(catalog.of(machine)["scale"]).as_py()) not in (None, 1.0):
-            yield f"note     {machine}: floats are divided by {scale:g}: they do not go from -1 to 1"
-        if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
-            yield f"note     {machine} has one section: the product loss has nothing to tell apart"
-    outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]
-    if outside:
-        yield f"note     {outside[0]}{f', and {len(outside) - 1} more folders' if len(outside) > 1 else ''}"
-    for found in odd_contents(catalog.table):
-        yield f"note     {found}"
-    skipped = Counter(odd.problem for odd in catalog.oddities if odd.unusable)
-    for problem, count in (often := skipped.most_common(_SHOWN_PROBLEMS)):
-        yield f"skipped  {counted(count, 'clip')}: {problem}"
-    if rest := skipped.total() - sum(count for _, count in often):
-        yield f"skipped  {counted(rest, 'clip')} for other reasons: manifest.json has all"

@@ -1,0 +1,51 @@
+"""What a person should know about the data before hours go into it, in lines."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pyarrow.compute as pc
+
+from rayasd.data.catalog import ONE_MACHINE, Catalog
+from rayasd.data.oddities import odd_contents
+from rayasd.wording import counted
+
+_SHOWN_PROBLEMS = 5
+
+
+def skipped_anomalies(scanned: Catalog, catalog: Catalog) -> Iterator[str]:
+    """Tell where the anomalous clips are those that were left out, as when the level goes with the label."""
+    known = (c.table.filter((pc.field("split") == "test") & pc.field("label").is_valid()) for c in (scanned, catalog))
+    before, after = (Counter(table["label"].to_pylist()) for table in known)
+    lost = before - after
+    if lost[1]:
+        yield f"skipped  {lost[1]} of {before[1]} anomalous test clips, and {lost[0]} of {before[0]} normal ones"
+
+
+def emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
+    """List machines' sections of which no training clip, or no test clip, could be decoded."""
+    before, after = (
+        {tuple(row.values()) for row in c.table.select(["machine", "section", "split"]).to_pylist()}
+        for c in (scanned, catalog)
+    )
+    return [" ".join(group) for group in sorted(before - after)]
+
+
+def oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
+    """List what a person should know about the data before hours go into it."""
+    if len(catalog.trained) == 1:
+        yield f"note     {ONE_MACHINE}"
+    for machine in machines:
+        if (scale := pc.max(catalog.of(machine)["scale"]).as_py()) not in (None, 1.0):
+            yield f"note     {machine}: floats are divided by {scale:g}: they do not go from -1 to 1"
+        if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
+            yield f"note     {machine} has one section: the product loss has nothing to tell apart"
+    outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]
+    if outside:
+        yield f"note     {outside[0]}{f', and {len(outside) - 1} more folders' if len(outside) > 1 else ''}"
+    for found in odd_contents(catalog.table):
+        yield f"note     {found}"
+    skipped = Counter(odd.problem for odd in catalog.oddities if odd.unusable)
+    for problem, count in (often := skipped.most_common(_SHOWN_PROBLEMS)):
+        yield f"skipped  {counted(count, 'clip')}: {problem}"
+    if rest := skipped.total() - sum(count for _, count in often):
+        yield f"skipped  {counted(rest, 'clip')} for other reasons: manifest.json has all"
