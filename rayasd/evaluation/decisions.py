@@ -66,10 +66,6 @@ class Decision:
         if evaluation.threshold == "percentile":
             return cls(float(np.quantile(scores, 1 - rate)), None, calibration.kind, normal)
         allowed = int(rate * (len(normal) + 1) + 1e-9)  # how many of n + 1 exchangeable scores may be false alarms
-        if allowed < 1 and calibration.everything is not None:  # few clips: any threshold is better than none
-            found = cls._by(calibration.everything, evaluation)
-            if found.threshold is not None:
-                return found
         if allowed < 1:
             noun = "normal clip" if len(normal) == len(scores) else "group"
             verb = "allows" if len(normal) == 1 else "allow"

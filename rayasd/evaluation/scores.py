@@ -99,8 +99,6 @@ class Calibration:
     """Group of each clip; a clip without a group is its own, (n,)."""
     kind: str | None
     """held-out, cross-fit, leave-one-out, trained-on; None where there are no scores."""
-    everything: "Calibration | None" = None
-    """These and the clips that were trained on, for where these are too few."""
 
     @classmethod
     def pooled(cls, parts: Iterable["Calibration"]) -> "Calibration":
@@ -150,8 +148,7 @@ class SectionScores:
         rows = honest if honest.any() else ~honest
         kinds = set(self.calibration[rows])
         kind = next((kind for kind in HONEST_FIRST if kind in kinds), None)
-        everything = None if rows.all() else Calibration(self.training, self.training_groups, TRAINED_ON)
-        return Calibration(self.training[rows], self.training_groups[rows], kind, everything)
+        return Calibration(self.training[rows], self.training_groups[rows], kind)
 
     @property
     def failed(self) -> bool:

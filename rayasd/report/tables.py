@@ -16,7 +16,19 @@ from rayasd.inlier.scores_file import TRAINED_ON
 
 INTERVAL = "95 % interval"
 PARTS = {"development": "dev", "evaluation": "eval"}
-WORDS = {"entry", "system", "detector", "pooling", "calibration", "machine", "worst machine", "domain", "note", "from"}
+WORDS = {
+    "attribute",
+    "entry",
+    "system",
+    "detector",
+    "pooling",
+    "calibration",
+    "machine",
+    "worst machine",
+    "domain",
+    "note",
+    "from",
+}
 """Titles of columns that hold words; all others hold numbers."""
 _SHOWN = 3  # reasons, or names in a sentence
 

@@ -175,7 +175,7 @@ def test_a_shared_network_scores_from_its_run_and_packed(swept: Path, tree: Path
                      if (k.section, k.detector, k.pooling) == ("00", system.detector, system.pooling))  # fmt: skip
         found = [clip.score for clip in model.score([tree / clip for clip in known.clips], "00")]
         np.testing.assert_allclose(found, known.scores, rtol=1e-5, atol=1e-6)
-        with pytest.raises(UserError, match="no product head"):
+        with pytest.raises(UserError, match="cannot tell: --section 00"):
             list(model.score([tree / known.clips[0]]))
 
 

@@ -88,7 +88,7 @@ def test_a_control_scores_as_it_did_in_the_sweep(run: Path, tree: Path):
     model = load(run, machine="fan", entry="statistics", detector="knn-1", pooling="mean")
     scores = [clip.score for clip in model.score([tree / clip for clip in expected], section="03")]
     np.testing.assert_allclose(scores, list(expected.values()), rtol=1e-5)
-    with pytest.raises(UserError, match="there are 00, 03"):
+    with pytest.raises(UserError, match=r"cannot tell: --section 00\|03"):
         next(model.score([tree / next(iter(expected))]))
 
 
@@ -123,7 +123,7 @@ def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(
 def test_a_model_without_threshold_says_why(run: Path, tree: Path):
     parts = RunModels(run, entry="both").parts("fan")
     ((origin, embedder),) = parts.embedders.items()
-    rules = replace(embedder.config.evaluation, false_alarm_rate=0.01)
+    rules = replace(embedder.config.evaluation, false_alarm_rate=0.1)
     strict = replace(embedder, config=replace(embedder.config, evaluation=rules))
     model = MachineModel(replace(parts, embedders={origin: strict}))
     (clip,) = model.score([tree / "fan/source_test/section_00_source_test_anomaly_0000.wav"], section="00")

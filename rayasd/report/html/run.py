@@ -51,6 +51,7 @@ def facts(report: RunReport, provenance: Mapping[str, Any]) -> list[tuple[str, s
         ("rayasd", f"{provenance['rayasd']}, revision {provenance['revision']}"),
         ("data", f"{provenance['data']}: {len(table)} clips of {', '.join(report.catalog.machines)}"),
         ("data fingerprint", provenance["data_fingerprint"]),
+        *((name, provenance[name]) for name in ("clips left out", "odd in the data")),
         ("devices", "; ".join(f"{note} ({n} units)" for note, n in notes.most_common()) or "not noted"),
         ("hosts", ", ".join(sorted({marker["host"] for marker in markers if "host" in marker})) or "not noted"),
         ("time", f"{elapsed(busy)} of all units together"),
