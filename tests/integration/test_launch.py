@@ -162,7 +162,7 @@ def test_a_killed_launcher_takes_its_ray_with_it(tree: Path, cache: Path, tmp_pa
     (folder,) = ROOT.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list((folder / "ray").glob("session_*/sockets/*"))  # which Ray opens to all, within
-    words = ("gc", "--cache", tmp_path / "none", "--older-than", 0)
+    words = ("gc", "--temp-dir", ROOT, "--older-than", 0, "--yes")
     mine = environment(cache, RAYASD_TMP=str(ROOT), RAY_TMPDIR=str(tmp_path))
     in_use = subprocess.run(command_line(*words), env=mine, capture_output=True, text=True, check=True)
     assert in_use.stdout == "nothing is left over\n"
