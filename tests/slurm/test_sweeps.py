@@ -113,9 +113,9 @@ def test_a_job_goes_on_with_the_hosts_whose_ray_starts(job, undisturbed, tmp_pat
 @pytest.mark.long
 def test_a_temporary_folder_that_hosts_share_is_named(job, tmp_path, monkeypatch: pytest.MonkeyPatch):
     short = next(parent for parent in tmp_path.parents if parent.name.startswith("pytest-of-"))
-    monkeypatch.setenv("RAYASD_LAUNCH", f"--temp-dir {short}")  # the last one counts
+    monkeypatch.setenv("RAYASD_LAUNCH", f"--temp-dir {short} --wait 20")  # the last ones count
     batch = job(*SHORT, options=THREE_HOSTS)
-    assert batch.wait(60) == "FAILED"
+    assert batch.wait(150) == "FAILED"
     assert re.search(r"error: RAYASD_TMP is shared by h1 and h[23]: \S+ must be a folder that each node has", batch.log)
 
 
