@@ -100,7 +100,7 @@ def described(name: str) -> Iterator[None]:
     os.environ[_CONFIG] = given or json.dumps({"metadata": {"job_name": name}})
     try:
         yield
-        tell("")
+        tell_dashboard("")
     finally:
         if given is None:
             os.environ.pop(_CONFIG, None)
@@ -117,7 +117,7 @@ def leave_stopped() -> None:
             JobSubmissionClient(os.environ["RAY_ADDRESS"]).stop_job(job)
 
 
-def tell(message: str) -> None:
+def tell_dashboard(message: str) -> None:
     """Tell Ray of the driver of a launch what its supervisor of jobs would: that it runs, where, and how far it is."""
     metadata = json.loads(os.environ.get(_CONFIG, "{}")).get("metadata", {})
     if _NODES in os.environ and "job_submission_id" in metadata:

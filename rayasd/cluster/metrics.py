@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-from rayasd.cluster.job import tell
+from rayasd.cluster.job import tell_dashboard
 from rayasd.sweep.executors import Counts, Reported
 from rayasd.sweep.worker import how_far
 from rayasd.unit import Unit
@@ -36,7 +36,7 @@ class Metrics:
         for (_, state), count in counts.items():
             states[state] += count
         told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-        tell("\n".join([told, *(how_far(unit, record) for unit, record in [*progress.items()][:_TOLD])]))
+        tell_dashboard("\n".join([told, *(how_far(unit, record) for unit, record in [*progress.items()][:_TOLD])]))
         for (stage, state), count in counts.items():
             self._states.set(count, {"run": self._run, "stage": stage, "state": state})
         for unit in self._seen - progress.keys():

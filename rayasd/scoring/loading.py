@@ -15,17 +15,7 @@ from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
-from rayasd.evaluation.scores import (
-    FIXED,
-    Calibration,
-    Fusion,
-    Key,
-    Leaf,
-    Scored,
-    SectionScores,
-    Tree,
-    unchosen,
-)
+from rayasd.evaluation.scores import FIXED, Calibration, Fusion, Key, Leaf, Scored, SectionScores, Tree, unchosen
 from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
 from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
