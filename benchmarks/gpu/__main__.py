@@ -44,6 +44,7 @@ PARTS = (
     Part("bfloat16", ("checks", "bfloat16"), 60, correctness=True),
     Part("resume", ("checks", "resume"), 90, correctness=True),
     Part("training", ("speeds", "training"), 120),
+    Part("shared", ("speeds", "shared"), 90),
     Part("embedding", ("speeds", "embedding"), 90),
     Part("packing", ("speeds", "packing"), 150),
     Part("compile", ("speeds", "compiling"), 150, in_tiny=False),

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 from benchmarks.gpu.checks import with_exposure
@@ -19,6 +20,9 @@ from benchmarks.training import (
     plain_embedding,
     plain_training,
 )
+from rayasd import presets
+from rayasd.stages import ALL_MACHINES
+from rayasd.unit import Unit
 
 TRAINING, EMBEDDING, AT_ONCE = Pace(20, 30, 5), Pace(10, 12, 5), Pace(20, 30, 3, seconds=2.0)
 TINY = Pace(2, 3, 3)
@@ -34,6 +38,24 @@ def training(work: Work) -> Iterator[Row]:
     yield Row("ours over the plain way", ours.speed / theirs.speed)
     floor, _ = apart(_floors, work)
     yield from _roofline(ours.speed, floor, "clips/s")
+
+
+def shared(work: Work) -> Iterator[Row]:
+    """Train one network for all machines, as preset ``recommended`` and as published, on whole clips."""
+    given, pace = material(work), TINY if work.tiny else TRAINING
+    for name, config in (
+        ("recommended", presets.load("recommended").variant("recommended")),
+        ("shared-scac", presets.load("eusipco2022").variant("shared-scac")),
+    ):
+        exposure, front_end = replace(config.exposure, epochs=1000), config.front_end
+        if work.tiny:
+            exposure, front_end = replace(exposure, batch_size=8), replace(front_end, window_seconds=1.0)
+        config = replace(config, exposure=exposure, front_end=front_end)
+        spec = replace(given.spec, config=config, unit=Unit("train", name, ALL_MACHINES, 0))
+        spec.output.mkdir(parents=True, exist_ok=True)
+        timing = apart(our_training, spec, pace)
+        note = f"batches of {exposure.batch_size}, windows of {front_end.window_seconds:g} s"
+        yield from _timing(name, timing, "clips/s", note=note)
 
 
 def embedding(work: Work) -> Iterator[Row]:
