@@ -38,7 +38,7 @@ from rayasd.unit import STATE, Progress, Report, Stopped, UnitSpec, silent
 
 _MOST_EPOCHS = 32767  # what the column of checkpoints holds
 History = list[dict[str, Any]]
-"""A row an epoch, as in history.jsonl."""
+"""A row per epoch, as in history.jsonl."""
 
 
 def train(spec: UnitSpec, report: Report = silent) -> None:

@@ -1,4 +1,4 @@
-"""Nearest normal windows, searched once a section and shared by every detector and grid point that asks."""
+"""Nearest normal windows, searched once per section and shared by every detector and grid point that asks."""
 
 from collections.abc import Iterable, Iterator
 

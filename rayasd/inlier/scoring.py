@@ -29,7 +29,7 @@ from rayasd.unit import Progress, Report, UnitSpec, silent
 
 
 def detect(spec: UnitSpec, report: Report = silent) -> None:
-    """Write ``part-0.parquet`` in ``spec.output``: one row a clip, checkpoint, detector and pooling.
+    """Write ``part-0.parquet`` in ``spec.output``: one row per clip, checkpoint, detector and pooling.
 
     The clips are the test clips, and the normal clips that the detectors are fitted to or that were held out. Those
     are scored in ``inlier.calibration_folds`` parts, each by models of the other parts: thresholds and fusions need
