@@ -2,7 +2,8 @@
 
 python -m benchmarks                 # all parts: a quarter of an hour on two cores
 python -m benchmarks metrics driver  # some
-python -m benchmarks evidence --help # systems side by side on real recordings
+python -m benchmarks evidence --help   # systems side by side on real recordings
+python -m benchmarks rehearsal --help  # one sweep as large as DCASE 2021
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import evidence
+from benchmarks import evidence, rehearsal
 from benchmarks.measure import Figure, machine
 
 PARTS = ("ingest", "training", "packing", "neighbours", "inlier", "back_ends", "thresholds", "metrics", "driver")
@@ -55,5 +56,7 @@ def table(figures: list[Figure]) -> Table:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["evidence"]:
         evidence.main()
+    elif sys.argv[1:2] == ["rehearsal"]:
+        rehearsal.main()
     else:
         main()
