@@ -4,16 +4,15 @@ from pathlib import Path
 
 import click
 
+from rayasd.cli.options import FOLDER
 from rayasd.printing import tell
-
-_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--cache", type=_FOLDER, help="Look there: a waveform cache.")
-@click.option("--temp-dir", "temp_root", type=_FOLDER, help="Look there: the folder in which Rays of ours had theirs.")
-@click.option("--launches", "launch_root", type=_FOLDER, help="Look there: the folder in which launches were started.")
+@click.argument("runs", nargs=-1, type=FOLDER)
+@click.option("--cache", type=FOLDER, help="Look there: a waveform cache.")
+@click.option("--temp-dir", "temp_root", type=FOLDER, help="Look there: the folder in which Rays of ours had theirs.")
+@click.option("--launches", "launch_root", type=FOLDER, help="Look there: the folder in which launches were started.")
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
               help="Only files of the cache and of Rays that are older than this.")  # fmt: skip
 @click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",

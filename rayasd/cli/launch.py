@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
+from rayasd.cli.options import DASHBOARD_HOST, FOLDER, TEMP_DIR
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -21,7 +21,7 @@ from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
               help="Seconds to wait for all nodes.")  # fmt: skip
 @click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True,
               help="Go on with so many nodes if others do not come.")  # fmt: skip
-@click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+@click.option("--meet", "folder", type=FOLDER, default=Path(),
               help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
 @DASHBOARD_HOST
 @TEMP_DIR

@@ -9,21 +9,16 @@ from pathlib import Path
 import click
 
 from rayasd import __version__
-from rayasd.cli.compare import compare, leaderboard
-from rayasd.cli.dashboard import dashboard
 from rayasd.cli.data import data
 from rayasd.cli.doctor import doctor
-from rayasd.cli.export import export
 from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
-from rayasd.cli.recalibrate import recalibrate
-from rayasd.cli.report import report
-from rayasd.cli.score import pack, score
+from rayasd.cli.report import compare, export, leaderboard, report
+from rayasd.cli.score import pack, recalibrate, score
 from rayasd.cli.settings import settings
-from rayasd.cli.status import status, stop
+from rayasd.cli.status import dashboard, status, stop, track
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
-from rayasd.cli.track import track
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError, one_line
 from rayasd.files import storage_error
 from rayasd.printing import tell

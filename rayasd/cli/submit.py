@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from rayasd.cli.options import FOLDER
 from rayasd.errors import EXIT_INTERRUPTED, UserError, unknown
 from rayasd.printing import tell
 
@@ -21,7 +22,7 @@ from rayasd.printing import tell
 @click.option("--follow", metavar="ID", help="Show the output of a job until it ends.")
 @click.option("--stop", metavar="ID", help="Interrupt a job; the same command resumes it.")
 @click.option("--list", "list_jobs", is_flag=True, help="List the cluster's jobs.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+@click.option("--folder", type=FOLDER, default=Path(),
               help="Folder on the cluster's head in which the command starts; default: the current path.")  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -44,26 +45,25 @@ def submit(
     known = context.find_root().command
     if command and isinstance(known, click.Group) and command[0] not in (*known.commands, "--debug"):
         raise unknown("command", command[0], known.commands)
+    from rayasd.cluster import job
     from rayasd.cluster import submit as jobs
-    from rayasd.cluster.job import FOLDER, name_of
 
     with jobs.connected(address, token_file) as client:
         if list_jobs:
-            for job in sorted(
-                (job for job in client.list_jobs() if job.submission_id), key=lambda job: -job.start_time
-            ):
-                start = datetime.fromtimestamp(job.start_time / 1000).isoformat(" ", "seconds")
-                tell(f"{job.submission_id}  {str(job.status).lower()}  {start}  {job.entrypoint}")
+            submitted = [each for each in client.list_jobs() if each.submission_id]
+            for each in sorted(submitted, key=lambda each: -each.start_time):
+                start = datetime.fromtimestamp(each.start_time / 1000).isoformat(" ", "seconds")
+                tell(f"{each.submission_id}  {str(each.status).lower()}  {start}  {each.entrypoint}")
         elif stop:
             client.stop_job(stop)
             tell(f"job {stop}: {str(jobs.end_of(client, stop, 2 * jobs.STOP_SECONDS).status).lower()}")
         else:
-            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS), FOLDER: str(folder.absolute())}
+            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS), job.FOLDER: str(folder.absolute())}
             job_id = follow or client.submit_job(
                 entrypoint=shlex.join([python, "-m", "rayasd", *command]),
                 submission_id=job_id,
                 runtime_env={"env_vars": variables},
-                metadata={"job_name": name_of(command)},
+                metadata={"job_name": job.name_of(command)},
             )
             if no_wait and not follow:
                 tell(job_id)
