@@ -178,7 +178,7 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
 @click.option("--columns", default="", metavar="path=NAME,…",
               help="Its columns, or text with some in braces: path=sounds/{Filename},label=ClassId.")  # fmt: skip
 @click.option("--machine", help="Machine type of all clips, if no path or column has it.")
-@click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Likewise.")
+@click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Label of all clips, likewise.")
 @click.option("--normal", default="", metavar="WORDS", help="Your words for normal clips: good,healthy,*_OK.")
 @click.option("--anomaly", default="", metavar="WORDS",
               help="For anomalous ones; '*': all others. They are kept as attributes.")  # fmt: skip
@@ -191,7 +191,7 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
               help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
 @click.option("--rate", type=click.IntRange(min=0), default=0, metavar="HZ",
               help="Sample rate of .npy, .mat and .csv files; the manifest keeps it.")  # fmt: skip
-@click.option("--column", default="", metavar="NAME", help="Of .csv files, or the variable of .mat files; likewise.")
+@click.option("--column", default="", metavar="NAME", help="Column of .csv, variable of .mat files; kept likewise.")
 @click.option("-o", "--out", type=FILE, help="Manifest to write, anywhere; default ROOT/clips.csv.")
 @click.option("--root", "seen_as", type=FOLDER,
               help="Where the hosts that read the manifest see ROOT; it is written into the first line.")  # fmt: skip

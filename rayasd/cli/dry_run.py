@@ -35,13 +35,13 @@ class Simulation:
     """Default: as many as here."""
     gpus_per_node: int = bounded(0, minimum=0)
     like: str = ""
-    """Run whose finished units tell the speeds that are not given; default: the run that is planned."""
+    """Run whose finished units give the speeds that are not given here; default: the run that is planned."""
     train: float = bounded(0.0, minimum=0.0)
-    """Clips a second through training steps of one unit."""
+    """Clips per second through training steps of one unit."""
     embed: float = bounded(0.0, minimum=0.0)
-    """Windows a second."""
+    """Windows per second."""
     detect: float = bounded(0.0, minimum=0.0)
-    """Clips a second through all detectors."""
+    """Clips per second through all detectors."""
 
     @classmethod
     def parse(cls, text: str) -> "Simulation":

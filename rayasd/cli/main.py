@@ -24,7 +24,7 @@ from rayasd.files import storage_error
 from rayasd.printing import tell
 
 _SOMEWHERE = "the folder that is written to"
-"""In the place of a path, where the system does not say which."""
+"""Takes the place of a path that the system does not name."""
 
 
 class InOrder(click.Group):
@@ -55,7 +55,7 @@ for command in (data, sweep, train, embed, detect, status, stop, dashboard, trac
 
 
 def _interrupt(*_: object) -> None:
-    """Let a signal do what Ctrl-C does: end the units and say that the run can be resumed."""
+    """Let a signal do what Ctrl-C does: end the units and print that the run can be resumed."""
     raise KeyboardInterrupt
 
 

@@ -50,7 +50,7 @@ TEMP_DIR = click.option(
 
 
 def output_format(*formats: str) -> Callable[..., Any]:
-    """Make the option that says in which of these forms a command prints; the first is its default."""
+    """Make the option for the form in which a command prints; the first is its default."""
     return click.option(
         "--format", "form", type=click.Choice(formats), default=formats[0], show_default=True,
         help="Output format.",
@@ -58,7 +58,7 @@ def output_format(*formats: str) -> Callable[..., Any]:
 
 
 def chosen_execution(options: dict[str, Any]) -> Execution:
-    """Take out of a command's options those that say where and how units run."""
+    """Take the options for where and how units run out of a command's options."""
     return Execution(**{field.name: options.pop(field.name) for field in fields(Execution)})
 
 
@@ -84,7 +84,7 @@ execution_options = together(
                  help="Attempts per unit if its worker dies or its code raises."),
     click.option("--hang-after", "hang_seconds", type=click.FloatRange(min=0), default=Execution.hang_seconds,
                  show_default=True,
-                 help="End and retry a unit after so many seconds without a sign of life; 0: never."),
+                 help="End and retry a unit after this many seconds without a sign of life; 0: never."),
     click.option("--grace", type=click.FloatRange(min=1), default=Execution.grace, show_default=True,
                  help="Seconds that units have after SIGUSR1 to save at the end of their epoch."),
     click.option("--retry-failed", is_flag=True, help="Retry units that failed earlier."),
@@ -94,4 +94,4 @@ execution_options = together(
     click.option("--html/--no-html", default=Execution.html, help="Write report.html at the end; default: yes."),
     CACHE,
 )  # fmt: skip
-"""The options that say where and how units run."""
+"""Options for where and how units run."""

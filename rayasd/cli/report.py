@@ -158,7 +158,7 @@ def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html
     for line in sentences:
         console.print(Text(line))
     if html is not None:
-        from rayasd.report.html.comparison import write_comparison
+        from rayasd.report.html.page import write_comparison
 
         console.print(write_comparison(systems, sentences, part, html), highlight=False, soft_wrap=True)
 
@@ -180,12 +180,12 @@ def export() -> None:
 @click.option("--system-label", "label", required=True, metavar="LABEL", help="Lastname_Institute_task2_1")
 @click.option("--entry", help="Entry of the leaderboard: both, both+seeds …; default: the first in rank.")
 @click.option(
-    "--seed", type=int, help="Which of its seeds, where the entry is no ensemble of them; default: the lowest."
+    "--seed", type=int, help="One of the entry's seeds, unless it is an ensemble over them; default: the lowest."
 )
-@click.option("--name", default="Outlier exposure and inlier modelling", show_default=True, help="Of the system.")
-@click.option("--abbreviation", default="rayasd", show_default=True, help="Of the system, at most 10 characters.")
+@click.option("--name", default="Outlier exposure and inlier modelling", show_default=True, help="Name of the system.")
+@click.option("--abbreviation", default="rayasd", show_default=True, help="Short name, at most 10 characters.")
 @click.option("--author", "authors", multiple=True, metavar="LAST,FIRST,EMAIL,INSTITUTE",
-              help="Once an author, the corresponding one first.")  # fmt: skip
+              help="Once per author, the corresponding one first.")  # fmt: skip
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.false_alarm_rate=0.05"
 )

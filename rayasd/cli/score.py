@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 MODEL = click.argument("model", type=PATH, metavar="RUN|FILE")
 choose_model = together(
-    click.option("--entry", help="Of RUN's leaderboard, ensembles too; default: the first in rank."),
-    click.option("--seed", type=int, help="Of an entry that is not over seeds; default: the lowest."),
+    click.option("--entry", help="Entry of RUN's leaderboard, ensembles too; default: the first in rank."),
+    click.option("--seed", type=int, help="Seed of an entry that is not over seeds; default: the lowest."),
     click.option("--detector", help="Default: what the run's report chose."),
     click.option("--pooling", help="Default: what the run's report chose."),
 )
-"""The options that choose an entry of a run's leaderboard."""
+"""Options that choose an entry of a run's leaderboard."""
 
 
 @click.command()
 @MODEL
 @click.argument("words", nargs=-1, metavar="CLIP|FOLDER|-…")
-@click.option("--machine", help="May be left out where there is one alone.")
+@click.option("--machine", help="Machine type; may be left out if there is only one.")
 @choose_model
-@click.option("--section", help="Which product; default (or auto): the nearest by the product head.")
+@click.option("--section", help="Section of the clips; default (or auto): the nearest by the product head.")
 @click.option("--resample", is_flag=True, help="Convert clips of another sample rate.")
-@click.option("--channel", metavar="only|mean|near-far|N", help="Of clips with several; default: as in the run.")
+@click.option("--channel", metavar="only|mean|near-far|N", help="Channel to take; default: as in the run.")
 @click.option("--percentile", type=click.FloatRange(min=0, max=100),
-              help="Of normal training clips, which the threshold is at; default: as in the run.")  # fmt: skip
+              help="Percentile of normal training clips for the threshold; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
 @click.option("-o", "--out", type=FILE, help="File; default: the terminal.")
 @click.option("--watch", is_flag=True,
-              help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C; to --out, they are appended, "
+              help="Then score what arrives in the folders, as JSON lines, until Ctrl-C; to --out, they are appended, "
               "and what is in it is not scored again.")  # fmt: skip
 @click.option("--on-alarm", metavar="COMMAND", help="With --watch: run at an alarm; its input is the clip's JSON line.")
 @click.option("--alarm", metavar="K/N", default="1/1", show_default=True,
@@ -74,7 +74,7 @@ def score(
     if form == "parquet" and out is None:
         raise UserError("--format parquet needs --out FILE")
     if watch and form not in ("table", "jsonl"):
-        raise UserError("--watch writes JSON lines: leave --format away")
+        raise UserError("--watch writes JSON lines: leave --format out")
     if on_alarm is not None and not watch:
         raise UserError("--on-alarm needs --watch")
     smoothing = _smoothing(alarm)
@@ -152,9 +152,9 @@ def _clips(words: Iterable[str]) -> Iterator[str]:
 @click.command()
 @RUN
 @choose_model
-@click.option("--machine", help="One alone; default: all.")
+@click.option("--machine", help="Pack one machine alone; default: all.")
 @click.option("-o", "--out", type=FILE, help="Default MACHINE.rayasd or RUN.rayasd")
-@click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
+@click.option("--licence", default="", help="Licence under which the model may be used; kept in the file.")
 @TRUST
 def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choice: Any) -> None:
     """Make one file of RUN's models of its machines.
@@ -184,11 +184,11 @@ def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choic
 @MODEL
 @click.option("--normal", "folder", type=FOLDER, required=True,
               help="Recordings of the machine in good order, searched with all folders below.")  # fmt: skip
-@click.option("--machine", help="May be left out where there is one alone.")
+@click.option("--machine", help="Machine type; may be left out if there is only one.")
 @choose_model
-@click.option("--section", help="Which product they are of; may be left out where there is one alone.")
+@click.option("--section", help="Section of the clips; may be left out if there is only one.")
 @click.option("--resample", is_flag=True, help="Convert clips of another sample rate; the new model does, too.")
-@click.option("--channel", metavar="only|mean|near-far|N", help="Of clips with several; for the new model, too.")
+@click.option("--channel", metavar="only|mean|near-far|N", help="Channel to take; for the new model, too.")
 @click.option("-o", "--out", type=FILE, required=True, help="File of the new model.")
 @DEVICE
 @TRUST

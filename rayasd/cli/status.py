@@ -181,7 +181,7 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
         quiet = f", silent for {holder['silent']:.0f} s" if holder["silent"] > GONE_SECONDS else ""
         console.print(Text(f"{state['run']}: driven by {printable(who)}{quiet}"), soft_wrap=True)
     for place in state["dashboards"]:
-        console.print(Text(f"dashboard {place['address']}; rayasd dashboard tells how to reach it"), soft_wrap=True)
+        console.print(Text(f"dashboard {place['address']}; rayasd dashboard prints how to reach it"), soft_wrap=True)
     if not state["holders"]:
         console.print(Text(f"{state['run']}: no process works on it"), soft_wrap=True)
     if running := sweep.units(State.RUNNING):

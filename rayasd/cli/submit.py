@@ -1,4 +1,4 @@
-"""``rayasd submit``: a rayasd command as a job of a standing Ray cluster."""
+"""``rayasd submit``: a rayasd command as a job of a running Ray cluster."""
 
 import shlex
 from datetime import datetime
@@ -30,7 +30,7 @@ def submit(
     context: click.Context, command: tuple[str, ...], address: str, token_file: Path | None, job_id: str | None,
     python: str, no_wait: bool, follow: str | None, stop: str | None, list_jobs: bool, folder: Path,
 ) -> None:  # fmt: skip
-    """Run a COMMAND of rayasd as a job of a standing Ray cluster.
+    """Run a COMMAND of rayasd as a job of a running Ray cluster.
 
     Or follow, stop or list jobs. Only the command line is sent: rayasd must be installed on every node, and
     every node must see the same folders. The exit code is the job's; Ctrl-C leaves the job running.

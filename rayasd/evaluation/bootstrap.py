@@ -121,7 +121,7 @@ class Comparison:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval of the lead leaves out zero, and as many draws have this leader as that says."""
+        """Whether the interval of the lead leaves out zero, and the share of draws with this leader agrees."""
         first, enough = self.share - self.ties / 2, (1 + CONFIDENCE) / 2
         return (self.low > 0 and first >= enough) or (self.high < 0 and 1 - first - self.ties >= enough)
 

@@ -169,7 +169,7 @@ def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
     """Add decisions and what they are worth to the selected cells that are ok and have an AUC."""
-    from sklearn.metrics import precision_recall_fscore_support  # likewise
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import
 
     rows = cells.to_pylist()
     files = by_name(scored)

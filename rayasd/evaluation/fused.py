@@ -63,7 +63,7 @@ def _kind(of_members: set[str]) -> str:
 
 
 def evaluated(tree: Tree, scores: Mapping[Leaf, SectionScores]) -> SectionScores:
-    """Fuse scores as a tree says; those of its leaves are given."""
+    """Fuse the scores of a tree's leaves."""
     if isinstance(tree, Leaf):
         return scores[tree]
     return fused([evaluated(member, scores) for member in tree.members], tree.method)

@@ -1,7 +1,7 @@
 """The leaderboard: entries ranked by the sections that did not choose them, and every system behind them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,7 +46,7 @@ class Standing:
     rank: int | None = None
     """Rank of an entry; None for all other systems."""
     oracle: bool = False
-    """The best of all systems on the very sections that rank: what better choosing could give, never ranked."""
+    """The best of all systems on the very sections that rank: the limit of better choosing, never ranked."""
     development: float | None
     """Official score on the sections that choose, mean over seeds."""
     development_std: float | None
@@ -66,7 +66,7 @@ class Standing:
     machines: dict[str, float | None]
     """Harmonic mean of AUC per machine type, mean over seeds."""
     decided: Decided
-    """What the decisions in the cells that rank came to; of entries alone, like precision and F1."""
+    """False alarms and recall in the cells that rank; for entries alone, like precision and F1."""
     precision: float | None
     """Arithmetic mean over the cells that rank and have decisions, and seeds, like the next."""
     f1: float | None
@@ -95,9 +95,9 @@ class Leaderboard:
     chosen: bool
     """Whether there were labelled sections to choose on."""
     criterion: str = "official"
-    """What chose: the official score or the mean AUC."""
+    """Criterion of the choice: the official score or the mean AUC."""
     promise: str = ""
-    """What the thresholds promise about false alarms."""
+    """Promise of the thresholds about false alarms."""
     controls: tuple[str, ...] = ()
     """Variants of which nothing is trained."""
     source_only: tuple[str, ...] = ()
@@ -108,7 +108,12 @@ class Leaderboard:
     @property
     def part(self) -> str:
         """Part whose score ranks, a standing's field; leave-one-section-out, held-out scores are in ``evaluation``."""
-        return _ranking_part(self.ranked_on)
+        return "development" if self.ranked_on == "development" else "evaluation"
+
+    @property
+    def where(self) -> str:
+        """Name of the cells that rank."""
+        return "held-out" if self.ranked_on == LEAVE_ONE_OUT else self.ranked_on
 
     @property
     def ranked(self) -> list[Standing]:
@@ -151,16 +156,8 @@ def rank(
     for row in all_rows:
         systems.setdefault(system_of(row), []).append(row)
 
-    def in_rank(row: CellRow) -> bool:
-        return held_out or row["part"] == ranked_on
-
     def standing(rows: Sequence[CellRow], number: int, variant: str | None = None) -> Standing:
-        if held_out:  # an entry is chosen section by section: what chose it is no score of its own
-            chooses, reports = (lambda row: variant is None), (lambda row: variant is not None)
-        else:
-            chooses, reports = (lambda row: row["part"] == "development"), (lambda row: row["part"] == "evaluation")
-        found = _standing(rows, number, evaluation.rule_year, machines, chooses, reports, in_rank, variant)
-        return found if variant is not None else replace(found, decided=Decided.of([]), precision=None, f1=None)
+        return _standing(rows, number, variant, evaluation.rule_year, machines, ranked_on)
 
     def count(entry: str, rows: Sequence[CellRow]) -> int:
         if entry in expected:
@@ -171,7 +168,7 @@ def rank(
 
     of_entry = {name: [all_rows[i] for i in places] for name, places in entries.items()}
     ranked = [standing(rows, count(name, rows), name) for name, rows in of_entry.items()]
-    score = _ranking_part(ranked_on)
+    score = "development" if ranked_on == "development" else "evaluation"
     ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
     ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
@@ -200,10 +197,6 @@ def _unlabelled(cells: pa.Table) -> tuple[str, ...]:
     return tuple(f"{counted(count, 'cell')}: {reason}" for reason, count in reasons.most_common())
 
 
-def _ranking_part(ranked_on: str) -> str:
-    return "development" if ranked_on == "development" else "evaluation"
-
-
 def _with_oracle(board: Leaderboard) -> Leaderboard:
     if board.ranked_on == "development":  # the best there is the chosen one
         return board
@@ -216,15 +209,20 @@ def _with_oracle(board: Leaderboard) -> Leaderboard:
 
 
 def _standing(
-    rows: Sequence[CellRow], expected: int, year: int, machines: Sequence[str], chooses: Callable[[CellRow], bool],
-    reports: Callable[[CellRow], bool], in_rank: Callable[[CellRow], bool], variant: str | None,
-) -> Standing:  # fmt: skip
+    rows: Sequence[CellRow], expected: int, variant: str | None, year: int, machines: Sequence[str], ranked_on: str
+) -> Standing:
+    """Sum up the cells of a system, or of an entry, whose ``variant`` is given."""
+    if ranked_on == LEAVE_ONE_OUT:  # an entry is chosen section by section: what chose it is no score of its own
+        choosing, reported = ([], rows) if variant is not None else (rows, [])
+    else:
+        choosing, reported = ([row for row in rows if row["part"] == p] for p in ("development", "evaluation"))
     all_ok = [row for row in rows if row["status"] == "ok"]
-    ok = [row for row in all_ok if in_rank(row)]
+    ok = [row for row in all_ok if ranked_on in (LEAVE_ONE_OUT, row["part"])]
+    decided = [] if variant is None else ok
     systems = list(dict.fromkeys(map(system_of, rows)))
     one = systems[0] if len(systems) == 1 else None
-    development, development_std = _over_seeds(filter(chooses, rows), year)
-    evaluation, evaluation_std = _over_seeds(filter(reports, rows), year)
+    development, development_std = _over_seeds(choosing, year)
+    evaluation, evaluation_std = _over_seeds(reported, year)
     return Standing(
         variant=variant or systems[0].variant,
         checkpoint=one.checkpoint if one else None,
@@ -240,9 +238,9 @@ def _standing(
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},
-        decided=Decided.of(ok),
-        precision=_mean(ok, "precision"),
-        f1=_mean(ok, "f1"),
+        decided=Decided.of(decided),
+        precision=_mean(decided, "precision"),
+        f1=_mean(decided, "f1"),
         auc_all=_mean(all_ok, "auc"),
         cells_ok=len(all_ok),
         cells_expected=expected,

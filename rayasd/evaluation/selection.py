@@ -23,7 +23,7 @@ EntryCells = dict[str, list[int]]
 
 
 def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, EntryCells]:
-    """Choose a system for each variant, and say which cells count for it.
+    """Choose a system for each variant, and mark the cells that count for it.
 
     By development sections: the system with the best official score there, averaged over seeds, counts everywhere.
     Leave-one-section-out: in each section, the system that is best on all other sections counts (with one section, in

@@ -136,10 +136,10 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
     """Rank the entries of several runs, among published systems where all runs are on the benchmark's data.
 
     Returns rows with system, score, deviation, source_auc, target_auc and from, best first; the year; what the sections
-    are called; and lines that say why published systems are left out. Raises UserError: the runs are scored by
+    are called; and the reasons why published systems are left out. Raises UserError: the runs are scored by
     different rules.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     rules, reasons = [], []
     for run in runs:
         report = RunReport.of(run)
@@ -148,17 +148,16 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
             each = Contestant.of(report, entry, part)
             seeds = counted(entry["num_seeds"], "seed") if entry["num_seeds"] else "all seeds"
             origin = f"{report.store.paths.root.name}, {seeds}, {each.coverage}"
-            rows.append(_row(each.system, entry[part], origin, entry[f"{part}_std"], *each.domain_aucs))
+            rows.append((each.system, entry[part], entry[f"{part}_std"], *each.domain_aucs, origin))
         if (why_not := report.why_not_published(part)) is not None:
             reasons.append(f"{run}: published systems are left out: {why_not}")
     year, where = _common_rules(rules, part)
     if not reasons:
-        rows += [
-            _row(each.name, each.score, f"published: {each.source}")
-            for each in published_systems(part, rules[0].rule_year)
-        ]
-    rows.sort(key=lambda row: -(row["score"] or 0.0))
-    return rows, year, where, reasons
+        published = published_systems(part, year)
+        rows += [(each.name, each.score, None, None, None, f"published: {each.source}") for each in published]
+    rows.sort(key=lambda row: -(row[1] or 0.0))
+    names = ("system", "score", "deviation", "source_auc", "target_auc", "from")
+    return [dict(zip(names, row, strict=True)) for row in rows], year, where, reasons
 
 
 def ranking_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -169,12 +168,6 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
         for i, row in enumerate(rows, 1)
     ]  # fmt: skip
     return ["#", "system", "score", "source AUC", "target AUC", "from"], lines
-
-
-def _row(system: str, score: float | None, origin: str, *figures: float | None) -> dict[str, Any]:
-    names = ("deviation", "source_auc", "target_auc")
-    return {"system": system, "score": score, **dict.fromkeys(names), **dict(zip(names, figures, strict=False)),
-            "from": origin}  # fmt: skip
 
 
 def _of_common_seeds(first: Contestant, second: Contestant) -> tuple[tuple[Contestant, Contestant], str]:

@@ -28,7 +28,7 @@ from rayasd.evaluation.bootstrap import (
 )
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
-from rayasd.evaluation.ensembles import PathOf, fuse_ensembles, write_ensemble
+from rayasd.evaluation.ensembles import fuse_ensembles, write_ensemble
 from rayasd.evaluation.leaderboard import CELLS, Interval, Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import EntryCells, select
@@ -61,17 +61,15 @@ def compute_results(
     catalog: pa.Table,
     evaluation: EvaluationConfig,
     planned: Mapping[str, Sequence[str]],
-    place: PathOf,
 ) -> Results:
     """Compute ensembles, cells and leaderboard from all finished scores; writes nothing.
 
-    ``planned``: for each variant, the machine of every detect unit in the plan (once per seed); ``place``: where an
-    ensemble's scores go if they are written.
+    ``planned``: for each variant, the machine of every detect unit in the plan (once per seed).
 
     Raises UserError: a file is damaged, or the data hold no test clips.
     """
     labels = labels_of(catalog)
-    everything = [*scored, *fuse_ensembles(scored, labels, evaluation, place)]
+    everything = [*scored, *fuse_ensembles(scored, labels, evaluation)]
     if pc.all(pc.not_equal(catalog["split"], "test")).as_py():
         raise UserError("nothing to report: the data hold no test clips; rayasd score and pack work all the same")
     cells, entries = select(score_cells(everything, labels, evaluation), evaluation)
@@ -96,9 +94,10 @@ def write_results(
     makes the results doubtful; ``variants``: what each changes; those that differ in one number give a curve.
     """
     for entry in results.ensembles:
-        write_ensemble(entry)
+        write_ensemble(entry, paths.ensemble(entry.variant, entry.machine, entry.seed))
+    current = {f"variant={entry.variant}" for entry in results.ensembles}
     for folder in paths.root.glob("ensembles/variant=*"):
-        if not any(folder in entry.path.parents for entry in results.ensembles):
+        if folder.name not in current:
             shutil.rmtree(folder)  # of an earlier report by other rules
     leaderboard = results.leaderboard
     _write_parquet(results.cells, paths.cells, provenance)
@@ -109,7 +108,7 @@ def write_results(
     for curve in curves:
         write_drawing(paths.plot(f"{curve.name}-{curve.setting}"), curve_chart(curve, leaderboard))
     write_text(paths.leaderboard("md"), _markdown(leaderboard, curves, alerts, provenance))
-    # last: its metadata tell that the others are complete
+    # last: its metadata prove that the others are complete
     _write_parquet(table, paths.leaderboard("parquet"), {**provenance, CELLS: file_digest(paths.cells)})
 
 

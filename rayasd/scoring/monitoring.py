@@ -25,7 +25,7 @@ class Monitor:
         """Prepare.
 
         ``alarm``: (K, N): an anomalous clip raises an alarm when it is the K-th of the last N clips, or a later one.
-        ``drift``: how many clips are compared with normal ones, each time so many have come.
+        ``drift``: number of clips of one comparison with normal ones.
         """
         self._sections, self._needed, self._drift = sections, alarm[0], drift
         self._anomalous = {name: deque[bool](maxlen=alarm[1]) for name in sections}

@@ -34,7 +34,7 @@ TRAINING = pa.schema(
 
 
 def training_table(section: str, leaf: int, *facts: Any) -> pa.Table:
-    """Write a leaf's training scores as ``TRAINING`` says: ``facts`` are its columns from the clips on."""
+    """Lay out a leaf's training scores as ``TRAINING``: ``facts`` are its columns from the clips on."""
     count = len(facts[0])
     columns = [[section] * count, [leaf] * count, *facts]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)
@@ -63,7 +63,7 @@ class Embedder:
         return self.classes if "product_logits" in self.bank.column_names else ()
 
     def extractor(self, epochs: int) -> Network | Control:
-        """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
+        """Make the network with the weights after these epochs, or the control; on the CPU, in evaluation mode."""
         with unpacked(self.config, self.files) as config:
             if not self.weights:
                 return Control(config).eval()
@@ -85,21 +85,21 @@ class Parts:
 
     machine: str
     entry: str
-    """Of the run's leaderboard."""
+    """Entry of the run's leaderboard."""
     clip_seconds: float
     """Length of a training clip."""
     embedders: Mapping[Origin, Embedder]
     trees: Mapping[str, Tree]
-    """What scores each section, of single detectors."""
+    """Systems that score each section, of single detectors."""
     training: pa.Table
-    """Scores of normal clips by detectors that had not seen them, as ``TRAINING`` says."""
+    """Scores of normal clips by detectors that had not seen them, laid out as ``TRAINING``."""
     provenance: Mapping[str, Any]
     others: Mapping[str, Calibration] = field(default_factory=dict)
     """Where sections have systems of their own: the other sections' normal clips by each section's."""
 
     @cached_property
     def leaves(self) -> dict[str, list[Leaf]]:
-        """What scores each section in the end."""
+        """Single systems that score each section."""
         return {section: leaves(tree) for section, tree in self.trees.items()}
 
     @property
@@ -112,7 +112,7 @@ class Parts:
 
     @cached_property
     def normal(self) -> dict[str, SectionScores]:
-        """What each section's tree makes of its normal clips, which all sections' thresholds may need."""
+        """Scores of each section's normal clips by its tree, which all sections' thresholds may need."""
         return {section: evaluated(tree, self.training_of(section)) for section, tree in self.trees.items()}
 
     def training_of(self, section: str) -> dict[Leaf, SectionScores]:

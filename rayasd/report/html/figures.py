@@ -52,7 +52,7 @@ def _square(title: str, x: str, y: str, curves: Sequence[ChartCurve], shaded: fl
 
 
 def histogram(result: SectionResult) -> Markup:
-    """Draw the scores of a section's test clips, a panel a domain, by label, with the threshold of decisions."""
+    """Draw the scores of a section's test clips, one panel per domain, by label, with the threshold of decisions."""
     scores = result.scores.scores
     finite = scores[np.isfinite(scores)]
     low, high = _bulk(finite)
@@ -105,7 +105,7 @@ def training_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
 
 
 def embedding_map(found: EmbeddingMap) -> Markup:
-    """Draw a point a clip: dots for normal clips, crosses for anomalous, squares for unknown; coloured by classes."""
+    """Draw one point per clip: a dot if normal, a cross if anomalous, a square if unknown; coloured by classes."""
     x, y = found.places.T
     plane = PlotArea(6, 6, 268, 228, _range(x), _range(y))
     pixels = plane.points(x, y)

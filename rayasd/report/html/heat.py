@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd.report.colours import heat_colours
-from rayasd.report.tables import PARTS, percent
+from rayasd.report.tables import PARTS, heat_colours, percent
 
 CellColumn = tuple[str, str, str]
 """part, section, domain"""

@@ -89,7 +89,7 @@ def sound(samples: NDArray[np.int16], sample_rate: int) -> str:
 
 
 def read_clip(root: Path, clip: dict[str, Any], config: Config) -> NDArray[np.int16] | str:
-    """Read the beginning of a clip (a row of the catalog), or say why it cannot be had."""
+    """Read the beginning of a clip (a row of the catalog), or return why it cannot be read."""
     path, file = root / clip["clip"], uncut(root / clip["clip"])[0]
     if not file.is_file():
         return "its file is gone"
