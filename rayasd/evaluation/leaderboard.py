@@ -233,15 +233,15 @@ def _standing(
         development_std=development_std,
         evaluation=evaluation,
         evaluation_std=evaluation_std,
-        auc=_mean(ok, "auc"),
-        pauc=_mean(ok, "pauc"),
+        auc=mean_of(ok, "auc"),
+        pauc=mean_of(ok, "pauc"),
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},
         decided=Decided.of(decided),
-        precision=_mean(decided, "precision"),
-        f1=_mean(decided, "f1"),
-        auc_all=_mean(all_ok, "auc"),
+        precision=mean_of(decided, "precision"),
+        f1=mean_of(decided, "f1"),
+        auc_all=mean_of(all_ok, "auc"),
         cells_ok=len(all_ok),
         cells_expected=expected,
         cells_unlabelled=sum(row["status"] == "unlabelled" for row in rows),
@@ -254,7 +254,8 @@ def _over_seeds(rows: Iterable[CellRow], year: int) -> tuple[float | None, float
     return float(np.mean(scores)) if scores else None, float(np.std(scores, ddof=1)) if len(scores) > 1 else None
 
 
-def _mean(rows: Iterable[CellRow], name: str) -> float | None:
+def mean_of(rows: Iterable[CellRow], name: str) -> float | None:
+    """Compute the mean of a column over the cells that have it; None where none has."""
     values = [row[name] for row in rows if row[name] is not None]
     return float(np.mean(values)) if values else None
 

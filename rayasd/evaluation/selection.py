@@ -115,11 +115,9 @@ def _chosen(rows: Sequence[CellRow], places: Sequence[int], evaluation: Evaluati
 
 
 def _best(
-    rows: Sequence[CellRow],
-    systems: Mapping[System, Sequence[int]],
-    chooses: Callable[[CellRow], bool],
+    rows: Sequence[CellRow], systems: Mapping[System, Sequence[int]], chooses: Callable[[CellRow], bool],
     evaluation: EvaluationConfig,
-) -> System:
+) -> System:  # fmt: skip
     def quality(system: System) -> tuple[float, float]:
         of_system = [rows[place] for place in systems[system]]
         seeds = _values(row for row in of_system if chooses(row)).values()

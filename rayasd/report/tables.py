@@ -18,18 +18,9 @@ from rayasd.inlier.scores_file import TRAINED_ON
 INTERVAL = "95 % interval"
 PARTS = {"development": "dev", "evaluation": "eval"}
 WORDS = {
-    "attribute",
-    "entry",
-    "system",
-    "detector",
-    "pooling",
-    "calibration",
-    "machine",
-    "worst machine",
-    "domain",
-    "note",
+    "attribute", "entry", "system", "detector", "pooling", "calibration", "machine", "worst machine", "domain", "note",
     "from",
-}
+}  # fmt: skip
 """Titles of columns that hold words; all others hold numbers."""
 _SHOWN = 3  # reasons, or names in a sentence
 _LOW, _MIDDLE, _HIGH = np.array([178, 76, 0]), np.array([245, 243, 238]), np.array([0, 84, 147])

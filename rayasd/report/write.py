@@ -18,14 +18,8 @@ from numpy.typing import NDArray
 from rayasd.config import EvaluationConfig
 from rayasd.ensemble_names import parse_entry
 from rayasd.errors import UserError
-from rayasd.evaluation.bootstrap import (
-    MetricReplicates,
-    interval,
-    mean_replicates,
-    metric_replicates,
-    official_replicates,
-    undrawn,
-)
+from rayasd.evaluation import bootstrap
+from rayasd.evaluation.bootstrap import MetricReplicates
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
 from rayasd.evaluation.ensembles import fuse_ensembles, write_ensemble
@@ -57,10 +51,7 @@ class Results:
 
 
 def compute_results(
-    scored: Sequence[Scored],
-    catalog: pa.Table,
-    evaluation: EvaluationConfig,
-    planned: Mapping[str, Sequence[str]],
+    scored: Sequence[Scored], catalog: pa.Table, evaluation: EvaluationConfig, planned: Mapping[str, Sequence[str]]
 ) -> Results:
     """Compute ensembles, cells and leaderboard from all finished scores; writes nothing.
 
@@ -82,12 +73,9 @@ def compute_results(
 
 
 def write_results(
-    paths: RunDirectory,
-    results: Results,
-    provenance: Mapping[str, Any],
-    alerts: Sequence[str] = (),
+    paths: RunDirectory, results: Results, provenance: Mapping[str, Any], alerts: Sequence[str] = (),
     variants: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write ensembles, cells.parquet and leaderboard.parquet, .csv and .md, in the place of those of an earlier report.
 
     ``provenance`` (run, revision, command, data, synthetic) goes into every file; ``alerts``: sentences about what
@@ -143,16 +131,16 @@ def _with_intervals(
     of_entry = cell_scores(scored, labels, rows, leaderboard.year)
     if not of_entry or not all(of_cell.is_drawable for of_cell in of_entry.values()):
         return standing
-    drawn, whole = metric_replicates(of_entry), undrawn(of_entry)
+    drawn, whole = bootstrap.metric_replicates(of_entry), bootstrap.undrawn(of_entry)
 
     def around(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Interval:
-        return interval(measure(drawn), float(measure(whole)[0]))
+        return bootstrap.interval(measure(drawn), float(measure(whole)[0]))
 
     return replace(
         standing,
-        interval=around(lambda metrics: official_replicates(metrics, leaderboard.year)),
-        auc_interval=around(lambda metrics: mean_replicates(metrics, "auc")),
-        pauc_interval=around(lambda metrics: mean_replicates(metrics, "pauc")),
+        interval=around(lambda metrics: bootstrap.official_replicates(metrics, leaderboard.year)),
+        auc_interval=around(lambda metrics: bootstrap.mean_replicates(metrics, "auc")),
+        pauc_interval=around(lambda metrics: bootstrap.mean_replicates(metrics, "pauc")),
     )
 
 

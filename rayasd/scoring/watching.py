@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
                 monitor.alarm(score), monitor.drift(score)
         say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
         arrivals = Arrivals(folders, done, say, signals=model.reads_signals)
-        _go_on(model, arrivals, monitor, rules, journal.append if journal else _print)
+        _go_on(model, arrivals, monitor, rules, journal.append if journal else partial(tell, nl=False))
 
 
 def _go_on(
@@ -139,10 +140,6 @@ def _unchanged(path: Path, stamp: Stamp) -> bool:
         return stamp_of(path) == stamp
     except OSError:
         return False
-
-
-def _print(text: str) -> None:
-    tell(text, nl=False)
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rayasd.errors import UserError
-from rayasd.evaluation.leaderboard import Standing
+from rayasd.evaluation.leaderboard import Standing, mean_of
 from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.files import read_record
@@ -131,12 +131,11 @@ def _why_worst(report: RunReport, best: Standing) -> list[str]:
     if not known:
         return []
     machine, ranked_on = min(known, key=known.__getitem__), report.results.leaderboard.ranked_on
-    cells = {
-        column: [cell["auc"] for cell in rows if cell["auc"] is not None]
+    means = {
+        column: auc
         for column, rows in cell_groups(report.results.cells, best.variant, machine).items()
-        if column[0] == ranked_on or ranked_on == LEAVE_ONE_OUT
+        if ranked_on in (column[0], LEAVE_ONE_OUT) and (auc := mean_of(rows, "auc")) is not None
     }
-    means = {column: float(np.mean(aucs)) for column, aucs in cells.items() if aucs}
     part, section, domain = lowest = min(means, key=means.__getitem__)
     words = [f"Worst machine: {machine}, AUC {percent(known[machine])}"]
     words.append(f"lowest in {part} section {section}, {domain} ({percent(means[lowest])})")
