@@ -31,15 +31,10 @@ class CellScores:
     """(seeds, clips), higher is more anomalous."""
     domains: NDArray[np.object_]
     """(clips,)"""
-    groups: NDArray[np.object_] = None  # type: ignore[assignment]
-    """Group of each clip, (clips,); a clip without a group is its own; default: none has one."""
+    groups: NDArray[np.object_]
+    """Group of each clip, (clips,); a clip without a group is its own."""
     metrics: tuple[str, ...] = ("auc", "pauc")
     """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
-
-    def __post_init__(self) -> None:
-        """Take every clip for a group of its own where no groups are given."""
-        if self.groups is None:
-            object.__setattr__(self, "groups", np.array(self.clips, dtype=object))
 
     @property
     def strata(self) -> dict[tuple[str, bool], Indices]:

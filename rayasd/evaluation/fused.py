@@ -19,7 +19,8 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     or not at all. A clip that members have seen is scored by all of them, and marked so.
     """
     first, tree = members[0], Fusion(method, tuple(member.tree for member in members if member.tree is not None))
-    fewest = len(members) if len({_variants(member) for member in tree.members}) > 1 else 1
+    variants = {frozenset(leaf.variant for leaf in leaves(member)) for member in tree.members}
+    fewest = len(members) if len(variants) > 1 else 1
     normalise, by_others, combine = FUSIONS[method]
     reason = next((member.reason for member in members if member.failed), None)
     scores, of_clip = [], dict[str, list[tuple[float, str]]]()
@@ -52,10 +53,6 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
         np.array([combine(np.array([[score] for score, _ in of]))[0] for of in judged.values()], np.float64),
         np.array([facts[clip] for clip in judged], dtype=object), np.array(kinds, dtype=object), tree,
     )  # fmt: skip
-
-
-def _variants(tree: Tree) -> frozenset[str]:
-    return frozenset(leaf.variant for leaf in leaves(tree))
 
 
 def _kind(of_members: set[str]) -> str:

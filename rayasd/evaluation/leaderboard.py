@@ -174,7 +174,10 @@ def rank(
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
     others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
     others.sort(key=lambda s: (not s.complete, -(s.development or -1.0), s.variant, s.detector))
-    chosen = _could_choose(all_rows) if held_out else "development" in parts
+    chosen = "development" in parts
+    if held_out:  # whether each section, or machine, that is left out has labelled cells of others to be chosen on
+        name = left_out(row["section"] for row in all_rows)
+        chosen = len({row[name] for row in all_rows if row["status"] == "ok"}) > 1
     promise = f"at most {100 * evaluation.false_alarm_rate:g} % promised"
     if evaluation.threshold != "conformal":
         promise = f"{100 * evaluation.false_alarm_rate:g} % wanted but not promised (evaluation.threshold)"
@@ -183,12 +186,6 @@ def rank(
         unlabelled=_unlabelled(cells),
     )  # fmt: skip
     return _with_oracle(board)
-
-
-def _could_choose(rows: Sequence[CellRow]) -> bool:
-    """Whether each section, or machine, that is left out has labelled cells of others to be chosen on."""
-    name = left_out(row["section"] for row in rows)
-    return len({row[name] for row in rows if row["status"] == "ok"}) > 1
 
 
 def _unlabelled(cells: pa.Table) -> tuple[str, ...]:
