@@ -23,8 +23,7 @@ from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, User
 from rayasd.files import storage_error
 from rayasd.printing import tell
 
-_SOMEWHERE = "the folder that is written to"
-"""Takes the place of a path that the system does not name."""
+_SOMEWHERE = "the folder that is written to"  # takes the place of a path that the system does not name
 
 
 class InOrder(click.Group):

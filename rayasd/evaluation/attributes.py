@@ -20,10 +20,8 @@ class OfValue(NamedTuple):
     value: str
     num_normal: int
     num_anomaly: int
-    auc: float
-    """Mean over sections, weighted by their anomalous clips, and over seeds; fraction of 1."""
-    of_all_normal: bool
-    """No normal clip has the value, as of a kind of fault: all of the section are taken."""
+    auc: float  # mean over sections, weighted by their anomalous clips, and over seeds; fraction of 1
+    of_all_normal: bool  # no normal clip has the value, as of a kind of fault: all of the section are taken
 
 
 def aucs_by_attribute(

@@ -15,26 +15,19 @@ from rayasd.randomness import generator
 NUM_REPLICATES = 1000
 CONFIDENCE = 0.95
 
-Cell = tuple[str, str, str]
-"""machine, section, domain"""
+Cell = tuple[str, str, str]  # machine, section, domain
 
 
 @dataclass(frozen=True)
 class CellScores:
     """Scores of one system in one cell."""
 
-    clips: tuple[str, ...]
-    """Sorted."""
-    anomalous: NDArray[np.bool_]
-    """(clips,)"""
-    scores: NDArray[np.float64]
-    """(seeds, clips), higher is more anomalous."""
-    domains: NDArray[np.object_]
-    """(clips,)"""
-    groups: NDArray[np.object_]
-    """Group of each clip, (clips,); a clip without a group is its own."""
-    metrics: tuple[str, ...] = ("auc", "pauc")
-    """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
+    clips: tuple[str, ...]  # sorted
+    anomalous: NDArray[np.bool_]  # (clips,)
+    scores: NDArray[np.float64]  # (seeds, clips), higher is more anomalous
+    domains: NDArray[np.object_]  # (clips,)
+    groups: NDArray[np.object_]  # group of each clip, (clips,); a clip without a group is its own
+    metrics: tuple[str, ...] = ("auc", "pauc")  # metrics that the year's score takes from this cell: AUC, pAUC or both
 
     @property
     def strata(self) -> dict[tuple[str, bool], Indices]:
@@ -54,10 +47,8 @@ class CellScores:
         return replace(seeds[0], scores=np.concatenate([seed.scores for seed in seeds]))
 
 
-Replicates = NDArray[np.float64]
-"""(seeds, replicates)"""
-MetricReplicates = Mapping[Cell, Mapping[str, Replicates]]
-"""One value for each metric of each cell."""
+Replicates = NDArray[np.float64]  # (seeds, replicates)
+MetricReplicates = Mapping[Cell, Mapping[str, Replicates]]  # one value for each metric of each cell
 
 
 def metric_replicates(
@@ -98,16 +89,12 @@ def mean_replicates(metrics: MetricReplicates, name: str) -> NDArray[np.float64]
 class Comparison:
     """One system against another on the same clips."""
 
-    first: float
-    """Its score, mean over seeds."""
+    first: float  # its score, mean over seeds
     second: float
-    low: float
-    """95 % interval of the first's lead."""
+    low: float  # 95 % interval of the first's lead
     high: float
-    share: float
-    """Share of the draws in which the first leads; ties count half."""
-    ties: float = 0.0
-    """Share of the draws in which both have the same score."""
+    share: float  # share of the draws in which the first leads; ties count half
+    ties: float = 0.0  # share of the draws in which both have the same score
 
     @property
     def lead(self) -> float:

@@ -45,8 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-Labels = Mapping[str, int | None]
-"""Label of each clip: 0 normal, 1 anomalous, None unknown."""
+Labels = Mapping[str, int | None]  # label of each clip: 0 normal, 1 anomalous, None unknown
 
 
 def labels_of(catalog: pa.Table) -> Labels:

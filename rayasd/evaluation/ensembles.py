@@ -27,8 +27,7 @@ from rayasd.inlier.scores_file import SCHEMA, TRAINED_ON
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
-FUSED = "fused"
-"""Detector of an ensemble over detectors."""
+FUSED = "fused"  # detector of an ensemble over detectors
 
 
 def fuse_ensembles(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> list[Scored]:
@@ -150,17 +149,14 @@ def _can_be_scaled(scores: SectionScores) -> bool:
     return not scores.failed and len(scores.training) > 1 and bool(np.ptp(scores.training) > 0)
 
 
-Where = tuple[str, str]
-"""machine, section"""
+Where = tuple[str, str]  # machine, section
 
 
 class _ChoosingCell(NamedTuple):
     where: Where
     metric: str
-    anomalous: NDArray[np.bool_]
-    """Which of the cell's clips are anomalous."""
-    members: NDArray[np.bool_]
-    """Which of the section's clips are in the cell."""
+    anomalous: NDArray[np.bool_]  # which of the cell's clips are anomalous
+    members: NDArray[np.bool_]  # which of the section's clips are in the cell
 
 
 def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_ChoosingCell]:

@@ -18,8 +18,7 @@ from rayasd.files import digest
 from rayasd.nested import differing
 from rayasd.wording import counted
 
-PER_SECTION = "per section"
-"""Detector of an entry whose sections have systems of their own."""
+PER_SECTION = "per section"  # detector of an entry whose sections have systems of their own
 
 RULES, CELLS = "rules", "cells"
 """Keys of leaderboard.parquet's metadata: the digest of its rules, and the sha256 of cells.parquet."""
@@ -37,44 +36,32 @@ class Standing:
     """One system over all its seeds, or an entry of several. Scores are fractions of 1; None where there are none."""
 
     variant: str
-    checkpoint: int | None
-    """Epochs trained; None: chosen per section."""
+    checkpoint: int | None  # epochs trained; None: chosen per section
     detector: str
     pooling: str
-    num_seeds: int
-    """0: an ensemble over seeds."""
-    rank: int | None = None
-    """Rank of an entry; None for all other systems."""
+    num_seeds: int  # 0: an ensemble over seeds
+    rank: int | None = None  # rank of an entry; None for all other systems
     oracle: bool = False
     """The best of all systems on the very sections that rank: the limit of better choosing, never ranked."""
-    development: float | None
-    """Official score on the sections that choose, mean over seeds."""
+    development: float | None  # official score on the sections that choose, mean over seeds
     development_std: float | None
-    evaluation: float | None
-    """The same on the sections that rank."""
+    evaluation: float | None  # the same on the sections that rank
     evaluation_std: float | None
     interval: Interval | None = None
     """95 % bootstrap interval of the score that ranks, over test clips; for ranked and complete entries."""
-    auc: float | None
-    """Arithmetic mean over the cells that rank, and seeds; like the next."""
+    auc: float | None  # arithmetic mean over the cells that rank, and seeds; like the next
     auc_interval: Interval | None = None
     pauc: float | None
     pauc_interval: Interval | None = None
-    source_auc: float | None
-    """Harmonic mean over source-domain cells that rank, mean over seeds."""
+    source_auc: float | None  # harmonic mean over source-domain cells that rank, mean over seeds
     target_auc: float | None
-    machines: dict[str, float | None]
-    """Harmonic mean of AUC per machine type, mean over seeds."""
-    decided: Decided
-    """False alarms and recall in the cells that rank; for entries alone, like precision and F1."""
-    precision: float | None
-    """Arithmetic mean over the cells that rank and have decisions, and seeds, like the next."""
+    machines: dict[str, float | None]  # harmonic mean of AUC per machine type, mean over seeds
+    decided: Decided  # false alarms and recall in the cells that rank; for entries alone, like precision and F1
+    precision: float | None  # arithmetic mean over the cells that rank and have decisions, and seeds, like the next
     f1: float | None
-    auc_all: float | None
-    """Arithmetic mean over all cells, development and evaluation."""
+    auc_all: float | None  # arithmetic mean over all cells, development and evaluation
     cells_ok: int
-    cells_expected: int
-    """Cells that the plan makes, over all seeds, labelled ones only."""
+    cells_expected: int  # cells that the plan makes, over all seeds, labelled ones only
     cells_unlabelled: int
 
     @property
@@ -88,22 +75,15 @@ class Leaderboard:
     """Ranked entries first, then all systems by development score."""
 
     standings: tuple[Standing, ...]
-    year: int
-    """DCASE year whose rule the official scores follow."""
-    ranked_on: str
-    """evaluation; development, where no evaluation section has labels; or leave-one-section-out."""
-    chosen: bool
-    """Whether there were labelled sections to choose on."""
-    criterion: str = "official"
-    """Criterion of the choice: the official score or the mean AUC."""
-    promise: str = ""
-    """Promise of the thresholds about false alarms."""
-    controls: tuple[str, ...] = ()
-    """Variants of which nothing is trained."""
+    year: int  # DCASE year whose rule the official scores follow
+    ranked_on: str  # evaluation; development, where no evaluation section has labels; or leave-one-section-out
+    chosen: bool  # whether there were labelled sections to choose on
+    criterion: str = "official"  # criterion of the choice: the official score or the mean AUC
+    promise: str = ""  # promise of the thresholds about false alarms
+    controls: tuple[str, ...] = ()  # variants of which nothing is trained
     source_only: tuple[str, ...] = ()
     """Variants whose detectors are fitted to no target-domain clip, though there are some to train on."""
-    unlabelled: tuple[str, ...] = ()
-    """Why cells cannot be evaluated, with the number of cells, most frequent first."""
+    unlabelled: tuple[str, ...] = ()  # why cells cannot be evaluated, with the number of cells, most frequent first
 
     @property
     def part(self) -> str:

@@ -29,8 +29,7 @@ class System(NamedTuple):
     """A system: the unit of selection and ranking."""
 
     variant: str
-    checkpoint: int
-    """Epochs that the extractor was trained for."""
+    checkpoint: int  # epochs that the extractor was trained for
     detector: str
     pooling: str
 
@@ -69,13 +68,11 @@ class Leaf(NamedTuple):
 class Fusion(NamedTuple):
     """Scores that are fused from others', each scaled by its own training scores."""
 
-    method: str
-    """One of ``rayasd.inlier.fusion.FUSIONS``."""
+    method: str  # one of ``rayasd.inlier.fusion.FUSIONS``
     members: "tuple[Tree, ...]"
 
 
-Tree = Leaf | Fusion
-"""Origin of scores."""
+Tree = Leaf | Fusion  # origin of scores
 
 
 def tree_of(value: Any) -> Tree:
@@ -93,12 +90,9 @@ def tree_of(value: Any) -> Tree:
 class Calibration:
     """Scores of normal clips by which decisions are made."""
 
-    scores: Scores
-    """(n,); NaN where the detector failed."""
-    groups: Words
-    """Group of each clip; a clip without a group is its own, (n,)."""
-    kind: str | None
-    """held-out, cross-fit, leave-one-out, trained-on; None where there are no scores."""
+    scores: Scores  # (n,); NaN where the detector failed
+    groups: Words  # group of each clip; a clip without a group is its own, (n,)
+    kind: str | None  # held-out, cross-fit, leave-one-out, trained-on; None where there are no scores
 
     @classmethod
     def pooled(cls, parts: Iterable["Calibration"]) -> "Calibration":
@@ -120,26 +114,16 @@ HONEST_FIRST = (CROSS_FIT, HELD_OUT, LEAVE_ONE_OUT, TRAINED_ON)
 class SectionScores:
     """One system's scores in one section; higher is more anomalous."""
 
-    clips: Words
-    """Test clips, (clips,)."""
-    domains: Words
-    """(clips,)"""
-    scores: Scores
-    """(clips,); NaN where the detector failed."""
-    reason: str | None
-    """Why it failed."""
-    groups: Words
-    """Group of each test clip; a clip without a group is its own, (clips,)."""
-    training_clips: Words
-    """Normal clips, (n,); none where there are no training scores."""
-    training: Scores
-    """(n,); NaN where the detector failed."""
-    training_groups: Words
-    """(n,)"""
-    calibration: Words
-    """How each of these scores came about, see ``Calibration.kind``, (n,)."""
-    tree: Tree | None = None
-    """Their origin; None if unknown."""
+    clips: Words  # test clips, (clips,)
+    domains: Words  # (clips,)
+    scores: Scores  # (clips,); NaN where the detector failed
+    reason: str | None  # why it failed
+    groups: Words  # group of each test clip; a clip without a group is its own, (clips,)
+    training_clips: Words  # normal clips, (n,); none where there are no training scores
+    training: Scores  # (n,); NaN where the detector failed
+    training_groups: Words  # (n,)
+    calibration: Words  # how each of these scores came about, see ``Calibration.kind``, (n,)
+    tree: Tree | None = None  # their origin; None if unknown
 
     @property
     def calibrating(self) -> Calibration:
@@ -162,12 +146,9 @@ class Scored:
 
     variant: str
     machine: str
-    seed: int | None
-    """None: an ensemble over seeds."""
-    path: Path | None = field(default=None, repr=False)
-    """File of the scores; None: an ensemble that is not written."""
-    sha256: str | None = field(default=None, repr=False)
-    """Checksum of the file, where it is known."""
+    seed: int | None  # None: an ensemble over seeds
+    path: Path | None = field(default=None, repr=False)  # file of the scores; None: an ensemble that is not written
+    sha256: str | None = field(default=None, repr=False)  # checksum of the file, where it is known
     computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
     """Scores of an ensemble that was fused for this report."""
     domains: "Mapping[str, str]" = field(default_factory=dict, repr=False)

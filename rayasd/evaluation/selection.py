@@ -15,11 +15,9 @@ from rayasd.evaluation.years import choosing_score, official_score
 LEAVE_ONE_OUT = "leave-one-section-out"
 ANY_VARIANT = "any variant"
 
-CellRow = Mapping[str, Any]
-"""A row of the cells table."""
+CellRow = Mapping[str, Any]  # a row of the cells table
 
-EntryCells = dict[str, list[int]]
-"""For each entry of the leaderboard, the places of the cells that count for it."""
+EntryCells = dict[str, list[int]]  # for each entry of the leaderboard, the places of the cells that count for it
 
 
 def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, EntryCells]:
@@ -62,8 +60,7 @@ def official(rows: Iterable[CellRow], year: int) -> list[float]:
     ]
 
 
-_Value = tuple[str, str, float]
-"""machine, metric and value"""
+_Value = tuple[str, str, float]  # machine, metric and value
 
 
 def _values(rows: Iterable[CellRow]) -> dict[int | None, list[_Value]]:

@@ -17,10 +17,8 @@ class Curve:
     """Entries of the leaderboard along one setting."""
 
     setting: str
-    name: str
-    """Settings that the variants share."""
-    points: tuple[tuple[float | str, Standing], ...]
-    """Value of the setting and its entry, in order."""
+    name: str  # settings that the variants share
+    points: tuple[tuple[float | str, Standing], ...]  # value of the setting and its entry, in order
 
 
 def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderboard) -> list[Curve]:

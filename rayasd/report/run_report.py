@@ -32,8 +32,7 @@ from rayasd.sweep.store import RunStore
 from rayasd.unit import RunDirectory, Unit
 from rayasd.wording import near
 
-EntryRow = dict[str, Any]
-"""An entry's row of leaderboard.parquet."""
+EntryRow = dict[str, Any]  # an entry's row of leaderboard.parquet
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class RunReport:
     """The inputs of a run's leaderboard: finished scores, current labels, rules."""
 
     store: RunStore
-    sweep: Sweep
-    """Every unit of the run and its state."""
+    sweep: Sweep  # every unit of the run and its state
     catalog: Catalog
     evaluation: EvaluationConfig
 

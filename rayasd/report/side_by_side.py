@@ -81,11 +81,9 @@ class PairedResult:
     official: Comparison
     auc: Comparison
     year: int
-    where: str
-    """Name of the compared sections."""
+    where: str  # name of the compared sections
     num_cells: int
-    note: str
-    """Seeds that were left out."""
+    note: str  # seeds that were left out
 
 
 def ranking_part(runs: Sequence[Path]) -> str:

@@ -41,8 +41,7 @@ class Results:
 
     leaderboard: Leaderboard
     cells: pa.Table
-    scored: Sequence[Scored]
-    """The scores of units and of ensembles."""
+    scored: Sequence[Scored]  # the scores of units and of ensembles
 
     @property
     def ensembles(self) -> list[Scored]:

@@ -13,8 +13,7 @@ from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.scoring.model import ClipScore
 from rayasd.scoring.sections import SectionModel
 
-DRIFT = 0.01
-"""p-value below which scores have drifted."""
+DRIFT = 0.01  # p-value below which scores have drifted
 _COMMAND_SECONDS = 30.0
 
 

@@ -18,8 +18,7 @@ from rayasd.scoring.model import MachineModel, Piece, Tables
 from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
 from rayasd.scoring.sections import normal_scores
 
-_FOLDS = 5
-"""Where the model's own setting makes no training scores."""
+_FOLDS = 5  # where the model's own setting makes no training scores
 
 
 def recalibrated(

@@ -17,8 +17,7 @@ from rayasd.scoring.model import ClipScore, MachineModel
 from rayasd.scoring.monitoring import DRIFT, Monitor, run_command
 from rayasd.scoring.output import json_line
 
-_AT_ONCE = 16
-"""Clips that are scored before their results are written."""
+_AT_ONCE = 16  # clips that are scored before their results are written
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,8 @@ class Watch:
     section: str | None = None
     out: Path | None = None
     """File that results are appended to; clips in it are not scored again. None: standard output, and no memory."""
-    on_alarm: str | None = None
-    """Command of the shell, which gets the record of the clip as its input."""
-    alarm: tuple[int, int] = (1, 1)
-    """As of ``Monitor``; so is ``drift``."""
+    on_alarm: str | None = None  # command of the shell, which gets the record of the clip as its input
+    alarm: tuple[int, int] = (1, 1)  # as of ``Monitor``; so is ``drift``
     drift: int = 50
 
 

@@ -13,8 +13,7 @@ from rayasd.report.html.maps import EmbeddingMap
 from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, ticks
 from rayasd.report.tables import percent
 
-NUM_COLOURS = 8
-"""Colours of chart.css: c0 to c7."""
+NUM_COLOURS = 8  # colours of chart.css: c0 to c7
 NUM_BINS = 30
 LABELS = {0: "normal", 1: "anomalous", None: "unknown"}
 DOMAINS = ("source", "target", "unknown")

@@ -10,16 +10,14 @@ import pyarrow.compute as pc
 from rayasd.evaluation.leaderboard import mean_of
 from rayasd.report.tables import PARTS, heat_colours, percent
 
-CellColumn = tuple[str, str, str]
-"""part, section, domain"""
+CellColumn = tuple[str, str, str]  # part, section, domain
 
 
 class HeatCell(NamedTuple):
     """A coloured number."""
 
     text: str
-    note: str
-    """Text on hover: pAUC and number of clips, or why there is no number."""
+    note: str  # text on hover: pAUC and number of clips, or why there is no number
     style: str
     is_worst: bool = False
 

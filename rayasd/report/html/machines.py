@@ -22,14 +22,10 @@ from rayasd.report.tables import decisions_of, percent
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Unit
 
-MAX_SYSTEMS = 4
-"""Entries of heat maps, ROC curves and training curves."""
-MAX_EPOCHS = 120
-"""Points of one training curve."""
-MAX_CLIPS = 140
-"""Clips with a picture, at most ten per machine."""
-FEW_SOUNDS = 2
-"""Clips of a machine that are heard if not asked for more."""
+MAX_SYSTEMS = 4  # entries of heat maps, ROC curves and training curves
+MAX_EPOCHS = 120  # points of one training curve
+MAX_CLIPS = 140  # clips with a picture, at most ten per machine
+FEW_SOUNDS = 2  # clips of a machine that are heard if not asked for more
 
 
 class ShownClip(NamedTuple):

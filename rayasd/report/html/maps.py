@@ -13,13 +13,10 @@ from rayasd.parquet import read_parquet
 from rayasd.randomness import generator
 from rayasd.unit import RunDirectory, Unit
 
-MAX_POINTS = 500
-"""Clips of one map."""
+MAX_POINTS = 500  # clips of one map
 
-Coordinates = NDArray[np.float64]
-"""(clips, 2)"""
-Group = tuple[str, str, int | None]
-"""section, domain, label"""
+Coordinates = NDArray[np.float64]  # (clips, 2)
+Group = tuple[str, str, int | None]  # section, domain, label
 
 
 @dataclass(frozen=True)
@@ -28,13 +25,10 @@ class EmbeddingMap:
 
     machine: str
     variant: str
-    note: str
-    """How much of the variance the plane shows."""
+    note: str  # how much of the variance the plane shows
     places: Coordinates
-    groups: tuple[Group, ...]
-    """One entry for each clip."""
-    sections: tuple[str, ...]
-    """All sections of the machine, sorted."""
+    groups: tuple[Group, ...]  # one entry for each clip
+    sections: tuple[str, ...]  # all sections of the machine, sorted
 
 
 def draw_sample(clips: pa.Table, machine: str) -> pa.Table:

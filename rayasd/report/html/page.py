@@ -26,10 +26,8 @@ from rayasd.report.tables import WORDS, breaks_promise, columns, decision_table,
 from rayasd.unit import RunDirectory
 from rayasd.wording import near, size
 
-MAX_ROWS = 300
-"""Systems of the leaderboard."""
-MAX_ROOM = 6
-"""Columns for wider pages are in leaderboard.md and .csv."""
+MAX_ROWS = 300  # systems of the leaderboard
+MAX_ROOM = 6  # columns for wider pages are in leaderboard.md and .csv
 
 
 def write_page(report: RunReport, to: RunDirectory | None = None, *, with_audio: bool = False) -> str:

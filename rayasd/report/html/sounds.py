@@ -17,8 +17,7 @@ from rayasd.config import Config
 from rayasd.data.audio import BadClipError, read_samples, uncut
 from rayasd.report.html.svg import PlotArea, drawing, tag, ticks
 
-MAX_SECONDS = 10.0
-"""Seconds of a clip that are shown and heard."""
+MAX_SECONDS = 10.0  # seconds of a clip that are shown and heard
 _WIDTH, _HEIGHT = 240, 64  # pixels, at most
 _COLOURS = np.array(
     [[0, 0, 4], [29, 17, 71], [81, 18, 124], [131, 38, 129], [183, 55, 121], [231, 82, 99], [252, 137, 97],
