@@ -104,10 +104,12 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     import io
     import json
 
+    from rayasd.report.run_report import RunReport
     from rayasd.report.side_by_side import rank_runs, ranking_part, ranking_table
     from rayasd.report.tables import markdown_table
 
-    rows, year, where, reasons = rank_runs(runs, part or ranking_part(runs))
+    reports = [RunReport.of(run) for run in runs]
+    rows, year, where, reasons = rank_runs(reports, part or ranking_part(reports))
     for line in reasons:
         tell(line, err=True)
     if form == "json":
@@ -143,14 +145,17 @@ def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html
 
     from rayasd.cli.display import wide_console
     from rayasd.nested import split_list
+    from rayasd.report.run_report import RunReport
     from rayasd.report.side_by_side import Contestant, ranking_part, verdicts
     from rayasd.report.tables import percent
 
     names = [None] * len(runs) if variants is None else split_list(variants)
     if len(names) != len(runs) or len(runs) < 2:
         raise UserError("give two runs or more, and with --variants one variant for each, for example both,no-mixup")
-    part, console = part or ranking_part(runs), wide_console()
-    systems = [Contestant.named(run, name, part) for run, name in zip(runs, names, strict=True)]
+    read, console = {run: RunReport.of(run) for run in runs}, wide_console()
+    reports = [read[run] for run in runs]
+    part = part or ranking_part(reports)
+    systems = [Contestant.named(report, name, part) for report, name in zip(reports, names, strict=True)]
     lines = [[each.name, *map(percent, (each.entry[part], each.entry["auc"], *each.domain_aucs))] for each in systems]
     found = [line for other in systems[1:] for line in verdicts(systems[0], other, part)]
     _print_table(["system", "score", "AUC", "source AUC", "target AUC"], lines)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.run_report import EntryRow, RunReport
 from rayasd.report.tables import percent
-from rayasd.wording import counted
+from rayasd.wording import counted, near
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,18 @@ class Contestant:
         return cls(report, entry, cells)
 
     @classmethod
-    def named(cls, run: Path, variant: str | None, part: str) -> "Contestant":
+    def named(cls, report: RunReport, variant: str | None, part: str) -> "Contestant":
         """Take an entry of one variant of a run, by default the first in rank.
 
         Raises UserError: the run has no such variant, or lacks cells of it.
         """
-        report = RunReport.of(run)
-        found = report.entries(single_variant=True)
+        found, run = report.entries(single_variant=True), near(report.store.paths.root)
         if variant is not None and variant not in found:
             raise unknown(f"variant of {run}", variant, found)
         entry = found[variant] if variant is not None else next(iter(found.values()))
         contestant = cls.of(report, entry, part)
         if entry["cells_ok"] < entry["cells_expected"]:
-            coverage = contestant.coverage
-            raise UserError(f"{run}: {entry['variant']} is incomplete ({coverage}): rayasd sweep continues")
+            raise UserError(f"{run}: {entry['variant']} is incomplete ({contestant.coverage}): rayasd sweep continues")
         return contestant
 
     @property
@@ -86,13 +83,10 @@ class PairedResult:
     note: str  # seeds that were left out
 
 
-def ranking_part(runs: Sequence[Path]) -> str:
+def ranking_part(reports: Sequence[RunReport]) -> str:
     """Return the part that all these runs have scores on: evaluation, else development."""
-    for run in runs:
-        entries = RunReport.of(run).entries().values()
-        if all(entry["evaluation"] is None for entry in entries):
-            return "development"
-    return "evaluation"
+    have = [any(entry["evaluation"] is not None for entry in report.entries().values()) for report in reports]
+    return "evaluation" if all(have) else "development"
 
 
 def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResult:
@@ -130,7 +124,7 @@ def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:
     ]
 
 
-def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], int, str, list[str]]:
+def rank_runs(reports: Sequence[RunReport], part: str) -> tuple[list[dict[str, Any]], int, str, list[str]]:
     """Rank the entries of several runs, among published systems where all runs are on the benchmark's data.
 
     Returns rows with system, score, deviation, source_auc, target_auc and from, best first; the year; what the sections
@@ -139,8 +133,7 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
     """
     rows: list[tuple[Any, ...]] = []
     rules, reasons = [], []
-    for run in runs:
-        report = RunReport.of(run)
+    for report in reports:
         rules.append(report.evaluation)
         for entry in report.entries().values():
             each = Contestant.of(report, entry, part)
@@ -148,7 +141,7 @@ def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], in
             origin = f"{report.store.paths.root.name}, {seeds}, {each.coverage}"
             rows.append((each.system, entry[part], entry[f"{part}_std"], *each.domain_aucs, origin))
         if (why_not := report.why_not_published(part)) is not None:
-            reasons.append(f"{run}: published systems are left out: {why_not}")
+            reasons.append(f"{near(report.store.paths.root)}: published systems are left out: {why_not}")
     year, where = _common_rules(rules, part)
     if not reasons:
         published = published_systems(part, year)

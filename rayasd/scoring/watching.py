@@ -42,7 +42,6 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
     Raises:
         UserError: the section, the model or the file does not fit.
         torch.AcceleratorError: the GPU has failed, and this process cannot use it any more.
-
     """
     sections = model.fitted(rules.section)
     for name, each in sections.items():

@@ -90,8 +90,7 @@ def write_comparison(contestants: Sequence[Contestant], sentences: Sequence[str]
 
     Raises UserError: the runs are scored by different rules.
     """
-    runs = [each.report.store.paths.root for each in contestants]
-    rows, year, where, reasons = rank_runs(runs, part)
+    rows, year, where, reasons = rank_runs([each.report for each in contestants], part)
     cells = {
         f"{i} {each.name}": {
             (machine, "", ""): [cell for cell in each.cells.to_pylist() if cell["machine"] == machine]
