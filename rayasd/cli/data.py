@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import GROUND_TRUTH
+from rayasd.cli.options import FILE, FOLDER, GROUND_TRUTH, PATH
 from rayasd.errors import UserError, unknown
 from rayasd.printing import tell
 from rayasd.study.choices import choose
@@ -29,7 +29,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("dataset", metavar="DATASET")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True,
+@click.option("-o", "--out", type=FOLDER, required=True,
               help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
 @click.option("--parts", default="all", show_default=True, help="all, or some of dev,eval,ground-truth.")
@@ -83,7 +83,7 @@ def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: boo
 
 
 @data.command()
-@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("root", type=PATH)
 @GROUND_TRUTH
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="data.resample=true, data.channel=0 …")
 def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> None:
@@ -132,7 +132,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 
 
 @data.command()
-@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("out", type=FOLDER)
 @click.option("--year", type=click.IntRange(2020, 2026), default=2021, show_default=True,
               help="DCASE year whose names, layout, channels and ground truth they get.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of the year's machine types.")
@@ -170,17 +170,15 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
 
 
 @data.command()
-@click.argument("root", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("root", type=FOLDER)
 @click.option("--pattern", default="{machine}/id_{section}/{label}/*.wav", show_default=True,
               help="Where machine, section, domain, split, label, group and attributes are in a path; * is anything "
               "within a level, ** any levels.")  # fmt: skip
-@click.option(
-    "--table", type=click.Path(path_type=Path, dir_okay=False), help="A table of the clips, instead of paths."
-)
+@click.option("--table", type=FILE, help="A table of the clips, instead of paths.")
 @click.option("--columns", default="", metavar="path=NAME,…",
               help="Its columns, or text with some in braces: path=sounds/{Filename},label=ClassId.")  # fmt: skip
 @click.option("--machine", help="Machine type of all clips, if no path or column has it.")
-@click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Likewise.")
+@click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Label of all clips, likewise.")
 @click.option("--normal", default="", metavar="WORDS", help="Your words for normal clips: good,healthy,*_OK.")
 @click.option("--anomaly", default="", metavar="WORDS",
               help="For anomalous ones; '*': all others. They are kept as attributes.")  # fmt: skip
@@ -193,10 +191,9 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
               help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
 @click.option("--rate", type=click.IntRange(min=0), default=0, metavar="HZ",
               help="Sample rate of .npy, .mat and .csv files; the manifest keeps it.")  # fmt: skip
-@click.option("--column", default="", metavar="NAME", help="Of .csv files, or the variable of .mat files; likewise.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
-              help="Manifest to write, anywhere; default ROOT/clips.csv.")  # fmt: skip
-@click.option("--root", "seen_as", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--column", default="", metavar="NAME", help="Column of .csv, variable of .mat files; kept likewise.")
+@click.option("-o", "--out", type=FILE, help="Manifest to write, anywhere; default ROOT/clips.csv.")
+@click.option("--root", "seen_as", type=FOLDER,
               help="Where the hosts that read the manifest see ROOT; it is written into the first line.")  # fmt: skip
 @click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are not there.")
 @click.option("--force", is_flag=True, help="Replace a manifest that differs.")

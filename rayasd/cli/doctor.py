@@ -5,15 +5,14 @@ from pathlib import Path
 
 import click
 
-from rayasd.cli.options import CACHE, TEMP_DIR, output_format
+from rayasd.cli.options import CACHE, FOLDER, PATH, TEMP_DIR, output_format
 from rayasd.printing import tell
 
 
 @click.command()
-@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
+@click.option("--run-dir", type=FOLDER, default=Path("runs/default"),
               show_default=True, help="Folder for results; does not need to exist.")  # fmt: skip
-@click.option("--data", "source", type=click.Path(path_type=Path),
-              help="Recordings that must be readable; default $RAYASD_DATA.")  # fmt: skip
+@click.option("--data", "source", type=PATH, help="Recordings that must be readable; default $RAYASD_DATA.")
 @CACHE
 @TEMP_DIR
 @output_format("table", "json")

@@ -31,17 +31,12 @@ class Simulation:
     """Nodes that are not there, and how fast they are; 0 or empty: as measured."""
 
     nodes: int = bounded(1, minimum=1, maximum=100_000)
-    cpus_per_node: float = bounded(0.0, minimum=0.0)
-    """Default: as many as here."""
+    cpus_per_node: float = bounded(0.0, minimum=0.0)  # default: as many as here
     gpus_per_node: int = bounded(0, minimum=0)
-    like: str = ""
-    """Run whose finished units tell the speeds that are not given; default: the run that is planned."""
-    train: float = bounded(0.0, minimum=0.0)
-    """Clips a second through training steps of one unit."""
-    embed: float = bounded(0.0, minimum=0.0)
-    """Windows a second."""
-    detect: float = bounded(0.0, minimum=0.0)
-    """Clips a second through all detectors."""
+    like: str = ""  # run whose finished units give the speeds that are not given here; default: the run that is planned
+    train: float = bounded(0.0, minimum=0.0)  # clips per second through training steps of one unit
+    embed: float = bounded(0.0, minimum=0.0)  # windows per second
+    detect: float = bounded(0.0, minimum=0.0)  # clips per second through all detectors
 
     @classmethod
     def parse(cls, text: str) -> "Simulation":

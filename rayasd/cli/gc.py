@@ -4,20 +4,19 @@ from pathlib import Path
 
 import click
 
+from rayasd.cli.options import FOLDER
 from rayasd.printing import tell
-
-_FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command()
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--cache", type=_FOLDER, help="Look there: a waveform cache.")
-@click.option("--temp-dir", "temp_root", type=_FOLDER, help="Look there: the folder in which Rays of ours had theirs.")
-@click.option("--launches", "launch_root", type=_FOLDER, help="Look there: the folder in which launches were started.")
+@click.argument("runs", nargs=-1, type=FOLDER)
+@click.option("--cache", type=FOLDER, help="Waveform cache to look at.")
+@click.option("--temp-dir", "temp_root", type=FOLDER, help="Folder to look at: where Ray's own files were put.")
+@click.option("--launches", "launch_root", type=FOLDER, help="Folder to look at: where launches were started.")
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
               help="Only files of the cache and of Rays that are older than this.")  # fmt: skip
 @click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",
-              help="With --cache: also decoded clips and features that no unit has opened for so long.")  # fmt: skip
+              help="With --cache: also decoded clips and features that no unit opened for this many days.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Remove what is listed.")
 def gc(
     runs: tuple[Path, ...], cache: Path | None, temp_root: Path | None, launch_root: Path | None, hours: float,
@@ -52,7 +51,7 @@ def gc(
             raise UserError(f"no such folder: {folder}")
     stores = [RunStore(run) for run in runs]
     for store in stores:
-        store.manifest()  # says so if it is none, before anything is removed
+        store.manifest()  # raises for what is no run, before anything is removed
     elsewhere = [] if cache is None else leftovers.of_cache(cache, hours, unused_days)
     elsewhere += [
         leftovers.Leftover(folder, num_bytes, "folder of a Ray of ours that is gone")

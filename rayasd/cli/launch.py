@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
+from rayasd.cli.options import DASHBOARD_HOST, FOLDER, TEMP_DIR
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--job", help="Name that all launchers of this job share; default from Slurm, OpenMPI or MPICH.")
-@click.option("--rank", type=click.IntRange(min=0), help="Of this launcher; 0 is the head, which runs the command.")
+@click.option("--rank", type=click.IntRange(min=0), help="This launcher's rank; 0: the head, which runs the command.")
 @click.option("--size", type=click.IntRange(min=1), help="Launchers of the job, one per node.")
 @click.option("--node-address", "address",
               help="IPv4 address or interface (ib0) of this node; default: what its name resolves to.")  # fmt: skip
@@ -20,8 +20,8 @@ from rayasd.cli.options import DASHBOARD_HOST, TEMP_DIR
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
               help="Seconds to wait for all nodes.")  # fmt: skip
 @click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Go on with so many nodes if others do not come.")  # fmt: skip
-@click.option("--meet", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+              help="Continue with this number of nodes if others do not come.")  # fmt: skip
+@click.option("--meet", "folder", type=FOLDER, default=Path(),
               help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
 @DASHBOARD_HOST
 @TEMP_DIR

@@ -9,27 +9,21 @@ from pathlib import Path
 import click
 
 from rayasd import __version__
-from rayasd.cli.compare import compare, leaderboard
-from rayasd.cli.dashboard import dashboard
 from rayasd.cli.data import data
 from rayasd.cli.doctor import doctor
-from rayasd.cli.export import export
 from rayasd.cli.gc import gc
 from rayasd.cli.launch import launch
-from rayasd.cli.recalibrate import recalibrate
-from rayasd.cli.report import report
-from rayasd.cli.score import pack, score
+from rayasd.cli.report import compare, export, leaderboard, report
+from rayasd.cli.score import pack, recalibrate, score
 from rayasd.cli.settings import settings
-from rayasd.cli.status import status, stop
+from rayasd.cli.status import dashboard, status, stop, track
 from rayasd.cli.submit import submit
 from rayasd.cli.sweep import detect, embed, sweep, train
-from rayasd.cli.track import track
 from rayasd.errors import EXIT_INTERRUPTED, EXIT_UNITS_FAILED, Interrupted, UserError, one_line
 from rayasd.files import storage_error
 from rayasd.printing import tell
 
-_SOMEWHERE = "the folder that is written to"
-"""In the place of a path, where the system does not say which."""
+_SOMEWHERE = "the folder that is written to"  # takes the place of a path that the system does not name
 
 
 class InOrder(click.Group):
@@ -60,7 +54,7 @@ for command in (data, sweep, train, embed, detect, status, stop, dashboard, trac
 
 
 def _interrupt(*_: object) -> None:
-    """Let a signal do what Ctrl-C does: end the units and say that the run can be resumed."""
+    """Let a signal do what Ctrl-C does: end the units and print that the run can be resumed."""
     raise KeyboardInterrupt
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,13 +10,18 @@ import click
 
 from rayasd.study.execution import DeviceName, Execution, ExecutorName
 
-RUN = click.argument("run", type=click.Path(path_type=Path, file_okay=False))
+PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+RUN = click.argument("run", type=FOLDER)
+RUNS = click.argument("runs", nargs=-1, required=True, type=FOLDER)
 GROUND_TRUTH = click.option(
-    "--ground-truth", type=click.Path(path_type=Path),
+    "--ground-truth", type=PATH,
     help="Folder of ground_truth_*.csv; default ground_truth_data in the data's folder or right below.",
 )  # fmt: skip
 CACHE = click.option(
-    "--cache", type=click.Path(path_type=Path, file_okay=False),
+    "--cache", type=FOLDER,
     help="Decoded clips and frozen encoders' features, for all runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
 )  # fmt: skip
 DEVICE = click.option(
@@ -37,14 +43,14 @@ DASHBOARD_HOST = click.option(
     help="Address on which Ray's dashboard listens, if this starts Ray; 0.0.0.0: all of the host.",
 )  # fmt: skip
 TEMP_DIR = click.option(
-    "--temp-dir", "temp_root", type=click.Path(path_type=Path, file_okay=False), default=Path("/tmp"),
+    "--temp-dir", "temp_root", type=FOLDER, default=Path("/tmp"),
     envvar="RAYASD_TMP", show_envvar=True, show_default=True,
     help="Node-local folder for Ray's own files; a short path.",
 )  # fmt: skip
 
 
 def output_format(*formats: str) -> Callable[..., Any]:
-    """Make the option that says in which of these forms a command prints; the first is its default."""
+    """Make the option for the form in which a command prints; the first is its default."""
     return click.option(
         "--format", "form", type=click.Choice(formats), default=formats[0], show_default=True,
         help="Output format.",
@@ -52,39 +58,40 @@ def output_format(*formats: str) -> Callable[..., Any]:
 
 
 def chosen_execution(options: dict[str, Any]) -> Execution:
-    """Take out of a command's options those that say where and how units run."""
+    """Take the options for where and how units run out of a command's options."""
     return Execution(**{field.name: options.pop(field.name) for field in fields(Execution)})
 
 
-def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say where and how units run."""
-    options = [
-        click.option("--executor", type=click.Choice(get_args(ExecutorName)), default=Execution.executor,
-                     show_default=True,
-                     help="A Ray cluster (by --address, else one of this host's own), plain processes, or MPI ranks."),
-        ADDRESS,
-        DASHBOARD_HOST,
-        click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=Execution.cpus_per_unit,
-                     show_default=True, help="CPU cores of one unit, and its threads."),
-        click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
-                     help="GPUs per training unit, a fraction or several on one host; default 1 if there are any."),
-        click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
-                     help="Processes that train a unit together, data-parallel; default: one per GPU."),
-        DEVICE,
-        click.option("--max-tries", type=click.IntRange(min=1), default=Execution.max_tries, show_default=True,
-                     help="Attempts per unit if its worker dies or its code raises."),
-        click.option("--hang-after", "hang_seconds", type=click.FloatRange(min=0), default=Execution.hang_seconds,
-                     show_default=True,
-                     help="End and retry a unit after so many seconds without a sign of life; 0: never."),
-        click.option("--grace", type=click.FloatRange(min=1), default=Execution.grace, show_default=True,
-                     help="Seconds that units have after SIGUSR1 to save at the end of their epoch."),
-        click.option("--retry-failed", is_flag=True, help="Retry units that failed earlier."),
-        click.option("--fail-fast", is_flag=True, help="Start no more units after the first failure."),
-        click.option("--verify", is_flag=True,
-                     help="First compare every file of finished units with its checksum; do damaged units again."),
-        click.option("--html/--no-html", default=Execution.html, help="Write report.html at the end; default: yes."),
-        CACHE,
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+def together(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Join several options into one decorator."""
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+execution_options = together(
+    click.option("--executor", type=click.Choice(get_args(ExecutorName)), default=Execution.executor,
+                 show_default=True,
+                 help="A Ray cluster (by --address, else one of this host's own), plain processes, or MPI ranks."),
+    ADDRESS,
+    DASHBOARD_HOST,
+    click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=Execution.cpus_per_unit,
+                 show_default=True, help="CPU cores of one unit, and its threads."),
+    click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
+                 help="GPUs per training unit, a fraction or several on one host; default 1 if there are any."),
+    click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
+                 help="Processes that train a unit together, data-parallel; default: one per GPU."),
+    DEVICE,
+    click.option("--max-tries", type=click.IntRange(min=1), default=Execution.max_tries, show_default=True,
+                 help="Attempts per unit if its worker dies or its code raises."),
+    click.option("--hang-after", "hang_seconds", type=click.FloatRange(min=0), default=Execution.hang_seconds,
+                 show_default=True,
+                 help="End and retry a unit after this many seconds without a sign of life; 0: never."),
+    click.option("--grace", type=click.FloatRange(min=1), default=Execution.grace, show_default=True,
+                 help="Seconds that units have after SIGUSR1 to save at the end of their epoch."),
+    click.option("--retry-failed", is_flag=True, help="Retry units that failed earlier."),
+    click.option("--fail-fast", is_flag=True, help="Start no more units after the first failure."),
+    click.option("--verify", is_flag=True,
+                 help="First compare every file of finished units with its checksum; do damaged units again."),
+    click.option("--html/--no-html", default=Execution.html, help="Write report.html at the end; default: yes."),
+    CACHE,
+)  # fmt: skip
+"""Options for where and how units run."""

@@ -1,18 +1,19 @@
-"""``rayasd report``: what came of a run."""
+"""``rayasd report``, ``leaderboard``, ``compare`` and ``export``: the results of runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rayasd.cli.options import RUN
+from rayasd.cli.options import FILE, FOLDER, PART, PATH, RUN, RUNS, output_format
 from rayasd.errors import UserError
+from rayasd.printing import tell
 
 
 @click.command()
 @RUN
-@click.option(
-    "--ground-truth", type=click.Path(path_type=Path), help="Folder of ground_truth_*.csv with labels to add."
-)
+@click.option("--ground-truth", type=PATH, help="Folder of ground_truth_*.csv with labels to add.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not only the chosen one of each variant.")
@@ -24,8 +25,7 @@ from rayasd.errors import UserError
 )
 @click.option("--by-attribute", "attributes", is_flag=True, help="Add its AUC by attribute value and kind of fault.")
 @click.option("--with-audio", is_flag=True, help="Put the sound of all shown clips into report.html, some tens of MB.")
-@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False),
-              help="Write the report into this folder, and nothing into RUN.")  # fmt: skip
+@click.option("-o", "--out", type=FOLDER, help="Write the report into this folder, and nothing into RUN.")
 def report(
     run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
     attributes: bool, with_audio: bool, out: Path | None,
@@ -84,3 +84,134 @@ def report(
             if ground_truth is not None:  # every later report and sweep knows these labels
                 write_catalog(found.store.paths.catalog, found.catalog)
             write(None)
+
+
+@click.command()
+@RUNS
+@PART
+@output_format("table", "md", "csv", "json")
+def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
+    """Rank the chosen systems of several RUNS together.
+
+    Entries are ranked by the official score on one part. Runs on the whole of DCASE 2021 Task 2 are ranked among
+    published systems, with the source of each number.
+
+    \b
+        rayasd leaderboard runs/first runs/ablation
+        rayasd leaderboard runs/* --part development --format md
+    """
+    import csv
+    import io
+    import json
+
+    from rayasd.report.run_report import RunReport
+    from rayasd.report.side_by_side import rank_runs, ranking_part, ranking_table
+    from rayasd.report.tables import markdown_table
+
+    reports = [RunReport.of(run) for run in runs]
+    rows, year, where, reasons = rank_runs(reports, part or ranking_part(reports))
+    for line in reasons:
+        tell(line, err=True)
+    if form == "json":
+        tell(json.dumps([{"part": where, "year": year, **row} for row in rows], indent=2, ensure_ascii=False))
+        return
+    titles, lines = ranking_table(rows)
+    if form == "csv":
+        csv.writer(table := io.StringIO(), lineterminator="\n").writerows([titles, *lines])
+        tell(table.getvalue(), nl=False)
+    elif form == "md":
+        tell(markdown_table(titles, lines))
+    else:
+        _print_table(titles, lines)
+
+
+@click.command()
+@RUNS
+@click.option("--variants", metavar="A,B", help="A variant of each run; default: the first in rank.")
+@PART
+@click.option("--html", type=FILE, help="Write a page, too: machine by machine, and trends over runs on the same data.")
+def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html: Path | None) -> None:
+    """Compare the first of several RUNS with each of the others.
+
+    Prints which is better and how certain that is, by a paired bootstrap over test clips, for the score and the mean
+    AUC. A run may be given twice, to compare two of its variants.
+
+    \b
+        rayasd compare runs/mine runs/theirs
+        rayasd compare runs/ablation runs/ablation --variants both,no-mixup
+        rayasd compare runs/monday runs/tuesday runs/friday --html trend.html
+    """
+    from rich.text import Text
+
+    from rayasd.cli.display import wide_console
+    from rayasd.nested import split_list
+    from rayasd.report.run_report import RunReport
+    from rayasd.report.side_by_side import Contestant, ranking_part, verdicts
+    from rayasd.report.tables import percent
+
+    names = [None] * len(runs) if variants is None else split_list(variants)
+    if len(names) != len(runs) or len(runs) < 2:
+        raise UserError("give two runs or more, and with --variants one variant for each, for example both,no-mixup")
+    read, console = {run: RunReport.of(run) for run in runs}, wide_console()
+    reports = [read[run] for run in runs]
+    part = part or ranking_part(reports)
+    systems = [Contestant.named(report, name, part) for report, name in zip(reports, names, strict=True)]
+    lines = [[each.name, *map(percent, (each.entry[part], each.entry["auc"], *each.domain_aucs))] for each in systems]
+    found = [line for other in systems[1:] for line in verdicts(systems[0], other, part)]
+    _print_table(["system", "score", "AUC", "source AUC", "target AUC"], lines)
+    sentences = list(dict.fromkeys(found))
+    for line in sentences:
+        console.print(Text(line))
+    if html is not None:
+        from rayasd.report.html.page import write_comparison
+
+        console.print(write_comparison(systems, sentences, part, html), highlight=False, soft_wrap=True)
+
+
+def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rayasd.cli.display import wide_console
+    from rayasd.report.terminal import text_table
+
+    wide_console().print(text_table(titles, lines))
+
+
+@click.group()
+def export() -> None:
+    """Write results in the form that others ask for."""
+
+
+@export.command()
+@RUN
+@click.option("--system-label", "label", required=True, metavar="LABEL", help="Lastname_Institute_task2_1")
+@click.option("--entry", help="Entry of the leaderboard: both, both+seeds …; default: the first in rank.")
+@click.option(
+    "--seed", type=int, help="One of the entry's seeds, unless it is an ensemble over them; default: the lowest."
+)
+@click.option("--name", default="Outlier exposure and inlier modelling", show_default=True, help="Name of the system.")
+@click.option("--abbreviation", default="rayasd", show_default=True, help="Short name, at most 10 characters.")
+@click.option("--author", "authors", multiple=True, metavar="LAST,FIRST,EMAIL,INSTITUTE",
+              help="Once per author, the corresponding one first.")  # fmt: skip
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.false_alarm_rate=0.05"
+)
+@click.option("-o", "--out", type=FOLDER, help="Default RUN/submission/LABEL.")
+def dcase(run: Path, overrides: tuple[str, ...], **options: Any) -> None:
+    """Write RUN's scores and decisions as official CSV files.
+
+    With them goes the description of the system, as YAML.
+
+    \b
+        rayasd export dcase runs/first --system-label Doe_Lab_task2_1
+        rayasd export dcase runs/first --system-label Doe_Lab_task2_2 --entry both+seeds \\
+            --author Doe,Jo,jo@lab.org,Lab
+    """
+    from rich.text import Text
+
+    from rayasd.cli.display import wide_console
+    from rayasd.report.dcase import write_submission
+    from rayasd.study.study import Study
+
+    written, *notes = write_submission(Study.open(run).report().by_settings(overrides), **options)
+    wide_console().print(Text(written), soft_wrap=True)
+    for note in notes:
+        wide_console().print(note, style="yellow")

@@ -1,4 +1,4 @@
-"""``rayasd score`` and ``rayasd pack``: what a run has learned, used on new clips."""
+"""``rayasd score``, ``pack`` and ``recalibrate``: what a run has learned, used on new clips."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,44 +8,37 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import DEVICE, RUN, TRUST, output_format
+from rayasd.cli.options import DEVICE, FILE, FOLDER, PATH, RUN, TRUST, output_format, together
 from rayasd.errors import UserError
+from rayasd.printing import tell
 
 if TYPE_CHECKING:
     from rayasd.scoring.model import ClipScore, MachineModel
 
-_MODEL = [
-    click.option("--entry", help="Of RUN's leaderboard, ensembles too; default: the first in rank."),
-    click.option("--seed", type=int, help="Of an entry that is not over seeds; default: the lowest."),
+MODEL = click.argument("model", type=PATH, metavar="RUN|FILE")
+choose_model = together(
+    click.option("--entry", help="Entry of RUN's leaderboard, ensembles too; default: the first in rank."),
+    click.option("--seed", type=int, help="Seed of an entry that is not over seeds; default: the lowest."),
     click.option("--detector", help="Default: what the run's report chose."),
     click.option("--pooling", help="Default: what the run's report chose."),
-]
-
-
-def choose_model(command: Any) -> Any:
-    """Add the options that choose an entry of a run's leaderboard."""
-    for option in reversed(_MODEL):
-        command = option(command)
-    return command
-
-
-MODEL = click.argument("model", type=click.Path(path_type=Path), metavar="RUN|FILE")
+)
+"""Options that choose an entry of a run's leaderboard."""
 
 
 @click.command()
 @MODEL
 @click.argument("words", nargs=-1, metavar="CLIP|FOLDER|-…")
-@click.option("--machine", help="May be left out where there is one alone.")
+@click.option("--machine", help="Machine type; may be left out if there is only one.")
 @choose_model
-@click.option("--section", help="Which product; default (or auto): the nearest by the product head.")
+@click.option("--section", help="Section of the clips; default (or auto): the nearest by the product head.")
 @click.option("--resample", is_flag=True, help="Convert clips of another sample rate.")
-@click.option("--channel", metavar="only|mean|near-far|N", help="Of clips with several; default: as in the run.")
+@click.option("--channel", metavar="only|mean|near-far|N", help="Channel to take; default: as in the run.")
 @click.option("--percentile", type=click.FloatRange(min=0, max=100),
-              help="Of normal training clips, which the threshold is at; default: as in the run.")  # fmt: skip
+              help="Percentile of normal training clips for the threshold; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="File; default: the terminal.")
+@click.option("-o", "--out", type=FILE, help="File; default: the terminal.")
 @click.option("--watch", is_flag=True,
-              help="Go on with what arrives in the folders, as JSON lines, until Ctrl-C; to --out, they are appended, "
+              help="Then score what arrives in the folders, as JSON lines, until Ctrl-C; to --out, they are appended, "
               "and what is in it is not scored again.")  # fmt: skip
 @click.option("--on-alarm", metavar="COMMAND", help="With --watch: run at an alarm; its input is the clip's JSON line.")
 @click.option("--alarm", metavar="K/N", default="1/1", show_default=True,
@@ -81,7 +74,7 @@ def score(
     if form == "parquet" and out is None:
         raise UserError("--format parquet needs --out FILE")
     if watch and form not in ("table", "jsonl"):
-        raise UserError("--watch writes JSON lines: leave --format away")
+        raise UserError("--watch writes JSON lines: leave --format out")
     if on_alarm is not None and not watch:
         raise UserError("--on-alarm needs --watch")
     smoothing = _smoothing(alarm)
@@ -159,11 +152,9 @@ def _clips(words: Iterable[str]) -> Iterator[str]:
 @click.command()
 @RUN
 @choose_model
-@click.option("--machine", help="One alone; default: all.")
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="Default MACHINE.rayasd or RUN.rayasd"
-)
-@click.option("--licence", default="", help="Under which the model may be used; kept in the file.")
+@click.option("--machine", help="Pack one machine alone; default: all.")
+@click.option("-o", "--out", type=FILE, help="Default MACHINE.rayasd or RUN.rayasd")
+@click.option("--licence", default="", help="Licence under which the model may be used; kept in the file.")
 @TRUST
 def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choice: Any) -> None:
     """Make one file of RUN's models of its machines.
@@ -187,3 +178,52 @@ def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choic
     path = out or Path(f"{machines[0] if len(machines) == 1 else run.resolve().name}.rayasd")
     lines = write_pack(path, map(models.parts, machines), licence)
     wide_console().print(Text("\n".join([*lines, f"{path}: {size(path.stat().st_size)}"])), soft_wrap=True)
+
+
+@click.command()
+@MODEL
+@click.option("--normal", "folder", type=FOLDER, required=True,
+              help="Recordings of the machine in good order, searched with all folders below.")  # fmt: skip
+@click.option("--machine", help="Machine type; may be left out if there is only one.")
+@choose_model
+@click.option("--section", help="Section of the clips; may be left out if there is only one.")
+@click.option("--resample", is_flag=True, help="Convert clips of another sample rate; the new model does, too.")
+@click.option("--channel", metavar="only|mean|near-far|N", help="Channel to take; for the new model, too.")
+@click.option("-o", "--out", type=FILE, required=True, help="File of the new model.")
+@DEVICE
+@TRUST
+def recalibrate(
+    model: Path, folder: Path, section: str | None, out: Path, device: str, trust: bool, resample: bool,
+    channel: str | None, **choice: Any,
+) -> None:  # fmt: skip
+    """Fit a model's detectors and threshold to new normal clips.
+
+    Networks are not trained again. The new clips take the place of the section's normal clips; its other sections, and
+    a packed model's other machines, stay as they are.
+
+    \b
+        rayasd recalibrate fan.rayasd --normal recordings/may -o fan-may.rayasd
+        rayasd recalibrate runs/first --machine fan --section 00 --normal recordings/may -o fan.rayasd
+    """
+    from rayasd.data.folders import audio_files
+    from rayasd.data.naming import matching
+    from rayasd.scoring.loading import load
+    from rayasd.scoring.model import MachineModel
+    from rayasd.scoring.packing import machines_of, read_pack, write_pack
+    from rayasd.scoring.recalibration import recalibrated
+
+    before = changed(load(model, device=device, trust=trust, **choice), resample, channel)
+    clips = audio_files(folder, signals=before.reads_signals)
+    if not clips:
+        raise UserError(f"no audio files in {folder}" if folder.is_dir() else f"no such folder: {folder}")
+    if section is None and len(before.sections) > 1:
+        raise UserError(f"{model} has several sections: name one of {', '.join(before.sections)} by --section")
+    section = matching("section", section or before.sections[0], before.sections)
+    parts = recalibrated(before, section, folder, clips, lambda text: tell(text, err=True))
+    old, new = (each.fitted(section)[section].decision for each in (before, MachineModel(parts, device)))
+    names = [parts.machine] if model.is_dir() else machines_of(model)
+    models = (parts if name == parts.machine else read_pack(model, name, trust=trust) for name in names)
+    write_pack(out, models, str(parts.provenance.get("licence", "")))
+    was = "" if old.threshold is None else f" (was {old.threshold:.4g})"
+    limit = new.reason if new.threshold is None else f"threshold {new.threshold:.4g}"
+    tell(f"{out}: {parts.machine}, section {section}: {limit}{was}, from {len(new.normal)} normal clips")

@@ -145,7 +145,7 @@ class Screen(Watcher):
 def note_interruptions(stop_file: Path, grace: float) -> Event:
     """Remember Ctrl-C and SIGTERM besides raising them: raised within a callback of Ray's, Python only prints them.
 
-    SIGUSR1, by which a batch system says that the time limit is near, asks the run to stop, and interrupts it ``grace``
+    SIGUSR1, which a batch system sends when the time limit is near, asks the run to stop, and interrupts it ``grace``
     seconds later if units have not ended by then.
     """
     interrupted = Event()

@@ -1,4 +1,4 @@
-"""``rayasd status`` and ``rayasd stop``: a run seen and told from any host, by its files alone."""
+"""``rayasd status``, ``stop``, ``dashboard`` and ``track``: a run followed from any host, by its files alone."""
 
 import json
 import time
@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayasd.cli.options import RUN, output_format
+from rayasd.errors import UserError
 from rayasd.printing import printable, tell
 
 if TYPE_CHECKING:
     from rayasd.sweep.states import Sweep
     from rayasd.sweep.store import RunStore
 
-_LOOK_SECONDS = 2.0
-_PAUSE_FACTOR = 20  # times as long as a look took: of a large run on a slow file system, it reads much
+_LOOK_SECONDS, _TRACK_SECONDS = 2.0, 5.0
+_PAUSE_FACTOR = 20  # times as long as a look took: a large run on a slow file system takes long to read
 
 
 @click.command()
@@ -66,7 +67,6 @@ def stop(run: Path, wait_seconds: float) -> None:
     \b
         rayasd stop runs/first --wait 120
     """
-    from rayasd.errors import UserError
     from rayasd.sweep.store import RunStore
 
     store = RunStore(run)
@@ -78,6 +78,71 @@ def stop(run: Path, wait_seconds: float) -> None:
     while (holders := store.holders()) and time.monotonic() < until:
         time.sleep(0.2)
     tell("stopped" if not holders else "asked to stop: rayasd status shows the progress")
+
+
+@click.command()
+@RUN
+def dashboard(run: Path) -> None:
+    """Print how to reach the Ray dashboard of RUN.
+
+    It prints the tunnel's command, the address and the token, for each process that works on RUN by Ray.
+
+    \b
+        rayasd dashboard runs/night
+    """
+    from rayasd.sweep.store import RunStore, dashboards
+
+    store = RunStore(run)
+    store.manifest()
+    found = dashboards(store.holders(), store.events())
+    if not found:
+        raise UserError(f"nobody works on {store.paths.root} by Ray: a dashboard ends with its job")
+    for place in found:
+        if "tunnel" in place:
+            tell(f"on your machine  {place['tunnel']}")
+        tell(f"in a browser     {place['address']}")
+        if "token" in place:
+            token = Path(place["token"])
+            tell(f"token            {token.read_text().strip() if token.is_file() else f'in {token}'}")
+
+
+@click.command()
+@RUN
+@click.option("--to", "name", type=click.Choice(["tensorboard", "mlflow"]), default="tensorboard", show_default=True,
+              help="TensorBoard's files in RUN/tensorboard, or the server at $MLFLOW_TRACKING_URI.")  # fmt: skip
+@click.option("--watch", is_flag=True, help="Continue until no process works on RUN.")
+def track(run: Path, name: str, watch: bool) -> None:
+    """Show the trainings and results of RUN in a tracker.
+
+    Reads the run's files, during a sweep or after it. Run again, it adds what is missing.
+
+    \b
+        rayasd track runs/night
+        rayasd track runs/night --to mlflow --watch
+    """
+    from rayasd.sweep.lock import GONE_SECONDS
+    from rayasd.sweep.store import RunStore
+    from rayasd.tracking.handover import hand_over, open_tracker
+    from rayasd.wording import counted
+
+    store = RunStore(run)
+    store.manifest()
+    tracker = open_tracker(name, store.paths)
+    shown = None
+    while True:
+        began = time.monotonic()
+        is_driven = any(holder["silent"] < 2 * GONE_SECONDS for holder in store.holders())
+        problem = hand_over(store, tracker)
+        if not (watch and is_driven):
+            break
+        if problem and problem != shown:
+            tell(f"{name}: {problem}; trying again", err=True)
+            shown = problem
+        time.sleep(max(_TRACK_SECONDS, _PAUSE_FACTOR * (time.monotonic() - began)))
+    if problem:
+        tell(f"not all is in {name} ({problem}): the same command adds what is missing", err=True)
+        raise SystemExit(1)
+    tell(f"{counted(len(tracker.closed), 'finished training')} in {tracker.place}")
 
 
 def _look(store: "RunStore") -> tuple[dict[str, Any], "Sweep"]:
@@ -116,7 +181,7 @@ def _show(state: dict[str, Any], sweep: "Sweep") -> None:
         quiet = f", silent for {holder['silent']:.0f} s" if holder["silent"] > GONE_SECONDS else ""
         console.print(Text(f"{state['run']}: driven by {printable(who)}{quiet}"), soft_wrap=True)
     for place in state["dashboards"]:
-        console.print(Text(f"dashboard {place['address']}; rayasd dashboard tells how to reach it"), soft_wrap=True)
+        console.print(Text(f"dashboard {place['address']}; rayasd dashboard prints how to reach it"), soft_wrap=True)
     if not state["holders"]:
         console.print(Text(f"{state['run']}: no process works on it"), soft_wrap=True)
     if running := sweep.units(State.RUNNING):

@@ -1,4 +1,4 @@
-"""``rayasd submit``: a rayasd command as a job of a standing Ray cluster."""
+"""``rayasd submit``: a rayasd command as a job of a running Ray cluster."""
 
 import shlex
 from datetime import datetime
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from rayasd.cli.options import FOLDER
 from rayasd.errors import EXIT_INTERRUPTED, UserError, unknown
 from rayasd.printing import tell
 
@@ -21,7 +22,7 @@ from rayasd.printing import tell
 @click.option("--follow", metavar="ID", help="Show the output of a job until it ends.")
 @click.option("--stop", metavar="ID", help="Interrupt a job; the same command resumes it.")
 @click.option("--list", "list_jobs", is_flag=True, help="List the cluster's jobs.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path(),
+@click.option("--folder", type=FOLDER, default=Path(),
               help="Folder on the cluster's head in which the command starts; default: the current path.")  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -29,7 +30,7 @@ def submit(
     context: click.Context, command: tuple[str, ...], address: str, token_file: Path | None, job_id: str | None,
     python: str, no_wait: bool, follow: str | None, stop: str | None, list_jobs: bool, folder: Path,
 ) -> None:  # fmt: skip
-    """Run a COMMAND of rayasd as a job of a standing Ray cluster.
+    """Run a COMMAND of rayasd as a job of a running Ray cluster.
 
     Or follow, stop or list jobs. Only the command line is sent: rayasd must be installed on every node, and
     every node must see the same folders. The exit code is the job's; Ctrl-C leaves the job running.
@@ -44,26 +45,25 @@ def submit(
     known = context.find_root().command
     if command and isinstance(known, click.Group) and command[0] not in (*known.commands, "--debug"):
         raise unknown("command", command[0], known.commands)
+    from rayasd.cluster import job
     from rayasd.cluster import submit as jobs
-    from rayasd.cluster.job import FOLDER, name_of
 
     with jobs.connected(address, token_file) as client:
         if list_jobs:
-            for job in sorted(
-                (job for job in client.list_jobs() if job.submission_id), key=lambda job: -job.start_time
-            ):
-                start = datetime.fromtimestamp(job.start_time / 1000).isoformat(" ", "seconds")
-                tell(f"{job.submission_id}  {str(job.status).lower()}  {start}  {job.entrypoint}")
+            submitted = [each for each in client.list_jobs() if each.submission_id]
+            for each in sorted(submitted, key=lambda each: -each.start_time):
+                start = datetime.fromtimestamp(each.start_time / 1000).isoformat(" ", "seconds")
+                tell(f"{each.submission_id}  {str(each.status).lower()}  {start}  {each.entrypoint}")
         elif stop:
             client.stop_job(stop)
             tell(f"job {stop}: {str(jobs.end_of(client, stop, 2 * jobs.STOP_SECONDS).status).lower()}")
         else:
-            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS), FOLDER: str(folder.absolute())}
+            variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(jobs.STOP_SECONDS), job.FOLDER: str(folder.absolute())}
             job_id = follow or client.submit_job(
                 entrypoint=shlex.join([python, "-m", "rayasd", *command]),
                 submission_id=job_id,
                 runtime_env={"env_vars": variables},
-                metadata={"job_name": name_of(command)},
+                metadata={"job_name": job.name_of(command)},
             )
             if no_wait and not follow:
                 tell(job_id)

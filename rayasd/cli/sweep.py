@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayasd.cli.options import GROUND_TRUTH, RUN, TRUST, chosen_execution, execution_options
+from rayasd.cli.options import FOLDER, GROUND_TRUTH, PATH, RUN, TRUST, chosen_execution, execution_options
 from rayasd.errors import EXIT_STOPPED, RunStopped, UserError
 from rayasd.printing import tell
 from rayasd.study.execution import Execution
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--data", "source", type=click.Path(path_type=Path),
+@click.option("--data", "source", type=PATH,
               help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
 @GROUND_TRUTH
 @click.option("--on-bad-clip", type=click.Choice(["fail", "skip"]),
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting: exposure.epochs=50")
 @click.option("--vary", metavar="KEY=V1,V2,…",
               help="Run one variant per value and plot the result: exposure.real_anomalies=0,1,2,4")  # fmt: skip
-@click.option("--run-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/default"),
+@click.option("--run-dir", type=FOLDER, default=Path("runs/default"),
               show_default=True, help="Folder for results; an existing run continues.")  # fmt: skip
 @click.option(
     "--accept-changes", is_flag=True, help="Continue a run whose configuration differs; redo what that changes."

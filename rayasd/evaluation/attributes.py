@@ -1,7 +1,7 @@
 """AUC by attribute of the clips, such as a speed, a load or a kind of fault."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +14,14 @@ from rayasd.evaluation.scores import Key, Scored, by_name
 
 
 class OfValue(NamedTuple):
-    """How well a machine's clips of one attribute value are told apart."""
+    """AUC of a machine's clips of one attribute value."""
 
     machine: str
     value: str
     num_normal: int
     num_anomaly: int
-    auc: float
-    """Mean over sections, weighted by their anomalous clips, and over seeds; fraction of 1."""
-    of_all_normal: bool
-    """No normal clip has the value, as of a kind of fault: all of the section are taken."""
+    auc: float  # mean over sections, weighted by their anomalous clips, and over seeds; fraction of 1
+    of_all_normal: bool  # no normal clip has the value, as of a kind of fault: all of the section are taken
 
 
 def aucs_by_attribute(
@@ -31,7 +29,7 @@ def aucs_by_attribute(
 ) -> list[OfValue]:
     """Compute an entry's AUC of each machine and attribute value: anomalous clips that have it against normal ones.
 
-    ``scored``: of ensembles too; ``attributes``: of the clips, as their names or a manifest tell.
+    ``scored``: with ensembles; ``attributes``: of the clips, from their names or a manifest.
     """
     chosen = cells.filter(pc.field("selected") & (pc.field("variant") == entry) & (pc.field("status") == "ok"))
     systems = {(row["machine"], row["seed"], Key(*(row[n] for n in Key._fields))) for row in chosen.to_pylist()}
@@ -58,12 +56,3 @@ def aucs_by_attribute(
         share, mean = num_seeds[machine], float(np.average(scores, weights=anomalies))
         rows.append(OfValue(machine, value, sum(normals) // share, sum(anomalies) // share, mean, all(all_normal)))
     return rows
-
-
-def attribute_rows(values: Sequence[OfValue]) -> tuple[list[str], list[list[Any]]]:
-    """Titles and rows of a table, in percent."""
-    rows = [
-        [v.machine, v.value, f"{100 * v.auc:.2f}", str(v.num_anomaly), f"{v.num_normal}{' (all)' * v.of_all_normal}"]
-        for v in values
-    ]
-    return ["machine", "attribute", "AUC", "anomalous", "normal"], rows

@@ -15,31 +15,19 @@ from rayasd.randomness import generator
 NUM_REPLICATES = 1000
 CONFIDENCE = 0.95
 
-Cell = tuple[str, str, str]
-"""machine, section, domain"""
+Cell = tuple[str, str, str]  # machine, section, domain
 
 
 @dataclass(frozen=True)
 class CellScores:
     """Scores of one system in one cell."""
 
-    clips: tuple[str, ...]
-    """Sorted."""
-    anomalous: NDArray[np.bool_]
-    """(clips,)"""
-    scores: NDArray[np.float64]
-    """(seeds, clips), higher is more anomalous."""
-    domains: NDArray[np.object_]
-    """(clips,)"""
-    groups: NDArray[np.object_] = None  # type: ignore[assignment]
-    """Group of each clip, (clips,); a clip without a group is its own; default: none has one."""
-    metrics: tuple[str, ...] = ("auc", "pauc")
-    """Metrics that the year's score takes from this cell: AUC, pAUC or both."""
-
-    def __post_init__(self) -> None:
-        """Take every clip for a group of its own where no groups are given."""
-        if self.groups is None:
-            object.__setattr__(self, "groups", np.array(self.clips, dtype=object))
+    clips: tuple[str, ...]  # sorted
+    anomalous: NDArray[np.bool_]  # (clips,)
+    scores: NDArray[np.float64]  # (seeds, clips), higher is more anomalous
+    domains: NDArray[np.object_]  # (clips,)
+    groups: NDArray[np.object_]  # group of each clip, (clips,); a clip without a group is its own
+    metrics: tuple[str, ...] = ("auc", "pauc")  # metrics that the year's score takes from this cell: AUC, pAUC or both
 
     @property
     def strata(self) -> dict[tuple[str, bool], Indices]:
@@ -59,10 +47,8 @@ class CellScores:
         return replace(seeds[0], scores=np.concatenate([seed.scores for seed in seeds]))
 
 
-Replicates = NDArray[np.float64]
-"""(seeds, replicates)"""
-MetricReplicates = Mapping[Cell, Mapping[str, Replicates]]
-"""One value for each metric of each cell."""
+Replicates = NDArray[np.float64]  # (seeds, replicates)
+MetricReplicates = Mapping[Cell, Mapping[str, Replicates]]  # one value for each metric of each cell
 
 
 def metric_replicates(
@@ -103,16 +89,12 @@ def mean_replicates(metrics: MetricReplicates, name: str) -> NDArray[np.float64]
 class Comparison:
     """One system against another on the same clips."""
 
-    first: float
-    """Its score, mean over seeds."""
+    first: float  # its score, mean over seeds
     second: float
-    low: float
-    """95 % interval of the first's lead."""
+    low: float  # 95 % interval of the first's lead
     high: float
-    share: float
-    """Share of the draws in which the first leads; ties count half."""
-    ties: float = 0.0
-    """Share of the draws in which both have the same score."""
+    share: float  # share of the draws in which the first leads; ties count half
+    ties: float = 0.0  # share of the draws in which both have the same score
 
     @property
     def lead(self) -> float:
@@ -121,7 +103,7 @@ class Comparison:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval of the lead leaves out zero, and as many draws have this leader as that says."""
+        """Whether the interval of the lead leaves out zero, and the share of draws with this leader agrees."""
         first, enough = self.share - self.ties / 2, (1 + CONFIDENCE) / 2
         return (self.low > 0 and first >= enough) or (self.high < 0 and 1 - first - self.ties >= enough)
 

@@ -45,8 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-Labels = Mapping[str, int | None]
-"""Label of each clip: 0 normal, 1 anomalous, None unknown."""
+Labels = Mapping[str, int | None]  # label of each clip: 0 normal, 1 anomalous, None unknown
 
 
 def labels_of(catalog: pa.Table) -> Labels:
@@ -62,7 +61,7 @@ def score_cells(scored: Sequence[Scored], labels: Labels, evaluation: Evaluation
 def cell_scores(scored: Sequence[Scored], labels: Labels, cells: pa.Table, year: int) -> dict[Cell, CellScores]:
     """Collect the clip scores behind these cells, seed by seed; the clips' order is the same in every seed.
 
-    ``cells``: one system's, or one a cell; those that are not ok are passed over.
+    ``cells``: of one system, or of one per cell; those that are not ok are passed over.
     """
     wanted: dict[Scored, list[dict[str, Any]]] = {}
     files = by_name(scored)

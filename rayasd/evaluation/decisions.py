@@ -23,14 +23,11 @@ _FEWEST_TO_FIT = 30
 class Decision:
     """A decision threshold from the scores of normal clips."""
 
-    threshold: float | None
-    """Score above which a clip is called anomalous."""
-    reason: str | None
-    """Why there is no threshold."""
+    threshold: float | None  # score above which a clip is called anomalous
+    reason: str | None  # why there is no threshold
     calibration: str | None
     """How the normal clips' scores came about: held-out, cross-fit, leave-one-out, trained-on; None without scores."""
-    normal: Scores
-    """Scores of normal clips, of groups the highest one, rising, (n,)."""
+    normal: Scores  # scores of normal clips, of groups the highest one, rising, (n,)
 
     @classmethod
     def of(cls, calibrations: Mapping[str, Calibration], section: str, evaluation: EvaluationConfig) -> "Decision":
@@ -98,16 +95,11 @@ class Decided:
 
     false_alarms: float | None
     """Share of their normal test clips that are called anomalous, mean over seeds; None without decisions."""
-    false_alarms_interval: tuple[float, float] | None
-    """95 % interval of that share, for as many clips as one seed has."""
-    recall: float | None
-    """Mean over cells and seeds."""
-    calibration: str | None
-    """How the normal clips' scores came about, all the words that apply."""
-    num_calibration: int | None
-    """Normal clips (or groups) behind a threshold, where they are fewest."""
-    no_threshold: str | None
-    """Why one of the cells has no threshold."""
+    false_alarms_interval: tuple[float, float] | None  # 95 % interval of that share, for as many clips as one seed has
+    recall: float | None  # mean over cells and seeds
+    calibration: str | None  # how the normal clips' scores came about, all the words that apply
+    num_calibration: int | None  # normal clips (or groups) behind a threshold, where they are fewest
+    no_threshold: str | None  # why one of the cells has no threshold
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> "Decided":
@@ -169,7 +161,7 @@ def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
     """Add decisions and what they are worth to the selected cells that are ok and have an AUC."""
-    from sklearn.metrics import precision_recall_fscore_support  # likewise
+    from sklearn.metrics import precision_recall_fscore_support  # slow to import
 
     rows = cells.to_pylist()
     files = by_name(scored)

@@ -5,7 +5,7 @@ An ensemble's scores have the form of a unit's, in memory and on disk, so that e
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,17 +27,11 @@ from rayasd.inlier.scores_file import SCHEMA, TRAINED_ON
 from rayasd.parquet import write_parquet
 
 MAX_MEMBERS = 10
-FUSED = "fused"
-"""Detector of an ensemble over detectors."""
-
-PathOf = Callable[[str, str, int | None], Path]
-"""Maps entry, machine and seed to where the ensemble's scores go."""
+FUSED = "fused"  # detector of an ensemble over detectors
 
 
-def fuse_ensembles(
-    scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf
-) -> list[Scored]:
-    """Fuse finished units' scores as ``evaluation.ensembles`` says, for each entry and machine; writes nothing.
+def fuse_ensembles(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> list[Scored]:
+    """Fuse finished units' scores by ``evaluation.ensembles``, for each entry and machine; writes nothing.
 
     Every ensemble is over what is there: one over seeds needs two seeds of a machine. The greedy one picks its members
     on the sections that choose and is made only where these have labels.
@@ -45,16 +39,16 @@ def fuse_ensembles(
     entries: list[Scored] = []
     for name in evaluation.ensembles:
         if name == GREEDY:
-            entries += _greedy(scored, labels, evaluation, place)
+            entries += _greedy(scored, labels, evaluation)
         else:
-            entries += _averages(scored, name, evaluation.fusion, place)
+            entries += _averages(scored, name, evaluation.fusion)
     return entries
 
 
-def _averages(scored: Sequence[Scored], name: str, method: str, place: PathOf) -> list[Scored]:
+def _averages(scored: Sequence[Scored], name: str, method: str) -> list[Scored]:
     variants, over = parse_ensemble(name)
     if variants:
-        return _across(scored, variants, over, method, place)
+        return _across(scored, variants, over, method)
     groups: dict[tuple[str, str, int | None], list[Scored]] = {}
     for unit in scored:
         groups.setdefault((unit.variant, unit.machine, None if "seeds" in over else unit.seed), []).append(unit)
@@ -63,8 +57,7 @@ def _averages(scored: Sequence[Scored], name: str, method: str, place: PathOf) -
         members = _members(units, over)
         if members and all(len(of_key) > 1 for of_key in members.values()):
             computed = {key: fused(of_key, method) for key, of_key in members.items()}
-            entry = f"{variant}+{name}"
-            entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
+            entries.append(Scored(f"{variant}+{name}", machine, seed, computed=computed))
     return entries
 
 
@@ -82,9 +75,7 @@ def _members(units: Sequence[Scored], over: Sequence[str]) -> dict[Key, list[Sec
     return members
 
 
-def _across(
-    scored: Sequence[Scored], variants: Sequence[str], over: Sequence[str], method: str, place: PathOf
-) -> list[Scored]:
+def _across(scored: Sequence[Scored], variants: Sequence[str], over: Sequence[str], method: str) -> list[Scored]:
     """Fuse variants, each averaged over seeds, checkpoints or detectors first: all weigh the same.
 
     Without ``checkpoints``, each variant's last one counts. What not all variants have, or what they have tested on
@@ -109,12 +100,11 @@ def _across(
                 if len(others) == len(variants) - 1 and all(list(o.clips) == list(first.clips) for o in others):
                     computed[key] = fused([first, *others], method)
             if computed:
-                entry = "+".join(["&".join(variants), *over])
-                entries.append(Scored(entry, machine, seed, place(entry, machine, seed), computed=computed))
+                entries.append(Scored("+".join(["&".join(variants), *over]), machine, seed, computed=computed))
     return entries
 
 
-def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig, place: PathOf) -> list[Scored]:
+def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> list[Scored]:
     """Greedy forward selection with replacement (Caruana et al. 2004) among all systems, their seeds fused first."""
     seeds: dict[System, dict[Where, list[SectionScores]]] = {}
     for unit in scored:
@@ -141,7 +131,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
             return []
         picked = [systems[i] for i in _pick(scaled, basis, evaluation)]
         members |= dict.fromkeys(fold, picked)
-    entry, entries = f"all+{GREEDY}", []
+    entries = []
     for machine in sorted({machine for machine, _ in places}):
         sections = [section for m, section in places if m == machine]
         of_machine = {
@@ -150,7 +140,7 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
             )
             for section in sections
         }
-        entries.append(Scored(entry, machine, None, place(entry, machine, None), computed=of_machine))
+        entries.append(Scored(f"all+{GREEDY}", machine, None, computed=of_machine))
     return entries
 
 
@@ -159,17 +149,14 @@ def _can_be_scaled(scores: SectionScores) -> bool:
     return not scores.failed and len(scores.training) > 1 and bool(np.ptp(scores.training) > 0)
 
 
-Where = tuple[str, str]
-"""machine, section"""
+Where = tuple[str, str]  # machine, section
 
 
 class _ChoosingCell(NamedTuple):
     where: Where
     metric: str
-    anomalous: NDArray[np.bool_]
-    """Which of the cell's clips are anomalous."""
-    members: NDArray[np.bool_]
-    """Which of the section's clips are in the cell."""
+    anomalous: NDArray[np.bool_]  # which of the cell's clips are anomalous
+    members: NDArray[np.bool_]  # which of the section's clips are in the cell
 
 
 def _labelled(where: Where, scores: SectionScores, labels: Labels, year: int) -> Iterable[_ChoosingCell]:
@@ -209,8 +196,8 @@ def _pick(
     return chosen
 
 
-def write_ensemble(entry: Scored) -> None:
-    """Write an ensemble's scores as a detect unit does; the file's metadata tell what was fused."""
+def write_ensemble(entry: Scored, path: Path) -> None:
+    """Write an ensemble's scores as a detect unit does; the file's metadata list what was fused."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for key, scores in entry.systems.items():
         no_domains = [None] * len(scores.training_clips)
@@ -231,7 +218,7 @@ def write_ensemble(entry: Scored) -> None:
     arrays = [pa.array(columns[f.name]).cast(f.type) for f in SCHEMA]
     trees = [scores.tree for scores in entry.systems.values()]
     facts = {TREES: json.dumps(trees), TREES_DIGEST: digest(trees)}
-    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(facts)), entry.path)
+    write_parquet(pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(facts)), path)
 
 
 def read_ensembles(folder: Path) -> list[Scored]:

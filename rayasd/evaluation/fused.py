@@ -19,7 +19,8 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     or not at all. A clip that members have seen is scored by all of them, and marked so.
     """
     first, tree = members[0], Fusion(method, tuple(member.tree for member in members if member.tree is not None))
-    fewest = len(members) if len({_variants(member) for member in tree.members}) > 1 else 1
+    variants = {frozenset(leaf.variant for leaf in leaves(member)) for member in tree.members}
+    fewest = len(members) if len(variants) > 1 else 1
     normalise, by_others, combine = FUSIONS[method]
     reason = next((member.reason for member in members if member.failed), None)
     scores, of_clip = [], dict[str, list[tuple[float, str]]]()
@@ -54,16 +55,12 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     )  # fmt: skip
 
 
-def _variants(tree: Tree) -> frozenset[str]:
-    return frozenset(leaf.variant for leaf in leaves(tree))
-
-
 def _kind(of_members: set[str]) -> str:
     return TRAINED_ON if TRAINED_ON in of_members else next(kind for kind in HONEST_FIRST if kind in of_members)
 
 
 def evaluated(tree: Tree, scores: Mapping[Leaf, SectionScores]) -> SectionScores:
-    """Fuse scores as a tree says; those of its leaves are given."""
+    """Fuse the scores of a tree's leaves."""
     if isinstance(tree, Leaf):
         return scores[tree]
     return fused([evaluated(member, scores) for member in tree.members], tree.method)

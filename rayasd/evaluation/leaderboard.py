@@ -1,7 +1,7 @@
 """The leaderboard: entries ranked by the sections that did not choose them, and every system behind them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +18,7 @@ from rayasd.files import digest
 from rayasd.nested import differing
 from rayasd.wording import counted
 
-PER_SECTION = "per section"
-"""Detector of an entry whose sections have systems of their own."""
+PER_SECTION = "per section"  # detector of an entry whose sections have systems of their own
 
 RULES, CELLS = "rules", "cells"
 """Keys of leaderboard.parquet's metadata: the digest of its rules, and the sha256 of cells.parquet."""
@@ -37,44 +36,32 @@ class Standing:
     """One system over all its seeds, or an entry of several. Scores are fractions of 1; None where there are none."""
 
     variant: str
-    checkpoint: int | None
-    """Epochs trained; None: chosen per section."""
+    checkpoint: int | None  # epochs trained; None: chosen per section
     detector: str
     pooling: str
-    num_seeds: int
-    """0: an ensemble over seeds."""
-    rank: int | None = None
-    """Rank of an entry; None for all other systems."""
+    num_seeds: int  # 0: an ensemble over seeds
+    rank: int | None = None  # rank of an entry; None for all other systems
     oracle: bool = False
-    """The best of all systems on the very sections that rank: what better choosing could give, never ranked."""
-    development: float | None
-    """Official score on the sections that choose, mean over seeds."""
+    """The best of all systems on the very sections that rank: the limit of better choosing, never ranked."""
+    development: float | None  # official score on the sections that choose, mean over seeds
     development_std: float | None
-    evaluation: float | None
-    """The same on the sections that rank."""
+    evaluation: float | None  # the same on the sections that rank
     evaluation_std: float | None
     interval: Interval | None = None
     """95 % bootstrap interval of the score that ranks, over test clips; for ranked and complete entries."""
-    auc: float | None
-    """Arithmetic mean over the cells that rank, and seeds; like the next."""
+    auc: float | None  # arithmetic mean over the cells that rank, and seeds; like the next
     auc_interval: Interval | None = None
     pauc: float | None
     pauc_interval: Interval | None = None
-    source_auc: float | None
-    """Harmonic mean over source-domain cells that rank, mean over seeds."""
+    source_auc: float | None  # harmonic mean over source-domain cells that rank, mean over seeds
     target_auc: float | None
-    machines: dict[str, float | None]
-    """Harmonic mean of AUC per machine type, mean over seeds."""
-    decided: Decided
-    """What the decisions in the cells that rank came to; of entries alone, like precision and F1."""
-    precision: float | None
-    """Arithmetic mean over the cells that rank and have decisions, and seeds, like the next."""
+    machines: dict[str, float | None]  # harmonic mean of AUC per machine type, mean over seeds
+    decided: Decided  # false alarms and recall in the cells that rank; for entries alone, like precision and F1
+    precision: float | None  # arithmetic mean over the cells that rank and have decisions, and seeds, like the next
     f1: float | None
-    auc_all: float | None
-    """Arithmetic mean over all cells, development and evaluation."""
+    auc_all: float | None  # arithmetic mean over all cells, development and evaluation
     cells_ok: int
-    cells_expected: int
-    """Cells that the plan makes, over all seeds, labelled ones only."""
+    cells_expected: int  # cells that the plan makes, over all seeds, labelled ones only
     cells_unlabelled: int
 
     @property
@@ -88,27 +75,25 @@ class Leaderboard:
     """Ranked entries first, then all systems by development score."""
 
     standings: tuple[Standing, ...]
-    year: int
-    """DCASE year whose rule the official scores follow."""
-    ranked_on: str
-    """evaluation; development, where no evaluation section has labels; or leave-one-section-out."""
-    chosen: bool
-    """Whether there were labelled sections to choose on."""
-    criterion: str = "official"
-    """What chose: the official score or the mean AUC."""
-    promise: str = ""
-    """What the thresholds promise about false alarms."""
-    controls: tuple[str, ...] = ()
-    """Variants of which nothing is trained."""
+    year: int  # DCASE year whose rule the official scores follow
+    ranked_on: str  # evaluation; development, where no evaluation section has labels; or leave-one-section-out
+    chosen: bool  # whether there were labelled sections to choose on
+    criterion: str = "official"  # criterion of the choice: the official score or the mean AUC
+    promise: str = ""  # promise of the thresholds about false alarms
+    controls: tuple[str, ...] = ()  # variants of which nothing is trained
     source_only: tuple[str, ...] = ()
     """Variants whose detectors are fitted to no target-domain clip, though there are some to train on."""
-    unlabelled: tuple[str, ...] = ()
-    """Why cells cannot be evaluated, with the number of cells, most frequent first."""
+    unlabelled: tuple[str, ...] = ()  # why cells cannot be evaluated, with the number of cells, most frequent first
 
     @property
     def part(self) -> str:
         """Part whose score ranks, a standing's field; leave-one-section-out, held-out scores are in ``evaluation``."""
-        return _ranking_part(self.ranked_on)
+        return "development" if self.ranked_on == "development" else "evaluation"
+
+    @property
+    def where(self) -> str:
+        """Name of the cells that rank."""
+        return "held-out" if self.ranked_on == LEAVE_ONE_OUT else self.ranked_on
 
     @property
     def ranked(self) -> list[Standing]:
@@ -151,16 +136,8 @@ def rank(
     for row in all_rows:
         systems.setdefault(system_of(row), []).append(row)
 
-    def in_rank(row: CellRow) -> bool:
-        return held_out or row["part"] == ranked_on
-
     def standing(rows: Sequence[CellRow], number: int, variant: str | None = None) -> Standing:
-        if held_out:  # an entry is chosen section by section: what chose it is no score of its own
-            chooses, reports = (lambda row: variant is None), (lambda row: variant is not None)
-        else:
-            chooses, reports = (lambda row: row["part"] == "development"), (lambda row: row["part"] == "evaluation")
-        found = _standing(rows, number, evaluation.rule_year, machines, chooses, reports, in_rank, variant)
-        return found if variant is not None else replace(found, decided=Decided.of([]), precision=None, f1=None)
+        return _standing(rows, number, variant, evaluation.rule_year, machines, ranked_on)
 
     def count(entry: str, rows: Sequence[CellRow]) -> int:
         if entry in expected:
@@ -171,13 +148,16 @@ def rank(
 
     of_entry = {name: [all_rows[i] for i in places] for name, places in entries.items()}
     ranked = [standing(rows, count(name, rows), name) for name, rows in of_entry.items()]
-    score = _ranking_part(ranked_on)
+    score = "development" if ranked_on == "development" else "evaluation"
     ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
     ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
     others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
     others.sort(key=lambda s: (not s.complete, -(s.development or -1.0), s.variant, s.detector))
-    chosen = _could_choose(all_rows) if held_out else "development" in parts
+    chosen = "development" in parts
+    if held_out:  # whether each section, or machine, that is left out has labelled cells of others to be chosen on
+        name = left_out(row["section"] for row in all_rows)
+        chosen = len({row[name] for row in all_rows if row["status"] == "ok"}) > 1
     promise = f"at most {100 * evaluation.false_alarm_rate:g} % promised"
     if evaluation.threshold != "conformal":
         promise = f"{100 * evaluation.false_alarm_rate:g} % wanted but not promised (evaluation.threshold)"
@@ -188,20 +168,10 @@ def rank(
     return _with_oracle(board)
 
 
-def _could_choose(rows: Sequence[CellRow]) -> bool:
-    """Whether each section, or machine, that is left out has labelled cells of others to be chosen on."""
-    name = left_out(row["section"] for row in rows)
-    return len({row[name] for row in rows if row["status"] == "ok"}) > 1
-
-
 def _unlabelled(cells: pa.Table) -> tuple[str, ...]:
     rows = cells.filter(pc.field("status") == "unlabelled").select(["machine", "section", "domain", "reason"])
     reasons = Counter(reason for *_, reason in {tuple(row.values()) for row in rows.to_pylist()})
     return tuple(f"{counted(count, 'cell')}: {reason}" for reason, count in reasons.most_common())
-
-
-def _ranking_part(ranked_on: str) -> str:
-    return "development" if ranked_on == "development" else "evaluation"
 
 
 def _with_oracle(board: Leaderboard) -> Leaderboard:
@@ -216,15 +186,20 @@ def _with_oracle(board: Leaderboard) -> Leaderboard:
 
 
 def _standing(
-    rows: Sequence[CellRow], expected: int, year: int, machines: Sequence[str], chooses: Callable[[CellRow], bool],
-    reports: Callable[[CellRow], bool], in_rank: Callable[[CellRow], bool], variant: str | None,
-) -> Standing:  # fmt: skip
+    rows: Sequence[CellRow], expected: int, variant: str | None, year: int, machines: Sequence[str], ranked_on: str
+) -> Standing:
+    """Sum up the cells of a system, or of an entry, whose ``variant`` is given."""
+    if ranked_on == LEAVE_ONE_OUT:  # an entry is chosen section by section: what chose it is no score of its own
+        choosing, reported = ([], rows) if variant is not None else (rows, [])
+    else:
+        choosing, reported = ([row for row in rows if row["part"] == p] for p in ("development", "evaluation"))
     all_ok = [row for row in rows if row["status"] == "ok"]
-    ok = [row for row in all_ok if in_rank(row)]
+    ok = [row for row in all_ok if ranked_on in (LEAVE_ONE_OUT, row["part"])]
+    decided = [] if variant is None else ok
     systems = list(dict.fromkeys(map(system_of, rows)))
     one = systems[0] if len(systems) == 1 else None
-    development, development_std = _over_seeds(filter(chooses, rows), year)
-    evaluation, evaluation_std = _over_seeds(filter(reports, rows), year)
+    development, development_std = _over_seeds(choosing, year)
+    evaluation, evaluation_std = _over_seeds(reported, year)
     return Standing(
         variant=variant or systems[0].variant,
         checkpoint=one.checkpoint if one else None,
@@ -235,15 +210,15 @@ def _standing(
         development_std=development_std,
         evaluation=evaluation,
         evaluation_std=evaluation_std,
-        auc=_mean(ok, "auc"),
-        pauc=_mean(ok, "pauc"),
+        auc=mean_of(ok, "auc"),
+        pauc=mean_of(ok, "pauc"),
         source_auc=_harmonic([row for row in ok if row["domain"] == "source"]),
         target_auc=_harmonic([row for row in ok if row["domain"] == "target"]),
         machines={m: _harmonic([row for row in ok if row["machine"] == m]) for m in machines},
-        decided=Decided.of(ok),
-        precision=_mean(ok, "precision"),
-        f1=_mean(ok, "f1"),
-        auc_all=_mean(all_ok, "auc"),
+        decided=Decided.of(decided),
+        precision=mean_of(decided, "precision"),
+        f1=mean_of(decided, "f1"),
+        auc_all=mean_of(all_ok, "auc"),
         cells_ok=len(all_ok),
         cells_expected=expected,
         cells_unlabelled=sum(row["status"] == "unlabelled" for row in rows),
@@ -256,7 +231,8 @@ def _over_seeds(rows: Iterable[CellRow], year: int) -> tuple[float | None, float
     return float(np.mean(scores)) if scores else None, float(np.std(scores, ddof=1)) if len(scores) > 1 else None
 
 
-def _mean(rows: Iterable[CellRow], name: str) -> float | None:
+def mean_of(rows: Iterable[CellRow], name: str) -> float | None:
+    """Compute the mean of a column over the cells that have it; None where none has."""
     values = [row[name] for row in rows if row[name] is not None]
     return float(np.mean(values)) if values else None
 

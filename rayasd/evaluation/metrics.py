@@ -5,8 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MAX_FPR = 0.1
-"""False-positive rate up to which DCASE integrates pAUC."""
+MAX_FPR = 0.1  # false-positive rate up to which DCASE integrates pAUC
 
 
 def auc(labels: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:

@@ -20,10 +20,8 @@ class Published:
     """A published official score on one part."""
 
     name: str
-    score: float
-    """Fraction of 1."""
-    source: str
-    """Source of the number."""
+    score: float  # fraction of 1
+    source: str  # source of the number
 
 
 def published_systems(part: str, year: int) -> list[Published]:

@@ -29,8 +29,7 @@ class System(NamedTuple):
     """A system: the unit of selection and ranking."""
 
     variant: str
-    checkpoint: int
-    """Epochs that the extractor was trained for."""
+    checkpoint: int  # epochs that the extractor was trained for
     detector: str
     pooling: str
 
@@ -69,13 +68,11 @@ class Leaf(NamedTuple):
 class Fusion(NamedTuple):
     """Scores that are fused from others', each scaled by its own training scores."""
 
-    method: str
-    """One of ``rayasd.inlier.fusion.FUSIONS``."""
+    method: str  # one of ``rayasd.inlier.fusion.FUSIONS``
     members: "tuple[Tree, ...]"
 
 
-Tree = Leaf | Fusion
-"""What scores come from."""
+Tree = Leaf | Fusion  # origin of scores
 
 
 def tree_of(value: Any) -> Tree:
@@ -93,12 +90,9 @@ def tree_of(value: Any) -> Tree:
 class Calibration:
     """Scores of normal clips by which decisions are made."""
 
-    scores: Scores
-    """(n,); NaN where the detector failed."""
-    groups: Words
-    """Group of each clip; a clip without a group is its own, (n,)."""
-    kind: str | None
-    """held-out, cross-fit, leave-one-out, trained-on; None where there are no scores."""
+    scores: Scores  # (n,); NaN where the detector failed
+    groups: Words  # group of each clip; a clip without a group is its own, (n,)
+    kind: str | None  # held-out, cross-fit, leave-one-out, trained-on; None where there are no scores
 
     @classmethod
     def pooled(cls, parts: Iterable["Calibration"]) -> "Calibration":
@@ -113,33 +107,23 @@ class Calibration:
 
 
 HONEST_FIRST = (CROSS_FIT, HELD_OUT, LEAVE_ONE_OUT, TRAINED_ON)
-"""Which word describes a mixture."""
+"""The first of these words that applies describes a mixture."""
 
 
 @dataclass(frozen=True)
 class SectionScores:
     """One system's scores in one section; higher is more anomalous."""
 
-    clips: Words
-    """Test clips, (clips,)."""
-    domains: Words
-    """(clips,)"""
-    scores: Scores
-    """(clips,); NaN where the detector failed."""
-    reason: str | None
-    """Why it failed."""
-    groups: Words
-    """Group of each test clip; a clip without a group is its own, (clips,)."""
-    training_clips: Words
-    """Normal clips, (n,); none where there are no training scores."""
-    training: Scores
-    """(n,); NaN where the detector failed."""
-    training_groups: Words
-    """(n,)"""
-    calibration: Words
-    """How each of these scores came about, see ``Calibration.kind``, (n,)."""
-    tree: Tree | None = None
-    """Their origin; None if unknown."""
+    clips: Words  # test clips, (clips,)
+    domains: Words  # (clips,)
+    scores: Scores  # (clips,); NaN where the detector failed
+    reason: str | None  # why it failed
+    groups: Words  # group of each test clip; a clip without a group is its own, (clips,)
+    training_clips: Words  # normal clips, (n,); none where there are no training scores
+    training: Scores  # (n,); NaN where the detector failed
+    training_groups: Words  # (n,)
+    calibration: Words  # how each of these scores came about, see ``Calibration.kind``, (n,)
+    tree: Tree | None = None  # their origin; None if unknown
 
     @property
     def calibrating(self) -> Calibration:
@@ -162,14 +146,11 @@ class Scored:
 
     variant: str
     machine: str
-    seed: int | None
-    """None: an ensemble over seeds."""
-    path: Path
-    """Where they are, or go."""
-    sha256: str | None = field(default=None, repr=False)
-    """What the file must have, where that is known."""
+    seed: int | None  # None: an ensemble over seeds
+    path: Path | None = field(default=None, repr=False)  # file of the scores; None: an ensemble that is not written
+    sha256: str | None = field(default=None, repr=False)  # checksum of the file, where it is known
     computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
-    """Scores of an ensemble, which may have no file."""
+    """Scores of an ensemble that was fused for this report."""
     domains: "Mapping[str, str]" = field(default_factory=dict, repr=False)
     """Domains of test clips that are known now and may not have been when the scores were written."""
 
@@ -178,6 +159,7 @@ class Scored:
         """Scores of each section and system, in the file's order. Raises UserError: the file is damaged."""
         if self.computed is not None:
             return self.computed
+        assert self.path is not None
         origin = None if self.seed is None else (self.variant, self.seed)
         found = read_scores(self.path, sha256=self.sha256, origin=origin)
         return {key: replace(each, domains=self._known(each)) for key, each in found.items()} if self.domains else found
@@ -197,7 +179,7 @@ def read_scores(
 ) -> dict[Key, SectionScores]:
     """Read a scores file, system by system in the file's order.
 
-    ``sha256``: what the file must have, where that is known; ``origin``: variant and seed, of a unit's file.
+    ``sha256``: checksum of the file, where it is known; ``origin``: variant and seed, of a unit's file.
 
     Raises UserError: the file is damaged, or has another checksum than ``sha256``.
     """
@@ -208,17 +190,18 @@ def read_scores(
     in_test = columns["split"] == "test"
     alone = np.array([group is None for group in columns["group"]], dtype=bool)
     groups = np.where(alone, columns["clip"], columns["group"])
-    places: dict[Key, list[NDArray[np.int64]]] = {}
-    for block in _blocks(table):
-        at = block[0]
-        key = Key(*(columns[name][at] for name in Key._fields))
-        places.setdefault(key, []).append(block)
+    parts = (
+        table.select(Key._fields)
+        .append_column("row", pa.array(np.arange(table.num_rows)))
+        .group_by(Key._fields, use_threads=False)  # in the file's order
+        .aggregate([("row", "list")])
+    )
+    keys = [Key(*values) for values in zip(*(parts[name].to_pylist() for name in Key._fields), strict=True)]
     trees = iter(_trees(path, table.schema.metadata or {}))
     found: dict[Key, SectionScores] = {}
     words_of: dict[str, list[Words]] = {}  # the same clips for all systems of a section: kept once
-    for (section, checkpoint, detector, pooling), blocks in places.items():
-        key = Key(section, int(checkpoint), detector, pooling)
-        rows = np.concatenate(blocks)
+    for key, own_rows in zip(keys, parts["row_list"], strict=True):
+        rows = own_rows.values.to_numpy()
         test, training = rows[in_test[rows]], rows[~in_test[rows]]
         own = [
             columns["clip"][test], columns["domain"][test], groups[test],
@@ -236,13 +219,13 @@ def read_scores(
             training=columns["score"][training],
             training_groups=words[4],
             calibration=words[5],
-            tree=next(trees, None if origin is None else Leaf(*origin, key.checkpoint, detector, pooling)),
+            tree=next(trees, None if origin is None else Leaf(*origin, key.checkpoint, key.detector, key.pooling)),
         )
     return found
 
 
 def _trees(path: Path, facts: Mapping[bytes, bytes]) -> list[Tree]:
-    """Read what an ensemble's file says was fused; nothing of a unit's."""
+    """Read from an ensemble's file what was fused; a unit's file has none."""
     if TREES not in facts:
         return []
     try:
@@ -252,20 +235,6 @@ def _trees(path: Path, facts: Mapping[bytes, bytes]) -> list[Tree]:
         return [tree_of(tree) for tree in trees]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({one_line(error, 100)}): rayasd report makes it again") from None
-
-
-def _blocks(table: pa.Table) -> list[NDArray[np.int64]]:
-    """Rows of each run of equal keys."""
-    if table.num_rows == 0:
-        return []
-    codes = np.stack([_codes(table[name]) for name in Key._fields])
-    starts = np.flatnonzero((codes[:, 1:] != codes[:, :-1]).any(axis=0)) + 1
-    return np.split(np.arange(table.num_rows), starts)
-
-
-def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    array = column.combine_chunks()
-    return (array.indices if pa.types.is_dictionary(array.type) else array).to_numpy(zero_copy_only=False)
 
 
 def _values(column: pa.ChunkedArray) -> NDArray[np.generic]:

@@ -15,15 +15,13 @@ from rayasd.evaluation.years import choosing_score, official_score
 LEAVE_ONE_OUT = "leave-one-section-out"
 ANY_VARIANT = "any variant"
 
-CellRow = Mapping[str, Any]
-"""A row of the cells table."""
+CellRow = Mapping[str, Any]  # a row of the cells table
 
-EntryCells = dict[str, list[int]]
-"""For each entry of the leaderboard, the places of the cells that count for it."""
+EntryCells = dict[str, list[int]]  # for each entry of the leaderboard, the places of the cells that count for it
 
 
 def select(cells: pa.Table, evaluation: EvaluationConfig) -> tuple[pa.Table, EntryCells]:
-    """Choose a system for each variant, and say which cells count for it.
+    """Choose a system for each variant, and mark the cells that count for it.
 
     By development sections: the system with the best official score there, averaged over seeds, counts everywhere.
     Leave-one-section-out: in each section, the system that is best on all other sections counts (with one section, in
@@ -62,8 +60,7 @@ def official(rows: Iterable[CellRow], year: int) -> list[float]:
     ]
 
 
-_Value = tuple[str, str, float]
-"""machine, metric and value"""
+_Value = tuple[str, str, float]  # machine, metric and value
 
 
 def _values(rows: Iterable[CellRow]) -> dict[int | None, list[_Value]]:
@@ -115,11 +112,9 @@ def _chosen(rows: Sequence[CellRow], places: Sequence[int], evaluation: Evaluati
 
 
 def _best(
-    rows: Sequence[CellRow],
-    systems: Mapping[System, Sequence[int]],
-    chooses: Callable[[CellRow], bool],
+    rows: Sequence[CellRow], systems: Mapping[System, Sequence[int]], chooses: Callable[[CellRow], bool],
     evaluation: EvaluationConfig,
-) -> System:
+) -> System:  # fmt: skip
     def quality(system: System) -> tuple[float, float]:
         of_system = [rows[place] for place in systems[system]]
         seeds = _values(row for row in of_system if chooses(row)).values()

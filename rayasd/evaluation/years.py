@@ -37,13 +37,10 @@ class CellKind(NamedTuple):
     """A kind of cell of a section: whose normal and anomalous clips, and which metrics of them count."""
 
     domain: str
-    normal: NDArray[np.bool_]
-    """Clips whose domain lets them in if they are normal, (clips,)."""
+    normal: NDArray[np.bool_]  # clips whose domain lets them in if they are normal, (clips,)
     anomalous: NDArray[np.bool_]
-    metrics: tuple[str, ...]
-    """auc, pauc or both."""
-    problem: str | None = None
-    """Why the cell cannot be evaluated, whatever the labels."""
+    metrics: tuple[str, ...]  # auc, pauc or both
+    problem: str | None = None  # why the cell cannot be evaluated, whatever the labels
 
 
 def is_development(evaluation: EvaluationConfig, machine: str, section: str) -> bool:

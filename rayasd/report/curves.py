@@ -8,7 +8,6 @@ import numpy as np
 from markupsafe import Markup
 
 from rayasd.evaluation.leaderboard import Leaderboard, Standing
-from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.html.svg import PlotArea, drawing, text, ticks
 from rayasd.report.tables import INTERVAL, between, percent
 
@@ -18,10 +17,8 @@ class Curve:
     """Entries of the leaderboard along one setting."""
 
     setting: str
-    name: str
-    """Settings that the variants share."""
-    points: tuple[tuple[float | str, Standing], ...]
-    """Value of the setting and its entry, in order."""
+    name: str  # settings that the variants share
+    points: tuple[tuple[float | str, Standing], ...]  # value of the setting and its entry, in order
 
 
 def find_curves(variants: Mapping[str, Mapping[str, Any]], leaderboard: Leaderboard) -> list[Curve]:
@@ -74,7 +71,7 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
     places = np.arange(len(curve.points))
     plane = PlotArea(34, 22, 300, 180, (-0.3, len(places) - 0.7), (low - 2, high + 2))
     marks = [(float(place), _label(value).split()[0]) for place, (value, _) in zip(places, curve.points, strict=True)]
-    frame = plane.axes(marks, ticks(low - 2, high + 2), curve.setting, f"percent, {_sections(leaderboard)} sections")
+    frame = plane.axes(marks, ticks(low - 2, high + 2), curve.setting, f"percent, {leaderboard.where} sections")
     whiskers = [
         plane.path([x, x], [100 * bound for bound in found], "threshold", f"95 % {between(found)}")
         for x, (_, entry) in zip(places, curve.points, strict=True)
@@ -95,10 +92,6 @@ def curve_chart(curve: Curve, leaderboard: Leaderboard) -> Markup:
 
 def _label(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
-
-
-def _sections(leaderboard: Leaderboard) -> str:
-    return "held-out" if leaderboard.ranked_on == LEAVE_ONE_OUT else leaderboard.ranked_on
 
 
 def _common_name(names: list[str]) -> str:

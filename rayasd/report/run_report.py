@@ -32,8 +32,7 @@ from rayasd.sweep.store import RunStore
 from rayasd.unit import RunDirectory, Unit
 from rayasd.wording import near
 
-EntryRow = dict[str, Any]
-"""An entry's row of leaderboard.parquet."""
+EntryRow = dict[str, Any]  # an entry's row of leaderboard.parquet
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,7 @@ class RunReport:
     """The inputs of a run's leaderboard: finished scores, current labels, rules."""
 
     store: RunStore
-    sweep: Sweep
-    """Every unit of the run and its state."""
+    sweep: Sweep  # every unit of the run and its state
     catalog: Catalog
     evaluation: EvaluationConfig
 
@@ -90,7 +88,7 @@ class RunReport:
             try:
                 _ = scored.systems
             except (UserError, FileNotFoundError):
-                found[unit] = markers.damaged(scored.path, unit)
+                found[unit] = markers.damaged(self.store.paths.table(unit), unit)
         return found
 
     @cached_property
@@ -109,7 +107,7 @@ class RunReport:
             )
         if not scored:
             raise UserError(f"nothing to report: no unit of {root} has been scored yet")
-        results = compute_results(scored, self.catalog.table, self.evaluation, planned, self.store.paths.ensemble)
+        results = compute_results(scored, self.catalog.table, self.evaluation, planned)
         resolved = {variant: self.store.config().variant(variant) for variant in planned}
         controls = tuple(v for v, c in resolved.items() if not c.learns)
         source_only = tuple(v for v, c in resolved.items() if self._is_source_only(c, planned[v]))
@@ -220,8 +218,7 @@ class RunReport:
         rules. Returns a line that names the files.
         """
         variants, paths = self.store.config().variants, to or self.store.paths
-        results = self.results if to is None else replace(self.results, scored=_moved(self.results.scored, to))
-        write_results(paths, results, self.provenance(), self.alerts, variants)
+        write_results(paths, self.results, self.provenance(), self.alerts, variants)
         return f"written: {near(paths.leaderboard('md'))} (.csv, .parquet), {near(paths.cells)}"
 
     @cached_property
@@ -245,8 +242,3 @@ class RunReport:
         skipped: Sequence[str] = self._data.get("skipped", ())
         versions = [stage.version for stage in STAGES.values()]
         return digest([__version__, versions, scores, labels, list(skipped), rules_digest(self.evaluation)])
-
-
-def _moved(scored: Sequence[Scored], to: RunDirectory) -> list[Scored]:
-    """Give ensembles their place in another folder."""
-    return [s if s.computed is None else replace(s, path=to.ensemble(s.variant, s.machine, s.seed)) for s in scored]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from rayasd.evaluation.published import published_systems
 from rayasd.evaluation.selection import LEAVE_ONE_OUT
 from rayasd.report.run_report import EntryRow, RunReport
 from rayasd.report.tables import percent
-from rayasd.wording import counted
+from rayasd.wording import counted, near
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,18 @@ class Contestant:
         return cls(report, entry, cells)
 
     @classmethod
-    def named(cls, run: Path, variant: str | None, part: str) -> "Contestant":
+    def named(cls, report: RunReport, variant: str | None, part: str) -> "Contestant":
         """Take an entry of one variant of a run, by default the first in rank.
 
         Raises UserError: the run has no such variant, or lacks cells of it.
         """
-        report = RunReport.of(run)
-        found = report.entries(single_variant=True)
+        found, run = report.entries(single_variant=True), near(report.store.paths.root)
         if variant is not None and variant not in found:
             raise unknown(f"variant of {run}", variant, found)
         entry = found[variant] if variant is not None else next(iter(found.values()))
         contestant = cls.of(report, entry, part)
         if entry["cells_ok"] < entry["cells_expected"]:
-            coverage = contestant.coverage
-            raise UserError(f"{run}: {entry['variant']} is incomplete ({coverage}): rayasd sweep continues")
+            raise UserError(f"{run}: {entry['variant']} is incomplete ({contestant.coverage}): rayasd sweep continues")
         return contestant
 
     @property
@@ -81,20 +78,15 @@ class PairedResult:
     official: Comparison
     auc: Comparison
     year: int
-    where: str
-    """Name of the compared sections."""
+    where: str  # name of the compared sections
     num_cells: int
-    note: str
-    """Seeds that were left out."""
+    note: str  # seeds that were left out
 
 
-def ranking_part(runs: Sequence[Path]) -> str:
+def ranking_part(reports: Sequence[RunReport]) -> str:
     """Return the part that all these runs have scores on: evaluation, else development."""
-    for run in runs:
-        entries = RunReport.of(run).entries().values()
-        if all(entry["evaluation"] is None for entry in entries):
-            return "development"
-    return "evaluation"
+    have = [any(entry["evaluation"] is not None for entry in report.entries().values()) for report in reports]
+    return "evaluation" if all(have) else "development"
 
 
 def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResult:
@@ -132,33 +124,31 @@ def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:
     ]
 
 
-def rank_runs(runs: Sequence[Path], part: str) -> tuple[list[dict[str, Any]], int, str, list[str]]:
+def rank_runs(reports: Sequence[RunReport], part: str) -> tuple[list[dict[str, Any]], int, str, list[str]]:
     """Rank the entries of several runs, among published systems where all runs are on the benchmark's data.
 
     Returns rows with system, score, deviation, source_auc, target_auc and from, best first; the year; what the sections
-    are called; and lines that say why published systems are left out. Raises UserError: the runs are scored by
+    are called; and the reasons why published systems are left out. Raises UserError: the runs are scored by
     different rules.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     rules, reasons = [], []
-    for run in runs:
-        report = RunReport.of(run)
+    for report in reports:
         rules.append(report.evaluation)
         for entry in report.entries().values():
             each = Contestant.of(report, entry, part)
             seeds = counted(entry["num_seeds"], "seed") if entry["num_seeds"] else "all seeds"
             origin = f"{report.store.paths.root.name}, {seeds}, {each.coverage}"
-            rows.append(_row(each.system, entry[part], origin, entry[f"{part}_std"], *each.domain_aucs))
+            rows.append((each.system, entry[part], entry[f"{part}_std"], *each.domain_aucs, origin))
         if (why_not := report.why_not_published(part)) is not None:
-            reasons.append(f"{run}: published systems are left out: {why_not}")
+            reasons.append(f"{near(report.store.paths.root)}: published systems are left out: {why_not}")
     year, where = _common_rules(rules, part)
     if not reasons:
-        rows += [
-            _row(each.name, each.score, f"published: {each.source}")
-            for each in published_systems(part, rules[0].rule_year)
-        ]
-    rows.sort(key=lambda row: -(row["score"] or 0.0))
-    return rows, year, where, reasons
+        published = published_systems(part, year)
+        rows += [(each.name, each.score, None, None, None, f"published: {each.source}") for each in published]
+    rows.sort(key=lambda row: -(row[1] or 0.0))
+    names = ("system", "score", "deviation", "source_auc", "target_auc", "from")
+    return [dict(zip(names, row, strict=True)) for row in rows], year, where, reasons
 
 
 def ranking_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -169,12 +159,6 @@ def ranking_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
         for i, row in enumerate(rows, 1)
     ]  # fmt: skip
     return ["#", "system", "score", "source AUC", "target AUC", "from"], lines
-
-
-def _row(system: str, score: float | None, origin: str, *figures: float | None) -> dict[str, Any]:
-    names = ("deviation", "source_auc", "target_auc")
-    return {"system": system, "score": score, **dict.fromkeys(names), **dict(zip(names, figures, strict=False)),
-            "from": origin}  # fmt: skip
 
 
 def _of_common_seeds(first: Contestant, second: Contestant) -> tuple[tuple[Contestant, Contestant], str]:

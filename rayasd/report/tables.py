@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,20 +18,12 @@ from rayasd.inlier.scores_file import TRAINED_ON
 INTERVAL = "95 % interval"
 PARTS = {"development": "dev", "evaluation": "eval"}
 WORDS = {
-    "attribute",
-    "entry",
-    "system",
-    "detector",
-    "pooling",
-    "calibration",
-    "machine",
-    "worst machine",
-    "domain",
-    "note",
+    "attribute", "entry", "system", "detector", "pooling", "calibration", "machine", "worst machine", "domain", "note",
     "from",
-}
+}  # fmt: skip
 """Titles of columns that hold words; all others hold numbers."""
 _SHOWN = 3  # reasons, or names in a sentence
+_LOW, _MIDDLE, _HIGH = np.array([178, 76, 0]), np.array([245, 243, 238]), np.array([0, 84, 147])
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class Column:
 def columns(board: Leaderboard, *, all_systems: bool = False) -> list[Column]:
     """Return the leaderboard's columns, scores in percent; none that would hold nothing but dashes.
 
-    ``all_systems``: what tells the systems of one variant apart comes before what only entries have.
+    ``all_systems``: columns that distinguish systems of one variant come before those that only entries have.
     """
     chosen = {"evaluation": "dev score", LEAVE_ONE_OUT: "score on all"}.get(board.ranked_on)
     auc = "AUC" if chosen is None else "held-out AUC"
@@ -111,6 +104,15 @@ def percent(value: float | None, deviation: float | None = None) -> str:
 def between(interval: Interval | None) -> str:
     """Write an interval in percent."""
     return "–" if interval is None else f"{percent(interval[0])}–{percent(interval[1])}"
+
+
+def heat_colours(auc: float) -> tuple[str, str]:
+    """Colour of an AUC, orange below chance and blue above it, and of the digits on it."""
+    share = float(np.clip((auc - 0.5) / 0.5, -0.6, 1))
+    end, amount = (_HIGH, share) if share > 0 else (_LOW, -share / 0.6)
+    colour = _MIDDLE + (end - _MIDDLE) * amount
+    bright = colour @ [0.299, 0.587, 0.114] > 140
+    return "#" + "".join(f"{round(c):02x}" for c in colour), "#111111" if bright else "#ffffff"
 
 
 def decisions_of(cells: pa.Table, entry: str, *by: str) -> dict[tuple[str, ...], Decided]:
@@ -201,10 +203,8 @@ def alerts(board: Leaderboard, evaluation: EvaluationConfig, *, synthetic: bool)
 
 def notes(board: Leaderboard, shown: Sequence[Standing], titles: Collection[str]) -> list[str]:
     """Explain the columns that are shown, and how these systems were chosen."""
-    held_out = board.ranked_on == LEAVE_ONE_OUT
-    cells = "held-out" if held_out else board.ranked_on
     found = []
-    if held_out:
+    if board.ranked_on == LEAVE_ONE_OUT:
         found.append(
             "Held out: in each section counts the system that is best on all other sections (leave one section out)."
         )
@@ -215,8 +215,8 @@ def notes(board: Leaderboard, shown: Sequence[Standing], titles: Collection[str]
     found.append(f"Score: DCASE {board.year}, {RULES[board.year]}. All figures in percent.")
     explained = {
         INTERVAL: "bootstrap over test clips",
-        "AUC": f"mean over the {cells} cells",
-        "held-out AUC": f"mean over the {cells} cells",
+        "AUC": f"mean over the {board.where} cells",
+        "held-out AUC": f"mean over the {board.where} cells",
         "worst machine": "harmonic mean of its AUCs" + ("; likewise source, target" if "source" in titles else ""),
         "pAUC": "up to a false-positive rate of 0.1",
         "false alarms": f"share of normal test clips called anomalous, {board.promise}",

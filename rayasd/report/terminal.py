@@ -11,14 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.config import EvaluationConfig
-from rayasd.evaluation.attributes import attribute_rows, aucs_by_attribute
+from rayasd.evaluation.attributes import aucs_by_attribute
 from rayasd.evaluation.cells import labels_of
 from rayasd.evaluation.decisions import decision_of
 from rayasd.evaluation.scores import FIXED, unchosen
-from rayasd.report.colours import heat_colours
 from rayasd.report.curves import curve_rows, find_curves
 from rayasd.report.run_report import RunReport
-from rayasd.report.tables import PARTS, WORDS, columns, decision_table, notes, percent
+from rayasd.report.tables import PARTS, WORDS, columns, decision_table, heat_colours, notes, percent
 from rayasd.wording import counted
 
 _FOLDS = {"entry", "system", "worst machine", "note", "from"}
@@ -120,7 +119,11 @@ def print_attributes(console: Console, report: RunReport, entry: str) -> None:
     found = aucs_by_attribute(results.scored, labels_of(table), attributes, results.cells, entry)
     note = "anomalous clips that have it against the section's normal ones that do, or all where none does"
     console.print(Text(f"AUC of {entry} by attribute: {note}"))
-    console.print(text_table(*attribute_rows(found)))
+    rows = [
+        [of.machine, of.value, percent(of.auc), str(of.num_anomaly), f"{of.num_normal}{' (all)' * of.of_all_normal}"]
+        for of in found
+    ]
+    console.print(text_table(["machine", "attribute", "AUC", "anomalous", "normal"], rows))
 
 
 def _heat(auc: float | None) -> Text:

@@ -18,17 +18,11 @@ from numpy.typing import NDArray
 from rayasd.config import EvaluationConfig
 from rayasd.ensemble_names import parse_entry
 from rayasd.errors import UserError
-from rayasd.evaluation.bootstrap import (
-    MetricReplicates,
-    interval,
-    mean_replicates,
-    metric_replicates,
-    official_replicates,
-    undrawn,
-)
+from rayasd.evaluation import bootstrap
+from rayasd.evaluation.bootstrap import MetricReplicates
 from rayasd.evaluation.cells import Labels, cell_scores, labelled_cells, labels_of, score_cells
 from rayasd.evaluation.decisions import decide
-from rayasd.evaluation.ensembles import PathOf, fuse_ensembles, write_ensemble
+from rayasd.evaluation.ensembles import fuse_ensembles, write_ensemble
 from rayasd.evaluation.leaderboard import CELLS, Interval, Leaderboard, Standing, rank
 from rayasd.evaluation.scores import Scored
 from rayasd.evaluation.selection import EntryCells, select
@@ -47,8 +41,7 @@ class Results:
 
     leaderboard: Leaderboard
     cells: pa.Table
-    scored: Sequence[Scored]
-    """The scores of units and of ensembles."""
+    scored: Sequence[Scored]  # the scores of units and of ensembles
 
     @property
     def ensembles(self) -> list[Scored]:
@@ -57,21 +50,16 @@ class Results:
 
 
 def compute_results(
-    scored: Sequence[Scored],
-    catalog: pa.Table,
-    evaluation: EvaluationConfig,
-    planned: Mapping[str, Sequence[str]],
-    place: PathOf,
+    scored: Sequence[Scored], catalog: pa.Table, evaluation: EvaluationConfig, planned: Mapping[str, Sequence[str]]
 ) -> Results:
     """Compute ensembles, cells and leaderboard from all finished scores; writes nothing.
 
-    ``planned``: for each variant, the machine of every detect unit in the plan (once per seed); ``place``: where an
-    ensemble's scores go if they are written.
+    ``planned``: for each variant, the machine of every detect unit in the plan (once per seed).
 
     Raises UserError: a file is damaged, or the data hold no test clips.
     """
     labels = labels_of(catalog)
-    everything = [*scored, *fuse_ensembles(scored, labels, evaluation, place)]
+    everything = [*scored, *fuse_ensembles(scored, labels, evaluation)]
     if pc.all(pc.not_equal(catalog["split"], "test")).as_py():
         raise UserError("nothing to report: the data hold no test clips; rayasd score and pack work all the same")
     cells, entries = select(score_cells(everything, labels, evaluation), evaluation)
@@ -84,21 +72,19 @@ def compute_results(
 
 
 def write_results(
-    paths: RunDirectory,
-    results: Results,
-    provenance: Mapping[str, Any],
-    alerts: Sequence[str] = (),
+    paths: RunDirectory, results: Results, provenance: Mapping[str, Any], alerts: Sequence[str] = (),
     variants: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write ensembles, cells.parquet and leaderboard.parquet, .csv and .md, in the place of those of an earlier report.
 
     ``provenance`` (run, revision, command, data, synthetic) goes into every file; ``alerts``: sentences about what
     makes the results doubtful; ``variants``: what each changes; those that differ in one number give a curve.
     """
     for entry in results.ensembles:
-        write_ensemble(entry)
+        write_ensemble(entry, paths.ensemble(entry.variant, entry.machine, entry.seed))
+    current = {f"variant={entry.variant}" for entry in results.ensembles}
     for folder in paths.root.glob("ensembles/variant=*"):
-        if not any(folder in entry.path.parents for entry in results.ensembles):
+        if folder.name not in current:
             shutil.rmtree(folder)  # of an earlier report by other rules
     leaderboard = results.leaderboard
     _write_parquet(results.cells, paths.cells, provenance)
@@ -109,7 +95,7 @@ def write_results(
     for curve in curves:
         write_drawing(paths.plot(f"{curve.name}-{curve.setting}"), curve_chart(curve, leaderboard))
     write_text(paths.leaderboard("md"), _markdown(leaderboard, curves, alerts, provenance))
-    # last: its metadata tell that the others are complete
+    # last: its metadata prove that the others are complete
     _write_parquet(table, paths.leaderboard("parquet"), {**provenance, CELLS: file_digest(paths.cells)})
 
 
@@ -144,16 +130,16 @@ def _with_intervals(
     of_entry = cell_scores(scored, labels, rows, leaderboard.year)
     if not of_entry or not all(of_cell.is_drawable for of_cell in of_entry.values()):
         return standing
-    drawn, whole = metric_replicates(of_entry), undrawn(of_entry)
+    drawn, whole = bootstrap.metric_replicates(of_entry), bootstrap.undrawn(of_entry)
 
     def around(measure: Callable[[MetricReplicates], NDArray[np.float64]]) -> Interval:
-        return interval(measure(drawn), float(measure(whole)[0]))
+        return bootstrap.interval(measure(drawn), float(measure(whole)[0]))
 
     return replace(
         standing,
-        interval=around(lambda metrics: official_replicates(metrics, leaderboard.year)),
-        auc_interval=around(lambda metrics: mean_replicates(metrics, "auc")),
-        pauc_interval=around(lambda metrics: mean_replicates(metrics, "pauc")),
+        interval=around(lambda metrics: bootstrap.official_replicates(metrics, leaderboard.year)),
+        auc_interval=around(lambda metrics: bootstrap.mean_replicates(metrics, "auc")),
+        pauc_interval=around(lambda metrics: bootstrap.mean_replicates(metrics, "pauc")),
     )
 
 

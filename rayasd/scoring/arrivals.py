@@ -1,7 +1,7 @@
 """Audio files that arrive in folders, found by listing them.
 
 Not by the system's events: on a network file system, what other hosts write raises none. A listing is needed anyway to
-find what came while nobody watched, and no event tells that a file is complete.
+find what came while nobody watched, and no event shows that a file is complete.
 """
 
 import time

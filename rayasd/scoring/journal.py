@@ -70,7 +70,7 @@ class Journal:
         os.ftruncate(self._file, self._end)
 
     def append(self, text: str) -> None:
-        """Add a clip's lines, and those before that could not be written: no space, say, does not lose them."""
+        """Add a clip's lines, and those before that could not be written: a full disk, for example, loses none."""
         self._unwritten += text.encode()
         if not self._unwritten:
             return

@@ -26,9 +26,9 @@ from rayasd.parquet import read_parquet
 from rayasd.pretrained import base_paths, check_unchanged
 from rayasd.registry import refuse_code
 from rayasd.scoring.model import MachineModel
-from rayasd.scoring.normal import normal_scores
 from rayasd.scoring.packing import chosen_machine, read_pack
 from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
+from rayasd.scoring.sections import normal_scores
 from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
@@ -190,7 +190,7 @@ class RunModels:
         )
 
     def _others(self, machine: str) -> dict[str, Calibration]:
-        """Collect what each section's system says of the others' normal clips; nothing where all have the same."""
+        """Collect the scores of the others' normal clips by each section's system; nothing where all have the same."""
         found, rows = {}, self._rows_of[machine]
         for section, row in rows.items():
             own, systems = self._key(row), self._systems(row["variant"], machine, row["seed"])

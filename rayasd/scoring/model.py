@@ -30,8 +30,7 @@ from rayasd.scoring.sections import SectionModel
 _LONG = 1.5  # times a training clip: a longer recording is scored in pieces
 
 
-Tables = dict[tuple[Origin, int], pa.Table]
-"""Embedded windows of the clips at hand, by origin and epochs."""
+Tables = dict[tuple[Origin, int], pa.Table]  # embedded windows of the clips at hand, by origin and epochs
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class Piece:
     start: int
     end: int
     samples: NDArray[np.int16]
-    is_part: bool = False
-    """Whether it is a part of a long recording."""
+    is_part: bool = False  # whether it is a part of a long recording
 
 
 class MachineModel:

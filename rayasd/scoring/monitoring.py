@@ -13,8 +13,7 @@ from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.scoring.model import ClipScore
 from rayasd.scoring.sections import SectionModel
 
-DRIFT = 0.01
-"""p-value below which scores have drifted."""
+DRIFT = 0.01  # p-value below which scores have drifted
 _COMMAND_SECONDS = 30.0
 
 
@@ -25,7 +24,7 @@ class Monitor:
         """Prepare.
 
         ``alarm``: (K, N): an anomalous clip raises an alarm when it is the K-th of the last N clips, or a later one.
-        ``drift``: how many clips are compared with normal ones, each time so many have come.
+        ``drift``: number of clips of one comparison with normal ones.
         """
         self._sections, self._needed, self._drift = sections, alarm[0], drift
         self._anomalous = {name: deque[bool](maxlen=alarm[1]) for name in sections}

@@ -32,9 +32,8 @@ VERSION = 3
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
 _FACTS = "model.json"
 _ROOM, _MOST_TIMES = 64 << 20, 20
-"""A table of a packed model has so many bytes at most: the first, and so many times those of its file."""
-_READ = ["clip", "group", "section", "domain", "window", "checkpoint", "embedding"]
-"""Columns that every bank has."""
+"""Most bytes of a packed model's table: the first number, and the second times those of its file."""
+_READ = ["clip", "group", "section", "domain", "window", "checkpoint", "embedding"]  # columns that every bank has
 
 
 def write_pack(path: Path, models: Iterable[Parts], licence: str = "") -> list[str]:

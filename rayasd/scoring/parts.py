@@ -18,8 +18,7 @@ from rayasd.exposure.embedding import window_starts
 from rayasd.exposure.network import Control, Network, restored
 from rayasd.pretrained import unpacked
 
-Origin = tuple[str, int]
-"""Variant and seed of what has embedded the windows that a detector sees."""
+Origin = tuple[str, int]  # variant and seed of what has embedded the windows that a detector sees
 
 TRAINING = pa.schema(
     [
@@ -34,7 +33,7 @@ TRAINING = pa.schema(
 
 
 def training_table(section: str, leaf: int, *facts: Any) -> pa.Table:
-    """Write a leaf's training scores as ``TRAINING`` says: ``facts`` are its columns from the clips on."""
+    """Lay out a leaf's training scores as ``TRAINING``: ``facts`` are its columns from the clips on."""
     count = len(facts[0])
     columns = [[section] * count, [leaf] * count, *facts]
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, TRAINING, strict=True)], schema=TRAINING)
@@ -44,16 +43,12 @@ def training_table(section: str, leaf: int, *facts: Any) -> pa.Table:
 class Embedder:
     """One variant's network of one seed, and what it has made of a machine's normal clips."""
 
-    config: Config
-    """The variant's resolved configuration."""
-    classes: tuple[str, ...]
-    """Classes of the network; none for a control."""
+    config: Config  # the variant's resolved configuration
+    classes: tuple[str, ...]  # classes of the network; none for a control
     weights: Mapping[int, Mapping[str, Tensor]]
     """Weights of networks by the epochs that they were trained for; none for a control."""
-    scale: tuple[float, float]
-    """Mean and deviation of the training samples, full scale 1."""
-    bank: pa.Table
-    """Normal windows that detectors are fitted to or that were held out, as in an embeddings file."""
+    scale: tuple[float, float]  # mean and deviation of the training samples, full scale 1
+    bank: pa.Table  # normal windows that detectors are fitted to or that were held out, as in an embeddings file
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Files of pretrained weights by the relative paths that ``config`` has; none where it names them in place."""
 
@@ -63,7 +58,7 @@ class Embedder:
         return self.classes if "product_logits" in self.bank.column_names else ()
 
     def extractor(self, epochs: int) -> Network | Control:
-        """Make the network that was trained for so many epochs, or the control; on the CPU, in evaluation mode."""
+        """Make the network with the weights after these epochs, or the control; on the CPU, in evaluation mode."""
         with unpacked(self.config, self.files) as config:
             if not self.weights:
                 return Control(config).eval()
@@ -84,22 +79,18 @@ class Parts:
     """All that a machine's model is made of: plain values, tensors and tables."""
 
     machine: str
-    entry: str
-    """Of the run's leaderboard."""
-    clip_seconds: float
-    """Length of a training clip."""
+    entry: str  # entry of the run's leaderboard
+    clip_seconds: float  # length of a training clip
     embedders: Mapping[Origin, Embedder]
-    trees: Mapping[str, Tree]
-    """What scores each section, of single detectors."""
-    training: pa.Table
-    """Scores of normal clips by detectors that had not seen them, as ``TRAINING`` says."""
+    trees: Mapping[str, Tree]  # systems that score each section, of single detectors
+    training: pa.Table  # scores of normal clips by detectors that had not seen them, laid out as ``TRAINING``
     provenance: Mapping[str, Any]
     others: Mapping[str, Calibration] = field(default_factory=dict)
     """Where sections have systems of their own: the other sections' normal clips by each section's."""
 
     @cached_property
     def leaves(self) -> dict[str, list[Leaf]]:
-        """What scores each section in the end."""
+        """Single systems that score each section."""
         return {section: leaves(tree) for section, tree in self.trees.items()}
 
     @property
@@ -112,7 +103,7 @@ class Parts:
 
     @cached_property
     def normal(self) -> dict[str, SectionScores]:
-        """What each section's tree makes of its normal clips, which all sections' thresholds may need."""
+        """Scores of each section's normal clips by its tree, which all sections' thresholds may need."""
         return {section: evaluated(tree, self.training_of(section)) for section, tree in self.trees.items()}
 
     def training_of(self, section: str) -> dict[Leaf, SectionScores]:

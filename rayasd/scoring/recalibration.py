@@ -15,11 +15,10 @@ from rayasd.evaluation.scores import Calibration, Leaf
 from rayasd.inlier.detectors import single_detector
 from rayasd.inlier.scores_file import LEAVE_ONE_OUT
 from rayasd.scoring.model import MachineModel, Piece, Tables
-from rayasd.scoring.normal import normal_scores
 from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
+from rayasd.scoring.sections import normal_scores
 
-_FOLDS = 5
-"""Where the model's own setting makes no training scores."""
+_FOLDS = 5  # where the model's own setting makes no training scores
 
 
 def recalibrated(

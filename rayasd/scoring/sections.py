@@ -1,9 +1,10 @@
-"""Scoring of one section: its fitted detectors, the fusion of their scores and the decision."""
+"""Scoring of one section: its fitted detectors, the fusion of their scores, the decision, its normal clips' scores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from rayasd.arrays import Features, Indices, Scores
@@ -14,10 +15,10 @@ from rayasd.evaluation.fused import evaluated
 from rayasd.evaluation.scores import Leaf
 from rayasd.inlier.bank import Bank
 from rayasd.inlier.clip_pooling import is_clip_level, level_of
-from rayasd.inlier.detectors import anomaly_scores, single_detector
+from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, most_neighbours, single_detector
 from rayasd.inlier.features import features, features_of, own_products
 from rayasd.inlier.pooling import pool
-from rayasd.scoring.parts import Parts
+from rayasd.scoring.parts import Embedder, Parts
 
 
 class _Member:
@@ -84,3 +85,26 @@ class SectionModel:
 
     def _fused(self, scores: Mapping[Leaf, Scores]) -> Scores:
         return evaluated(self.tree, {leaf: replace(self._known[leaf], scores=s) for leaf, s in scores.items()}).scores
+
+
+def normal_scores(specs: Sequence[DetectorSpec], leaf: Leaf, section: str, embedder: Embedder) -> dict[str, Scores]:
+    """Score a section's normal clips, in the order of the embedder's bank, as a detect unit does.
+
+    ``leaf`` gives checkpoint and pooling; the detectors are in the place of its own.
+
+    Returns for each detector's name (clips,). Raises UserError: a detector cannot be fitted, to all clips or without a
+    part of them.
+    """
+    from rayasd.inlier.scoring import Section  # imports scikit-learn
+
+    inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
+    rows = rows & (pc.field("section") == section) if inlier.per == "section" else rows
+    bank = Bank(embedder.bank.filter(rows), inlier, most_neighbours(specs))
+    some = bank.table.slice(0, bank.num_windows)
+    of_section = Section(section, bank, some, inlier, own_products(embedder.products, section), embedder.config.learns)
+    with threadpool_limits(1):
+        found = {spec.name: of_section.pooled(spec, leaf.pooling)[1] for spec in specs}
+    for name, scores in found.items():
+        if isinstance(scores, str):
+            raise UserError(f"{name} of {leaf.variant}: {scores}")
+    return found  # type: ignore[return-value]

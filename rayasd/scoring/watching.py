@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,7 @@ from rayasd.scoring.model import ClipScore, MachineModel
 from rayasd.scoring.monitoring import DRIFT, Monitor, run_command
 from rayasd.scoring.output import json_line
 
-_AT_ONCE = 16
-"""Clips that are scored before their results are written."""
+_AT_ONCE = 16  # clips that are scored before their results are written
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,8 @@ class Watch:
     section: str | None = None
     out: Path | None = None
     """File that results are appended to; clips in it are not scored again. None: standard output, and no memory."""
-    on_alarm: str | None = None
-    """Command of the shell, which gets the record of the clip as its input."""
-    alarm: tuple[int, int] = (1, 1)
-    """As of ``Monitor``; so is ``drift``."""
+    on_alarm: str | None = None  # command of the shell, which gets the record of the clip as its input
+    alarm: tuple[int, int] = (1, 1)  # as of ``Monitor``; so is ``drift``
     drift: int = 50
 
 
@@ -44,7 +42,6 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
     Raises:
         UserError: the section, the model or the file does not fit.
         torch.AcceleratorError: the GPU has failed, and this process cannot use it any more.
-
     """
     sections = model.fitted(rules.section)
     for name, each in sections.items():
@@ -59,7 +56,7 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
                 monitor.alarm(score), monitor.drift(score)
         say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
         arrivals = Arrivals(folders, done, say, signals=model.reads_signals)
-        _go_on(model, arrivals, monitor, rules, journal.append if journal else _print)
+        _go_on(model, arrivals, monitor, rules, journal.append if journal else partial(tell, nl=False))
 
 
 def _go_on(
@@ -139,10 +136,6 @@ def _unchanged(path: Path, stamp: Stamp) -> bool:
         return stamp_of(path) == stamp
     except OSError:
         return False
-
-
-def _print(text: str) -> None:
-    tell(text, nl=False)
 
 
 def say(text: str) -> None:

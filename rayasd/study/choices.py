@@ -29,9 +29,7 @@ def choose(kind: str, names: str | Iterable[str], available: Sequence[str]) -> t
 def choose_variants(names: str | Iterable[str] | None, config: Config) -> tuple[str, ...]:
     """Resolve a choice among a configuration's variants; None is the first of them.
 
-    Raises:
-        UserError: an unknown name, or none.
-
+    Raises UserError: an unknown name, or none.
     """
     return choose("variant", next(iter(config.variants), "") if names is None else names, sorted(config.variants))
 

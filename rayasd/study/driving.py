@@ -128,7 +128,7 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
             if store.stop_file.exists() and not store.stop_file.read_text() and _saved(store) == saved:
                 raise NothingSavedError(  # an empty stop file is of a time limit: see note_interruptions
                     "the time limit came before a unit or an epoch was saved: give the job more time; it would "
-                    "begin again for ever"
+                    "begin again forever"
                 ) from None
         raise
     except (OSError, StorageError) as error:

@@ -18,7 +18,7 @@ class Execution:
     executor: ExecutorName = "ray"
     """A Ray cluster, plain processes of this host, or the ranks of an MPI job."""
     address: str | None = None
-    """HOST:PORT of a standing Ray cluster; default $RAY_ADDRESS, else a Ray of this host's own."""
+    """HOST:PORT of a running Ray cluster; default $RAY_ADDRESS, else a Ray of this host's own."""
     dashboard_host: str = "127.0.0.1"
     """Address on which the dashboard of this host's own Ray listens; its token is asked for everywhere."""
     cpus_per_unit: float = 1.0

@@ -1,4 +1,4 @@
-"""What a person should know about the data before hours go into it, in lines."""
+"""Notes about the data that a person should read before a sweep."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ def emptied(scanned: Catalog, catalog: Catalog) -> list[str]:
 
 
 def oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
-    """List what a person should know about the data before hours go into it."""
+    """List notes about the data that a person should read before a sweep."""
     if len(catalog.trained) == 1:
         yield f"note     {ONE_MACHINE}"
     for machine in machines:

@@ -44,7 +44,6 @@ class Study:
 
     Raises:
         UserError: an unknown preset, setting or variant, or seeds that are none. Data are listed later, and once.
-
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class Study:
 
         Raises:
             UserError: this is not a run directory, or a file of it is damaged.
-
         """
         store = RunStore(Path(run_dir))
         plans = store.plans()
@@ -93,7 +91,6 @@ class Study:
 
         Raises:
             UserError: there are no clips, or they are of another year than asked.
-
         """
         if self._is_opened:
             return self._asked
@@ -121,7 +118,6 @@ class Study:
 
         Raises:
             UserError: there are none.
-
         """
         if self._is_opened:
             return self.store.catalog()
@@ -140,7 +136,6 @@ class Study:
 
         Raises:
             UserError: an unknown detector or machine, missing weights, or too few clips.
-
         """
         _ = self._weights
         plan = Plan(choose("machine", self._machines, self.catalog.machines), self.variants, self.seeds)
@@ -159,7 +154,6 @@ class Study:
 
         Raises:
             UserError: the data, the configuration or the run directory do not allow it.
-
         """
         if self._is_opened:
             return
@@ -197,7 +191,6 @@ class Study:
         Raises:
             UserError: it cannot work as asked; ``StorageLostError``: storage failed while units ran.
             KeyboardInterrupt: units are left that could still be done; the same call continues.
-
         """
         how = execution or Execution()
         how = how if executor is None else replace(how, executor=executor)
@@ -213,7 +206,6 @@ class Study:
 
         Raises:
             UserError: the run is not set up, or a file of it is damaged.
-
         """
         return RunReport.of(self.store.paths.root)
 

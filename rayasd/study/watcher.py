@@ -17,13 +17,13 @@ class Watcher:
     """Seconds between two calls of ``progressed``, at least."""
 
     def say(self, line: str) -> None:
-        """Get a line about what happens."""
+        """Receive a line about what happens."""
 
     def warn(self, line: str) -> None:
-        """Get a line about something odd."""
+        """Receive a line about something odd."""
 
     def busy(self, what: str) -> AbstractContextManager[object]:
-        """Surround work that takes seconds and tells no progress."""
+        """Surround work that takes seconds and reports no progress."""
         return nullcontext()
 
     def decoding(self) -> AbstractContextManager[Callable[[int, int], None]]:
@@ -35,13 +35,13 @@ class Watcher:
         return nullcontext()
 
     def changed(self, sweep: Sweep) -> None:
-        """Get the sweep, at least every half second while units run."""
+        """Receive the sweep, at least every half second while units run."""
 
     def progressed(self, sweep: Sweep, progress: Reported) -> None:
-        """Get how far running units are, as their progress files have it."""
+        """Receive how far running units are, from their progress files."""
 
     def ended(self, sweep: Sweep, asked: Collection[Unit]) -> None:
-        """Get the states of all units, once none of those asked for can continue."""
+        """Receive the states of all units, once none of those asked for can continue."""
 
     def reported(self, report: RunReport, *, is_new: bool) -> None:
-        """Get the report: ``is_new`` if it is about to be written, else as it is on disk."""
+        """Receive the report: ``is_new`` if it is about to be written, else as it is on disk."""

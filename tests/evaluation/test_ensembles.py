@@ -44,8 +44,8 @@ def members(entry: Scored) -> set[Leaf]:
     return {leaf for scores in entry.systems.values() if scores.tree for leaf in leaves(scores.tree)}
 
 
-def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Scored], run: RunDirectory):
-    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Scored]):
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"))
     assert (entry.variant, entry.machine, entry.seed) == ("both+seeds", "fan", None)
     fused, single = entry.systems, [read_scores(unit.path) for unit in units]
     assert fused.keys() == single[0].keys()
@@ -56,8 +56,8 @@ def test_seeds_are_averaged_on_the_scale_of_their_training_scores(units: list[Sc
     assert mean_auc([entry], "a") > mean_auc(units, "a")  # independent noise averages out
 
 
-def test_no_test_clip_depends_on_another(units: list[Scored], run: RunDirectory):
-    (whole,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+def test_no_test_clip_depends_on_another(units: list[Scored]):
+    (whole,) = fuse_ensembles(units, {}, rules("seeds"))
     expected = {k: dict(zip(s.clips, s.scores, strict=True)) for k, s in whole.systems.items()}
     for unit in units:
         table = pq.read_table(unit.path)
@@ -65,7 +65,7 @@ def test_no_test_clip_depends_on_another(units: list[Scored], run: RunDirectory)
             (pc.field("split") == "train") | pc.ends_with(pc.field("clip"), "/7") | pc.ends_with(pc.field("clip"), "/2")
         )
         pq.write_table(table.filter(some), unit.path)
-    (few,) = fuse_ensembles([replace(unit) for unit in units], {}, rules("seeds"), run.ensemble)  # read again
+    (few,) = fuse_ensembles([replace(unit) for unit in units], {}, rules("seeds"))  # read again
     for key, scores in few.systems.items():
         assert len(scores.clips) == 4
         for clip, score in zip(scores.clips, scores.scores, strict=True):
@@ -87,11 +87,11 @@ def mark(unit: Scored, *, held_out: Callable[[str], bool] = lambda clip: False) 
     pq.write_table(table.set_column(place, table.schema.field(place), column), unit.path)
 
 
-def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored], run: RunDirectory):
+def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored]):
     for seed, unit in enumerate(units[:3]):
         mark(unit, held_out=lambda clip, seed=seed: int(clip[-2]) % 4 == seed)  # no seed holds 3 and 7 out
     mark(units[3], held_out=lambda clip: clip.endswith("0t"))
-    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"))
     single = [read_scores(unit.path) for unit in units]
     for key, scores in entry.systems.items():
         assert [clip[-2:] for clip in scores.calibrating.groups] == [f"{n}t" for n in (0, 1, 2, 4, 5, 6, 8, 9)]
@@ -106,32 +106,30 @@ def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored], r
         np.testing.assert_allclose(scores.scores, every)
 
 
-def test_other_systems_judge_a_clip_together_or_not_at_all(units: list[Scored], run: RunDirectory):
+def test_other_systems_judge_a_clip_together_or_not_at_all(units: list[Scored]):
     """A score of one of them is not spread as the mean of both is."""
     control, trained = (
         replace(unit, variant=name, seed=0) for unit, name in zip(units[:2], ("control", "both"), strict=True)
     )
     mark(trained, held_out=lambda clip: clip[-2:] in ("2t", "5t"))
-    (entry,) = fuse_ensembles([control, trained], {}, rules("both&control"), run.ensemble)
+    (entry,) = fuse_ensembles([control, trained], {}, rules("both&control"))
     for scores in entry.systems.values():
         assert [clip[-2:] for clip in scores.calibrating.groups] == ["2t", "5t"]
         assert scores.calibrating.kind == "held-out"
     mark(trained)
-    (entry,) = fuse_ensembles([control, replace(trained)], {}, rules("both&control"), run.ensemble)
+    (entry,) = fuse_ensembles([control, replace(trained)], {}, rules("both&control"))
     for scores in entry.systems.values():
         assert len(scores.training_clips) == 10
         assert set(scores.calibration) == {"trained-on"}
 
 
-def test_training_scores_are_of_the_clips_that_every_member_has_if_all_were_trained_on(
-    units: list[Scored], run: RunDirectory
-):
+def test_training_scores_are_of_the_clips_that_every_member_has_if_all_were_trained_on(units: list[Scored]):
     for unit in units:
         mark(unit)
     table = pq.read_table(units[0].path)
     kept = (pc.field("split") == "test") | pc.ends_with(pc.field("clip"), "1t") | pc.ends_with(pc.field("clip"), "2t")
     pq.write_table(table.filter(kept), units[0].path)
-    (entry,) = fuse_ensembles(units[:2], {}, rules("seeds"), run.ensemble)
+    (entry,) = fuse_ensembles(units[:2], {}, rules("seeds"))
     single = [read_scores(unit.path) for unit in units[:2]]
     for key, scores in entry.systems.items():
         assert [clip[-2:] for clip in scores.training_clips] == ["1t", "2t"]
@@ -143,67 +141,67 @@ def test_training_scores_are_of_the_clips_that_every_member_has_if_all_were_trai
         assert set(scores.calibration) == {"trained-on"}
 
 
-def test_detectors_are_averaged_within_each_seed(units: list[Scored], run: RunDirectory):
-    entries = fuse_ensembles(units, {}, rules("detectors", "seeds+detectors"), run.ensemble)
+def test_detectors_are_averaged_within_each_seed(units: list[Scored]):
+    entries = fuse_ensembles(units, {}, rules("detectors", "seeds+detectors"))
     assert [(entry.variant, entry.seed) for entry in entries] == [
         *(("both+detectors", seed) for seed in range(4)), ("both+seeds+detectors", None)
     ]  # fmt: skip
     assert {key.detector for entry in entries for key in entry.systems} == {"fused"}
 
 
-def test_checkpoints_are_averaged(units: list[Scored], run: RunDirectory):
+def test_checkpoints_are_averaged(units: list[Scored]):
     table = pq.read_table(units[0].path)
     at = table.schema.get_field_index("checkpoint")
     other = pq.read_table(units[1].path).set_column(
         at, table.schema.field("checkpoint"), pa.array([9] * table.num_rows, pa.int16())
     )
     pq.write_table(pa.concat_tables([table, other]), units[0].path)
-    entries = fuse_ensembles(units, {}, rules("checkpoints"), run.ensemble)
+    entries = fuse_ensembles(units, {}, rules("checkpoints"))
     assert [(entry.variant, entry.seed) for entry in entries] == [("both+checkpoints", 0)]  # others have one only
 
 
-def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path, run: RunDirectory):
+def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path):
     quality = {"a": {"00": 1.0, "03": None}}
     units = [Scored("both", "fan", s, scores_file(tmp_path / f"{s}.parquet", quality, seed=s)) for s in range(2)]
-    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"))
     by_section = {key.section: scores for key, scores in entry.systems.items()}
     assert by_section["03"].reason == "no fit"
     assert by_section["03"].failed
     assert not by_section["00"].failed
 
 
-def test_detectors_that_failed_somewhere_leave_the_others_their_ensemble(tmp_path: Path, run: RunDirectory):
+def test_detectors_that_failed_somewhere_leave_the_others_their_ensemble(tmp_path: Path):
     quality = {"a": {"00": 1.0, "03": 1.0}, "b": {"00": 1.0, "03": 1.0}, "c": {"00": 1.0, "03": None}}
     unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))
-    (entry,) = fuse_ensembles([unit], {}, rules("detectors"), run.ensemble)
+    (entry,) = fuse_ensembles([unit], {}, rules("detectors"))
     single = {(k.section, k.detector): s for k, s in read_scores(unit.path).items()}
     for key, scores in entry.systems.items():
         z = [(s.scores - s.training.mean()) / s.training.std() for s in (single[key.section, d] for d in "ab")]
         np.testing.assert_allclose(scores.scores, np.mean(z, axis=0))
 
 
-def test_greedy_takes_members_that_were_tested_on_the_same_clips(units: list[Scored], run: RunDirectory):
+def test_greedy_takes_members_that_were_tested_on_the_same_clips(units: list[Scored]):
     fewer = units[3].path.with_name("fewer.parquet")
     pq.write_table(pq.read_table(units[3].path).filter(~pc.ends_with(pc.field("clip"), "/1")), fewer)
     mixed = [*units[:2], Scored("aside", "fan", 0, fewer)]
-    (entry,) = fuse_ensembles(mixed, labels_of(catalog()), rules("greedy"), run.ensemble)
+    (entry,) = fuse_ensembles(mixed, labels_of(catalog()), rules("greedy"))
     assert {leaf.variant for leaf in members(entry)} == {"both"}
 
 
-def test_one_seed_is_no_ensemble(units: list[Scored], run: RunDirectory):
-    assert fuse_ensembles(units[:1], {}, rules("seeds"), run.ensemble) == []
+def test_one_seed_is_no_ensemble(units: list[Scored]):
+    assert fuse_ensembles(units[:1], {}, rules("seeds")) == []
 
 
-def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path, run: RunDirectory):
+def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path):
     # x is good where we choose, y where we report, z nowhere
     quality = {"x": {"00": 9.0, "03": 0.0}, "y": {"00": 0.0, "03": 9.0}, "z": {"00": 0.0, "03": 0.0}}
     units = [Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))]
-    (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
+    (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"))
     detectors = {leaf.detector for leaf in members(entry)}
     assert "x" in detectors
     assert "y" not in detectors
     left_out = rules("greedy", selection="leave-one-section-out")
-    (entry,) = fuse_ensembles(units, labels_of(catalog()), left_out, run.ensemble)
+    (entry,) = fuse_ensembles(units, labels_of(catalog()), left_out)
     single, fused = read_scores(units[0].path), entry.systems
     for key, scores in fused.items():  # each section under the members that are good on the other one
         liked = {"00": "y", "03": "x"}[key.section]
@@ -211,9 +209,9 @@ def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path, r
         assert np.corrcoef(scores.scores, wanted.scores)[0, 1] > 0.99
 
 
-def test_greedy_is_at_least_as_good_as_its_best_member_where_it_chose(units: list[Scored], run: RunDirectory):
-    (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"), run.ensemble)
-    seeds = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
+def test_greedy_is_at_least_as_good_as_its_best_member_where_it_chose(units: list[Scored]):
+    (entry,) = fuse_ensembles(units, labels_of(catalog()), rules("greedy"))
+    seeds = fuse_ensembles(units, {}, rules("seeds"))
     board = {
         name: score_cells(of, labels_of(catalog()), rules()).filter(pc.field("part") == "development")
         for name, of in (("greedy", [entry]), ("seeds", seeds))
@@ -221,13 +219,13 @@ def test_greedy_is_at_least_as_good_as_its_best_member_where_it_chose(units: lis
     greedy = pc.mean(board["greedy"]["auc"]).as_py()
     best = max(pc.mean(board["seeds"].filter(pc.field("detector") == d)["auc"]).as_py() for d in QUALITY)
     assert greedy > best - 0.05
-    assert fuse_ensembles(units, {}, rules("greedy"), run.ensemble) == []  # nothing to choose by
+    assert fuse_ensembles(units, {}, rules("greedy")) == []  # nothing to choose by
 
 
 def test_ensembles_are_entries_of_the_leaderboard(units: list[Scored], run: RunDirectory):
     provenance = {"run": "run", "synthetic": False}
     planned = {"both": ["fan"] * 4}
-    results = compute_results(units, catalog(), rules("seeds", "greedy"), planned, run.ensemble)
+    results = compute_results(units, catalog(), rules("seeds", "greedy"), planned)
     board = results.leaderboard
     assert {s.variant: s.cells_expected for s in board.ranked} == {"both": 16, "both+seeds": 4, "all+greedy": 4}
     assert all(s.complete and s.interval and s.f1 is not None for s in board.ranked)
@@ -244,7 +242,7 @@ def test_ensembles_are_entries_of_the_leaderboard(units: list[Scored], run: RunD
             for name, value in vars(scores).items():
                 assert np.array_equal(vars(read.systems[key])[name], value) or name == "tree", name
             assert read.systems[key].tree == scores.tree is not None
-    write_results(run, compute_results(units, catalog(), rules(), planned, run.ensemble), provenance)
+    write_results(run, compute_results(units, catalog(), rules(), planned), provenance)
     assert not list(run.root.glob("ensembles/*"))
 
 
@@ -254,26 +252,26 @@ def test_unknown_ensembles_are_refused():
             from_dict({"evaluation": {"ensembles": [wrong]}})
 
 
-def test_seeds_that_share_no_normal_clip_give_no_greedy_ensemble(units: list[Scored], run: RunDirectory):
+def test_seeds_that_share_no_normal_clip_give_no_greedy_ensemble(units: list[Scored]):
     for seed, unit in enumerate(units[:2]):
         mark(unit)
         table = pq.read_table(unit.path)
         last = pc.cast(pc.replace_substring_regex(table["clip"], r".*?(\d)t?$", r"\1"), pa.int64())
         own = pc.or_(pc.equal(table["split"], "test"), pc.equal(pc.bit_wise_and(last, 1), seed))
         pq.write_table(table.filter(own), unit.path)
-    assert fuse_ensembles(units[:2], labels_of(catalog()), rules("greedy"), run.ensemble) == []
+    assert fuse_ensembles(units[:2], labels_of(catalog()), rules("greedy")) == []
 
 
-def test_variants_are_fused_detector_by_detector_at_their_last_checkpoints(tmp_path: Path, run: RunDirectory):
+def test_variants_are_fused_detector_by_detector_at_their_last_checkpoints(tmp_path: Path):
     two = {"a": {"00": 1.0}, "b": {"00": 0.5}}
     units = [
         Scored(variant, "fan", seed, scores_file(tmp_path / f"{variant}{seed}.parquet", quality, seed=9 * seed + n))
         for n, (variant, quality) in enumerate({"both": two, "shared": two, "other": two}.items())
         for seed in (0, 1)
     ]
-    entries = fuse_ensembles(units, {}, rules("both&shared"), run.ensemble)
+    entries = fuse_ensembles(units, {}, rules("both&shared"))
     assert [(entry.variant, entry.seed) for entry in entries] == [("both&shared", 0), ("both&shared", 1)]
-    (over_seeds,) = fuse_ensembles(units, {}, rules("both&shared+seeds"), run.ensemble)
+    (over_seeds,) = fuse_ensembles(units, {}, rules("both&shared+seeds"))
     assert (over_seeds.variant, over_seeds.seed) == ("both&shared+seeds", None)
 
     def z(scores: np.ndarray, training: np.ndarray) -> np.ndarray:
@@ -288,13 +286,13 @@ def test_variants_are_fused_detector_by_detector_at_their_last_checkpoints(tmp_p
             training = np.mean([by_others(m.training[o]) for m, o in zip(members, order, strict=True)], axis=0)
             of_variants.append(z(np.mean([z(m.scores, m.training) for m in members], axis=0), training))
         np.testing.assert_allclose(scores.scores, np.mean(of_variants, axis=0))
-    assert fuse_ensembles(units[:2], {}, rules("both&shared"), run.ensemble) == []
+    assert fuse_ensembles(units[:2], {}, rules("both&shared")) == []
 
 
-def test_the_tree_of_an_ensemble_gives_its_scores(units: list[Scored], run: RunDirectory):
+def test_the_tree_of_an_ensemble_gives_its_scores(units: list[Scored]):
     others = [replace(unit, variant="shared") for unit in units]
     names = ("seeds", "detectors", "seeds+detectors", "both&shared", "both&shared+seeds+detectors", "greedy")
-    entries = fuse_ensembles([*units, *others], labels_of(catalog()), rules(*names), run.ensemble)
+    entries = fuse_ensembles([*units, *others], labels_of(catalog()), rules(*names))
     assert {entry.variant.partition("+")[0] for entry in entries} == {"both", "shared", "both&shared", "all"}
     files = {(unit.variant, unit.seed): unit.systems for unit in (*units, *others)}
     for entry in entries:
@@ -309,13 +307,14 @@ def test_the_tree_of_an_ensemble_gives_its_scores(units: list[Scored], run: RunD
 
 @pytest.mark.parametrize(("was", "now"), [(b'["both", 0', b'["both", 1'), (b'["both", 0', b'["both" 00')])
 def test_a_file_whose_trees_have_changed_is_damaged(units: list[Scored], run: RunDirectory, was: bytes, now: bytes):
-    (entry,) = fuse_ensembles(units, {}, rules("seeds"), run.ensemble)
-    write_ensemble(entry)
-    table = pq.read_table(entry.path, partitioning=None)
+    (entry,) = fuse_ensembles(units, {}, rules("seeds"))
+    path = run.ensemble("both+seeds", "fan", None)
+    write_ensemble(entry, path)
+    table = pq.read_table(path, partitioning=None)
     facts = {name: value.replace(was, now) for name, value in table.schema.metadata.items()}
-    pq.write_table(table.replace_schema_metadata(facts), entry.path)
+    pq.write_table(table.replace_schema_metadata(facts), path)
     with pytest.raises(UserError, match="is damaged .*: rayasd report makes it again"):
-        read_scores(entry.path)
+        read_scores(path)
 
 
 def test_an_ensemble_of_a_variant_that_is_not_there_is_refused():
@@ -325,7 +324,7 @@ def test_an_ensemble_of_a_variant_that_is_not_there_is_refused():
         from_dict({"evaluation": {"ensembles": ["both&both"]}, "variants": {"both": {}}})
 
 
-def test_variants_are_fused_only_where_all_have_tested_the_same_clips(tmp_path: Path, run: RunDirectory):
+def test_variants_are_fused_only_where_all_have_tested_the_same_clips(tmp_path: Path):
     a, b = (scores_file(tmp_path / f"{n}.parquet", {"a": {"00": 1.0, "03": 1.0}}, seed=n) for n in range(2))
     other = scores_file(tmp_path / "other.parquet", {"b": {"00": 1.0, "03": 1.0}})
     table = pq.read_table(b)
@@ -333,17 +332,17 @@ def test_variants_are_fused_only_where_all_have_tested_the_same_clips(tmp_path: 
     pq.write_table(fewer, tmp_path / "fewer.parquet")
     for path, systems in ((b, 2), (tmp_path / "fewer.parquet", 0), (other, 0)):
         units = [Scored("x", "fan", 0, a), Scored("y", "fan", 0, path)]
-        entries = fuse_ensembles(units, {}, rules("x&y"), run.ensemble)
+        entries = fuse_ensembles(units, {}, rules("x&y"))
         assert sum(len(entry.systems) for entry in entries) == systems
 
 
-def test_an_ensemble_of_variants_is_complete_with_a_cell_for_each_seed(tmp_path: Path, run: RunDirectory):
+def test_an_ensemble_of_variants_is_complete_with_a_cell_for_each_seed(tmp_path: Path):
     units = [
         Scored(variant, "fan", seed, scores_file(tmp_path / f"{variant}{seed}.parquet", QUALITY, seed=seed + 5 * n))
         for n, variant in enumerate(("x", "y")) for seed in (0, 1)
     ]  # fmt: skip
     planned = {variant: ["fan", "fan"] for variant in ("x", "y")}
-    results = compute_results(units, catalog(), rules("x&y", "x&y+seeds"), planned, run.ensemble)
+    results = compute_results(units, catalog(), rules("x&y", "x&y+seeds"), planned)
     counts = {s.variant: (s.cells_ok, s.cells_expected) for s in results.leaderboard.ranked}
     assert counts["x&y"] == counts["x"]
     assert counts["x&y+seeds"] == tuple(count // 2 for count in counts["x"])

@@ -272,7 +272,7 @@ def test_report_files_agree_and_say_synthetic(tmp_path: Path):
     path = scores_file(tmp_path / "s.parquet", GOOD_ON_DEV)
     provenance = {"run": "run", "command": "rayasd sweep | more", "synthetic": True}
     scored = [Scored("both", "fan", 0, path)]
-    results = compute_results(scored, catalog(), RULES, {"both": ["fan"]}, run.ensemble)
+    results = compute_results(scored, catalog(), RULES, {"both": ["fan"]})
     board = results.leaderboard
     write_results(run, results, provenance, alerts(board, RULES, synthetic=True))
     table = pq.read_table(run.leaderboard("parquet"))

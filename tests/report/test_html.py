@@ -24,7 +24,7 @@ from rayasd.evaluation.scores import SectionScores
 from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, mean_roc, most_wrong
 from rayasd.report.html.maps import MAX_POINTS, draw_sample
-from rayasd.report.html.run import published_rank
+from rayasd.report.html.summary import published_rank
 from rayasd.report.html.svg import drawing, log_ticks, tag, ticks
 from rayasd.unit import RunDirectory, Unit
 from tests.command import call

@@ -351,7 +351,7 @@ def test_a_day_of_watching(packed: Path, cache: Path, tmp_path: Path):
 
 def test_options_of_watching_are_checked(packed: Path, tmp_path: Path, rayasd: Rayasd):
     for words, said in (
-        (("--watch", "--format", "csv"), "leave --format away"),
+        (("--watch", "--format", "csv"), "leave --format out"),
         (("--watch", "--alarm", "3/2"), "--alarm 3/2: write K/N"),
         (("--watch", "--alarm", "often"), "--alarm often: write K/N"),
         (("--on-alarm", "true"), "--on-alarm needs --watch"),

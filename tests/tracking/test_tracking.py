@@ -193,7 +193,7 @@ def test_watching_ends_when_nobody_works_on_the_run(tmp_path: Path, rayasd: Raya
     monkeypatch.setattr("rayasd.sweep.store.RunStore", lambda run: store)
     monkeypatch.setattr(handover, "open_tracker", lambda *_: SimpleNamespace(closed=[1, 2], place="a place"))
     monkeypatch.setattr(handover, "hand_over", lambda *_: next(problems))
-    monkeypatch.setattr("rayasd.cli.track.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
+    monkeypatch.setattr("rayasd.cli.status.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
     done = rayasd("track", tmp_path, "--watch")
     assert (done.returncode, done.stdout) == (0, "2 finished trainings in a place\n")
     assert done.stderr == "tensorboard: the server is away; trying again\n"

@@ -26,17 +26,12 @@ class SectionResult:
     machine: str
     section: str
     part: str
-    seed: int | None
-    """None: an ensemble over seeds."""
+    seed: int | None  # None: an ensemble over seeds
     scores: SectionScores
-    labels: NDArray[np.object_]
-    """0, 1 or None, (clips,)"""
-    threshold: float | None
-    """Score above which a clip is called anomalous."""
-    p_values: NDArray[np.float64]
-    """By normal clips' scores, (clips,)."""
-    domains: tuple[str, ...]
-    """Values of the cells that are ok and have an AUC."""
+    labels: NDArray[np.object_]  # 0, 1 or None, (clips,)
+    threshold: float | None  # score above which a clip is called anomalous
+    p_values: NDArray[np.float64]  # by normal clips' scores, (clips,)
+    domains: tuple[str, ...]  # values of the cells that are ok and have an AUC
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,7 @@ class WrongClip:
     section: str
     domain: str
     anomalous: bool
-    score: float
-    """Mean over seeds."""
+    score: float  # mean over seeds
     wrongness: float
     """Share of the cell's clips of the other label that it should have been beyond, mean over seeds; the AUC of a cell
     is 1 minus the mean of this over its normal (or its anomalous) clips."""

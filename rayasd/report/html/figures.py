@@ -13,8 +13,7 @@ from rayasd.report.html.maps import EmbeddingMap
 from rayasd.report.html.svg import PlotArea, drawing, log_ticks, short, tag, ticks
 from rayasd.report.tables import percent
 
-NUM_COLOURS = 8
-"""Colours of chart.css: c0 to c7."""
+NUM_COLOURS = 8  # colours of chart.css: c0 to c7
 NUM_BINS = 30
 LABELS = {0: "normal", 1: "anomalous", None: "unknown"}
 DOMAINS = ("source", "target", "unknown")
@@ -52,7 +51,7 @@ def _square(title: str, x: str, y: str, curves: Sequence[ChartCurve], shaded: fl
 
 
 def histogram(result: SectionResult) -> Markup:
-    """Draw the scores of a section's test clips, a panel a domain, by label, with the threshold of decisions."""
+    """Draw the scores of a section's test clips, one panel per domain, by label, with the threshold of decisions."""
     scores = result.scores.scores
     finite = scores[np.isfinite(scores)]
     low, high = _bulk(finite)
@@ -105,7 +104,7 @@ def training_chart(machine: str, curves: Sequence[ChartCurve]) -> Markup:
 
 
 def embedding_map(found: EmbeddingMap) -> Markup:
-    """Draw a point a clip: dots for normal clips, crosses for anomalous, squares for unknown; coloured by classes."""
+    """Draw one point per clip: a dot if normal, a cross if anomalous, a square if unknown; coloured by classes."""
     x, y = found.places.T
     plane = PlotArea(6, 6, 268, 228, _range(x), _range(y))
     pixels = plane.points(x, y)

@@ -7,19 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayasd.report.colours import heat_colours
-from rayasd.report.tables import PARTS, percent
+from rayasd.evaluation.leaderboard import mean_of
+from rayasd.report.tables import PARTS, heat_colours, percent
 
-CellColumn = tuple[str, str, str]
-"""part, section, domain"""
+CellColumn = tuple[str, str, str]  # part, section, domain
 
 
 class HeatCell(NamedTuple):
     """A coloured number."""
 
     text: str
-    note: str
-    """Text on hover: pAUC and number of clips, or why there is no number."""
+    note: str  # text on hover: pAUC and number of clips, or why there is no number
     style: str
     is_worst: bool = False
 
@@ -47,7 +45,7 @@ def heat_table(rows: Mapping[str, Mapping[CellColumn, Sequence[Mapping[str, Any]
     ``rows``: cells by name of the row and place.
     """
     columns = sorted({column for groups in rows.values() for column in groups})
-    means = {(name, column): _mean(cells) for name, groups in rows.items() for column, cells in groups.items()}
+    means = {(name, column): mean_of(cells, "auc") for name, groups in rows.items() for column, cells in groups.items()}
     known = {place: auc for place, auc in means.items() if auc is not None}
     worst = min(known, key=known.__getitem__) if len(known) > 1 else None
     found = []
@@ -71,17 +69,12 @@ def heat_cell(auc: float | None, note: str, *, is_worst: bool = False) -> HeatCe
     return HeatCell(percent(auc), note, f"background:{background};color:{ink}", is_worst)
 
 
-def _mean(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    values = [cell["auc"] for cell in cells if cell["auc"] is not None]
-    return float(np.mean(values)) if values else None
-
-
 def _note(cells: Sequence[Mapping[str, Any]]) -> str:
     good = [cell for cell in cells if cell["auc"] is not None]
     if not good:
         return f"{cells[0]['status']}: {cells[0]['reason']}"
-    pauc = [cell["pauc"] for cell in good if cell["pauc"] is not None]
-    words = [f"pAUC {percent(float(np.mean(pauc)))}"] if pauc else []
+    pauc = mean_of(good, "pauc")
+    words = [] if pauc is None else [f"pAUC {percent(pauc)}"]
     words += [f"{good[0]['num_normal']} normal and {good[0]['num_anomaly']} anomalous clips"]
     words += [f"mean of {len(good)} seeds"] if len(good) > 1 else []
     return ", ".join(words)

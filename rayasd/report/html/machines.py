@@ -1,12 +1,10 @@
 """All evidence about one machine under the best entry: cells, ROC curves, scores, embeddings, training, wrong clips."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
@@ -18,20 +16,16 @@ from rayasd.report.html.evidence import FPR, WrongClip, mean_roc, most_wrong, re
 from rayasd.report.html.figures import ChartCurve
 from rayasd.report.html.heat import HeatTable, cell_groups, heat_table
 from rayasd.report.html.maps import EmbeddingMap, draw_sample, read_map, unusual_windows
-from rayasd.report.html.run import done, entries
+from rayasd.report.html.summary import done, entries
 from rayasd.report.run_report import RunReport
 from rayasd.report.tables import decisions_of, percent
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Unit
 
-MAX_SYSTEMS = 4
-"""Entries of heat maps, ROC curves and training curves."""
-MAX_EPOCHS = 120
-"""Points of one training curve."""
-MAX_CLIPS = 140
-"""Clips with a picture, ten a machine at most."""
-FEW_SOUNDS = 2
-"""Clips of a machine that are heard if not asked for more."""
+MAX_SYSTEMS = 4  # entries of heat maps, ROC curves and training curves
+MAX_EPOCHS = 120  # points of one training curve
+MAX_CLIPS = 140  # clips with a picture, at most ten per machine
+FEW_SOUNDS = 2  # clips of a machine that are heard if not asked for more
 
 
 class ShownClip(NamedTuple):
@@ -41,24 +35,6 @@ class ShownClip(NamedTuple):
     picture: Markup | None = None
     sound: str | None = None
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class MachineEvidence:
-    """Content of a machine's section."""
-
-    machine: str
-    summary: str
-    heat: HeatTable
-    """One row per entry."""
-    roc: Markup | None
-    histograms: Sequence[tuple[str, str, Markup]]
-    """Section, what its decisions came to, chart."""
-    maps: Sequence[tuple[EmbeddingMap, Markup]]
-    training: Markup | None
-    trained: Mapping[str, str]
-    """Classes of the lines in it, by variant."""
-    clips: Sequence[ShownClip]
 
 
 class Gallery:
@@ -87,20 +63,20 @@ class Gallery:
         best = self.best.variant if self.best else ""
         return heat_table({machine: cell_groups(self.cells, best, machine) for machine in self.machines})
 
-    def evidence(self, machine: str) -> MachineEvidence:
-        """Collect what there is about a machine."""
+    def evidence(self, machine: str) -> dict[str, Any]:
+        """Return the content of a machine's section of the page, by the names that the template uses."""
         training, trained = self._training(machine)
-        return MachineEvidence(
-            machine=machine,
-            summary=self._summary(machine),
-            heat=heat_table({each.variant: cell_groups(self.cells, each.variant, machine) for each in self.entries}),
-            roc=self._roc(machine),
-            histograms=self._histograms(machine),
-            maps=self._maps(machine),
-            training=training,
-            trained=trained,
-            clips=self._wrong_clips(machine),
-        )
+        return {
+            "machine": machine,
+            "summary": self._summary(machine),
+            "heat": heat_table({each.variant: cell_groups(self.cells, each.variant, machine) for each in self.entries}),
+            "roc": self._roc(machine),
+            "histograms": self._histograms(machine),
+            "maps": self._maps(machine),
+            "training": training,
+            "trained": trained,
+            "clips": self._wrong_clips(machine),
+        }
 
     def _summary(self, machine: str) -> str:
         auc = self.best.machines.get(machine) if self.best else None
@@ -126,6 +102,7 @@ class Gallery:
         return figures.roc_chart(machine, curves) if curves else None
 
     def _histograms(self, machine: str) -> list[tuple[str, str, Markup]]:
+        """Draw the best entry's scores: section, what its decisions came to, chart."""
         found = []
         decisions = decisions_of(self.cells, self.best.variant, "machine", "section") if self.best else {}
         for result in self.of_best:
@@ -153,6 +130,7 @@ class Gallery:
         return [(each, figures.embedding_map(each)) for each in maps if each is not None]
 
     def _training(self, machine: str) -> tuple[Markup | None, dict[str, str]]:
+        """Draw the losses; returns the classes of the lines by variant, too."""
         curves, trained = [], {}
         for unit in self.done:
             if unit.stage != "train" or unit.machine not in (machine, ALL_MACHINES) or unit.variant not in self.trained:
@@ -178,7 +156,8 @@ class Gallery:
             return []
         variant = parse_entry(self.best.variant).variants[0]
         config = self.config.variant(variant) if variant in self.config.variants else self.config
-        picture, rows = sounds.spectrogram_of(config), _rows(self.report.catalog.table, wrong)
+        named = self.report.catalog.table.filter(pc.field("clip").isin([clip.clip for clip in wrong]))
+        picture, rows = sounds.spectrogram_of(config), {row["clip"]: row for row in named.to_pylist()}
         windows: Mapping[str, tuple[float, float]] = {}
         for unit, checkpoint in self._units(machine)[:1]:
             windows = unusual_windows(self.paths, unit, checkpoint, list(rows), config.front_end.window_seconds)
@@ -193,10 +172,3 @@ class Gallery:
             drawn = picture(f"Log-mel spectrogram of {clip.clip}", samples, windows.get(clip.clip))
             shown.append(ShownClip(clip, drawn, heard))
         return shown
-
-
-def _rows(table: pa.Table, clips: Sequence[WrongClip]) -> dict[str, dict[str, Any]]:
-    """Rows of the catalog that reading clips needs, by clip."""
-    names = [name for name in ("clip", "size", "scale") if name in table.column_names]
-    chosen = table.select(names).filter(pc.field("clip").isin([clip.clip for clip in clips]))
-    return {row["clip"]: row for row in chosen.to_pylist()}

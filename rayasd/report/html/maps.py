@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +13,10 @@ from rayasd.parquet import read_parquet
 from rayasd.randomness import generator
 from rayasd.unit import RunDirectory, Unit
 
-MAX_POINTS = 500
-"""Clips of one map."""
+MAX_POINTS = 500  # clips of one map
 
-Coordinates = NDArray[np.float64]
-"""(clips, 2)"""
-Group = tuple[str, str, int | None]
-"""section, domain, label"""
+Coordinates = NDArray[np.float64]  # (clips, 2)
+Group = tuple[str, str, int | None]  # section, domain, label
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,10 @@ class EmbeddingMap:
 
     machine: str
     variant: str
-    note: str
-    """How much of the variance the plane shows."""
+    note: str  # how much of the variance the plane shows
     places: Coordinates
-    groups: tuple[Group, ...]
-    """One entry for each clip."""
-    sections: tuple[str, ...]
-    """All sections of the machine, sorted."""
+    groups: tuple[Group, ...]  # one entry for each clip
+    sections: tuple[str, ...]  # all sections of the machine, sorted
 
 
 def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
@@ -60,20 +55,12 @@ def read_map(paths: RunDirectory, embed: Unit, checkpoint: int | None, sample: p
     """
     from sklearn.decomposition import PCA  # a second to import
 
-    columns = ["clip", "checkpoint", "embedding"]
-    table = read_parquet(paths.table(embed), columns=columns, filters=pc.field("clip").isin(sample["clip"]))
-    if table.num_rows == 0:
-        return None
-    last = pc.max(table["checkpoint"]).as_py()
-    table = table.filter(pc.field("checkpoint") == (last if checkpoint is None else checkpoint)).combine_chunks()
-    clips = table["clip"].to_pylist()
+    table, windows = _embedded(paths.table(embed), checkpoint, pc.field("clip").isin(sample["clip"]))
     rows = sample.filter(pc.is_in(sample["clip"], table["clip"])).to_pylist()
     if len(rows) < 3:
         return None
     position = {row["clip"]: place for place, row in enumerate(rows)}
-    owner = np.array([position[clip] for clip in clips])
-    windows = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False).astype(np.float64)
-    windows = windows.reshape(len(owner), -1)
+    owner = np.array([position[clip] for clip in table["clip"].to_pylist()])
     means = np.zeros((len(rows), windows.shape[1]))
     np.add.at(means, owner, windows)
     means /= np.bincount(owner, minlength=len(rows))[:, None]
@@ -96,11 +83,7 @@ def unusual_windows(
     from sklearn.neighbors import NearestNeighbors  # a second to import
 
     wanted = pc.field("clip").isin(list(clips)) | (pc.field("split") == "train")
-    wanted &= pc.scalar(checkpoint is None) | (pc.field("checkpoint") == (checkpoint or 0))
-    table = read_parquet(paths.table(embed), columns=["clip", "start", "checkpoint", "embedding"], filters=wanted)
-    last = pc.max(table["checkpoint"]).as_py() if checkpoint is None else checkpoint
-    table = table.filter(pc.field("checkpoint") == last).combine_chunks()
-    vectors = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False).reshape(table.num_rows, -1)
+    table, vectors = _embedded(paths.table(embed), checkpoint, wanted, "start")
     shown = pc.is_in(table["clip"], pa.array(list(clips), pa.string())).to_numpy(zero_copy_only=False)
     if shown.all() or not shown.any():
         return {}
@@ -110,3 +93,15 @@ def unusual_windows(
     for clip, start, far in zip(of_shown["clip"].to_pylist(), of_shown["start"].to_pylist(), distances, strict=True):
         windows.setdefault(clip, []).append((float(far), start))
     return {clip: (max(of)[1], max(of)[1] + seconds) for clip, of in windows.items() if len(of) > 1}
+
+
+def _embedded(
+    path: Path, checkpoint: int | None, wanted: pc.Expression, *columns: str
+) -> tuple[pa.Table, NDArray[np.float32]]:
+    """Read windows under one checkpoint (None: the last one) and their embeddings, (windows, dimensions)."""
+    if checkpoint is not None:
+        wanted &= pc.field("checkpoint") == checkpoint
+    table = read_parquet(path, columns=["clip", "checkpoint", "embedding", *columns], filters=wanted)
+    table = table.filter(pc.equal(table["checkpoint"], pc.max(table["checkpoint"]))).combine_chunks()
+    values = pc.list_flatten(table["embedding"]).to_numpy(zero_copy_only=False)
+    return table, values.reshape(-1, table.schema.field("embedding").type.list_size)

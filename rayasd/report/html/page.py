@@ -1,6 +1,7 @@
-"""The page of a run: the answer, the leaderboard, the evidence machine by machine, and where it came from."""
+"""The page of a run, and the page of several runs: who leads, how sure that is, and trends over one study."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tomli_w
@@ -8,25 +9,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from rayasd.evaluation.cells import members_of
+from rayasd.evaluation.leaderboard import Standing
 from rayasd.files import now, write_text
-from rayasd.report.curves import curve_chart, find_curves
+from rayasd.report.curves import Curve, curve_chart, curve_rows, find_curves
 from rayasd.report.html import figures
-from rayasd.report.html.answer import answer
 from rayasd.report.html.figures import ChartCurve
+from rayasd.report.html.heat import heat_table
 from rayasd.report.html.machines import Gallery
 from rayasd.report.html.maps import MAX_POINTS
-from rayasd.report.html.run import facts, problems, published_rank
 from rayasd.report.html.sounds import MAX_SECONDS
+from rayasd.report.html.summary import answer, facts, problems, published_rank
 from rayasd.report.html.svg import write_drawing
 from rayasd.report.run_report import RunReport
+from rayasd.report.side_by_side import Contestant, rank_runs, ranking_table
 from rayasd.report.tables import WORDS, breaks_promise, columns, decision_table, decisions_of, notes, percent
 from rayasd.unit import RunDirectory
 from rayasd.wording import near, size
 
-MAX_ROWS = 300
-"""Systems of the leaderboard."""
-MAX_ROOM = 6
-"""Columns for wider pages are in leaderboard.md and .csv."""
+MAX_ROWS = 300  # systems of the leaderboard
+MAX_ROOM = 6  # columns for wider pages are in leaderboard.md and .csv
 
 
 def write_page(report: RunReport, to: RunDirectory | None = None, *, with_audio: bool = False) -> str:
@@ -74,13 +75,44 @@ def write_page(report: RunReport, to: RunDirectory | None = None, *, with_audio:
     )
     write_text(out.html, text)
     for of in machines:
-        if of.roc:
-            write_drawing(out.plot(f"roc-{of.machine}"), of.roc)
-        if of.training:
-            write_drawing(out.plot(f"training-{of.machine}"), of.training)
-        for section, _, chart in of.histograms:
-            write_drawing(out.plot(f"scores-{of.machine}-{section}"), chart)
+        charts = {f"roc-{of['machine']}": of["roc"], f"training-{of['machine']}": of["training"]}
+        charts |= {f"scores-{of['machine']}-{section}": chart for section, _, chart in of["histograms"]}
+        for name, chart in charts.items():
+            if chart:
+                write_drawing(out.plot(name), chart)
     return f"written: {near(out.html)} ({size(len(text.encode()))}): open it in a browser"
+
+
+def write_comparison(contestants: Sequence[Contestant], sentences: Sequence[str], part: str, path: Path) -> str:
+    """Write the page; returns a line about it.
+
+    ``sentences``: who leads; ``part``: whose scores count.
+
+    Raises UserError: the runs are scored by different rules.
+    """
+    rows, year, where, reasons = rank_runs([each.report for each in contestants], part)
+    cells = {
+        f"{i} {each.name}": {
+            (machine, "", ""): [cell for cell in each.cells.to_pylist() if cell["machine"] == machine]
+            for machine in sorted(set(each.cells["machine"].to_pylist()))
+        }
+        for i, each in enumerate(contestants, 1)
+    }
+    board = contestants[0].report.results.leaderboard
+    text = render(
+        "comparison.html",
+        written=now()[:16].replace("T", " "),
+        sentences=sentences,
+        alerts=[*reasons, *(f"{each.name}: {alert}" for each in contestants for alert in each.report.alerts)],
+        heat_table=heat_table(cells),
+        where=where,
+        year=year,
+        ranking=ranking_table(rows),
+        words=WORDS,
+        trends=[(curve, curve_chart(curve, board), curve_rows(curve, board)) for curve in _trends(contestants)],
+    )  # fmt: skip
+    write_text(path, text)
+    return f"written: {path} ({size(len(text.encode()))}): open it in a browser"
 
 
 def render(template: str, **values: object) -> str:
@@ -118,3 +150,15 @@ def _reliability(gallery: Gallery) -> Sequence[ChartCurve]:
                    np.searchsorted(of_domain, rates + 1e-9, "right") / len(of_domain))
         for domain, of_domain in found.items()
     ]  # fmt: skip
+
+
+def _trends(contestants: Sequence[Contestant]) -> list[Curve]:
+    """Follow each entry over the runs on the same data, oldest first."""
+    runs = {each.report.store.paths.root: each.report for each in contestants}
+    reports = sorted(runs.values(), key=lambda report: str(report.store.manifest()["created"]))
+    found: dict[tuple[str, str], list[tuple[float | str, Standing]]] = {}
+    for i, report in enumerate(reports, 1):
+        data = str(report.provenance()["data_fingerprint"])
+        for entry in report.results.leaderboard.ranked:
+            found.setdefault((data, entry.variant), []).append((f"{i} {report.store.paths.root.name}", entry))
+    return [Curve("run", variant, tuple(points)) for (_, variant), points in found.items() if len(points) > 1]

@@ -17,8 +17,7 @@ from rayasd.config import Config
 from rayasd.data.audio import BadClipError, read_samples, uncut
 from rayasd.report.html.svg import PlotArea, drawing, tag, ticks
 
-MAX_SECONDS = 10.0
-"""Seconds of a clip that are shown and heard."""
+MAX_SECONDS = 10.0  # seconds of a clip that are shown and heard
 _WIDTH, _HEIGHT = 240, 64  # pixels, at most
 _COLOURS = np.array(
     [[0, 0, 4], [29, 17, 71], [81, 18, 124], [131, 38, 129], [183, 55, 121], [231, 82, 99], [252, 137, 97],
@@ -89,7 +88,7 @@ def sound(samples: NDArray[np.int16], sample_rate: int) -> str:
 
 
 def read_clip(root: Path, clip: dict[str, Any], config: Config) -> NDArray[np.int16] | str:
-    """Read the beginning of a clip (a row of the catalog), or say why it cannot be had."""
+    """Read the beginning of a clip (a row of the catalog), or return why it cannot be read."""
     path, file = root / clip["clip"], uncut(root / clip["clip"])[0]
     if not file.is_file():
         return "its file is gone"

@@ -12,8 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rayasd.files import write_text
 
-Ticks = Sequence[tuple[float, str]]
-"""Places on an axis and what is written there."""
+Ticks = Sequence[tuple[float, str]]  # places on an axis and what is written there
 
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:

@@ -10,8 +10,7 @@ from sklearn.metrics import roc_auc_score
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.evaluation.scores import Fusion, Leaf, SectionScores
-from rayasd.evaluation.submission import check_label, metadata, result_files, write_results
-from rayasd.report.dcase import _members
+from rayasd.report.dcase import _members, check_label, metadata, result_files, write_results
 
 
 def section(clips: list[str], domains: list[str], scores: list[float]) -> SectionScores:
