@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.data.audio import uncut, what_it_is
-from rayasd.data.folders import folders, is_audio, is_folder, is_other_audio
+from rayasd.data.folders import folders, is_audio, is_folder
 from rayasd.data.manifest import is_manifest, read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, SUPPLEMENTAL, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
@@ -222,11 +222,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     if entry.name.startswith("."):  # as macOS leaves beside each file
         return
     if not is_audio(entry.name):
-        other = is_other_audio(entry.name)
-        what = (
-            "audio that cannot be read: ffmpeg -i FILE FILE.wav converts it" if other else "not an audio file: ignored"
-        )
-        oddities.append(Oddity(shown(clip), what, other))
+        oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
         return
     try:
         status = entry.stat()

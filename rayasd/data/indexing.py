@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rayasd.config import DataConfig
 from rayasd.data.audio import CUT, BadClipError, read_facts
-from rayasd.data.folders import audio_files, folders, is_audio, is_other_audio
+from rayasd.data.folders import audio_files, folders, is_audio
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
 from rayasd.data.naming import name_problem, section_name, shown
 from rayasd.data.tables import read_table, words
@@ -85,7 +85,7 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     rows, left = [], []
     for path in _files(root, pattern):
         name = path.relative_to(root).as_posix()
-        if (match := expression.fullmatch(name)) and not is_other_audio(name):
+        if match := expression.fullmatch(name):
             rows.append(_row(name, match.groupdict(), rules, shown(str(path))))
         else:
             left.append(path)
