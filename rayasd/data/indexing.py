@@ -21,7 +21,7 @@ FOUND = (*COLUMNS[1:], "group", "attributes")
 """Fields that a pattern's placeholders or a table's columns may give, besides the path."""
 TEST_FRACTION = 0.2
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
-           "evaluation": "test"}  # fmt: skip
+           "evaluation": "test", "noise": "noise", "clean": "clean"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Rules:
         return {None: "unknown", 0: "normal", 1: "anomaly"}[LABEL_WORDS[key]], ""
 
     def split_of(self, word: str, place: str) -> str:
-        """Return train or test."""
+        """Return one of ``SPLITS``."""
         known = _SPLITS | {key.lower(): value for key, value in self.splits.items()}
         if word.lower() not in known:
             raise UserError(f"{place}: split {word!r} is neither train nor test: --split {word}=test")

@@ -71,7 +71,7 @@ def test_a_machine_in_two_spellings_is_one(tmp_path: Path):
     ("row", "said"),
     [
         ({"path": ""}, "no path"),
-        ({"split": "validation"}, "split 'validation': choose train or test"),
+        ({"split": "validation"}, "split 'validation': choose train, test, noise, clean"),
         ({"domain": "mars"}, "domain 'mars'"),
         ({"label": "broken"}, "label 'broken': choose normal, anomaly or unknown"),
         ({"label": "anomaly", "split": "train"}, "cannot be a training clip"),
