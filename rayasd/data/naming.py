@@ -58,8 +58,9 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
     split = SPLIT_FOLDERS[folder]
     if split == "supplemental":
         kind = next((kind for kind in SPLITS[2:] if kind in stem.lower()), split)
-        section, domain = (re.search(pattern, stem) for pattern in (r"section_(\d{2,4})", "source|target"))
-        return ClipName(section[1] if section else "00", domain[0] if domain else "unknown", kind, None, "")
+        section = re.search(r"section_(\d{2,4})", stem)
+        where = next((name for name in ("source", "target") if name in stem), "unknown")
+        return ClipName(section[1] if section else "00", where, kind, None, "")
     if match := _SINCE_2021.fullmatch(stem):
         named_split, domain = match["split"], match["domain"] or "unknown"
         attributes = match["attributes"] or ""
