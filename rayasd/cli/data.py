@@ -225,6 +225,7 @@ def index(
     from rayasd.data.manifest import manifest_text
     from rayasd.data.naming import SPLITS
     from rayasd.files import write_text
+    from rayasd.wording import counted
 
     columns, splits = (_pairs(part) for part in (options.pop("columns").split(","), options.pop("splits")))
     table, pattern = options.pop("table"), options.pop("pattern")
@@ -256,6 +257,8 @@ def index(
         raise UserError(f"cannot write {out}: {error.strerror}; -o FILE chooses another place") from None
     counts = Counter((row["machine"], row["split"]) for row in rows)
     summary = ", ".join(f"{machine} {split} {n}" for (machine, split), n in sorted(counts.items()))
+    groups = len({row["group"] for row in rows} - {""})
+    summary += f"; {counted(groups, 'group')} of clips that stay together" if groups else ""
     more = f"; {len(left)} audio files match nothing and are left out, {left[0]} first" if left else ""
     wide_console().print(f"{out}: {len(rows)} clips ({summary}){more}", highlight=False, markup=False)
 

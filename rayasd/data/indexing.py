@@ -11,6 +11,7 @@ from pathlib import Path
 from rayasd.config import DataConfig
 from rayasd.data.audio import CUT, BadClipError, read_facts
 from rayasd.data.folders import audio_files, folders, is_audio
+from rayasd.data.groups import moments
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
 from rayasd.data.naming import name_problem, section_name, shown
 from rayasd.data.tables import read_table, words
@@ -69,7 +70,8 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     ``{group}`` and ``{attributes}`` match the folder or part of a name that has it, ``*`` anything within one level and
     ``**`` any number of levels; an audio suffix matches in any case. What is not told is filled in: section 00, domain
     source. Anomalous clips go to the test; so does a share of the normal ones without a split, drawn by a hash of their
-    group or path, so that more clips move none that are there. Clips of a group stay together.
+    group or path, so that more clips move none that are there. Clips of a group stay together; without ``{group}``,
+    those that differ in microphone, channel or segment alone are one.
 
     Returns:
         Rows with paths below ``root``; audio files that do not match.
@@ -219,6 +221,10 @@ def _pattern_expression(pattern: str) -> re.Pattern[str]:
 
 def _hold_out_normals(rows: Sequence[Row], rules: Rules) -> None:
     sections: dict[tuple[str, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    if not any(row["group"] for row in rows):
+        groups = {clip: rest for rest, alike in moments(row["path"] for row in rows).items() for clip in alike}
+        for row in rows:
+            row["group"] = groups.get(row["path"], "")
     for row in rows:
         if not row["split"]:
             sections[row["machine"], row["section"], row["domain"]][row["group"] or row["path"]].append(row)
