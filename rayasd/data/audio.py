@@ -18,7 +18,7 @@ from rayasd.config import DataConfig
 from rayasd.data.folders import BY_FFMPEG, is_signal
 from rayasd.data.headers import FlacCheck, contradiction, impossible_length
 from rayasd.data.reads import Reads, failing_as_read
-from rayasd.data.samples import LEVEL, at_level, levelled, ratio, resampled, rounded, unit, without_far
+from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave, by_ffmpeg
 from rayasd.errors import StorageError
 
@@ -188,10 +188,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
             full scale, is not what a FLAC encoder was given, or changed while it was read.
 
     """
-    mono = _joined(_mono_blocks(path, config))
-    if mono.dtype == np.int16:
-        return at_level(mono, config)
-    return rounded(mono if config.level == "keep" else levelled(mono))
+    return _joined(sample_blocks(path, config))
 
 
 def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]:
@@ -213,11 +210,7 @@ def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]
         gain = LEVEL / (squares / count) ** 0.5 if squares else 1.0
         yield from (rounded(unit(block) * gain) for block in _mono_blocks(path, config))
         return
-    for block in chain(begun, blocks):
-        if config.level != "keep":
-            yield rounded(levelled(unit(block)))
-        else:
-            yield block if block.dtype == np.int16 else rounded(block)
+    yield from (at_level(block, config) for block in chain(begun, blocks))
 
 
 def _mono_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[Any]]:

@@ -94,7 +94,7 @@ def test_a_row_that_comes_twice_is_named(tmp_path: Path):
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path):
     for name in ("clips.parquet", "clips.csv"):
         (tmp_path / name).write_bytes(b"path,machine\n\xff\xfe\x00")
-        with pytest.raises(UserError, match="cannot be read as a manifest"):
+        with pytest.raises(UserError, match="cannot be read as a table"):
             scan(tmp_path / name)
 
 
