@@ -182,7 +182,8 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
 @click.option("--normal", default="", metavar="WORDS", help="Your words for normal clips: good,healthy,*_OK.")
 @click.option("--anomaly", default="", metavar="WORDS",
               help="For anomalous ones; '*': all others. They are kept as attributes.")  # fmt: skip
-@click.option("--split", "splits", multiple=True, metavar="WORD=train|test", help="Your words for train and test.")
+@click.option("--split", "splits", multiple=True, metavar="WORD=train|test|…",
+              help="Your words for train, test, noise (alone) and clean (no noise).")  # fmt: skip
 @click.option("--test-fraction", type=click.FloatRange(min=0, max=0.5), default=0.2, show_default=True,
               help="Share of normal clips (of groups) without a split that is held out for the test.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
@@ -219,12 +220,14 @@ def index(
     from rayasd.config import DataConfig
     from rayasd.data import indexing
     from rayasd.data.manifest import manifest_text
+    from rayasd.data.naming import SPLITS
     from rayasd.files import write_text
+    from rayasd.wording import counted
 
     columns, splits = (_pairs(part) for part in (options.pop("columns").split(","), options.pop("splits")))
     table, pattern = options.pop("table"), options.pop("pattern")
-    if strange := [word for word, split in splits.items() if split not in ("train", "test")]:
-        raise UserError(f"--split {strange[0]}={splits[strange[0]]}: choose train or test")
+    if strange := [word for word, split in splits.items() if split not in SPLITS]:
+        raise UserError(f"--split {strange[0]}={splits[strange[0]]}: choose {', '.join(SPLITS)}")
     normal, anomaly = ([word for word in options.pop(name).split(",") if word] for name in ("normal", "anomaly"))
     rules = indexing.Rules(partial=partial, **options, normal=normal, anomaly=anomaly, splits=splits)
     if table:
@@ -251,6 +254,8 @@ def index(
         raise UserError(f"cannot write {out}: {error.strerror}; -o FILE chooses another place") from None
     counts = Counter((row["machine"], row["split"]) for row in rows)
     summary = ", ".join(f"{machine} {split} {n}" for (machine, split), n in sorted(counts.items()))
+    groups = len({row["group"] for row in rows} - {""})
+    summary += f"; {counted(groups, 'group')} of clips that stay together" if groups else ""
     more = f"; {len(left)} audio files match nothing and are left out, {left[0]} first" if left else ""
     wide_console().print(f"{out}: {len(rows)} clips ({summary}){more}", highlight=False, markup=False)
 

@@ -196,6 +196,12 @@ class ExposureConfig:
     """What scope 'machine' learns against: clips of all other machines, or the machine's own, transformed (another
     pitch, a filter, backwards); 'auto' takes these where there is no other machine. With scope 'all', transformed clips
     are classes of their own: with 'transforms', or by 'auto' where all clips are of one class."""
+    supplemental_noise: float = bounded(0.0, minimum=0.0, maximum=1.0)
+    """Probability that a training clip gets a clip of noise alone (DCASE 2025's supplemental ones, of any machine)
+    mixed in, at a signal-to-noise ratio between 0 and 20 dB."""
+    supplemental_anomalies: tuple[Literal["noise", "clean"], ...] = ()
+    """Supplemental clips of the machine that are pseudo-anomalous: of noise alone, of the machine without noise. With
+    scope 'all', they are classes of their own."""
     real_anomalies: int = bounded(0, minimum=0)
     """Anomalous test clips per section that become pseudo-anomalous training clips."""
     real_anomalies_per_batch: int = bounded(1, minimum=1)

@@ -15,11 +15,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
-from rayasd.data.folders import is_other_audio, is_signal
+from rayasd.data.folders import BY_FFMPEG, is_signal
 from rayasd.data.headers import FlacCheck, contradiction, impossible_length
 from rayasd.data.reads import Reads, failing_as_read
-from rayasd.data.samples import LEVEL, at_level, levelled, ratio, resampled, rounded, unit, without_far
-from rayasd.data.signals import as_wave
+from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
+from rayasd.data.signals import as_wave, by_ffmpeg
 from rayasd.errors import StorageError
 
 NEAR_FAR = "near-far"
@@ -116,7 +116,8 @@ def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.Sou
         numbers = is_signal(path.name)
         if numbers and not config.signal_rate:
             raise BadClipError("has no sample rate of its own: data.signal_rate (data index --rate) tells it")
-        reads = Reads(descriptor, before.st_size)
+        wave = by_ffmpeg(path, before.st_size, before.st_mtime_ns) if path.suffix.lower() in BY_FFMPEG else None
+        reads = Reads(wave.fileno() if wave else descriptor, wave.seek(0, os.SEEK_END) if wave else before.st_size)
         source = as_wave(path, config.signal_rate, config.signal_column) if numbers else reads
         with failing_as_read(reads), soundfile.SoundFile(source) as file:
             if file.frames <= 0 or file.samplerate <= 0:
@@ -187,10 +188,7 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
             full scale, is not what a FLAC encoder was given, or changed while it was read.
 
     """
-    mono = _joined(_mono_blocks(path, config))
-    if mono.dtype == np.int16:
-        return at_level(mono, config)
-    return rounded(mono if config.level == "keep" else levelled(mono))
+    return _joined(sample_blocks(path, config))
 
 
 def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]:
@@ -212,11 +210,7 @@ def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]
         gain = LEVEL / (squares / count) ** 0.5 if squares else 1.0
         yield from (rounded(unit(block) * gain) for block in _mono_blocks(path, config))
         return
-    for block in chain(begun, blocks):
-        if config.level != "keep":
-            yield rounded(levelled(unit(block)))
-        else:
-            yield block if block.dtype == np.int16 else rounded(block)
+    yield from (at_level(block, config) for block in chain(begun, blocks))
 
 
 def _mono_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[Any]]:
@@ -298,8 +292,7 @@ def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
     of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
     if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
         return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command continues")
-    remedy = ": ffmpeg -i FILE FILE.wav converts it" if is_other_audio(path.name) else ""
-    return BadClipError(_reason(error) + remedy)
+    return BadClipError(_reason(error))
 
 
 def _reason(error: Exception) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayasd.config import ExposureConfig
 from rayasd.data.audio import uncut, what_it_is
-from rayasd.data.folders import folders, is_audio, is_folder, is_other_audio
+from rayasd.data.folders import folders, is_audio, is_folder
 from rayasd.data.manifest import is_manifest, read_manifest
-from rayasd.data.naming import SPLIT_FOLDERS, SUPPLEMENTAL, name_problem, parse_clip_name, shown
+from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
 from rayasd.files import read_record
@@ -24,7 +25,7 @@ SCHEMA = pa.schema(
         ("machine", pa.string()),
         ("section", pa.string()),
         ("domain", pa.string()),  # source, target, unknown
-        ("split", pa.string()),  # train, test
+        ("split", pa.string()),  # train, test; noise, clean, supplemental: neither
         ("label", pa.int8()),  # 0 normal, 1 anomalous, null unknown
         ("attributes", pa.string()),
         ("group", pa.string()),  # what belongs together within a machine; null: the clip is alone
@@ -181,6 +182,19 @@ def check_outlier_exposure(catalog: Catalog, machines: Iterable[str], pseudo_ano
             )
 
 
+def check_supplemental(catalog: Catalog, exposure: ExposureConfig) -> None:
+    """Make sure that there are supplemental clips of the kinds that ``exposure`` uses. Raises UserError: not so."""
+    used = {"supplemental_noise": ["noise"] if exposure.supplemental_noise else [],
+            "supplemental_anomalies": exposure.supplemental_anomalies}  # fmt: skip
+    there = pc.unique(catalog.table["split"]).to_pylist()
+    for name, kinds in used.items():
+        if missing := [kind for kind in kinds if kind not in there]:
+            raise UserError(
+                f"exposure.{name}: {catalog.root} has no {missing[0]} clips: they lie in folders named supplemental "
+                "(DCASE 2025), or a manifest names them in its column split"
+            )
+
+
 def _check_machines(machines: Iterable[str]) -> None:
     """Make sure that machines' names can be names of files, and differ by more than what some file systems see."""
     alike: dict[str, str] = {}
@@ -207,12 +221,6 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
             yield from entries
         elif audio := [entry.name for entry in entries if is_audio(entry.name) and not is_folder(entry)]:
             problem = f"{len(audio)} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
-            if name == SUPPLEMENTAL:  # of DCASE 2025
-                noise = sum("noise" in each.lower() for each in audio)
-                clean = sum("clean" in each.lower() for each in audio)
-                problem = (
-                    f"{len(audio)} supplemental clips ({clean} clean, {noise} noise alone): neither training nor test"
-                )
             oddities.append(Oddity(below(folder), problem, False))
 
 
@@ -222,11 +230,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     if entry.name.startswith("."):  # as macOS leaves beside each file
         return
     if not is_audio(entry.name):
-        other = is_other_audio(entry.name)
-        what = (
-            "audio that cannot be read: ffmpeg -i FILE FILE.wav converts it" if other else "not an audio file: ignored"
-        )
-        oddities.append(Oddity(shown(clip), what, other))
+        oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
         return
     try:
         status = entry.stat()

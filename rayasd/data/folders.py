@@ -14,13 +14,13 @@ AUDIO_SUFFIXES = (
 """Suffixes that libsndfile reads, in any case."""
 SIGNALS = (".npy", ".mat", ".csv")
 """Numbers, which are recordings where a rate is given (``data.signal_rate``)."""
-OTHER_AUDIO = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka")
-"""Suffixes that it does not read."""
+BY_FFMPEG = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ac3", ".ape", ".wv")
+"""Suffixes that ffmpeg reads, where it is installed."""
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name is that of audio which can be read; hidden files, as macOS leaves them, are not."""
-    return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")
+    """Whether a file's name is that of audio; hidden files, as macOS leaves them, are not."""
+    return name.lower().endswith((*AUDIO_SUFFIXES, *BY_FFMPEG)) and not name.startswith(".")
 
 
 def is_signal(name: str) -> bool:
@@ -39,15 +39,8 @@ def audio_entries(
     """Give what ``audio_files`` lists, as it is found; ``on_error`` as of ``folders``."""
     for _, entries in folders(root, on_error):
         for entry in entries:
-            name = entry.name
-            known = is_audio(name) or is_other_audio(name) or (signals and is_signal(name))
-            if known and not is_folder(entry):
+            if (is_audio(entry.name) or (signals and is_signal(entry.name))) and not is_folder(entry):
                 yield entry
-
-
-def is_other_audio(name: str) -> bool:
-    """Whether a file's name is that of audio which cannot be read."""
-    return name.lower().endswith(OTHER_AUDIO) and not name.startswith(".")
 
 
 def folders(

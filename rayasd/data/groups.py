@@ -1,6 +1,7 @@
 """Clips that belong together, such as recordings of one moment by several microphones: they go one way or the other."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pyarrow as pa
@@ -9,6 +10,20 @@ from rayasd.data.catalog import Catalog
 from rayasd.errors import UserError
 
 _OF_ATTRIBUTE = "attribute:"
+_CHANNEL = re.compile(
+    r"[_-]?(?<![a-z])(?:mic|microphone|ch|channel|seg|segment|chunk|slice)[_-]?\d+(?!\d)", re.IGNORECASE
+)
+
+
+def moments(clips: Iterable[str]) -> dict[str, list[str]]:
+    """Find clips whose paths differ in the number of a microphone, channel or segment alone, by the rest of their path.
+
+    These are most likely one recording.
+    """
+    found: dict[str, list[str]] = {}
+    for clip in clips:
+        found.setdefault(_CHANNEL.sub("", clip), []).append(clip)
+    return {rest: alike for rest, alike in found.items() if len(alike) > 1}
 
 
 def with_groups(catalog: Catalog, rule: str) -> Catalog:

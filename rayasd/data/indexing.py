@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rayasd.config import DataConfig
 from rayasd.data.audio import CUT, BadClipError, read_facts
-from rayasd.data.folders import audio_files, folders, is_audio, is_other_audio
+from rayasd.data.folders import audio_files, folders, is_audio
+from rayasd.data.groups import moments
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
 from rayasd.data.naming import name_problem, section_name, shown
 from rayasd.data.tables import read_table, words
@@ -21,7 +22,7 @@ FOUND = (*COLUMNS[1:], "group", "attributes")
 """Fields that a pattern's placeholders or a table's columns may give, besides the path."""
 TEST_FRACTION = 0.2
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
-           "evaluation": "test"}  # fmt: skip
+           "evaluation": "test", "noise": "noise", "clean": "clean"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Rules:
         return {None: "unknown", 0: "normal", 1: "anomaly"}[LABEL_WORDS[key]], ""
 
     def split_of(self, word: str, place: str) -> str:
-        """Return train or test."""
+        """Return one of ``SPLITS``."""
         known = _SPLITS | {key.lower(): value for key, value in self.splits.items()}
         if word.lower() not in known:
             raise UserError(f"{place}: split {word!r} is neither train nor test: --split {word}=test")
@@ -69,7 +70,8 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     ``{group}`` and ``{attributes}`` match the folder or part of a name that has it, ``*`` anything within one level and
     ``**`` any number of levels; an audio suffix matches in any case. What is not told is filled in: section 00, domain
     source. Anomalous clips go to the test; so does a share of the normal ones without a split, drawn by a hash of their
-    group or path, so that more clips move none that are there. Clips of a group stay together.
+    group or path, so that more clips move none that are there. Clips of a group stay together; without ``{group}``,
+    those that differ in microphone, channel or segment alone are one.
 
     Returns:
         Rows with paths below ``root``; audio files that do not match.
@@ -85,7 +87,7 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     rows, left = [], []
     for path in _files(root, pattern):
         name = path.relative_to(root).as_posix()
-        if (match := expression.fullmatch(name)) and not is_other_audio(name):
+        if match := expression.fullmatch(name):
             rows.append(_row(name, match.groupdict(), rules, shown(str(path))))
         else:
             left.append(path)
@@ -219,6 +221,10 @@ def _pattern_expression(pattern: str) -> re.Pattern[str]:
 
 def _hold_out_normals(rows: Sequence[Row], rules: Rules) -> None:
     sections: dict[tuple[str, ...], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    if not any(row["group"] for row in rows):
+        groups = {clip: rest for rest, alike in moments(row["path"] for row in rows).items() for clip in alike}
+        for row in rows:
+            row["group"] = groups.get(row["path"], "")
     for row in rows:
         if not row["split"]:
             sections[row["machine"], row["section"], row["domain"]][row["group"] or row["path"]].append(row)

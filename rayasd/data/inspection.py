@@ -1,6 +1,5 @@
 """Every clip read, and what is odd about it, as ``rayasd data check`` shows it."""
 
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
 from rayasd.data.catalog import ONE_MACHINE, Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
-from rayasd.data.groups import with_groups
+from rayasd.data.groups import moments, with_groups
 from rayasd.data.oddities import CONTENT, Oddity, odd_contents, same_audio
 from rayasd.data.same_moments import envelope, same_moments
 from rayasd.host import usable_cpus
@@ -22,7 +21,6 @@ from rayasd.wording import counted
 
 _CONTAINERS = {".wav": ("WAV", "WAVEX", "RF64"), ".flac": ("FLAC",), ".ogg": ("OGG",), ".mp3": ("MP3", "MPEG")}
 _MUCH_CLIPPED = 0.01
-_CHANNEL = re.compile(r"[_-]?(?:mic|ch|channel)[_-]?\d+", re.IGNORECASE)
 
 
 def inspect_clips(
@@ -76,8 +74,8 @@ def inspect_clips(
     )
     held_by_all = pa.Table.from_pylist([{n: row[n] for n in CONTENT} for row in contents], schema)
     of_whole = [*_of_the_whole(catalog, scales), *_of_groups(grouped)]
-    moments = same_moments(contents, samples_of, config.data.sample_rate)
-    return facts, [*oddities, *of_whole, *odd_contents(held_by_all), *same_audio(held_by_all), *moments]
+    twins = same_moments(contents, samples_of, config.data.sample_rate)
+    return facts, [*oddities, *of_whole, *odd_contents(held_by_all), *same_audio(held_by_all), *twins]
 
 
 def _of_groups(catalog: Catalog) -> list[Oddity]:
@@ -89,13 +87,11 @@ def _of_groups(catalog: Catalog) -> list[Oddity]:
         if both := sorted(train & test):
             problem = f"{counted(len(both), 'group')} with clips in training and in test, {both[0]} first"
             oddities.append(Oddity(machine, problem, False))
-        moments: dict[str, list[str]] = {}
-        for row in rows:
-            if row["group"] is None and row["split"] == "train":
-                moments.setdefault(_CHANNEL.sub("", row["clip"]), []).append(row["clip"])
-        if several := [clips for clips in moments.values() if len(clips) > 1]:
-            problem = f"{counted(len(several), 'moment')} in clips that differ in microphone or channel alone, "
-            oddities.append(Oddity(machine, f"{problem}{several[0][0]} first: data.groups keeps them together", False))
+        alone = [row["clip"] for row in rows if row["group"] is None and row["split"] in ("train", "test")]
+        if several := moments(alone):
+            first = next(iter(several.values()))[0]
+            problem = f"{counted(len(several), 'moment')} in clips that differ in microphone, channel or segment alone"
+            oddities.append(Oddity(machine, f"{problem}, {first} first: data.groups keeps them together", False))
     return oddities
 
 

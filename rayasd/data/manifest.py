@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rayasd.data.naming import name_problem, section_name, shown
+from rayasd.data.naming import SPLITS, name_problem, section_name, shown
 from rayasd.data.tables import in_lower_case, read_table, words
 from rayasd.errors import UserError
 
@@ -98,8 +98,8 @@ def manifest_row(record: Mapping[str, Any], place: str) -> dict[str, Any]:
     for name in (clip, machine, section, group, attributes):
         if problem := name_problem(name):
             raise UserError(f"{place}: {shown(name)!r} {problem}")
-    if split not in ("train", "test"):
-        raise UserError(f"{place}: split {split!r}: choose train or test")
+    if split not in SPLITS:
+        raise UserError(f"{place}: split {split!r}: choose {', '.join(SPLITS)}")
     domain = domain.lower() or "source"
     if domain not in ("source", "target", "unknown"):
         raise UserError(f"{place}: domain {domain!r}: choose source, target or unknown")

@@ -15,11 +15,12 @@ from rayasd.printing import CONTROL, printable
 
 SPLIT_FOLDERS = {
     "train": "train", "test": "test", "source_test": "test", "target_test": "test", "test_rename": "test",
+    "supplemental": "supplemental",
 }  # fmt: skip
-"""Folder of a machine type -> split of the clips in it."""
+"""Folder of a machine type -> split of the clips in it; of DCASE 2025's ``supplemental``, names tell it."""
 
-SUPPLEMENTAL = "supplemental"
-"""Folder of DCASE 2025 with clips of the clean machine, or of noise alone."""
+SPLITS = ("train", "test", "noise", "clean")
+"""Noise: noise alone; clean: the machine without noise; neither is a training or a test clip."""
 
 LABELS = {"normal": 0, "anomaly": 1}
 
@@ -42,7 +43,7 @@ class ClipName:
     domain: str
     """source, target, or unknown where the name does not tell. 2020 has no domains: its clips count as source."""
     split: str
-    """train or test."""
+    """One of ``SPLITS``; supplemental: neither clean nor noise by its name."""
     label: int | None
     """0 normal, 1 anomalous, None unknown. Training clips are normal unless named otherwise."""
     attributes: str
@@ -55,6 +56,11 @@ def parse_clip_name(stem: str, folder: str) -> ClipName:
     Raises ValueError: the name follows no known scheme, or contradicts its folder; the message says which.
     """
     split = SPLIT_FOLDERS[folder]
+    if split == "supplemental":
+        kind = next((kind for kind in SPLITS[2:] if kind in stem.lower()), split)
+        section = re.search(r"section_(\d{2,4})", stem)
+        where = next((name for name in ("source", "target") if name in stem), "unknown")
+        return ClipName(section[1] if section else "00", where, kind, None, "")
     if match := _SINCE_2021.fullmatch(stem):
         named_split, domain = match["split"], match["domain"] or "unknown"
         attributes = match["attributes"] or ""

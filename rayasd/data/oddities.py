@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -11,7 +12,8 @@ import pyarrow as pa
 ClipRow = Mapping[str, Any]
 CONTENT = ("clip", "machine", "split", "label", "frames", "sum", "sum_squares", "digest")
 """Columns that ``odd_contents`` reads."""
-
+_digest, _audio = itemgetter("digest"), itemgetter("machine", "digest")
+_place = itemgetter("machine", "split", "digest")
 
 MUCH_LONGER = 1.5
 """Times a training clip: ``rayasd score`` scores a longer recording in pieces."""
@@ -87,18 +89,6 @@ def counted_problems(problems: Collection[str]) -> str:
         return "none"
     first = next(iter(problems))
     return f"1 clip: {first}" if len(problems) == 1 else f"{len(problems)} clips, first {first}"
-
-
-def _digest(row: ClipRow) -> Hashable:
-    return row["digest"]
-
-
-def _audio(row: ClipRow) -> Hashable:
-    return row["machine"], row["digest"]
-
-
-def _place(row: ClipRow) -> Hashable:
-    return row["machine"], row["split"], row["digest"]
 
 
 def _first_of_each(rows: Iterable[ClipRow], key: Callable[[ClipRow], Hashable]) -> dict[Hashable, ClipRow]:

@@ -61,20 +61,18 @@ def without_far(near: NDArray[np.floating], far: NDArray[np.floating]) -> NDArra
     return np.asarray(np.resize(cleaned, len(near)) if len(cleaned) < len(near) else cleaned[: len(near)])
 
 
-def at_level(samples: NDArray[np.int16], config: DataConfig) -> NDArray[np.int16]:
-    """Scale samples (n,) as ``data.level`` asks for."""
-    return samples if config.level == "keep" else rounded(levelled(unit(samples)))
+def at_level(samples: NDArray[Any], config: DataConfig) -> NDArray[np.int16]:
+    """Scale samples (n,), int16 or of full scale 1, as ``data.level`` asks for; silence stays silence."""
+    if config.level == "keep":
+        return samples if samples.dtype == np.int16 else rounded(samples)
+    samples = unit(samples)
+    rms = np.sqrt(np.square(samples, dtype=np.float64).mean())
+    return rounded(samples * (LEVEL / rms) if rms > 0 else samples)
 
 
 def unit(samples: NDArray[Any]) -> NDArray[np.floating]:
     """Return samples with full scale 1."""
     return samples / 32768.0 if samples.dtype == np.int16 else samples
-
-
-def levelled(samples: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Scale to an RMS value of ``LEVEL``; silence stays silence."""
-    rms = np.sqrt(np.square(samples, dtype=np.float64).mean())
-    return samples * (LEVEL / rms) if rms > 0 else samples
 
 
 def rounded(samples: NDArray[np.floating]) -> NDArray[np.int16]:

@@ -1,17 +1,25 @@
-"""Recordings as tables of numbers: .npy, .mat and .csv files, as vibration sensors leave them, read like WAV files."""
+"""Recordings that libsndfile does not read, as WAV files: numbers (.npy, .mat, .csv), and what ffmpeg decodes."""
 
 import csv
+import errno
 import io
+import os
+import re
+import subprocess
+import tempfile
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from rayasd.data.tables import decoded
+from rayasd.errors import one_line
 
 _SEPARATORS = ",;\t| "
+_MOST_SECONDS, _MOST_BYTES = 600, 4_000_000_000  # of one ffmpeg, and of what it writes
 
 
 def as_wave(path: Path, sample_rate: int, column: str) -> io.BytesIO:
@@ -40,6 +48,37 @@ def as_wave(path: Path, sample_rate: int, column: str) -> io.BytesIO:
     wave = io.BytesIO()
     soundfile.write(wave, samples.astype(np.float64), sample_rate, format="WAV", subtype="DOUBLE")
     wave.seek(0)
+    return wave
+
+
+@lru_cache(maxsize=1)
+def by_ffmpeg(path: Path, size: int, mtime_ns: int) -> IO[bytes]:
+    """Decode the first audio stream of a file to 16-bit WAV, in a temporary file that is gone when it is closed.
+
+    The last one is kept, because pieces of a recording follow one another; ``size`` and ``mtime_ns`` tell its content.
+
+    Raises:
+        ValueError: ffmpeg is not installed, cannot decode it, takes too long, or writes too much.
+        OSError: a disk is full or fails.
+
+    """
+    wave = tempfile.TemporaryFile()  # noqa: SIM115 - the caller's
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}",
+               "-map", "0:a:0", "-c:a", "pcm_s16le", "-fs", str(_MOST_BYTES), "-f", "wav", "pipe:1"]  # fmt: skip
+    try:
+        done = subprocess.run(command, stdout=wave, stderr=subprocess.PIPE, timeout=_MOST_SECONDS)
+    except FileNotFoundError:
+        raise ValueError("it needs ffmpeg, which is not installed: install it, or convert it to WAV") from None
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"ffmpeg needs more than {_MOST_SECONDS} s for it: cut it, or convert it to WAV") from None
+    said = re.sub(r"\[[^]]* @ \w+\] *", "", done.stderr.decode(errors="replace")).strip()
+    for code in (errno.ENOSPC, errno.EIO):
+        if os.strerror(code) in said:
+            raise OSError(code, f"{os.strerror(code)} (ffmpeg)")
+    if done.returncode:
+        raise ValueError(one_line(said.partition("\n")[0]) or f"ffmpeg ends with {done.returncode}")
+    if wave.seek(0, io.SEEK_END) > 0.99 * _MOST_BYTES:
+        raise ValueError(f"it is longer than {_MOST_BYTES} bytes of WAV: cut it")
     return wave
 
 

@@ -1,6 +1,5 @@
 """Write a tree of synthetic machine sounds as a year's DCASE data: a demo and a test bed, never a benchmark."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from rayasd.data.years import DEVELOPMENT_MACHINES, EVALUATION_MACHINES, YEARS, 
 from rayasd.errors import UserError, unknown
 from rayasd.files import read_json, write_csv, write_json
 from rayasd.host import usable_cpus, worker_pool
+from rayasd.nested import bounded, build
 from rayasd.randomness import generator
 
 MARKER = "SYNTHETIC.json"
@@ -38,18 +38,18 @@ class SynthesisPlan:
     """DCASE year whose machines, names, folders, channels and ground truth are used."""
     machines: tuple[str, ...] = ()
     """Some of the year's; none: all."""
-    num_sections: int = 6
+    num_sections: int = bounded(6, minimum=1, maximum=99)
     """Sections of a machine until 2022, development and evaluation ones as the year divides them; then there is one."""
-    num_source_train: int = 1000
+    num_source_train: int = bounded(1000, minimum=1)
     """Source-domain normal training clips per section."""
-    num_target_train: int = 3
+    num_target_train: int = bounded(3, minimum=0)
     """Target-domain normal training clips per section, from 2021 on."""
-    num_test: int = 100
+    num_test: int = bounded(100, minimum=1)
     """Normal, and as many anomalous, test clips per section and domain; in 2025 as many supplemental ones."""
-    seconds: float = 10.0
+    seconds: float = bounded(10.0, minimum=0.5)
     """Length of a clip."""
     sample_rate: int = 16000
-    difficulty: float = 0.5
+    difficulty: float = bounded(0.5, minimum=0, maximum=1)
     """0: loud anomalies; 1: faint ones."""
     seed: int = 0
 
@@ -57,17 +57,12 @@ class SynthesisPlan:
         """Check all values. Raises UserError: a value is wrong."""
         if self.year not in YEARS:
             raise UserError(f"year = {self.year}: choose one of {', '.join(map(str, YEARS))}")
+        build(SynthesisPlan, asdict(self))
         for machine in self.machines:
             if machine not in machine_types(self.year):
                 raise unknown(f"machine of {self.year}", machine, machine_types(self.year))
             if self.machines.count(machine) > 1:
                 raise UserError(f"machines: {machine} is named twice")
-        ranges = {"num_sections": (1, 99), "num_source_train": (1, math.inf), "num_target_train": (0, math.inf),
-                  "num_test": (1, math.inf), "difficulty": (0, 1), "seconds": (0.5, math.inf)}  # fmt: skip
-        for name, (least, most) in ranges.items():
-            if not least <= (value := getattr(self, name)) <= most:
-                limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
-                raise UserError(f"{name} = {value}: must be {limits}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def read_table(path: Path) -> tuple[Records, list[str], dict[str, str]]:
         UserError: it is no table, or cannot be opened.
 
     """
-    try:
+    with _reading(path):
         if path.suffix.lower() == ".parquet":
             table = pq.read_table(path)
             return table.to_pylist(), table.column_names, {}
@@ -42,25 +43,22 @@ def read_table(path: Path) -> tuple[Records, list[str], dict[str, str]]:
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns
         return list(reader), columns, facts
-    except OSError as error:
-        raise UserError(f"{path} cannot be opened: {error.strerror or error}") from None
-    except (ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a manifest: {one_line(error)}") from None
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """Read the rows of a CSV file without a header.
-
-    Raises:
-        UserError: it is no such file, or cannot be opened.
-
-    """
-    try:
+    """Read the rows of a CSV file without a header. Raises UserError: as ``read_table``."""
+    with _reading(path):
         return list(csv.reader(io.StringIO(decoded(path.read_bytes()), newline="")))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {one_line(error)}") from None
+    except (ArrowException, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table: {one_line(error)}") from None
 
 
 def in_lower_case(records: Records, columns: Sequence[str], known: Sequence[str]) -> tuple[Records, list[str]]:

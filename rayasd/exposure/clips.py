@@ -35,7 +35,7 @@ class MachineClips:
     validation: Indices
     split: NDArray[np.object_]
     """Each clip's part in this unit: train, validation, test; exposed: an anomaly that is trained on; reserved: an
-    anomaly that is not used."""
+    anomaly that is not used; noise, clean: a supplemental clip."""
     mean: float
     deviation: float
     """Mean and deviation of the training split's samples, full scale 1."""
@@ -103,24 +103,39 @@ def transformed(clips: MachineClips, window: int, seed: int) -> MachineClips:
     rng = generator(seed, "transforms", clips.name)
     share = min(1.0, _MOST_TRANSFORMED / (len(clips.training) + len(clips.validation)))
     kept = [rng.choice(part, int(np.ceil(share * len(part))), False) for part in (clips.training, clips.validation)]
-    training, chosen = len(kept[0]), np.concatenate(kept)
-    name, table = f"{clips.name} transformed", clips.table.take(chosen)
+    chosen = np.concatenate(kept)
+    return _source(clips, "transformed", chosen, changed(clips.waveforms, chosen, window, rng), len(kept[0]))
+
+
+def supplemental(clips: MachineClips, kinds: Sequence[str]) -> list[MachineClips]:
+    """Make a source of pseudo-anomalous clips of a machine's supplemental ones, if it has any."""
+    chosen = np.flatnonzero(np.isin(clips.split, kinds))
+    waveforms = replace(clips.waveforms, offsets=clips.waveforms.offsets[chosen], frames=clips.waveforms.frames[chosen])
+    return [_source(clips, "supplemental", chosen, waveforms, len(chosen))] if len(chosen) else []
+
+
+def _source(clips: MachineClips, what: str, chosen: Indices, waveforms: Waveforms, num_training: int) -> MachineClips:
+    """Make a machine of its own of some clips of another, the first ones for training."""
+    name, table = f"{clips.name} {what}", clips.table.take(chosen)
+    for column, value in {"machine": name, "split": "train"}.items():
+        table = table.set_column(table.column_names.index(column), column, pa.array([value] * len(chosen)))
     return replace(
         clips,
         name=name,
-        table=table.set_column(table.column_names.index("machine"), "machine", pa.array([name] * len(chosen))),
-        waveforms=changed(clips.waveforms, chosen, window, rng),
-        training=np.arange(training),
-        validation=np.arange(training, len(chosen)),
-        split=np.where(np.arange(len(chosen)) < training, "train", "validation").astype(object),
+        table=table,
+        waveforms=waveforms,
+        training=np.arange(num_training),
+        validation=np.arange(num_training, len(chosen)),
+        split=np.where(np.arange(len(chosen)) < num_training, "train", "validation").astype(object),
     )
 
 
 def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = silent) -> list[MachineClips]:
     """Load the machines that a unit trains on.
 
-    For one machine type: it comes first, then what ``exposure.pseudo_anomalies`` names, then its own exposed anomalies.
-    For all machine types: all that are present; where their clips are of one class, these clips transformed, too.
+    For one machine type: it comes first, then what ``exposure.pseudo_anomalies`` names, then its own supplemental clips
+    and exposed anomalies. For all machine types: all that are present; where their clips are of one class, these clips
+    transformed, too; then supplemental clips.
 
     Raises UserError: there is no other machine with training clips, and nothing may stand in.
     """
@@ -132,12 +147,13 @@ def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = si
         alone = kind == "auto" and not exposure.clusters and all(row == rows[0] for row in rows)
         if alone or kind == "transforms":
             machines += [transformed(machine, window, seed) for machine in machines]
-        return machines
+        return [*machines, *(more for m in machines for more in supplemental(m, exposure.supplemental_anomalies))]
     check_outlier_exposure(catalog, [name], kind)
     target = load_machine(catalog, name, spec, report)
     others = [load_machine(catalog, other, spec, report) for other in sorted(catalog.trained - {name})]
     if not others or kind == "transforms":
         others = [transformed(target, window, seed)]
+    others += supplemental(target, exposure.supplemental_anomalies)
     exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
     return [target, *others, exposed] if len(exposed.training) else [target, *others]
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rayasd.arrays import Indices
 from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
@@ -29,6 +30,7 @@ from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.encoders.weights import TROUBLES, read_torch
 from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
+from rayasd.exposure.noise import Noise
 from rayasd.exposure.objectives import Evaluated, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
@@ -136,6 +138,7 @@ class Training:
     schedule: torch.optim.lr_scheduler.LRScheduler
     num_steps: int
     loader: BatchLoader
+    noise: Noise
 
     @classmethod
     def begin(
@@ -176,7 +179,8 @@ class Training:
         else:
             schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         loader = BatchLoader(machines, classes.positions, config, compute.device, network.extractor.scaling)
-        return cls(ranks, config, compute, network, extractor, optimizer, schedule, num_steps, loader)
+        noise = Noise.of(machines, exposure.supplemental_noise)
+        return cls(ranks, config, compute, network, extractor, optimizer, schedule, num_steps, loader, noise)
 
     @property
     def learning_rate(self) -> float:
@@ -192,7 +196,7 @@ class Training:
         Returns the loss and its parts by name, on the device.
         """
         ranks, objective = self.ranks, self.network.objective
-        waveforms, targets, mixed = self._load(batch, progress, generator(*key, batch.step, "step"))
+        waveforms, targets, mixed = self._load(batch, progress, key)
         torch.manual_seed(torch_seed(*key, batch.step, "dropout", *(() if ranks.first else (ranks.rank,))))
         with self.compute.autocast():
             embedding = self.extractor(waveforms)
@@ -207,21 +211,26 @@ class Training:
             self.schedule.step()
         return {name: value.detach() for name, value in losses.items()}
 
-    def _load(self, batch: Batch, progress: float, rng: np.random.Generator) -> tuple[Tensor, Tensor, bool]:
+    def _load(self, batch: Batch, progress: float, key: tuple[int, str, int]) -> tuple[Tensor, Tensor, bool]:
         """Load this rank's waveforms of a step and the whole batch's targets; tells whether they are mixed.
 
         Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
         """
         loader, exposure = self.loader, self.config.exposure
+        rng, of_noise = (generator(*key, batch.step, purpose) for purpose in ("step", "noise"))
         rows, everyone = self.ranks.rows(batch.num_clips), np.arange(batch.num_clips)
         starts = loader.starts(batch, random_starts(rng))
+
+        def noisy(rows: Indices) -> Tensor:
+            return self.noise.mixed(loader.waveforms(batch, starts, rows), batch.num_clips, rows, of_noise)
+
         targets = self.network.objective.targets(*loader.classes_of(batch))
         if rng.random() >= mixup_probability(exposure.mixup_schedule, progress):
-            return loader.waveforms(batch, starts, rows), targets, False
+            return noisy(rows), targets, False
         share = 0.5 if exposure.mixup_schedule == "half" else 1.0
         mix = draw_mix(batch.num_clips, exposure.mixup_alpha, rng, share=share)
         needed = np.union1d(rows, mix.partner[rows])
-        waveforms = mixup(loader.waveforms(batch, starts, needed), needed, mix, rows)
+        waveforms = mixup(noisy(needed), needed, mix, rows)
         return waveforms, mixup(targets, everyone, mix, everyone), True
 
     @torch.inference_mode()

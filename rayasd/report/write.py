@@ -61,7 +61,10 @@ def compute_results(
     labels = labels_of(catalog)
     everything = [*scored, *fuse_ensembles(scored, labels, evaluation)]
     if pc.all(pc.not_equal(catalog["split"], "test")).as_py():
-        raise UserError("nothing to report: the data hold no test clips; rayasd score and pack work all the same")
+        raise UserError(
+            "nothing to report or export: the data hold no test clips; rayasd score RUN --machine NAME FOLDER "
+            "--format csv -o FILE scores new ones"
+        )
     cells, entries = select(score_cells(everything, labels, evaluation), evaluation)
     cells = decide(cells, everything, labels, evaluation)
     expected = _expected(planned, everything, labelled_cells(catalog, evaluation))

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from rayasd.config import Config
 from rayasd.data.anomalies import set_aside
-from rayasd.data.catalog import Catalog, check_outlier_exposure
+from rayasd.data.catalog import Catalog, check_outlier_exposure, check_supplemental
 from rayasd.errors import StorageError, UserError
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
@@ -53,6 +53,8 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
     for config in configs.values():
         if "train" in stages_of(config) and config.exposure.scope == "machine":
             check_outlier_exposure(catalog, machines, config.exposure.pseudo_anomalies)
+        if "train" in stages_of(config):
+            check_supplemental(catalog, config.exposure)
     for machine in catalog.machines:
         clips = catalog.of(machine)
         for config in configs.values():

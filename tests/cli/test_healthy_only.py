@@ -19,6 +19,9 @@ def test_without_test_clips_a_fixed_system_scores_and_report_shows_its_threshold
     rows = [line.split() for line in shown.stdout.splitlines() if line.startswith("statistics")]
     assert [row[1:4] for row in rows] == [[m, "0", s] for m in ("fan", "pump") for s in ("00", "03")]
     assert {tuple(row[4:8]) for row in rows} == {("knn-1", "mean", "leave-one-out", "9")}
+    exported = rayasd("export", "dcase", run, "--system-label", "Doe_Lab_task2_1")
+    assert exported.returncode == 2
+    assert "no test clips; rayasd score RUN --machine NAME FOLDER --format csv" in exported.stderr
     clip = next(tree.glob("fan/train/section_00_*"))
     scored = rayasd("score", run, "--machine", "fan", "--section", "0", clip, "--format", "csv")
     assert scored.returncode == 0, scored.stderr

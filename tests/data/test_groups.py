@@ -57,7 +57,7 @@ def test_checking_names_groups_on_both_sides_and_clips_that_differ_in_the_microp
         name = f"section_00_source_{split}_normal_0000_take_7_mic_{mic}.wav"
         write_clip(tmp_path / "tree/pump" / folder / name, 300.0, seconds=0.5, seed=n)
     checked = " ".join(rayasd("data", "check", tmp_path / "tree").stdout.split())
-    assert "1 moment in clips that differ in microphone or channel alone, pump/train/section_00" in checked
+    assert "1 moment in clips that differ in microphone, channel or segment alone, pump/train/section_00" in checked
     assert "in training and in test" not in checked
     rows = ""
     for path in sorted((tmp_path / "tree/pump").rglob("*.wav")):

@@ -66,6 +66,19 @@ def test_no_test_fraction_holds_nothing_out(mimii: Path):
     assert {row["split"] for row in rows_of(mimii, test_fraction=0.0) if row["label"] == "normal"} == {"train"}
 
 
+def test_microphones_and_segments_of_a_recording_stay_together_without_being_told(tmp_path: Path):
+    names = [f"fan/normal/{n}_{m}.wav" for n in range(12) for m in ("ch1", "CH2", "mic-3", "seg_004")]
+    put(tmp_path, *names, *(f"pump/normal/batch{n}.wav" for n in range(12)))
+    rows = rows_of(tmp_path, "{machine}/{label}/*.wav")
+    fan = [row for row in rows if row["machine"] == "fan"]
+    sides = {(row["group"], row["split"]) for row in fan}
+    assert len(sides) == 12 == len({group for group, _ in sides})
+    assert {split for _, split in sides} == {"train", "test"}
+    assert {row["group"] for row in rows if row["machine"] == "pump"} == {""}
+    named = rows_of(tmp_path, "{machine}/{label}/{group}.wav")
+    assert len({row["group"] for row in named}) == 60
+
+
 def test_clips_of_a_group_stay_together(tmp_path: Path):
     put(tmp_path, *(f"car/normal/{take}_ch{ch}.wav" for take in range(8) for ch in range(3)))
     rows = rows_of(tmp_path, "{machine}/{label}/{group}_ch*.wav")

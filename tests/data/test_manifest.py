@@ -71,7 +71,7 @@ def test_a_machine_in_two_spellings_is_one(tmp_path: Path):
     ("row", "said"),
     [
         ({"path": ""}, "no path"),
-        ({"split": "validation"}, "split 'validation': choose train or test"),
+        ({"split": "validation"}, "split 'validation': choose train, test, noise, clean"),
         ({"domain": "mars"}, "domain 'mars'"),
         ({"label": "broken"}, "label 'broken': choose normal, anomaly or unknown"),
         ({"label": "anomaly", "split": "train"}, "cannot be a training clip"),
@@ -94,7 +94,7 @@ def test_a_row_that_comes_twice_is_named(tmp_path: Path):
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path):
     for name in ("clips.parquet", "clips.csv"):
         (tmp_path / name).write_bytes(b"path,machine\n\xff\xfe\x00")
-        with pytest.raises(UserError, match="cannot be read as a manifest"):
+        with pytest.raises(UserError, match="cannot be read as a table"):
             scan(tmp_path / name)
 
 

@@ -1,17 +1,22 @@
-"""Vibration as tables of numbers: from folders of .npy, .mat and .csv to a score."""
+"""What libsndfile does not read, from a folder to a score: vibration in .npy, .mat and .csv, and what ffmpeg reads."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+import soundfile
 
 from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, read_facts, read_samples
+from rayasd.data.signals import by_ffmpeg
+from rayasd.errors import StorageError
 from rayasd.scoring.arrivals import Arrivals
 from tests.command import Rayasd
-from tests.conftest import small_sweep
+from tests.conftest import small_sweep, write_clip, write_tree
 
 RATE = 12000
 ROWS = DataConfig(sample_rate=RATE, signal_rate=RATE, signal_column="acc_x")
@@ -113,3 +118,73 @@ def test_numbers_without_a_rate_are_no_recording(tmp_path: Path):
     write(tmp_path / "x.npy", vibration(500, 0))
     with pytest.raises(BadClipError, match="has no sample rate of its own"):
         read_samples(tmp_path / "x.npy", DataConfig())
+
+
+FFMPEG = """#!/bin/sh
+test "$MODE" = hangs && exec sleep 60
+test "$MODE" = full && { echo "[out @ 0x5e] Error: No space left on device" >&2; exit 1; }
+for word; do case "$word" in file:*) exec cat "${word#file:}"; esac; done
+"""
+"""Gives the bytes of its input: files that are WAV, whatever their names say."""
+
+
+@pytest.fixture
+def ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "bin/ffmpeg"
+    program.parent.mkdir()
+    program.write_text(FFMPEG)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return program
+
+
+def test_what_ffmpeg_reads_is_audio_everywhere(ffmpeg: Path, rayasd: Rayasd, tmp_path: Path):
+    tree = write_tree(tmp_path / "data", ("fan", "pump"))
+    for path in sorted(tree.rglob("*.wav")):
+        path.rename(path.with_suffix(".M4A"))
+    checked = rayasd("data", "check", tree)
+    assert checked.returncode == 0, checked.stdout
+    assert "not an audio file" not in checked.stdout
+    swept = rayasd(*small_sweep(tree, tmp_path / "run", "--variants", "statistics"))
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    new = tmp_path / "new"
+    new.mkdir()
+    shutil.copy(next(tree.glob("fan/*test/*anomaly*")), new / "bad.m4a")
+    score = ("score", tmp_path / "run", "--machine", "fan", "--section", "00", new, "--format", "jsonl")
+    (row,) = map(json.loads, rayasd(*score).stdout.splitlines())
+    assert row["score"] is not None
+    watched = Arrivals([new], {}, print)
+    watched._ready()
+    assert list(watched._due) == [new / "bad.m4a"]
+    indexed = rayasd("data", "index", tree, "--pattern", "{machine}/train/*.m4a", "--partial", "--label", "normal")
+    assert f"{tree.name}/clips.csv" in indexed.stdout, indexed.stderr
+    ffmpeg.unlink()
+    by_ffmpeg.cache_clear()
+    (row,) = map(json.loads, rayasd(*score).stdout.splitlines())
+    assert "needs ffmpeg, which is not installed: install it" in row["reason"]
+
+
+def test_ffmpeg_is_bounded_and_its_disk_is_not_the_clips_fault(
+    ffmpeg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "x.m4a"
+    write_clip(path, 440, format="WAV")
+    assert read_facts(path).frames == 16000
+    by_ffmpeg.cache_clear()
+    soundfile.write(tmp_path / "x.wav", read_samples(path, DataConfig()), 16000)
+    assert np.array_equal(read_samples(path, DataConfig()), read_samples(tmp_path / "x.wav", DataConfig()))
+    by_ffmpeg.cache_clear()
+    monkeypatch.setenv("MODE", "full")
+    with pytest.raises(StorageError, match="No space left on device"):
+        read_facts(path)
+    monkeypatch.setenv("MODE", "hangs")
+    monkeypatch.setattr("rayasd.data.signals._MOST_SECONDS", 0.2)
+    with pytest.raises(BadClipError, match=r"more than 0\.2 s for it"):
+        read_facts(path)
+    monkeypatch.setenv("MODE", "")
+    monkeypatch.setattr("rayasd.data.signals._MOST_BYTES", 20_000)
+    with pytest.raises(BadClipError, match="longer than 20000 bytes"):
+        read_facts(path)
+    path.write_bytes(b"")
+    with pytest.raises(BadClipError, match="cannot be read as audio"):
+        read_facts(path)

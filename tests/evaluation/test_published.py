@@ -39,7 +39,7 @@ def test_published_numbers_are_sorted_and_keep_to_their_part_and_year():
 
 @pytest.mark.parametrize(
     ("year", "development", "evaluation"),
-    [(2020, 4 * 4 + 4 + 3, 4 * 3 + 3 + 3), (2022, 42, 42), (2023, 14, 14), (2024, 14, 18)],
+    [(2020, 4 * 4 + 4 + 3, 4 * 3 + 3 + 3), (2022, 42, 42), (2023, 14, 14), (2024, 14, 18), (2025, 14, 16)],
 )
 def test_all_cells_of_a_year_and_only_they_are_its_benchmark(year: int, development: int, evaluation: int):
     about, domains = {2020: 400, 2022: 100}.get(year, 100), ("source",) if year == 2020 else ("source", "target")
@@ -56,6 +56,11 @@ def test_all_cells_of_a_year_and_only_they_are_its_benchmark(year: int, developm
         assert f"{number - 1} of its {number} {part} cells" in str(
             why_not_benchmark(table[about:], part, rules, synthetic=False)
         )
+        few = table.filter(pa.array(row["clip"].endswith("0") for row in rows))
+        assert f"the data are not DCASE {year} Task 2" in str(why_not_benchmark(few, part, rules, synthetic=False))
+        fewer = why_not_benchmark(table[1:], part, rules, synthetic=False)
+        assert fewer is None or (part == "evaluation" and f"{number * about - 1} evaluation test clips" in fewer)
+        assert (fewer is None) == (part == "development" or year == 2020)
 
 
 RULES = EvaluationConfig(ensembles=())
@@ -85,7 +90,7 @@ def test_a_few_clips_of_every_cell_are_not_the_development_set():
     few = pa.Table.from_pylist(
         [row for row in rows if str(row["clip"]).endswith(("e0", "t0", "e1", "t1"))], CATALOG_SCHEMA
     )
-    assert "test clips, not about 200" in str(why_not_benchmark(few, "development", RULES, synthetic=False))
+    assert "has 2 test clips, not 100 to 400" in str(why_not_benchmark(few, "development", RULES, synthetic=False))
 
 
 @pytest.mark.realdata

@@ -81,12 +81,12 @@ class Gallery:
     def _summary(self, machine: str) -> str:
         auc = self.best.machines.get(machine) if self.best else None
         table = self.report.catalog.of(machine)
-        num_train = table.filter(pc.field("split") == "train").num_rows
+        num_train, num_test = (table.filter(pc.field("split") == split).num_rows for split in ("train", "test"))
         words = [f"AUC {percent(auc)}"] if auc is not None else []
         decided = decisions_of(self.cells, self.best.variant, "machine").get((machine,)) if self.best else None
         if decided and decided.false_alarms is not None:
             words += [f"false alarms {percent(decided.false_alarms)} %", f"recall {percent(decided.recall)} %"]
-        return ", ".join([*words, f"{num_train} training clips, {table.num_rows - num_train} test clips"])
+        return ", ".join([*words, f"{num_train} training clips, {num_test} test clips"])
 
     def _roc(self, machine: str) -> Markup | None:
         board, year, curves = self.report.results.leaderboard, self.report.evaluation.rule_year, []

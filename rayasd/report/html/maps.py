@@ -34,6 +34,7 @@ class EmbeddingMap:
 def draw_sample(clips: pa.Table, machine: str) -> pa.Table:
     """Draw at most ``MAX_POINTS`` of a machine's rows of the catalog, even over section, domain, split and label."""
     names = ("section", "domain", "split", "label")
+    clips = clips.filter(pc.field("split").isin(["train", "test"]))
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, key in enumerate(zip(*(clips[name].to_pylist() for name in names), strict=True)):
         groups.setdefault(key, []).append(place)

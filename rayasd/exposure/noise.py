@@ -1,0 +1,54 @@
+"""Noise alone, mixed into training clips."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayasd.arrays import Indices
+from rayasd.data.waveforms import Waveforms
+from rayasd.exposure.clips import MachineClips
+
+_SNR_DB = (0.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Clips of noise alone, of all machines, and the probability that a training clip gets one of them."""
+
+    clips: Sequence[tuple[Waveforms, int]]
+    probability: float
+
+    @classmethod
+    def of(cls, machines: Sequence[MachineClips], probability: float) -> "Noise":
+        """Find the machines' noise clips."""
+        by_name = {machine.name: machine for machine in machines}  # a machine's exposed anomalies have its name
+        found = [(m.waveforms, int(clip)) for m in by_name.values() for clip in np.flatnonzero(m.split == "noise")]
+        return cls(found, probability if found else 0.0)
+
+    def mixed(self, waveforms: Tensor, num_clips: int, rows: Indices, rng: np.random.Generator) -> Tensor:
+        """Mix noise into the clips ``rows`` of a batch of ``num_clips``.
+
+        It is drawn for the whole batch, so that all ranks draw the same.
+
+        Takes and returns waveforms (len(rows), samples).
+        """
+        if not self.probability:
+            return waveforms
+        gets = rng.random(num_clips) < self.probability
+        which, place = rng.integers(len(self.clips), size=num_clips), rng.random(num_clips)
+        snr = rng.uniform(*_SNR_DB, num_clips)
+        length = waveforms.shape[1]
+        noise = np.zeros((len(rows), length), np.float32)
+        window = np.empty(length, np.int16)
+        for row, clip in enumerate(rows):
+            if gets[clip]:
+                source, number = self.clips[which[clip]]
+                slack = max(0, int(source.frames[number]) - length)
+                source.window(number, round(place[clip] * slack), length, window)
+                centred = window - window.mean(dtype=np.float64)
+                noise[row] = centred / max(float(centred.std()), 1.0) * 10 ** (-snr[clip] / 20)
+        level = waveforms.square().mean(dim=1, keepdim=True).sqrt()
+        return waveforms + level * torch.from_numpy(noise).to(waveforms.device)
