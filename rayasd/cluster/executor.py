@@ -104,7 +104,8 @@ class RayExecutor:
             self._head_silent = self._head_silent or self._looked
             if time.monotonic() - self._head_silent > _HEAD_SECONDS:
                 raise Interrupted(f"the head of the {self._where} does not answer ({silent})")
-            return  # Ray would wait for it
+            self._nodes = []  # nothing starts meanwhile: Ray would wait for it
+            return
         self._head_silent = 0.0
         self._up = [node for node in self._ray.nodes() if node["Alive"]]
         if self._own and not self._up:
