@@ -72,7 +72,7 @@ class RayExecutor:
         """Address, the command of the tunnel to it, and the file with its token, as far as there are any."""
         head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._head = head.strip("[]"), int(port)
-        self._sees_head = not own and not address.startswith("ray://")  # whose client has a port of its own
+        self._sees_head = not address.startswith("ray://")  # whose client has a port of its own
         self._head_silent = 0.0
         """Since when it has not answered."""
         self._logs, self._lost_any = token_file.with_name("ray-logs"), False
@@ -104,9 +104,12 @@ class RayExecutor:
             self._head_silent = self._head_silent or self._looked
             if time.monotonic() - self._head_silent > _HEAD_SECONDS:
                 raise Interrupted(f"the head of the {self._where} does not answer ({silent})")
-            return  # Ray would wait for it
+            self._nodes = []  # nothing starts meanwhile: Ray would wait for it
+            return
         self._head_silent = 0.0
         self._up = [node for node in self._ray.nodes() if node["Alive"]]
+        if self._own and not self._up:
+            raise Interrupted(f"the {self._where} has ended")
         amounts = [node["Resources"] for node in self._up]
         self._nodes = [Resources(amount.get("CPU", 0.0), amount.get("GPU", 0.0)) for amount in amounts]
 

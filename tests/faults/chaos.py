@@ -1,6 +1,7 @@
 """Kill a sweep again and again, at random and in the middle of its writes, and see that it ends as an undisturbed one.
 
 ``python -m tests.faults.chaos --kills 100 --seed 0 --executor local``; exit code 1 if anything differs or is left over.
+``--storm`` kills faster: workers mostly, one or two seconds apart, wherever they are.
 """
 
 import argparse
@@ -19,27 +20,38 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rayasd.errors import EXIT_INTERRUPTED
 from tests.command import command_line, environment
 from tests.conftest import run_locally, small_sweep, write_tree
 from tests.faults.results import results_of
-from tests.faults.victims import STAGES, Process, Processes, writer_of
+from tests.faults.victims import DAEMONS, STAGES, Process, Processes, writer_of
 
 MORE = (
     "--set", "exposure.epochs=6", "--set", "evaluation.ensembles=seeds,greedy", "--max-tries", "1000",
 )  # fmt: skip
 PLANS = (("--variants", "both"), ("--variants", "both,statistics", "--seeds", "0,1"))
 """A run that grows, so that there are files to be replaced as well as to be written."""
+STORM_PLANS = (("--variants", "both,statistics", "--seeds", "0-3"),)
 MOMENTS = ("random", "unit writes", "driver writes", "file stands")
 REPORT = "report writes"
-KILLS_A_RUN = 24
-"""Then it is left to end."""
+KILLS_A_RUN = {False: 24, True: 70}
+"""Then it is left to end; by whether it is a storm."""
+ENDS = {
+    "local": {-signal.SIGKILL},
+    "ray": {-signal.SIGKILL, EXIT_INTERRUPTED, 1},  # 1: Ray ends a driver that has lost its raylet
+    "mpi": {-signal.SIGKILL, 128 + signal.SIGKILL, 1, EXIT_INTERRUPTED},  # mpirun that has lost a rank
+}
+"""Exit codes after which the same command is run again."""
+RARE = {"local": 0.06, "ray": 0.04, "mpi": 0.06}
+"""How many of a storm's kills go to the driver or to a daemon."""
+MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "3")
 _STANDING = (
     "DONE", "_DONE", "model.safetensors", "state.pt", "progress.json", "lock.json", "manifest.json", "events.jsonl",
     "ray-token", "cells.parquet", "leaderboard.parquet",
 )  # fmt: skip
 _LOOK_SECONDS = 0.001
 _PAUSE_SECONDS = 4.0  # at most, before the next moment is waited for
-_PATIENCE_SECONDS = {"local": 4.0, "ray": 20.0}  # for a moment that may not come any more
+_PATIENCE_SECONDS = {"local": 4.0, "ray": 20.0, "mpi": 10.0}  # for a moment that may not come any more
 _END_SECONDS = 80.0  # the kernel and Ray end what lost its driver; an agent that was starting asks a dead GCS for 60 s
 
 
@@ -52,6 +64,7 @@ class Chaos:
     expected: dict[str, bytes]
     executor: str = "local"
     seed: int = 0
+    storm: bool = False
     kills: Counter[str] = field(default_factory=Counter)
     """By victim and moment."""
     restarts: int = 0
@@ -61,22 +74,24 @@ class Chaos:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
 
-    def run(self, num_kills: int) -> None:
-        """Do rounds until so many kills have been done, and the last round to its end."""
-        while (left := num_kills - self.kills.total()) > 0:
+    def run(self, num_kills: int, minutes: float = math.inf) -> None:
+        """Do rounds until so many kills have been done or so much time is over, and the last round to its end."""
+        until = time.monotonic() + 60 * minutes
+        while (left := num_kills - self.kills.total()) > 0 and time.monotonic() < until:
             self.rounds += 1
-            self._round(min(left, KILLS_A_RUN))
+            self._round(min(left, KILLS_A_RUN[self.storm]))
             print(f"round {self.rounds}: {self.kills.total()} kills, {self.restarts} restarts so far", flush=True)
 
     def _round(self, num_kills: int) -> None:
         run, cache = self.folder / f"run-{self.rounds}", self.folder / f"cache-{self.rounds}"
         seen = Processes(run)
-        for plan, part in zip(PLANS, (1 / 3, 1), strict=True):
+        plans = STORM_PLANS if self.storm else PLANS
+        for plan, part in zip(plans, (1 / 3, 1)[-len(plans) :], strict=True):
             of_plan = math.ceil(num_kills * part)
             until, num_kills = self.kills.total() + of_plan, num_kills - of_plan
             late = until - math.ceil(of_plan / 6)  # the last ones are kept for the report, which is written in the end
             while code := self._attempt(run, cache, plan, seen, late, until):
-                if code != -signal.SIGKILL:
+                if code not in ENDS[self.executor]:
                     self._fault(f"exit code {code}: {(self.folder / 'output').read_text()[-2000:]}")
                     return
                 self.restarts += 1
@@ -88,13 +103,15 @@ class Chaos:
         words[words.index("local")] = self.executor
         with (self.folder / "output").open("wb") as output:
             driver = subprocess.Popen(
-                command_line(*words), env=environment(cache), stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT,
+                [*MPIRUN * (self.executor == "mpi"), *command_line(*words)], env=environment(cache),
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
             while driver.poll() is None and self.kills.total() < until:
                 moment = REPORT if self.kills.total() >= late else self.rng.choice(MOMENTS)
-                for victim, kind in self._await(moment, driver, run, cache, seen):
+                come = self._strike(driver, seen) if self.storm else self._await(moment, driver, run, cache, seen)
+                moment = "storm" if self.storm else moment
+                for victim, kind in come:
                     seen.look(driver.pid)
                     if victim.kill():
                         self.kills[f"{kind}, {moment}"] += 1
@@ -141,6 +158,21 @@ class Chaos:
                 to_driver = not of_unit or (moment == "file stands" and self.rng.random() < 0.3)
                 if victim := of_driver if to_driver else writer_of(path, seen, driver.pid):
                     yield victim
+
+    def _strike(self, driver: "subprocess.Popen[bytes]", seen: Processes) -> Iterator[tuple[Process, str]]:
+        """Wait a moment, now and then a long one, in which units get on; give whom to kill, and what it is."""
+        until = time.monotonic() + (self.rng.uniform(3, 8) if self.rng.random() < 0.15 else self.rng.uniform(0.1, 1.5))
+        while time.monotonic() < until and driver.poll() is None:
+            time.sleep(0.05)
+            seen.look(driver.pid, now_and_then=True)
+        rare = self.rng.random() < RARE[self.executor]
+        units, others = seen.units(driver.pid), seen.others(driver.pid)
+        daemons = [other for other in others if other[1] in {*DAEMONS.values(), "MPI rank"}]
+        if rare:
+            yield self.rng.choice([(Process.of(driver.pid), "driver"), *daemons])
+        elif victims := units if units and self.rng.random() < 0.7 else [v for v in others if v not in daemons]:
+            kind = self.rng.choice(sorted({kind for _, kind in victims}))
+            yield self.rng.choice([victim for victim in victims if victim[1] == kind])
 
     def _check(self, run: Path, cache: Path, seen: Processes) -> None:
         """Compare the run with the undisturbed one, and look for what is left over."""
@@ -194,9 +226,9 @@ def _fits(path: Path, moment: str, of_unit: str | None) -> bool:
     return unfinished and bool(of_unit) == (moment == "unit writes")
 
 
-def undisturbed(folder: Path, tree: Path) -> dict[str, bytes]:
+def undisturbed(folder: Path, tree: Path, plan: Iterable[str] = PLANS[-1]) -> dict[str, bytes]:
     """Sweep without a kill, within this process; returns its results."""
-    return results_of(run_locally(tree, folder / "cache", folder / "undisturbed", *MORE, *PLANS[-1]))
+    return results_of(run_locally(tree, folder / "cache", folder / "undisturbed", *MORE, *plan))
 
 
 def _names(run: Path, cache: Path) -> dict[Path, tuple[int, int]]:
@@ -222,15 +254,18 @@ def main() -> int:
     """Run from the command line; prints what was killed and what went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="No new run after these.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--executor", choices=["local", "ray"], default="local")
+    parser.add_argument("--executor", choices=list(ENDS), default="local")
+    parser.add_argument("--storm", action="store_true", help="Kill faster, and wherever a process is.")
     parser.add_argument("--keep", action="store_true", help="Keep the folder of the runs.")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the sweep with us
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="rayasd-chaos-"))
     tree = write_tree(folder / "tree", ("fan", "pump"))
-    chaos = Chaos(folder, tree, undisturbed(folder, tree), given.executor, given.seed)
-    chaos.run(given.kills)
+    expected = undisturbed(folder, tree, (STORM_PLANS if given.storm else PLANS)[-1])
+    chaos = Chaos(folder, tree, expected, given.executor, given.seed, given.storm)
+    chaos.run(given.kills, given.minutes)
     for kind, count in sorted(chaos.kills.items()):
         print(f"{count:5}  {kind}")
     print(f"{chaos.kills.total():5}  kills in {chaos.rounds} runs, {chaos.restarts} restarts")

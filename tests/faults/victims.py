@@ -13,6 +13,9 @@ from rayasd.files import read_record
 
 _LOOK_SECONDS = 0.25
 STAGES = {"models": "train", "embeddings": "embed", "scores": "detect"}
+DAEMONS = {"/gcs_server": "Ray's gcs_server", "/raylet": "raylet", "ray::DashboardAgent": "Ray's agent",
+           "ray::RuntimeEnvAgent": "Ray's agent", "/dashboard.py": "Ray's dashboard"}  # fmt: skip
+"""Ray's own processes, by the end of their first words."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,14 @@ def writer_of(path: Path, processes: Processes, driver: int) -> tuple[Process, s
 
 
 def _kind(command: str) -> str:
+    words = command.split(" ")[:4]
+    for end, kind in DAEMONS.items():
+        if any(word.endswith(end) for word in words):
+            return kind
     if "spawn_main" in command:
         return "idle or starting worker"
+    if "-m rayasd sweep" in command:
+        return "MPI rank"
     if command.startswith("ray::"):
         return "Ray actor" if "InlierModels" in command else "idle Ray worker"
     return ""
