@@ -147,9 +147,8 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Length of a clip.")
 @click.option("--difficulty", type=click.FloatRange(min=0, max=1), default=0.5, show_default=True,
               help="0: loud anomalies; 1: faint ones.")  # fmt: skip
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Each seed gives other machines."
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Each seed gives other machines.")  # fmt: skip
 def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 

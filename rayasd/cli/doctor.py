@@ -50,9 +50,8 @@ def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Pa
         table.columns[0].no_wrap = table.columns[1].no_wrap = True
         styles = {"ok": "green", "note": "yellow", "bad": "red"}
         for finding in findings:
-            table.add_row(
-                Text(finding.check), Text(finding.severity, style=styles[finding.severity]), Text(finding.detail)
-            )
+            severity = Text(finding.severity, style=styles[finding.severity])
+            table.add_row(Text(finding.check), severity, Text(finding.detail))
         console = wide_console()
         console.print(table)
         console.print(f"{bad} bad, {counted(notes, 'note')}", style="red" if bad else "", highlight=False)

@@ -76,13 +76,11 @@ class DryRun:
             request = f"{self.execution.cpus_per_unit:g} CPU"
             if STAGES[stage].most_gpus:
                 request += ", 1 GPU where there are any" if gpus is None else f", {gpus:g} GPU"
-            sizes = [
-                STAGES[stage].output_bytes(
-                    unit.machine, self.study.configs[unit.variant], clips, self.parameters.get(unit.variant, 0)
-                )
-                for unit in chosen
-            ]
-            table.add_row(stage, str(len(chosen)), request, size(sum(sizes)))
+            num_bytes = 0.0
+            for unit in chosen:
+                config, parameters = self.study.configs[unit.variant], self.parameters.get(unit.variant, 0)
+                num_bytes += STAGES[stage].output_bytes(unit.machine, config, clips, parameters)
+            table.add_row(stage, str(len(chosen)), request, size(num_bytes))
         recordings = sum(catalog.table["size"].to_pylist())
         frozen = {repr((c.data, c.front_end, c.network, c.embedding)): c
                   for c in self.study.configs.values() if not c.network.is_trained}  # fmt: skip

@@ -28,16 +28,14 @@ DEVICE = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default=Execution.device, show_default=True,
     help="Device of the networks; auto: a GPU if there is one.",
 )  # fmt: skip
-TRUST = click.option(
-    "--trust", is_flag=True, help="Run code that the run directory or the packed model names by import path."
-)
+TRUST = click.option("--trust", is_flag=True,
+                     help="Run code that the run directory or the packed model names by import path.")  # fmt: skip
 PART = click.option(
     "--part", type=click.Choice(["evaluation", "development"]),
     help="Sections whose scores are shown; default: evaluation, or development where no evaluation section has labels.",
 )  # fmt: skip
-ADDRESS = click.option(
-    "--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True, help="Address of a running Ray cluster."
-)
+ADDRESS = click.option("--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", show_envvar=True,
+                       help="Address of a running Ray cluster.")  # fmt: skip
 DASHBOARD_HOST = click.option(
     "--dashboard-host", default=Execution.dashboard_host, show_default=True, metavar="HOST",
     help="Address on which Ray's dashboard listens, if this starts Ray; 0.0.0.0: all of the host.",

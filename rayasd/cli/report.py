@@ -17,12 +17,10 @@ from rayasd.printing import tell
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not only the chosen one of each variant.")
-@click.option(
-    "--oracle", is_flag=True, help="Add the system that is best on the test sections in hindsight; never ranked."
-)
-@click.option(
-    "--by-section", "sections", is_flag=True, help="Add the first entry's AUC and decisions by machine and domain."
-)
+@click.option("--oracle", is_flag=True,
+              help="Add the system that is best on the test sections in hindsight; never ranked.")  # fmt: skip
+@click.option("--by-section", "sections", is_flag=True,
+              help="Add the first entry's AUC and decisions by machine and domain.")  # fmt: skip
 @click.option("--by-attribute", "attributes", is_flag=True, help="Add its AUC by attribute value and kind of fault.")
 @click.option("--with-audio", is_flag=True, help="Put the sound of all shown clips into report.html, some tens of MB.")
 @click.option("-o", "--out", type=FOLDER, help="Write the report into this folder, and nothing into RUN.")
@@ -184,16 +182,14 @@ def export() -> None:
 @RUN
 @click.option("--system-label", "label", required=True, metavar="LABEL", help="Lastname_Institute_task2_1")
 @click.option("--entry", help="Entry of the leaderboard: both, both+seeds …; default: the first in rank.")
-@click.option(
-    "--seed", type=int, help="One of the entry's seeds, unless it is an ensemble over them; default: the lowest."
-)
+@click.option("--seed", type=int,
+              help="One of the entry's seeds, unless it is an ensemble over them; default: the lowest.")  # fmt: skip
 @click.option("--name", default="Outlier exposure and inlier modelling", show_default=True, help="Name of the system.")
 @click.option("--abbreviation", default="rayasd", show_default=True, help="Short name, at most 10 characters.")
 @click.option("--author", "authors", multiple=True, metavar="LAST,FIRST,EMAIL,INSTITUTE",
               help="Once per author, the corresponding one first.")  # fmt: skip
-@click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Other rules: evaluation.false_alarm_rate=0.05"
-)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+              help="Other rules: evaluation.false_alarm_rate=0.05")  # fmt: skip
 @click.option("-o", "--out", type=FOLDER, help="Default RUN/submission/LABEL.")
 def dcase(run: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Write RUN's scores and decisions as official CSV files.

@@ -65,9 +65,8 @@ class Screen(Watcher):
         """Show running units, and listen to signals until this process ends."""
         self._paths, self._began, self._shown = store.paths, time.monotonic(), 0
         self._interrupted = note_interruptions(store.stop_file, self.grace)  # after Ray's start, which sets its own
-        self._live = (
-            Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
-        )
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
         try:
             with self._live or nullcontext():
                 yield

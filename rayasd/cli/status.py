@@ -21,9 +21,8 @@ _PAUSE_FACTOR = 20  # times as long as a look took: a large run on a slow file s
 
 @click.command()
 @RUN
-@click.option(
-    "--watch", is_flag=True, help="Look again every 2 seconds (a large run: less often), until no process works on it."
-)
+@click.option("--watch", is_flag=True,
+              help="Look again every 2 seconds (a large run: less often), until no process works on it.")  # fmt: skip
 @output_format("table", "json")
 def status(run: Path, watch: bool, form: str) -> None:
     """Show the progress of RUN.

@@ -39,15 +39,13 @@ if TYPE_CHECKING:
               help="Run one variant per value and plot the result: exposure.real_anomalies=0,1,2,4")  # fmt: skip
 @click.option("--run-dir", type=FOLDER, default=Path("runs/default"),
               show_default=True, help="Folder for results; an existing run continues.")  # fmt: skip
-@click.option(
-    "--accept-changes", is_flag=True, help="Continue a run whose configuration differs; redo what that changes."
-)
+@click.option("--accept-changes", is_flag=True,
+              help="Continue a run whose configuration differs; redo what that changes.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print units, resources and disk, and start nothing.")
 @click.option("--simulate", metavar="KEY=VALUE,…",
               help="With --dry-run: how long on nodes=128,gpus-per-node=8 (docs/scaling.md).")  # fmt: skip
-@click.option(
-    "--set-up-only", is_flag=True, help="Decode and write the plan only; train, embed and detect do the rest."
-)
+@click.option("--set-up-only", is_flag=True,
+              help="Decode and write the plan only; train, embed and detect do the rest.")  # fmt: skip
 @click.option("--only", metavar="MACHINES|K/N",
               help="Work on these machines, or the K-th of N shares, of a run that is set up.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Write into a run directory that belongs to another user.")

@@ -46,9 +46,8 @@ def aucs_by_attribute(
             if anomalous.any() and normal.any():
                 members = anomalous | normal
                 score = float(auc(anomalous[members], of_section.scores[members])[0])
-                found.setdefault((machine, value), []).append(
-                    (int(normal.sum()), int(anomalous.sum()), score, bool(of_all))
-                )
+                part = int(normal.sum()), int(anomalous.sum()), score, bool(of_all)
+                found.setdefault((machine, value), []).append(part)
     num_seeds = {m: len({seed for machine, seed, _ in systems if machine == m}) for m, _, _ in systems}
     rows = []
     for (machine, value), parts in sorted(found.items()):

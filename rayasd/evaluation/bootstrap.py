@@ -125,9 +125,8 @@ def compare(
             raise UserError(f"only one of the two has scores of {name}: both need the same machines and sections")
         if a.clips != b.clips or not np.array_equal(a.anomalous, b.anomalous):
             raise UserError(f"the two were not scored on the same clips, or labels, of {name}")
-    coarse = {
-        name: min(of.groups, second[name].groups, key=lambda groups: len(set(groups))) for name, of in first.items()
-    }
+    groups = {name: (of.groups, second[name].groups) for name, of in first.items()}
+    coarse = {name: min(both, key=lambda of_clips: len(set(of_clips))) for name, both in groups.items()}
     first, second = ({n: replace(of, groups=coarse[n]) for n, of in system.items()} for system in (first, second))
     drawn = [metric_replicates(system) for system in (first, second)]
     whole = [undrawn(system) for system in (first, second)]

@@ -183,9 +183,8 @@ def read_scores(
 
     Raises UserError: the file is damaged, or has another checksum than ``sha256``.
     """
-    table = (
-        read_parquet(path, "rayasd sweep --verify does it again", sha256=sha256).unify_dictionaries().combine_chunks()
-    )
+    table = read_parquet(path, "rayasd sweep --verify does it again", sha256=sha256)
+    table = table.unify_dictionaries().combine_chunks()
     columns = {name: _values(table[name]) for name in table.column_names}
     in_test = columns["split"] == "test"
     alone = np.array([group is None for group in columns["group"]], dtype=bool)

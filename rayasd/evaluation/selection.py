@@ -55,9 +55,8 @@ def system_of(row: CellRow) -> System:
 
 def official(rows: Iterable[CellRow], year: int) -> list[float]:
     """Compute the year's official score of cells that are ok, for each seed."""
-    return [
-        float(official_score(year, machines, values)) for machines, _, values in map(_columns, _values(rows).values())
-    ]
+    seeds = map(_columns, _values(rows).values())
+    return [float(official_score(year, machines, values)) for machines, _, values in seeds]
 
 
 _Value = tuple[str, str, float]  # machine, metric and value

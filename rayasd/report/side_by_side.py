@@ -95,13 +95,8 @@ def compare_pair(first: Contestant, second: Contestant, part: str) -> PairedResu
     Raises UserError: they have no seed in common, other rules, other clips, or no labels.
     """
     pair, note = _of_common_seeds(first, second)
-    systems = [
-        cell_scores(
-            each.report.scored, labels_of(each.report.catalog.table), each.cells, each.report.evaluation.rule_year
-        )
-        for each in pair
-    ]
     year, where = _common_rules([each.report.evaluation for each in pair], part)
+    systems = [cell_scores(each.report.scored, labels_of(each.report.catalog.table), each.cells, year) for each in pair]
     if not all(systems):
         raise UserError(f"no labelled {where} cells to compare on: rayasd report --ground-truth adds labels")
     return PairedResult(*compare(systems[0], systems[1], year), year, where, len(systems[0]), note)

@@ -114,10 +114,8 @@ def _expected(
             machines = reduce(and_, of_variants)
         else:
             machines = Counter({machine for of_variant in planned.values() for machine in of_variant})
-        once = over and unit.seed is None
-        expected[unit.variant] = sum(
-            labelled.get(machine, 0) for machine in (machines if once else machines.elements())
-        )
+        counted = machines if over and unit.seed is None else machines.elements()
+        expected[unit.variant] = sum(labelled.get(machine, 0) for machine in counted)
     return expected
 
 
@@ -151,15 +149,13 @@ def leaderboard_table(leaderboard: Leaderboard, *, synthetic: bool) -> pa.Table:
     rows = []
     for standing in leaderboard.standings:
         columns = {"year": leaderboard.year, **vars(standing)}
-        machines = columns.pop("machines")
+        machines = {f"auc_{machine}": value for machine, value in columns.pop("machines").items()}
         columns |= vars(columns.pop("decided"))
         for name in ("interval", "auc_interval", "pauc_interval", "false_alarms_interval"):
             low, high = columns.pop(name) or (None, None)
             prefix = name.removesuffix("interval")
             columns |= {f"{prefix}low": low, f"{prefix}high": high}
-        rows.append(
-            columns | {"synthetic": synthetic} | {f"auc_{machine}": value for machine, value in machines.items()}
-        )
+        rows.append(columns | {"synthetic": synthetic} | machines)
     return pa.Table.from_pylist(rows)
 
 

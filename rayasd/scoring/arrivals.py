@@ -6,6 +6,7 @@ find what came while nobody watched, and no event shows that a file is complete.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rayasd.data.folders import audio_entries
@@ -65,9 +66,8 @@ class Arrivals:
             troubles.add(f"{path}: {error.strerror or error}")
 
         due, ready = {}, []
-        for entry in (
-            entry for folder in self._folders for entry in audio_entries(folder, trouble, signals=self._signals)
-        ):
+        listed = (audio_entries(folder, trouble, signals=self._signals) for folder in self._folders)
+        for entry in chain.from_iterable(listed):
             try:
                 facts = entry.stat()
             except OSError as error:

@@ -185,9 +185,8 @@ class RunModels:
             refuse_code(self._store.paths.root, texts)
 
     def _key(self, row: CellRow) -> Key:
-        return Key(
-            row["section"], row["checkpoint"], self._detector or row["detector"], self._pooling or row["pooling"]
-        )
+        detector, pooling = self._detector or row["detector"], self._pooling or row["pooling"]
+        return Key(row["section"], row["checkpoint"], detector, pooling)
 
     def _others(self, machine: str) -> dict[str, Calibration]:
         """Collect the scores of the others' normal clips by each section's system; nothing where all have the same."""
@@ -251,9 +250,7 @@ class RunModels:
             classes=tuple(classes),
             weights=weights,
             scale=scaling(table.filter(pc.is_in(table["clip"], pc.unique(learned["clip"])))),
-            bank=embeddings.filter(
-                normal_rows(spec.config.inlier.fit_on) & pc.field("checkpoint").isin(sorted(epochs))
-            ),
+            bank=embeddings.filter(normal_rows(spec.config.inlier.fit_on) & pc.field("checkpoint").isin([*epochs])),
         )
 
     def _of_single_detectors(

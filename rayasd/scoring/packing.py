@@ -122,14 +122,10 @@ def read_pack(path: Path, machine: str | None = None, *, trust: bool = False) ->
     try:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-                raise ValueError(
-                    "its members are compressed, which those of a packed model are not"
-                )  # a zip bomb may be
+                raise ValueError("its members are compressed, which those of a packed model are not")  # a zip bomb is
             facts = json.loads(archive.read(_FACTS), parse_constant=_no_number)
-            if facts["format"] != VERSION:
-                raise UserError(
-                    f"{path} has format {facts['format']}; this rayasd reads format {VERSION}: pack it again"
-                )
+            if (form := facts["format"]) != VERSION:
+                raise UserError(f"{path} has format {form}; this rayasd reads format {VERSION}: pack it again")
 
             @cache
             def member(name: str) -> bytes:

@@ -55,9 +55,7 @@ def data_source(given: str | Path | None) -> Path:
 
     Raises UserError: none of them exists; names two ways to get some.
     """
-    if given is not None:
-        return Path(given)
-    if place := os.environ.get("RAYASD_DATA"):
+    if place := given or os.environ.get("RAYASD_DATA"):
         return Path(place)
     if DEFAULT_DATA.is_dir():
         return DEFAULT_DATA
@@ -69,9 +67,6 @@ def data_source(given: str | Path | None) -> Path:
 
 def cache_folder(given: str | Path | None) -> Path:
     """Return where decoded waveforms go: as given, else $RAYASD_CACHE, else the user's cache folder."""
-    if given is not None:
-        return Path(given).absolute()
-    if place := os.environ.get("RAYASD_CACHE"):
+    if place := given or os.environ.get("RAYASD_CACHE"):
         return Path(place).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rayasd"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayasd"

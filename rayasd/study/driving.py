@@ -103,9 +103,7 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
     try:
         with watcher.driving(store):
             request = _request(executor.nodes, how)
-            if (
-                request.gpus and how.device == "auto"
-            ):  # a GPU that is given but not seen is an error, no reason for CPUs
+            if request.gpus and how.device == "auto":  # a GPU that is given but not seen is an error
                 sweep.specs = {unit: replace(spec, device="cuda") for unit, spec in sweep.specs.items()}
             where = executor.describe()
             for line in where:

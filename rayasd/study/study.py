@@ -102,9 +102,8 @@ class Study:
         if self._asked.evaluation.year != "auto" or self._is_opened:
             return None
         _, by = years_told(self.catalog.table, self.catalog.dataset)
-        channel = (
-            "" if self.config.data.channel == self._asked.data.channel else ", data.channel = 0, the near microphone"
-        )
+        settled = self.config.data.channel != self._asked.data.channel
+        channel = ", data.channel = 0, the near microphone" if settled else ""
         return f"evaluation.year = {self.config.evaluation.year}{channel}: {by or 'nothing in the data tells another'}"
 
     @cached_property

@@ -115,9 +115,8 @@ def embedding_map(found: EmbeddingMap) -> Markup:
         shape = {0: "h0", 1: "m-2.5-2.5l5 5m-5 0l5-5", None: "m-2-2h4v4h-4z"}[label]
         path = "".join(f"M{short(float(pixels[i, 0]))} {short(float(pixels[i, 1]))}{shape}" for i in members)
         classes = f"{map_classes(found.sections, section, domain, label)} {'dots' if label == 0 else 'marks'}"
-        shapes.append(
-            tag("path", tag("title", f"section {section}, {domain}, {LABELS[label]}"), d=path, class_=classes)
-        )
+        title = tag("title", f"section {section}, {domain}, {LABELS[label]}")
+        shapes.append(tag("path", title, d=path, class_=classes))
     frame = tag("rect", x=0.5, y=0.5, width=279, height=239, class_="frame")
     return drawing(280, 240, f"Embeddings of {found.machine}, {found.variant}", frame, *shapes)
 

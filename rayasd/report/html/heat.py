@@ -56,9 +56,8 @@ def heat_table(rows: Mapping[str, Mapping[CellColumn, Sequence[Mapping[str, Any]
             cells, place = groups.get(column), (name, column)
             row.append(heat_cell(means[place], _note(cells), is_worst=place == worst) if cells else None)
         found.append((name, row))
-    return HeatTable(
-        [f"{PARTS.get(part, part)} {section} {domain}".strip() for part, section, domain in columns], found
-    )
+    names = [f"{PARTS.get(part, part)} {section} {domain}".strip() for part, section, domain in columns]
+    return HeatTable(names, found)
 
 
 def heat_cell(auc: float | None, note: str, *, is_worst: bool = False) -> HeatCell:

@@ -128,9 +128,8 @@ def _broken(gallery: Gallery) -> list[str]:
     """Name the machines on which the best entry's thresholds do not hold."""
     report, best = gallery.report, gallery.best
     found = decisions_of(report.results.cells, best.variant, "machine").items() if best else ()
-    rates = [
-        f"{machine} ({percent(of.false_alarms)} %)" for (machine,), of in found if breaks_promise(of, report.evaluation)
-    ]
+    broken = [(machine, of) for (machine,), of in found if breaks_promise(of, report.evaluation)]
+    rates = [f"{machine} ({percent(of.false_alarms)} %)" for machine, of in broken]
     promise = report.results.leaderboard.promise
     return [f"Thresholds do not hold, with false alarms on {', '.join(rates)}; {promise}."] if rates else []
 
