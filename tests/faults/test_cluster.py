@@ -80,3 +80,36 @@ def test_a_sweep_whose_clusters_head_is_gone_ends_and_goes_on_elsewhere(
         other.shutdown()
     assert done.returncode == 0, done.stdout + done.stderr
     assert models(run) == models(alone)
+
+
+@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
+def test_a_sweep_whose_own_ray_loses_a_daemon_ends_and_goes_on(daemon: str, tree: Path, cache: Path, tmp_path: Path):
+    alone = run_locally(tree, cache, tmp_path / "alone", "--machines", "fan", "--set", "exposure.epochs=60")
+    run = tmp_path / "run"
+    arguments = small_sweep(tree, run, "--machines", "fan", "--set", "exposure.epochs=60")
+    arguments[arguments.index("local")] = "ray"
+    command = command_line(*arguments)
+    with subprocess.Popen(command, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as driver:  # fmt: skip
+        wait_until(lambda: (run / "models/both/fan/seed=0/state.pt").exists(), driver)
+        os.kill(driver.pid, signal.SIGSTOP)  # or the training is over before the driver misses it
+        (daemon_id,) = [pid for pid in below(driver.pid) if name_of(pid) == daemon]
+        os.kill(daemon_id, signal.SIGKILL)
+        os.kill(driver.pid, signal.SIGCONT)
+        output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 75, output
+    assert "the same command continues from here" in output
+    done = subprocess.run(command, env=environment(cache), check=False, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert models(run) == models(alone)
+
+
+def below(pid: int) -> list[int]:
+    """List the processes that a process has started, and those that these have."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    started = [int(word) for path in files for word in path.read_text().split()]
+    return [*started, *(each for child in started for each in below(child))]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
