@@ -27,7 +27,6 @@ from rayasd.exposure.network import Extractor
 from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.exposure.training import train
-from rayasd.randomness import generator
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, Stopped, UnitSpec, silent
 from tests.conftest import SHARED, SpecOf
@@ -141,11 +140,11 @@ def test_ranks_load_the_clips_crops_and_mixtures_of_one_process(
         spec = spec_of(config=with_exposure(small_config, mixup_schedule=schedule))
         alone = training.Training.begin(Ranks(), spec, machines, 1)
         for batch in balanced_batches(machines, small_config, seed=0, epoch=0):
-            whole, targets, mixed = alone._load(batch, 0.5, generator(1))
+            whole, targets, mixed = alone._load(batch, 0.5, (1, "fan", 0))
             assert mixed == (schedule != "never")
             assert not mixed or len(set(targets[:, 0].tolist())) > 2
             for rank in range(3):
-                own, of_all, _ = replace(alone, ranks=Ranks(rank, 3))._load(batch, 0.5, generator(1))
+                own, of_all, _ = replace(alone, ranks=Ranks(rank, 3))._load(batch, 0.5, (1, "fan", 0))
                 assert torch.equal(own, whole[rank::3])
                 assert torch.equal(of_all, targets)
 
