@@ -83,8 +83,18 @@ def write_audiomae(folder: Path) -> str:
     return f"audiomae(file={str(folder / 'audiomae.safetensors')!r}, model='test_vit')"
 
 
-WRITERS = {"beats": write_beats, "ast": write_ast, "wav2vec2": write_speech, "audiomae": write_audiomae}
-GRIDS = {"beats": (62, 8, 24), "ast": (99, 12, 24), "wav2vec2": (499, 1, 24), "audiomae": (62, 8, 64)}
+def write_dasheng(folder: Path) -> str:
+    package = pytest.importorskip("dasheng.pretrained.pretrained", reason="rayasd[dasheng] is not installed")
+    torch.manual_seed(0)
+    config = {"embed_dim": 24, "depth": 2, "num_heads": 2, "target_length": 1008}
+    torch.save({"config": config, "model": package.Dasheng(**config).state_dict()}, folder / "dasheng.pt")
+    return f"dasheng(file={str(folder / 'dasheng.pt')!r})"
+
+
+WRITERS = {"beats": write_beats, "ast": write_ast, "wav2vec2": write_speech, "audiomae": write_audiomae,
+           "dasheng": write_dasheng}  # fmt: skip
+GRIDS = {"beats": (62, 8, 24), "ast": (99, 12, 24), "wav2vec2": (499, 1, 24), "audiomae": (62, 8, 64),
+         "dasheng": (250, 1, 24)}  # fmt: skip
 
 
 def of(config: Config, encoder: str, *, seconds: float = 0.5, **network: object) -> Config:
@@ -137,6 +147,20 @@ def test_beats_gives_what_speechbrains_class_gives(small_config: Config, tmp_pat
         ours = make_encoder(of(small_config, with_layers(text, layers), seconds=10.0)).eval()
         torch.testing.assert_close(ours(waveforms).flatten(1, 2), expected.transpose(0, 1))
     assert torch.equal(ours.fbank(waveforms), theirs.preprocess(waveforms))
+
+
+@torch.inference_mode()
+def test_dasheng_gives_what_its_package_gives(small_config: Config, tmp_path: Path):
+    text = write_dasheng(tmp_path)
+    from dasheng.pretrained.pretrained import Dasheng
+
+    theirs = Dasheng.from_pretrained(str(tmp_path / "dasheng.pt")).eval()
+    encoder = make_encoder(of(small_config, text, seconds=12.0)).eval()
+    waveforms = 0.1 * torch.randn(2, 192000)
+    expected = torch.stack([theirs(waveform[None])[0] for waveform in waveforms])
+    torch.testing.assert_close(encoder(waveforms)[:, :, 0], expected)
+    quiet = torch.stack([waveforms[0], 1e-6 * waveforms[1]])  # beside a loud one, theirs has another floor
+    torch.testing.assert_close(encoder(quiet)[1], encoder(quiet[1:])[0])
 
 
 @torch.inference_mode()
@@ -233,7 +257,7 @@ def of_another(path: Path) -> None:
 
 
 FILES = {"beats": "beats.pt", "ast": "ast/model.safetensors", "wav2vec2": "Wav2Vec2/model.safetensors",
-         "audiomae": "audiomae.safetensors"}  # fmt: skip
+         "audiomae": "audiomae.safetensors", "dasheng": "dasheng.pt"}  # fmt: skip
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, cut, lacking, planted, of_another], ids=lambda harm: harm.__name__)

@@ -49,6 +49,7 @@ ENCODERS = {
     "ast": "rayasd.exposure.encoders.huggingface.Ast",
     "wav2vec2": "rayasd.exposure.encoders.huggingface.Wav2Vec2",
     "audiomae": "rayasd.exposure.encoders.audiomae.AudioMae",
+    "dasheng": "rayasd.exposure.encoders.dasheng.Dasheng",
     "statistics": "rayasd.exposure.encoders.controls.Statistics",
     "max-statistics": "rayasd.exposure.encoders.controls.MaxStatistics",
     "level": "rayasd.exposure.encoders.controls.Level",
