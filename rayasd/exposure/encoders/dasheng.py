@@ -1,4 +1,4 @@
-"""Dasheng (Dinkel et al., Interspeech 2024) by its own package: a transformer over patches of 4 frames x 64 mel bands."""
+"""Dasheng (Dinkel et al., Interspeech 2024): a transformer over patches of 4 frames and all mel bands, by its package."""
 
 from collections.abc import Sequence
 
