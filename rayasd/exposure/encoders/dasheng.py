@@ -1,4 +1,4 @@
-"""Dasheng (Dinkel et al., Interspeech 2024): a transformer over patches of 4 frames and all mel bands, by its package."""
+"""Dasheng (Dinkel et al., Interspeech 2024): a transformer over patches of 4 frames and all bands, by its package."""
 
 from collections.abc import Sequence
 
