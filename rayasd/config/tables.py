@@ -87,8 +87,8 @@ class NetworkConfig:
     encoder: str = "mel-timm"
     """What turns a window into features: 'mel-timm' (mel spectrogram, timm model), 'stft-resnet', 'fft', 'branches'
     (several, side by side), a pretrained one ('beats', 'ast', 'wav2vec2', 'audiomae', 'dasheng', see
-    docs/encoders.md), a control without weights ('statistics', 'max-statistics', 'level'), or an import path. Parameters go in parentheses:
-    'stft-resnet(n_fft=4096, hop_length=2048)'."""
+    docs/encoders.md), a control without weights ('statistics', 'max-statistics', 'level'), or an import path.
+    Parameters go in parentheses: 'stft-resnet(n_fft=4096, hop_length=2048)'."""
     train: str = "full"
     """What training changes: 'full', everything; 'head', all but the encoder; 'lora', that and low-rank updates of
     layers of the encoder, 'lora(rank=64, alpha=8, targets=["q", "v"])'; 'frozen', nothing (features are embeddings)."""
