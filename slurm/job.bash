@@ -77,7 +77,7 @@ run() {
     while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done # a trapped signal ends wait early
     [ "$code" -ne 75 ] || requeue interrupted
     # srun ends all tasks where a lost host comes back and no longer knows of them
-    [ "$code" -ne 137 ] || requeue "its tasks were killed"
+    [ "$1" != srun ] || [ "$code" -ne 137 ] || requeue "its tasks were killed"
     return "$code"
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from rayasd.arrays import Indices
 from rayasd.data.waveforms import Waveforms
 from rayasd.exposure.clips import MachineClips
+from rayasd.randomness import generator
 
 _SNR_DB = (0.0, 20.0)
 
@@ -28,15 +29,16 @@ class Noise:
         found = [(m.waveforms, int(clip)) for m in by_name.values() for clip in np.flatnonzero(m.split == "noise")]
         return cls(found, probability if found else 0.0)
 
-    def mixed(self, waveforms: Tensor, num_clips: int, rows: Indices, rng: np.random.Generator) -> Tensor:
+    def mixed(self, waveforms: Tensor, num_clips: int, rows: Indices, key: tuple[int | str, ...]) -> Tensor:
         """Mix noise into the clips ``rows`` of a batch of ``num_clips``.
 
-        It is drawn for the whole batch, so that all ranks draw the same.
+        It is drawn for the whole batch from ``key``, so that all ranks draw the same.
 
         Takes and returns waveforms (len(rows), samples).
         """
         if not self.probability:
             return waveforms
+        rng = generator(*key, "noise")
         gets = rng.random(num_clips) < self.probability
         which, place = rng.integers(len(self.clips), size=num_clips), rng.random(num_clips)
         snr = rng.uniform(*_SNR_DB, num_clips)

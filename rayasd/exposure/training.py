@@ -217,12 +217,12 @@ class Training:
         Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
         """
         loader, exposure = self.loader, self.config.exposure
-        rng, of_noise = (generator(*key, batch.step, purpose) for purpose in ("step", "noise"))
+        rng = generator(*key, batch.step, "step")
         rows, everyone = self.ranks.rows(batch.num_clips), np.arange(batch.num_clips)
         starts = loader.starts(batch, random_starts(rng))
 
         def noisy(rows: Indices) -> Tensor:
-            return self.noise.mixed(loader.waveforms(batch, starts, rows), batch.num_clips, rows, of_noise)
+            return self.noise.mixed(loader.waveforms(batch, starts, rows), batch.num_clips, rows, (*key, batch.step))
 
         targets = self.network.objective.targets(*loader.classes_of(batch))
         if rng.random() >= mixup_probability(exposure.mixup_schedule, progress):

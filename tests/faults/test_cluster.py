@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from tests.cli.test_sweep import models, wait_until
 from tests.command import command_line, environment
 from tests.conftest import run_locally, small_sweep
+from tests.faults.victims import Processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.long]
 
@@ -82,7 +83,7 @@ def test_a_sweep_whose_clusters_head_is_gone_ends_and_goes_on_elsewhere(
     assert models(run) == models(alone)
 
 
-@pytest.mark.parametrize("daemon", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("daemon", ["raylet", "Ray's gcs_server"])
 def test_a_sweep_whose_own_ray_loses_a_daemon_ends_and_goes_on(daemon: str, tree: Path, cache: Path, tmp_path: Path):
     alone = run_locally(tree, cache, tmp_path / "alone", "--machines", "fan", "--set", "exposure.epochs=60")
     run = tmp_path / "run"
@@ -93,8 +94,8 @@ def test_a_sweep_whose_own_ray_loses_a_daemon_ends_and_goes_on(daemon: str, tree
                           text=True) as driver:  # fmt: skip
         wait_until(lambda: (run / "models/both/fan/seed=0/state.pt").exists(), driver)
         os.kill(driver.pid, signal.SIGSTOP)  # or the training is over before the driver misses it
-        (daemon_id,) = [pid for pid in below(driver.pid) if name_of(pid) == daemon]
-        os.kill(daemon_id, signal.SIGKILL)
+        (victim,) = [process for process, kind in Processes(run).others(driver.pid) if kind == daemon]
+        assert victim.kill()
         os.kill(driver.pid, signal.SIGCONT)
         output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 75, output
@@ -102,14 +103,3 @@ def test_a_sweep_whose_own_ray_loses_a_daemon_ends_and_goes_on(daemon: str, tree
     done = subprocess.run(command, env=environment(cache), check=False, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert models(run) == models(alone)
-
-
-def below(pid: int) -> list[int]:
-    """List the processes that a process has started, and those that these have."""
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    started = [int(word) for path in files for word in path.read_text().split()]
-    return [*started, *(each for child in started for each in below(child))]
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
