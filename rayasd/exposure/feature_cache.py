@@ -41,8 +41,9 @@ class FeatureCache:
         self, folder: Path, clips: MachineClips, config: Config, compute: Compute, scaling: str, shape: tuple[int, int]
     ) -> None:
         self._digests: list[str] = clips.table["digest"].to_pylist()
-        self._windows, self._new = shape[1], False
+        self._windows = shape[1]
         self._known: dict[str, NDArray[np.float32]] = {}
+        self._new: NDArray[np.float32] | None = None  # (clips, values) at once: small ones leave holes in the heap
         self._path: Path | None = None
         # the code of somebody else's encoder may change, and nothing here would tell
         if config.network.is_trained or not set(encoder_names(config.network.encoder)) <= ENCODERS.keys():
@@ -59,9 +60,12 @@ class FeatureCache:
             return embed()
         names = [self._digests[clip] for clip in chosen]
         if not all(name in self._known for name in names):
-            for name, features in zip(names, _by_clip(embed()["embedding"], len(names)), strict=True):
-                self._known.setdefault(name, features)
-            self._new = True
+            found = _by_clip(embed()["embedding"], len(names))
+            if self._new is None:
+                self._new = np.empty((len(self._digests), found.shape[1]), np.float32)
+            self._new[chosen] = found
+            for name, clip in zip(names, chosen, strict=True):
+                self._known.setdefault(name, self._new[clip])
         values = np.concatenate([self._known[name] for name in names])
         size = len(values) // (len(names) * self._windows)
         return pa.table({"embedding": pa.FixedSizeListArray.from_arrays(values, size)})
@@ -71,7 +75,7 @@ class FeatureCache:
         if self._path is None:
             return
         with suppress(OSError):  # a cache that is full, or that only others may write
-            if self._new:
+            if self._new is not None:
                 values = np.stack(list(self._known.values()))
                 features = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
                 write_parquet(pa.table({"digest": list(self._known), "features": features}), self._path)

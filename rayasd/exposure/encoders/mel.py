@@ -15,6 +15,8 @@ from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
 
+_SAMPLES = 160_000  # whose spectra are computed at once
+
 
 def _timm() -> ModuleType:
     import timm  # with torchvision, two seconds of processor time, which other encoders need not wait for
@@ -43,10 +45,15 @@ class MelSpectrogram(nn.Module):
     def forward(self, waveforms: Tensor) -> Tensor:
         """Compute the spectrograms."""
         with torch.autocast(waveforms.device.type, enabled=False):
-            spectrum = self.spectrogram(waveforms.float())
-            squares = spectrum.real.square() + spectrum.imag.square()  # twice as fast as the complex magnitude on CPUs
-            mel = self.scale(squares.pow(self.power / 2)).unsqueeze(1)
-            return (mel + 1e-6).log() if self.log else mel
+            # on a CPU a few rows at once, which its cache holds: twice as fast
+            rows = max(1, _SAMPLES // waveforms.shape[1]) if waveforms.device.type == "cpu" else len(waveforms)
+            return torch.cat([self._bands(part) for part in waveforms.float().split(rows)]).unsqueeze(1)
+
+    def _bands(self, waveforms: Tensor) -> Tensor:
+        spectrum = self.spectrogram(waveforms)
+        squares = spectrum.real.square() + spectrum.imag.square()  # twice as fast as the complex magnitude on CPUs
+        mel: Tensor = self.scale(squares.pow(self.power / 2))
+        return (mel + 1e-6).log() if self.log else mel
 
 
 class MelTimm(Encoder):
