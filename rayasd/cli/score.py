@@ -54,7 +54,7 @@ def score(
 ) -> None:  # fmt: skip
     """Score new clips of one machine.
 
-    Each gets a score, a decision, its percentile among normal training clips and its worst window. RUN is a run
+    Each gets a score, a decision, a p-value by normal clips and its worst window. RUN is a run
     directory that has a report, FILE what rayasd pack wrote. Folders are searched for audio files; - reads names from
     the input, one per line. Recordings longer than training clips are scored piece by piece.
 
@@ -226,4 +226,4 @@ def recalibrate(
     write_pack(out, models, str(parts.provenance.get("licence", "")))
     was = "" if old.threshold is None else f" (was {old.threshold:.4g})"
     limit = new.reason if new.threshold is None else f"threshold {new.threshold:.4g}"
-    tell(f"{out}: {parts.machine}, section {section}: {limit}{was}, from {len(new.normal)} normal clips")
+    tell(f"{out}: {parts.machine}, section {section}: {limit}{was}, from {new.num_groups} normal clips")

@@ -1,7 +1,7 @@
 """From scores to decisions: a threshold from the scores of normal clips, and how good the decisions are."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rayasd.wording import counted
 
 TRAINED_ON_WARNING = "calibrated on clips that were trained on"
 _FEWEST_TO_FIT = 30
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,15 @@ class Decision:
     reason: str | None  # why there is no threshold
     calibration: str | None
     """How the normal clips' scores came about: held-out, cross-fit, leave-one-out, trained-on; None without scores."""
-    normal: Scores  # scores of normal clips, of groups the highest one, rising, (n,)
+    normal: Scores = field(default_factory=lambda: np.empty(0))  # scores of normal clips, rising, (n,)
+    above: Scores = field(default_factory=lambda: np.zeros(1))
+    """Groups that are at or above each of these scores and, 0, above all, (n + 1,); a clip counts as its share of its
+    group. The first is the number of groups."""
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of normal clips; a clip without a group is its own."""
+        return round(float(self.above[0]))
 
     @classmethod
     def of(cls, calibrations: Mapping[str, Calibration], section: str, evaluation: EvaluationConfig) -> "Decision":
@@ -43,7 +52,7 @@ class Decision:
         if found.threshold is None and not pools:
             pooled = cls._by(machine, evaluation)
             if pooled.threshold is not None:
-                way = f'evaluation.threshold_per = "machine" pools the {len(pooled.normal)} of all sections'
+                way = f'evaluation.threshold_per = "machine" pools the {pooled.num_groups} of all sections'
                 return replace(found, reason=f"{found.reason}; {way}")
         return found
 
@@ -53,34 +62,36 @@ class Decision:
         if len(scores) == 0 or not np.isfinite(scores).all():
             why = "some normal clips could not be scored" if len(scores) else "no normal clip has a score, "
             why += "" if len(scores) else "which takes two of them (or two groups) and inlier.calibration_folds of 2"
-            return cls(None, f"no threshold: {why}", None, np.empty(0))
-        names, places = np.unique(calibration.groups.astype(str), return_inverse=True)
-        highest = np.full(len(names), -np.inf)
-        np.maximum.at(highest, places, scores)
-        normal = np.sort(highest)
+            return cls(None, f"no threshold: {why}", None)
+        order = np.argsort(scores, kind="stable")
+        _, group, sizes = np.unique(calibration.groups.astype(str), return_inverse=True, return_counts=True)
+        above = np.append(np.cumsum(1 / sizes[group[order]][::-1])[::-1].round(9), 0.0)
+        found = cls(None, None, calibration.kind, scores[order], above)
         if evaluation.threshold == "gamma":
-            return cls(gamma_quantile(scores, 1 - rate), None, calibration.kind, normal)
+            return replace(found, threshold=gamma_quantile(scores, 1 - rate))
         if evaluation.threshold == "percentile":
-            return cls(float(np.quantile(scores, 1 - rate)), None, calibration.kind, normal)
-        allowed = int(rate * (len(normal) + 1) + 1e-9)  # how many of n + 1 exchangeable scores may be false alarms
-        if allowed < 1:
-            noun = "normal clip" if len(normal) == len(scores) else "group"
-            verb = "allows" if len(normal) == 1 else "allow"
-            why = f"{counted(len(normal), noun)} {verb} no false-alarm rate below 1/{len(normal) + 1}"
-            return cls(None, f"no threshold: {why}", calibration.kind, normal)
-        return cls(float(normal[max(len(normal) - allowed, 0)]), None, calibration.kind, normal)
+            return replace(found, threshold=float(np.quantile(scores, 1 - rate)))
+        n = found.num_groups
+        if rate * (n + 1) < 1 - _ROUNDING:
+            noun, verb = "normal clip" if n == len(scores) else "group", "allows" if n == 1 else "allow"
+            why = f"{counted(n, noun)} {verb} no false-alarm rate below 1/{n + 1}"
+            return replace(found, reason=f"no threshold: {why}")
+        # the lowest score above which a p-value is at most the rate
+        beyond = above[np.searchsorted(found.normal, found.normal, "right")]
+        return replace(found, threshold=float(found.normal[beyond <= rate * (n + 1) - 1 + _ROUNDING][0]))
 
     def p_values(self, scores: Scores) -> Scores:
         """Compute conformal p-values: the chance of so high a score, or a higher one, if a clip is normal.
 
-        (1 + number of normal clips that score as high) / (n + 1), whatever ``evaluation.threshold`` is.
+        (1 + number of groups that score as high) / (number of groups + 1), whatever ``evaluation.threshold`` is. A clip
+        without a group is its own; one of a group of k counts as 1 / k, which is exact for a single new clip of a new
+        group (hierarchical conformal prediction; Lee, Barber, Willett, arXiv 2306.06342).
 
         ``scores``: of clips, (m,).
 
-        Returns (m,), at least 1 / (n + 1).
+        Returns (m,), at least 1 / (number of groups + 1).
         """
-        as_high = len(self.normal) - np.searchsorted(self.normal, scores, "left")
-        return (1 + as_high) / (len(self.normal) + 1)
+        return (1 + self.above[np.searchsorted(self.normal, scores, "left")]) / (self.num_groups + 1)
 
 
 def decision_of(systems: Mapping[Key, SectionScores], key: Key, evaluation: EvaluationConfig) -> Decision:
@@ -175,7 +186,7 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
             decisions[unit, key] = decision_of(unit.systems, key, evaluation)
         decision = decisions[unit, key]
         row["threshold"], row["no_threshold"] = decision.threshold, decision.reason
-        row["calibration"], row["num_calibration"] = decision.calibration, len(decision.normal)
+        row["calibration"], row["num_calibration"] = decision.calibration, decision.num_groups
         if decision.threshold is not None:
             anomalous, members = members_of(of_section, row["domain"], labels, evaluation.rule_year)
             truth, called = anomalous[members], of_section.scores[members] > decision.threshold

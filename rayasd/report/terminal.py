@@ -44,7 +44,7 @@ def print_untested(console: Console, report: RunReport) -> None:
             by = decision_of(scored.systems, key, report.evaluation)
             threshold = by.reason or f"{by.threshold:.4g}"
             rows.append([unit.variant, unit.machine, str(unit.seed), key.section, key.detector, key.pooling,
-                         by.calibration or "–", str(len(by.normal)), threshold])  # fmt: skip
+                         by.calibration or "–", str(by.num_groups), threshold])  # fmt: skip
     titles = ["entry", "machine", "seed", "section", "detector", "pooling", "calibration", "clips", "threshold"]
     console.print(text_table(titles, rows))
     console.print("No test clips: nothing is evaluated or ranked, and no file written. rayasd score and pack work.")

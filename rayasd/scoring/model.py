@@ -55,8 +55,6 @@ class ClipScore:
     """Chance of so high a score if the clip is normal; None without scores of normal clips."""
     calibration: str | None = None
     """How these came about: held-out, cross-fit, leave-one-out, trained-on (then more normal clips raise an alarm)."""
-    percentile: float | None = None
-    """Share of the normal clips (or groups) behind the threshold that score lower, in percent."""
     worst: float | None = None
     """Start of the window that scores highest; None where a clip's windows are pooled before the detector."""
     reason: str | None = None
@@ -224,13 +222,12 @@ class MachineModel:
         self, piece: Piece, section: str, nearest: bool, model: SectionModel, score: float, worst: int | None
     ) -> ClipScore:
         rate, by = self._config.data.sample_rate, model.decision
-        below = 100.0 * float(np.searchsorted(by.normal, score)) / len(by.normal) if len(by.normal) else None
         starts = self.parts.embedders[next(iter(model.members))[:2]].starts(len(piece.samples))
         return ClipScore(
             clip=piece.clip, start=piece.start / rate, end=piece.end / rate, section=section, by_product_head=nearest,
             score=score, anomalous=None if by.threshold is None else score > by.threshold,
-            threshold=by.threshold, no_threshold=by.reason, calibration=by.calibration, percentile=below,
-            p_value=float(by.p_values(np.array([score]))[0]) if len(by.normal) else None,
+            threshold=by.threshold, no_threshold=by.reason, calibration=by.calibration,
+            p_value=float(by.p_values(np.array([score]))[0]) if by.num_groups else None,
             worst=None if worst is None else float(piece.start + starts[worst]) / rate,
         )  # fmt: skip
 

@@ -67,21 +67,28 @@ def _harmless(row: dict[str, object]) -> dict[str, object]:
 def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
     pieces = any(each.start > 0 for each in scores)
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
-    for name in ("clip", *(["seconds"] if pieces else []), "section", "score", "threshold", "percentile", "p",
-                 "decision", "worst at"):  # fmt: skip
-        right = name in ("score", "threshold", "percentile", "p", "worst at")
+    for name in (
+        "clip",
+        *(["seconds"] if pieces else []),
+        "section",
+        "score",
+        "threshold",
+        "p",
+        "decision",
+        "worst at",
+    ):
+        right = name in ("score", "threshold", "p", "worst at")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for each in scores:
         span = [f"{each.start:.1f}–{each.end:.1f}"] if pieces else []
         if each.reason is not None:
-            table.add_row(Text(printable(each.clip)), *span, "", "", "", "", "", Text(each.reason, style="yellow"), "")
+            table.add_row(Text(printable(each.clip)), *span, "", "", "", "", Text(each.reason, style="yellow"), "")
             continue
         decision = {None: Text("no threshold", style="dim"), True: Text("anomalous", style="bold red"),
                     False: Text("normal", style="green")}[each.anomalous]  # fmt: skip
         table.add_row(
             Text(printable(each.clip)), *span, f"{each.section}{' (nearest)' if each.by_product_head else ''}",
             f"{each.score:.4g}", "" if each.threshold is None else f"{each.threshold:.4g}",
-            "" if each.percentile is None else f"{each.percentile:.0f} %",
             "" if each.p_value is None else f"{each.p_value:.3f}", decision,
             "" if each.worst is None else f"{each.worst:.1f} s",
         )  # fmt: skip

@@ -207,5 +207,5 @@ def test_sections_with_systems_of_their_own_decide_as_in_the_run(
             for section, row in models._rows_of[machine].items():
                 decision = model._section(section).decision
                 assert decision.threshold == pytest.approx(row["threshold"], rel=1e-5), (entry, machine, section)
-                assert len(decision.normal) == row["num_calibration"]
+                assert decision.num_groups == row["num_calibration"]
     assert several > 0

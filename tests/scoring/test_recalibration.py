@@ -69,7 +69,7 @@ def test_pieces_of_a_recording_are_held_out_together(run: Path, normal: Path, tm
         write_clip(tmp_path / f"{n}.wav", 700.0 + 40 * n, seconds=4.0 if n == 0 else 1.0, seed=n)
     new = MachineModel(recalibrated(model, "00", tmp_path, sorted(tmp_path.iterdir()), pytest.fail))
     section = new.fitted("00")["00"]
-    assert (len(section.calibration.scores), len(section.decision.normal)) == (6, 3)
+    assert (len(section.calibration.scores), section.decision.num_groups) == (6, 3)
     assert "recalibrated/00/0.wav#t=1,2" in new.parts.training["clip"].to_pylist()
 
 

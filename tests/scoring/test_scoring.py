@@ -103,7 +103,7 @@ def test_the_first_entry_scores_even_if_it_is_the_best_in_hindsight_too(run: Pat
 
 
 @pytest.mark.parametrize(("variant", "kind", "count"), [("statistics", "leave-one-out", 9), ("both", "held-out", 1)])
-def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(
+def test_decisions_and_p_values_come_from_the_scores_of_normal_clips(
     run: Path, tree: Path, variant: str, kind: str, count: int
 ):
     model = load(run, machine="fan", entry=variant, detector="knn-1", pooling="mean")
@@ -116,7 +116,6 @@ def test_decisions_and_percentiles_come_from_the_scores_of_normal_clips(
         assert clip.threshold == normal[count // 2]
         assert clip.no_threshold is None
         assert clip.anomalous == (clip.score > clip.threshold) == (clip.p_value <= 0.5)
-        assert clip.percentile == pytest.approx(100 * np.mean(normal < clip.score))
         assert 0 <= (clip.worst or 0) <= clip.end
 
 
@@ -209,9 +208,7 @@ def test_long_recordings_are_read_in_blocks_and_damage_shows_at_their_end(
     ]  # fmt: skip
     assert [each.reason is None for each in at_once] == [True] * 8 + [False, True]  # of one block: known at once
     whole, same = (of[:8] + of[-1:] for of in (found, at_once))
-    assert [replace(each, score=0, percentile=0, p_value=0) for each in whole] == [
-        replace(each, score=0, percentile=0, p_value=0) for each in same
-    ]
+    assert [replace(each, score=0, p_value=0) for each in whole] == [replace(each, score=0, p_value=0) for each in same]
     assert [each.score for each in whole] == pytest.approx([each.score for each in same], 1e-4)
     (why,) = [each for each in found if each.reason is not None]
     assert (why.clip, why.reason) == (str(clips[3]), "is damaged: its samples are not those that were encoded")
