@@ -32,8 +32,8 @@ def submit(
 ) -> None:  # fmt: skip
     """Run a rayasd COMMAND as a job of a running Ray cluster.
 
-    Or follow, stop or list jobs. rayasd must be installed on every node, and every node must see the same folders, because only the command line is
-    sent. The exit code is the job's. Ctrl-C leaves the job running.
+    Or follow, stop or list jobs. Only the command line is sent: rayasd must be installed on every node, and every node
+    must see the same folders. The exit code is the job's. Ctrl-C leaves the job running.
 
     \b
         rayasd submit --address http://HEAD:8265 -- sweep --data /scratch/dcase --run-dir /scratch/runs/night
