@@ -24,20 +24,20 @@ _SHOWN_VALUES = 12
 
 @click.group()
 def data() -> None:
-    """Fetch, check, make or index recordings."""
+    """Fetch, check, index or synthesise recordings."""
 
 
 @data.command()
 @click.argument("dataset", metavar="DATASET")
 @click.option("-o", "--out", type=FOLDER, required=True,
-              help="ROOT: the folder that gets dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
-@click.option("--machines", default="all", show_default=True, help="all, or some: fan,pump.")
+              help="Folder for dev_data/, eval_data/ and ground_truth_data/.")  # fmt: skip
+@click.option("--machines", default="all", show_default=True, help="all, or some machine types: fan,pump.")
 @click.option("--parts", default="all", show_default=True, help="all, or some of dev,eval,ground-truth.")
-@click.option("--keep-archives", is_flag=True, help="Leave the zip files in ROOT/archives.")
+@click.option("--keep-archives", is_flag=True, help="Keep the zip files in OUT/archives.")
 def fetch(dataset: str, out: Path, machines: str, parts: str, keep_archives: bool) -> None:
     """Fetch a DCASE Task 2 data set from Zenodo.
 
-    DATASET is one of dcase2020 to dcase2026. Run again, it continues where it stopped.
+    DATASET is one of dcase2020 to dcase2026. The same command continues where it stopped.
 
     \b
         rayasd data fetch dcase2021 --out data/dcase2021
@@ -134,16 +134,16 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 @data.command()
 @click.argument("out", type=FOLDER)
 @click.option("--year", type=click.IntRange(2020, 2026), default=2021, show_default=True,
-              help="DCASE year whose names, layout, channels and ground truth they get.")  # fmt: skip
+              help="DCASE year of names, layout, channels and ground truth.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some of the year's machine types.")
 @click.option("--sections", "num_sections", type=click.IntRange(min=1, max=99), default=6, show_default=True,
-              help="Sections per machine type until 2022; since then there is one.")  # fmt: skip
+              help="Sections per machine type until 2022; later years have one.")  # fmt: skip
 @click.option("--train", "num_source_train", type=click.IntRange(min=1), default=1000, show_default=True,
               help="Source-domain training clips per section.")  # fmt: skip
 @click.option("--target-train", "num_target_train", type=click.IntRange(min=0), default=3, show_default=True,
               help="Target-domain training clips per section.")  # fmt: skip
 @click.option("--test", "num_test", type=click.IntRange(min=1), default=100, show_default=True,
-              help="Normal, and as many anomalous, test clips per section and domain.")  # fmt: skip
+              help="Normal test clips per section and domain, and as many anomalous ones.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(min=0.5), default=10.0, show_default=True, help="Length of a clip.")
 @click.option("--difficulty", type=click.FloatRange(min=0, max=1), default=0.5, show_default=True,
               help="0: loud anomalies; 1: faint ones.")  # fmt: skip
@@ -152,7 +152,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
 def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
     """Write synthetic machine recordings to OUT.
 
-    They are laid out and named as a year's DCASE Task 2 data, with the organisers' ground truth.
+    Folders, names and ground truth are those of a year of DCASE Task 2.
 
     \b
         rayasd data synth data/synthetic --train 30 --test 10 --seconds 4
@@ -171,39 +171,39 @@ def synth(out: Path, year: int, machines: str, **plan: Any) -> None:
 @data.command()
 @click.argument("root", type=FOLDER)
 @click.option("--pattern", default="{machine}/id_{section}/{label}/*.wav", show_default=True,
-              help="Where machine, section, domain, split, label, group and attributes are in a path; * is anything "
+              help="Where machine, section, domain, split, label, group and attributes are in a path; * matches "
               "within a level, ** any levels.")  # fmt: skip
-@click.option("--table", type=FILE, help="A table of the clips, instead of paths.")
+@click.option("--table", type=FILE, help="Table of clips, used instead of --pattern.")
 @click.option("--columns", default="", metavar="path=NAME,…",
-              help="Its columns, or text with some in braces: path=sounds/{Filename},label=ClassId.")  # fmt: skip
+              help="Its columns, or text with columns in braces: path=sounds/{Filename},label=ClassId.")  # fmt: skip
 @click.option("--machine", help="Machine type of all clips, if no path or column has it.")
 @click.option("--label", type=click.Choice(["normal", "anomaly", "unknown"]), help="Label of all clips, likewise.")
-@click.option("--normal", default="", metavar="WORDS", help="Your words for normal clips: good,healthy,*_OK.")
+@click.option("--normal", default="", metavar="WORDS", help="Your words for normal: good,healthy,*_OK.")
 @click.option("--anomaly", default="", metavar="WORDS",
-              help="For anomalous ones; '*': all others. They are kept as attributes.")  # fmt: skip
+              help="Your words for anomalous, kept as attributes; '*': all others.")  # fmt: skip
 @click.option("--split", "splits", multiple=True, metavar="WORD=train|test|…",
-              help="Your words for train, test, noise (alone) and clean (no noise).")  # fmt: skip
+              help="Your words for train, test, noise (noise alone) and clean (without noise).")  # fmt: skip
 @click.option("--test-fraction", type=click.FloatRange(min=0, max=0.5), default=0.2, show_default=True,
-              help="Share of normal clips (of groups) without a split that is held out for the test.")  # fmt: skip
+              help="Share of the normal clips (or groups) without a split that becomes test clips.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
-              help="Which normal clips are held out.")  # fmt: skip
+              help="Seed of the choice of test clips.")  # fmt: skip
 @click.option("--cut", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-              help="Cut longer recordings into clips of this length; those of a recording are one group.")  # fmt: skip
+              help="Cut longer recordings into clips of this length; each recording is one group.")  # fmt: skip
 @click.option("--rate", type=click.IntRange(min=0), default=0, metavar="HZ",
-              help="Sample rate of .npy, .mat and .csv files; the manifest keeps it.")  # fmt: skip
-@click.option("--column", default="", metavar="NAME", help="Column of .csv, variable of .mat files; kept likewise.")
-@click.option("-o", "--out", type=FILE, help="Manifest to write, anywhere; default ROOT/clips.csv.")
+              help="Sample rate of .npy, .mat and .csv files, kept in the manifest.")  # fmt: skip
+@click.option("--column", default="", metavar="NAME", help="Column of .csv, variable of .mat files; kept as well.")
+@click.option("-o", "--out", type=FILE, help="Manifest to write; default ROOT/clips.csv.")
 @click.option("--root", "seen_as", type=FOLDER,
-              help="Where the hosts that read the manifest see ROOT; it is written into the first line.")  # fmt: skip
-@click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are not there.")
+              help="Path of ROOT on the hosts that read the manifest; written into its first line.")  # fmt: skip
+@click.option("--partial", is_flag=True, help="Leave out audio files that match nothing or are missing.")
 @click.option("--force", is_flag=True, help="Replace a manifest that differs.")
 def index(
     root: Path, out: Path | None, seen_as: Path | None, partial: bool, force: bool, cut: float | None, rate: int,
     column: str, **options: Any,
 ) -> None:  # fmt: skip
-    """Make a manifest of your own recordings below ROOT, for --data.
+    """Write a manifest of your own recordings below ROOT, for --data.
 
-    The default pattern is the original MIMII tree (fan/id_00/normal/00000000.wav, 8 channels):
+    The default pattern is that of MIMII (fan/id_00/normal/00000000.wav, 8 channels):
 
     \b
         rayasd data index MIMII --out MIMII/clips.csv
@@ -211,9 +211,9 @@ def index(
         rayasd data index parts --pattern '{machine}/{label}/**/*.wav' --normal good --anomaly '*'
         rayasd data index motor --table motor.csv --columns path=Filename,label=ClassId --machine motor --normal 1
 
-    A manifest is a CSV or Parquet table of path (relative to it, or absolute), machine, section, domain, split and
-    label, which you may as well write yourself. Audio that matches nothing is counted, and nothing is written without
-    --partial (exit code 1). More clips of the same tree move no clip from training to test.
+    A manifest is a CSV or Parquet table with the columns path, machine, section, domain, split and label; you may write
+    it yourself. If audio matches nothing, it is counted and nothing is written (exit code 1), unless --partial is
+    given. Clips that are added later move no clip from training to test.
     """
     from rayasd.cli.display import wide_console
     from rayasd.config import DataConfig

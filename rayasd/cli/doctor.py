@@ -19,8 +19,8 @@ from rayasd.printing import tell
 def doctor(run_dir: Path, source: Path | None, cache: Path | None, temp_root: Path, form: str) -> None:
     """Check this node for what could stop a sweep.
 
-    CPUs, GPUs, the placement that launch reads from Slurm or MPI, and folders: space, file system, locks, length of
-    the temporary path. Exit code 1 if anything is bad. Leaves no files. For packages: pip check.
+    Checks CPUs, GPUs, the placement from Slurm or MPI, and folders: space, file system, locks, length of the temporary
+    path. Exit code 1 if anything is bad. It leaves no files. Use pip check for packages.
 
     \b
         rayasd doctor --run-dir /scratch/runs/night --data /scratch/dcase

@@ -10,13 +10,13 @@ from rayasd.printing import tell
 
 @click.command()
 @click.argument("runs", nargs=-1, type=FOLDER)
-@click.option("--cache", type=FOLDER, help="Waveform cache to look at.")
-@click.option("--temp-dir", "temp_root", type=FOLDER, help="Folder to look at: where Ray's own files were put.")
-@click.option("--launches", "launch_root", type=FOLDER, help="Folder to look at: where launches were started.")
+@click.option("--cache", type=FOLDER, help="Waveform cache to search.")
+@click.option("--temp-dir", "temp_root", type=FOLDER, help="Folder to search for temporary files of Ray.")
+@click.option("--launches", "launch_root", type=FOLDER, help="Folder to search where launches were started.")
 @click.option("--older-than", "hours", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS",
-              help="Only files of the cache and of Rays that are older than this.")  # fmt: skip
+              help="Minimum age of files in the cache and temporary folders.")  # fmt: skip
 @click.option("--unused-for", "unused_days", type=click.FloatRange(min=0), metavar="DAYS",
-              help="With --cache: also decoded clips and features that no unit opened for this many days.")  # fmt: skip
+              help="With --cache: also decoded clips and features that were not used for this many days.")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Remove what is listed.")
 def gc(
     runs: tuple[Path, ...], cache: Path | None, temp_root: Path | None, launch_root: Path | None, hours: float,
@@ -24,10 +24,8 @@ def gc(
 ) -> None:  # fmt: skip
     """List what killed processes left; --yes removes it.
 
-    In RUNS that nobody drives: unfinished files, locks and tokens. In a waveform cache: unfinished files, locks and
-    halves. In a folder for Rays: your sweeps' and launches' own whose processes are gone. In a folder where launches
-    were started: launch-JOB of jobs that were killed. Nowhere else, and only what has rayasd's mark. Results are never
-    touched.
+    It searches only what you name: RUNS, --cache, --temp-dir and --launches. It finds unfinished files, locks, tokens
+    and folders of processes that have ended, never results. docs/files.md has the list.
 
     \b
         rayasd gc runs/*

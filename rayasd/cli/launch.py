@@ -11,18 +11,18 @@ from rayasd.cli.options import DASHBOARD_HOST, FOLDER, TEMP_DIR
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--job", help="Name that all launchers of this job share; default from Slurm, OpenMPI or MPICH.")
-@click.option("--rank", type=click.IntRange(min=0), help="This launcher's rank; 0: the head, which runs the command.")
-@click.option("--size", type=click.IntRange(min=1), help="Launchers of the job, one per node.")
+@click.option("--rank", type=click.IntRange(min=0), help="This launcher's rank; the head, rank 0, runs the command.")
+@click.option("--size", type=click.IntRange(min=1), help="Number of launchers of the job, one per node.")
 @click.option("--node-address", "address",
-              help="IPv4 address or interface (ib0) of this node; default: what its name resolves to.")  # fmt: skip
-@click.option("--cpus", type=click.IntRange(min=1), help="CPUs of this node; default: as Slurm gave, else all usable.")
-@click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: as Slurm gave, else the visible.")
+              help="IPv4 address or interface (ib0) of this node; default: the address of its host name.")  # fmt: skip
+@click.option("--cpus", type=click.IntRange(min=1), help="CPUs of this node; default: Slurm's, else all usable.")
+@click.option("--gpus", type=click.IntRange(min=0), help="GPUs of this node; default: Slurm's, else all visible.")
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=120.0, show_default=True,
               help="Seconds to wait for all nodes.")  # fmt: skip
 @click.option("--min-nodes", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Continue with this number of nodes if others do not come.")  # fmt: skip
+              help="Continue if at least this many nodes come.")  # fmt: skip
 @click.option("--meet", "folder", type=FOLDER, default=Path(),
-              help="Folder that all nodes see, where launchers find each other; default: the current one.")  # fmt: skip
+              help="Folder that all nodes see, where launchers meet; default: the current folder.")  # fmt: skip
 @DASHBOARD_HOST
 @TEMP_DIR
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -30,9 +30,9 @@ def launch(
     command: tuple[str, ...], folder: Path, temp_root: Path, wait_seconds: float, min_nodes: int, dashboard_host: str,
     **place: Any,
 ) -> None:  # fmt: skip
-    """Run a COMMAND of rayasd on a Ray cluster of a job's nodes.
+    """Run a rayasd COMMAND on a Ray cluster of a job's nodes.
 
-    This runs once on every node.
+    Start it once on every node of the job.
 
     \b
         srun --ntasks-per-node=1 rayasd launch -- sweep --data /scratch/dcase --run-dir runs/night

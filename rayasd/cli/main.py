@@ -38,9 +38,9 @@ class InOrder(click.Group):
 @click.version_option(__version__, "-V", "--version", prog_name="rayasd")
 @click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 def cli(debug: bool) -> None:
-    """Anomalous sound detection when only normal sounds exist for training.
+    """Find faulty machines by their sound when only normal sounds exist for training.
 
-    One command turns a folder of machine recordings into a ranked table:
+    A sweep turns a folder of recordings into a ranked table and report.html:
 
     \b
         rayasd data synth data/synthetic        # or your own recordings: rayasd data index --help

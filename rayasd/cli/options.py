@@ -18,11 +18,11 @@ RUN = click.argument("run", type=FOLDER)
 RUNS = click.argument("runs", nargs=-1, required=True, type=FOLDER)
 GROUND_TRUTH = click.option(
     "--ground-truth", type=PATH,
-    help="Folder of ground_truth_*.csv; default ground_truth_data in the data's folder or right below.",
+    help="Folder of ground_truth_*.csv; default: ground_truth_data in or below the data's folder.",
 )  # fmt: skip
 CACHE = click.option(
     "--cache", type=FOLDER,
-    help="Decoded clips and frozen encoders' features, for all runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
+    help="Folder for decoded clips and features, shared by runs; default $RAYASD_CACHE, else ~/.cache/rayasd.",
 )  # fmt: skip
 DEVICE = click.option(
     "--device", type=click.Choice(get_args(DeviceName)), default=Execution.device, show_default=True,
@@ -38,12 +38,12 @@ ADDRESS = click.option("--address", metavar="HOST:PORT", envvar="RAY_ADDRESS", s
                        help="Address of a running Ray cluster.")  # fmt: skip
 DASHBOARD_HOST = click.option(
     "--dashboard-host", default=Execution.dashboard_host, show_default=True, metavar="HOST",
-    help="Address on which Ray's dashboard listens, if this starts Ray; 0.0.0.0: all of the host.",
+    help="Address on which the dashboard of a Ray that this starts listens; 0.0.0.0: all addresses of the host.",
 )  # fmt: skip
 TEMP_DIR = click.option(
     "--temp-dir", "temp_root", type=FOLDER, default=Path("/tmp"),
     envvar="RAYASD_TMP", show_envvar=True, show_default=True,
-    help="Node-local folder for Ray's own files; a short path.",
+    help="Folder on the node's own disk for Ray's files; its path must be short.",
 )  # fmt: skip
 
 
@@ -68,27 +68,27 @@ def together(*options: Callable[..., Any]) -> Callable[..., Any]:
 execution_options = together(
     click.option("--executor", type=click.Choice(get_args(ExecutorName)), default=Execution.executor,
                  show_default=True,
-                 help="A Ray cluster (by --address, else one of this host's own), plain processes, or MPI ranks."),
+                 help="ray: cluster at --address, else a Ray of this host; local: plain processes; mpi: MPI ranks."),
     ADDRESS,
     DASHBOARD_HOST,
     click.option("--cpus-per-unit", type=click.FloatRange(min=0, min_open=True), default=Execution.cpus_per_unit,
-                 show_default=True, help="CPU cores of one unit, and its threads."),
+                 show_default=True, help="CPU cores and threads of one unit."),
     click.option("--gpus-per-unit", type=click.FloatRange(min=0), default=None,
-                 help="GPUs per training unit, a fraction or several on one host; default 1 if there are any."),
+                 help="GPUs per training unit: a fraction, or several of one host; default 1 if there are any."),
     click.option("--ranks-per-unit", type=click.IntRange(min=1), default=None,
-                 help="Processes that train a unit together, data-parallel; default: one per GPU."),
+                 help="Processes that train one unit together (data-parallel); default: one per GPU."),
     DEVICE,
     click.option("--max-tries", type=click.IntRange(min=1), default=Execution.max_tries, show_default=True,
-                 help="Attempts per unit if its worker dies or its code raises."),
+                 help="Attempts per unit if its worker dies or its code raises an exception."),
     click.option("--hang-after", "hang_seconds", type=click.FloatRange(min=0), default=Execution.hang_seconds,
                  show_default=True,
-                 help="End and retry a unit after this many seconds without a sign of life; 0: never."),
+                 help="End and retry a unit that reports nothing for this many seconds; 0: never."),
     click.option("--grace", type=click.FloatRange(min=1), default=Execution.grace, show_default=True,
-                 help="Seconds that units have after SIGUSR1 to save at the end of their epoch."),
+                 help="Seconds after SIGUSR1 in which units may finish and save their epoch."),
     click.option("--retry-failed", is_flag=True, help="Retry units that failed earlier."),
     click.option("--fail-fast", is_flag=True, help="Start no more units after the first failure."),
     click.option("--verify", is_flag=True,
-                 help="First compare every file of finished units with its checksum; do damaged units again."),
+                 help="First compare files of finished units with their checksums, and redo damaged units."),
     click.option("--html/--no-html", default=Execution.html, help="Write report.html at the end; default: yes."),
     CACHE,
 )  # fmt: skip

@@ -13,25 +13,25 @@ from rayasd.printing import tell
 
 @click.command()
 @RUN
-@click.option("--ground-truth", type=PATH, help="Folder of ground_truth_*.csv with labels to add.")
+@click.option("--ground-truth", type=PATH, help="Folder of ground_truth_*.csv: adds their labels to RUN.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Other rules for this report: evaluation.selection=leave-one-section-out")  # fmt: skip
+              help="Report by other rules: evaluation.selection=leave-one-section-out")  # fmt: skip
 @click.option("--all", "all_systems", is_flag=True, help="Show every system, not only the chosen one of each variant.")
 @click.option("--oracle", is_flag=True,
-              help="Add the system that is best on the test sections in hindsight; never ranked.")  # fmt: skip
+              help="Add the best system in hindsight, on the test sections; it is not ranked.")  # fmt: skip
 @click.option("--by-section", "sections", is_flag=True,
-              help="Add the first entry's AUC and decisions by machine and domain.")  # fmt: skip
+              help="Add the first entry's AUC and false alarms by machine, section and domain.")  # fmt: skip
 @click.option("--by-attribute", "attributes", is_flag=True, help="Add its AUC by attribute value and kind of fault.")
-@click.option("--with-audio", is_flag=True, help="Put the sound of all shown clips into report.html, some tens of MB.")
-@click.option("-o", "--out", type=FOLDER, help="Write the report into this folder, and nothing into RUN.")
+@click.option("--with-audio", is_flag=True, help="Include the sound of all clips in report.html: tens of MB.")
+@click.option("-o", "--out", type=FOLDER, help="Write the report to this folder and nothing to RUN.")
 def report(
     run: Path, ground_truth: Path | None, overrides: tuple[str, ...], all_systems: bool, oracle: bool, sections: bool,
     attributes: bool, with_audio: bool, out: Path | None,
 ) -> None:  # fmt: skip
-    """Compute RUN's leaderboard, print it and write report.html.
+    """Print RUN's leaderboard and write report.html.
 
-    It is made from all finished scores. The run's own report is written into RUN, with the page RUN/report.html; one by
-    other rules (--set) is printed, and written only into the folder that --out names.
+    It uses all finished scores. A report by the run's own rules is written into RUN. One by other rules (--set) is
+    printed, and written only to --out.
 
     \b
         rayasd report runs/first --by-section --oracle
@@ -91,7 +91,7 @@ def report(
 def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
     """Rank the chosen systems of several RUNS together.
 
-    Entries are ranked by the official score on one part. Runs on the whole of DCASE 2021 Task 2 are ranked among
+    The official score on one part ranks them. Runs on a complete DCASE Task 2 set of 2020 to 2025 are ranked among
     published systems, with the source of each number.
 
     \b
@@ -125,14 +125,14 @@ def leaderboard(runs: tuple[Path, ...], part: str | None, form: str) -> None:
 
 @click.command()
 @RUNS
-@click.option("--variants", metavar="A,B", help="A variant of each run; default: the first in rank.")
+@click.option("--variants", metavar="A,B", help="One variant per run; default: the first in rank.")
 @PART
-@click.option("--html", type=FILE, help="Write a page, too: machine by machine, and trends over runs on the same data.")
+@click.option("--html", type=FILE, help="Also write a page by machine, with trends over runs on the same data.")
 def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html: Path | None) -> None:
-    """Compare the first of several RUNS with each of the others.
+    """Compare the first RUN with each of the others.
 
-    Prints which is better and how certain that is, by a paired bootstrap over test clips, for the score and the mean
-    AUC. A run may be given twice, to compare two of its variants.
+    Prints which is better in score and mean AUC, by how much and how certainly: by a paired bootstrap over test clips.
+    Name a run twice to compare two of its variants.
 
     \b
         rayasd compare runs/mine runs/theirs
@@ -175,26 +175,26 @@ def _print_table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
 
 @click.group()
 def export() -> None:
-    """Write results in the form that others ask for."""
+    """Write results in the form of a challenge."""
 
 
 @export.command()
 @RUN
 @click.option("--system-label", "label", required=True, metavar="LABEL", help="Lastname_Institute_task2_1")
-@click.option("--entry", help="Entry of the leaderboard: both, both+seeds …; default: the first in rank.")
+@click.option("--entry", help="Entry of the leaderboard, for example both+seeds; default: the first in rank.")
 @click.option("--seed", type=int,
-              help="One of the entry's seeds, unless it is an ensemble over them; default: the lowest.")  # fmt: skip
+              help="Seed of an entry that is not over seeds; default: the lowest.")  # fmt: skip
 @click.option("--name", default="Outlier exposure and inlier modelling", show_default=True, help="Name of the system.")
 @click.option("--abbreviation", default="rayasd", show_default=True, help="Short name, at most 10 characters.")
 @click.option("--author", "authors", multiple=True, metavar="LAST,FIRST,EMAIL,INSTITUTE",
-              help="Once per author, the corresponding one first.")  # fmt: skip
+              help="One author; may be repeated, the corresponding author first.")  # fmt: skip
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
               help="Other rules: evaluation.false_alarm_rate=0.05")  # fmt: skip
 @click.option("-o", "--out", type=FOLDER, help="Default RUN/submission/LABEL.")
 def dcase(run: Path, overrides: tuple[str, ...], **options: Any) -> None:
     """Write RUN's scores and decisions as official CSV files.
 
-    With them goes the description of the system, as YAML.
+    A YAML file describes the system.
 
     \b
         rayasd export dcase runs/first --system-label Doe_Lab_task2_1

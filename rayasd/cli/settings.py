@@ -27,12 +27,12 @@ your own several ([extending.md](extending.md#a-variant)); [method.md](method.md
 
 @click.command()
 @click.argument("key", required=False)
-@click.option("--preset", help="Preset or TOML file whose other values are shown; default: all presets of rayasd.")
+@click.option("--preset", help="Preset or TOML file to show beside the defaults; default: all presets of rayasd.")
 @output_format("table", "md", "json")
 def settings(key: str | None, preset: str | None, form: str) -> None:
     """Print settings: defaults, allowed values and meaning.
 
-    KEY is a table or a setting; without it, all are printed.
+    KEY is a table or a setting. Without it, all settings are printed.
 
     \b
         rayasd settings exposure

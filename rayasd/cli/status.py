@@ -22,12 +22,12 @@ _PAUSE_FACTOR = 20  # times as long as a look took: a large run on a slow file s
 @click.command()
 @RUN
 @click.option("--watch", is_flag=True,
-              help="Look again every 2 seconds (a large run: less often), until no process works on it.")  # fmt: skip
+              help="Repeat every 2 seconds (for a large run less often) until no process works on RUN.")  # fmt: skip
 @output_format("table", "json")
 def status(run: Path, watch: bool, form: str) -> None:
     """Show the progress of RUN.
 
-    It shows who drives it, what runs where and what failed. It reads files only and needs no Ray.
+    Prints which process drives it, what runs where, and what failed. It reads only files, so it works on any host.
 
     \b
         rayasd status runs/night --watch
@@ -56,12 +56,12 @@ def status(run: Path, watch: bool, form: str) -> None:
 @click.command()
 @RUN
 @click.option("--wait", "wait_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
-              help="Wait until no process works on the run, at most this long.")  # fmt: skip
+              help="Wait up to this long until no process works on RUN.")  # fmt: skip
 def stop(run: Path, wait_seconds: float) -> None:
-    """Ask the process that drives RUN to stop.
+    """Stop a RUN; the same sweep command continues it.
 
-    Units save at their epoch's end, and the sweep exits with 77. It stays stopped: batch scripts do not put it back
-    in the queue. The same command continues from there.
+    Units save at the end of their epoch, and the sweep exits with 77. Batch scripts do not put the job back in the
+    queue.
 
     \b
         rayasd stop runs/first --wait 120
@@ -108,12 +108,12 @@ def dashboard(run: Path) -> None:
 @click.command()
 @RUN
 @click.option("--to", "name", type=click.Choice(["tensorboard", "mlflow"]), default="tensorboard", show_default=True,
-              help="TensorBoard's files in RUN/tensorboard, or the server at $MLFLOW_TRACKING_URI.")  # fmt: skip
+              help="tensorboard: files in RUN/tensorboard; mlflow: the server at $MLFLOW_TRACKING_URI.")  # fmt: skip
 @click.option("--watch", is_flag=True, help="Continue until no process works on RUN.")
 def track(run: Path, name: str, watch: bool) -> None:
-    """Show the trainings and results of RUN in a tracker.
+    """Copy trainings and results of RUN to TensorBoard or MLflow.
 
-    Reads the run's files, during a sweep or after it. Run again, it adds what is missing.
+    Works during a sweep or after it. The same command adds what is missing.
 
     \b
         rayasd track runs/night

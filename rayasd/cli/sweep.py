@@ -24,36 +24,36 @@ if TYPE_CHECKING:
               help="Folder in a DCASE layout, or a manifest; default $RAYASD_DATA, then data/.")  # fmt: skip
 @GROUND_TRUTH
 @click.option("--on-bad-clip", type=click.Choice(["fail", "skip"]),
-              help="An unusable clip stops the sweep, or is left out and counted; default fail.")  # fmt: skip
-@click.option("--machines", default="all", show_default=True, help="all, or some of those that the data hold: fan,pump")
+              help="Stop at an unusable clip, or leave it out and count it; default: fail.")  # fmt: skip
+@click.option("--machines", default="all", show_default=True, help="all, or some machine types: fan,pump")
 @click.option("--preset", default="eusipco2022", show_default=True,
               help="eusipco2022, recommended, serial-oe, small, demo, or a TOML file.")  # fmt: skip
-@click.option("--variants", help="Systems to compare, as the preset names them: both,untrained,statistics; "
+@click.option("--variants", help="Systems of the preset to compare: both,untrained,statistics; "
                                   "default: the preset's first.")  # fmt: skip
 @click.option("--seeds", default="0", show_default=True, help="Seeds: 0,1,2 or 0-4")
 @click.option(
-    "--detectors", help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)' …; default from the preset."
+    "--detectors", help="knn,gmm-4,'sklearn.ensemble.IsolationForest(n_estimators=50)'; default: the preset's."
 )
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting: exposure.epochs=50")
 @click.option("--vary", metavar="KEY=V1,V2,…",
-              help="Run one variant per value and plot the result: exposure.real_anomalies=0,1,2,4")  # fmt: skip
+              help="Run one variant per value and plot a curve: exposure.real_anomalies=0,1,2,4")  # fmt: skip
 @click.option("--run-dir", type=FOLDER, default=Path("runs/default"),
-              show_default=True, help="Folder for results; an existing run continues.")  # fmt: skip
+              show_default=True, help="Folder for results; a run that exists continues.")  # fmt: skip
 @click.option("--accept-changes", is_flag=True,
-              help="Continue a run whose configuration differs; redo what that changes.")  # fmt: skip
+              help="Continue a run whose configuration or data differ, and redo what that changes.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print units, resources and disk, and start nothing.")
 @click.option("--simulate", metavar="KEY=VALUE,…",
-              help="With --dry-run: how long on nodes=128,gpus-per-node=8 (docs/scaling.md).")  # fmt: skip
+              help="With --dry-run: estimate the time on nodes=128,gpus-per-node=8 (docs/scaling.md).")  # fmt: skip
 @click.option("--set-up-only", is_flag=True,
-              help="Decode and write the plan only; train, embed and detect do the rest.")  # fmt: skip
+              help="Only decode clips and write the plan; then use train, embed and detect, or --only.")  # fmt: skip
 @click.option("--only", metavar="MACHINES|K/N",
-              help="Work on these machines, or the K-th of N shares, of a run that is set up.")  # fmt: skip
-@click.option("--trust", is_flag=True, help="Write into a run directory that belongs to another user.")
+              help="Do these machines, or the K-th of N shares, of a run that is set up.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Allow a run directory that belongs to another user.")
 @execution_options
 def sweep(**options: Any) -> None:
     """From recordings to a leaderboard: train, embed, detect, rank.
 
-    Run the same command again to continue where it stopped.
+    Also writes report.html. The same command continues where it stopped.
 
     \b
         rayasd sweep --machines all --data ROOT --preset demo
@@ -128,7 +128,7 @@ def _stage_command(stage: "StageName", text: str, example: str) -> click.Command
     @click.command(stage, help=f"{text}\n\n\b\n    rayasd {stage} runs/first {example}")
     @RUN
     @click.option("--machines", default="all", show_default=True,
-                  help="all, or some; others may be done by another command at the same time.")  # fmt: skip
+                  help="all, or some: another command may do others at the same time.")  # fmt: skip
     @TRUST
     @execution_options
     def command(run: Path, machines: str, trust: bool, **options: Any) -> None:
@@ -150,7 +150,7 @@ def _run_stages(run: Path, stages: "Sequence[StageName]", only: str | None, exec
 
 
 train = _stage_command("train", "Train missing networks of RUN.", "--machines fan,pump")
-embed = click.option("--detect", is_flag=True, help="Then fit and apply missing inlier models, too.")(
+embed = click.option("--detect", is_flag=True, help="Also fit and apply missing inlier models.")(
     _stage_command("embed", "Compute missing embeddings of RUN. Its networks must be trained.", "--executor local")
 )
 detect = _stage_command(
