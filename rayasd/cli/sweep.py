@@ -77,18 +77,22 @@ def _sweep(
     from rayasd.cli.dry_run import DryRun, Simulation
     from rayasd.cli.screen import Screen
     from rayasd.study.choices import choose_variants
+    from rayasd.study.notes import kept_by_variants
     from rayasd.study.study import Study
 
     if simulate is not None and not dry_run:
         raise UserError("--simulate goes with --dry-run")
     simulation = None if simulate is None else Simulation.parse(simulate)
     short = {"inlier.detectors": detectors, "data.on_bad_clip": on_bad_clip}
-    config = presets.load(preset, [*overrides, *(f"{k}={value}" for k, value in short.items() if value is not None)])
+    asked = [*overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
+    config = presets.load(preset, asked)
     if vary is not None:
         chosen = choose_variants(variants, config)
         config, variants = presets.varied(config, chosen, *presets.parse_values(vary))
     study = Study(config=config, data=source, run_dir=run_dir, machines=machines, variants=variants, seeds=seeds,
                   ground_truth=ground_truth, command=sys.argv, trust=trust)  # fmt: skip
+    for line in kept_by_variants(config, study.variants, presets.parse_overrides(asked)):
+        tell(line)
     screen = Screen(wide_console(), execution.grace)
     if dry_run:
         dry = DryRun(study, execution)

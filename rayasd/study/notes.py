@@ -1,15 +1,29 @@
 """Notes about the data that a person should read before a sweep."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow.compute as pc
 
+from rayasd.config import Config
 from rayasd.data.catalog import ONE_MACHINE, Catalog
 from rayasd.data.oddities import odd_contents
 from rayasd.wording import counted
 
 _SHOWN_PROBLEMS = 5
+
+
+def kept_by_variants(config: Config, variants: Iterable[str], asked: Iterable[str]) -> Iterator[str]:
+    """Tell which variants keep a value of their own, where a setting was asked for by its dotted name."""
+    for name in asked:
+        table, _, key = name.partition(".")
+        if table == "variants" or not key:
+            continue
+        values = {variant: getattr(getattr(config.variant(variant), table), key) for variant in variants}
+        own = {variant: value for variant, value in values.items() if value != getattr(getattr(config, table), key)}
+        if own:
+            kept = ", ".join(f"{variant} keeps its own {value}" for variant, value in own.items())
+            yield f"note     {name}: {kept}; --set variants.{next(iter(own))}.{name}=VALUE changes that"
 
 
 def skipped_anomalies(scanned: Catalog, catalog: Catalog) -> Iterator[str]:

@@ -227,6 +227,16 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_variant_that_keeps_its_own_value_of_a_setting_is_named(tree: Path, tmp_path: Path, rayasd: Rayasd):
+    words = ("sweep", "--data", tree, "--run-dir", tmp_path / "run", "--dry-run", "--set", "exposure.epochs=3")
+    done = rayasd(*words, "--variants", "both,untrained")
+    assert (
+        "note     exposure.epochs: untrained keeps its own 0; --set variants.untrained.exposure.epochs" in done.stdout
+    )
+    done = rayasd(*words, "--variants", "both,untrained", "--set", "variants.untrained.exposure.epochs=3")
+    assert "note     exposure.epochs" not in done.stdout
+
+
 def test_a_dry_run_plays_the_plan_on_nodes_that_are_not_there(
     finished: Path, tree: Path, tmp_path: Path, rayasd: Rayasd
 ):
