@@ -26,6 +26,7 @@ from rayasd.data.years import DEVELOPMENT_MACHINES
 
 MACHINES, SECTIONS, RATE, SECONDS = DEVELOPMENT_MACHINES[2021], 6, 16000, 10
 ONE_EPOCH = ("exposure.epochs=1", "exposure.min_steps=0", "exposure.keep_every=0")
+ONE_SHARED_EPOCH = tuple(f"variants.shared-scac.{each}" for each in ONE_EPOCH)  # whose own values would stay
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
         ("ingested", "controls", (*sweep, "--variants", "statistics", "--set-up-only")),
         ("a control, all detectors, report", "controls", (*sweep, "--variants", "statistics")),
         ("leaderboard and page again", "controls", ("report",)),
-        ("shared-scac, an epoch, all detectors", "shared", (*sweep, "--variants", "shared-scac", *settings(ONE_EPOCH))),
+        ("shared-scac, an epoch, all detectors", "shared", (*sweep, "--variants", "shared-scac", *settings(ONE_SHARED_EPOCH))),
         ("eusipco2022 on one machine, an epoch", "both", (*sweep, "--machines", "fan", *settings(ONE_EPOCH))),
     ):
         folder = asked.out / run
