@@ -11,8 +11,7 @@ from pyarrow.lib import ArrowException
 from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 
-CLASSES = b"classes"
-"""Key of an embeddings file's metadata: the classes that the network tells apart (JSON)."""
+CLASSES = b"classes"  # key of an embeddings file's metadata: the classes that the network tells apart (JSON)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

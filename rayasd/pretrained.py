@@ -12,8 +12,7 @@ from rayasd.errors import UserError
 from rayasd.files import digest, file_digest
 from rayasd.registry import parse_call
 
-PARAMETERS = ("file", "folder")
-"""Parameters of an encoder that name weights, whoever wrote the encoder."""
+PARAMETERS = ("file", "folder")  # parameters of an encoder that name weights, whoever wrote the encoder
 
 
 def weight_paths(config: Config) -> list[str]:

@@ -19,8 +19,7 @@ from rayasd.host import cpu_quota, usable_cpus
 from rayasd.wording import size
 
 Severity = Literal["ok", "note", "bad"]
-Checked = tuple[Severity, str]
-"""Outcome of a check in one line: what was found, and what to do unless all is well."""
+Checked = tuple[Severity, str]  # outcome of a check in one line: what was found, and what to do unless all is well
 
 _LOCAL_FILE_SYSTEMS = (
     "ext",

@@ -21,8 +21,7 @@ class Software:
     """Versions that results may depend on."""
 
     versions: Mapping[str, str | None]
-    code: str
-    """Sha256 of our modules, since two checkouts may have one version."""
+    code: str  # sha256 of our modules, since two checkouts may have one version
 
     @classmethod
     def here(cls) -> "Software":

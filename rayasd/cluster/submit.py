@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 from rayasd.errors import EXIT_STOPPED, UserError
 from rayasd.host import why_silent
 
-STOP_SECONDS = 30
-"""Time for a stopped job to save and to end by itself; Ray's default of 3 s is short for a sweep."""
+STOP_SECONDS = 30  # time for a stopped job to save and to end by itself; Ray's default of 3 s is short for a sweep
 
 
 @contextmanager

@@ -16,12 +16,9 @@ from rayasd.randomness import generator
 class SetAside:
     """Rows of a machine's table that leave its test."""
 
-    exposed: Indices
-    """To be trained on as pseudo-anomalous clips."""
-    hidden: Indices
-    """To be taken for normal training clips."""
-    reserved: Indices
-    """Not used at all."""
+    exposed: Indices  # to be trained on as pseudo-anomalous clips
+    hidden: Indices  # to be taken for normal training clips
+    reserved: Indices  # not used at all
 
 
 def set_aside(table: pa.Table, machine: str, exposure: ExposureConfig) -> SetAside:

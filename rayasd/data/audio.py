@@ -32,8 +32,7 @@ _MOST_OVER_FULL_SCALE = 16.0
 _OWN_FAULTS = (
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
 )  # fmt: skip
-_BLOCK = 1 << 22
-"""Samples of all channels that are read at once; shorter clips are read as a whole."""
+_BLOCK = 1 << 22  # samples of all channels that are read at once; shorter clips are read as a whole
 _MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
@@ -63,10 +62,8 @@ class AudioFacts:
     sample_rate: int
     channels: int
     subtype: str
-    container: str
-    """WAV, FLAC, MP3 …: what the file is, whatever its name says."""
-    size: int
-    """Bytes of the file."""
+    container: str  # WAV, FLAC, MP3 …: what the file is, whatever its name says
+    size: int  # bytes of the file
 
     @property
     def seconds(self) -> float:

@@ -38,8 +38,7 @@ ONE_MACHINE = (
     "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
     "; --variants statistics,untrained need none"
 )
-_LONGEST_MACHINE = 150
-"""Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
+_LONGEST_MACHINE = 150  # bytes of UTF-8: names of cache files hold it, and file systems end at 255
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,9 @@ class Catalog:
     """Every clip below one root."""
 
     root: Path
-    table: pa.Table
-    """Columns of ``SCHEMA``; the waveform cache adds frames, digest and sums."""
+    table: pa.Table  # columns of ``SCHEMA``; the waveform cache adds frames, digest and sums
     oddities: tuple[Oddity, ...] = ()
-    signals: tuple[int, str] = (0, "")
-    """``data.signal_rate`` and ``data.signal_column`` of the manifest."""
+    signals: tuple[int, str] = (0, "")  # ``data.signal_rate`` and ``data.signal_column`` of the manifest
 
     @property
     def machines(self) -> list[str]:

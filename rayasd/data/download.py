@@ -14,17 +14,14 @@ import requests
 from rayasd import __version__
 from rayasd.errors import UserError, one_line
 
-RETRY_PAUSE = 2.0
-"""Seconds before the second attempt; each further pause is twice as long."""
-MAX_ATTEMPTS = 5
-"""Failures in a row, without progress, after which a file is given up."""
+RETRY_PAUSE = 2.0  # seconds before the second attempt; each further pause is twice as long
+MAX_ATTEMPTS = 5  # failures in a row, without progress, after which a file is given up
 
 _TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 16
 _TEMPORARY = (408, 425, 429)  # HTTP status; and 500 and above
 
-OnFileProgress = Callable[[str, int, int], None]
-"""Called with a file's name, bytes done and bytes in all."""
+OnFileProgress = Callable[[str, int, int], None]  # called with a file's name, bytes done and bytes in all
 
 
 class _TemporaryError(Exception):
@@ -37,10 +34,8 @@ class RemoteFile:
 
     name: str
     url: str
-    size: int
-    """Bytes."""
-    md5: str
-    """Hexadecimal."""
+    size: int  # bytes
+    md5: str  # hexadecimal
 
 
 def read_json(url: str) -> Any:

@@ -22,8 +22,7 @@ from rayasd.errors import UserError, one_line
 from rayasd.files import now, read_record, storage_error, write_json
 from rayasd.wording import counted, size
 
-FREE_SPACE_MARGIN = 256 << 20
-"""Bytes that stay free."""
+FREE_SPACE_MARGIN = 256 << 20  # bytes that stay free
 
 _UNPACKED_FACTOR = 1.5  # bytes of clips per byte of archive, at most: 1.3 is usual
 _NAME = re.compile(r"[\w .,+=@~()-]{1,200}", re.ASCII)

@@ -29,8 +29,7 @@ class Truth:
     attributes: str | None = None
 
 
-Truths = dict[tuple[str, str], Truth]
-"""By machine, its name folded, and name of the file."""
+Truths = dict[tuple[str, str], Truth]  # by machine, its name folded, and name of the file
 
 
 def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True) -> Catalog:

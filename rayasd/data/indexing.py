@@ -29,19 +29,15 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 class Rules:
     """Meaning of the words in paths or columns."""
 
-    machine: str | None = None
-    """For clips without a word; likewise ``label``."""
+    machine: str | None = None  # for clips without a word; likewise ``label``
     label: str | None = None
     normal: Sequence[str] = ()
     """Words, or patterns with *, for normal clips; likewise ``anomaly``, where the word is kept as an attribute."""
     anomaly: Sequence[str] = ()
-    splits: Mapping[str, str] = field(default_factory=dict)
-    """More words for train and test."""
-    test_fraction: float = TEST_FRACTION
-    """Share of normal clips without a split that is held out for the test."""
+    splits: Mapping[str, str] = field(default_factory=dict)  # more words for train and test
+    test_fraction: float = TEST_FRACTION  # share of normal clips without a split that is held out for the test
     seed: int = 0
-    partial: bool = False
-    """Pass over rows of a table whose files do not exist."""
+    partial: bool = False  # pass over rows of a table whose files do not exist
 
     def label_of(self, word: str, place: str) -> tuple[str, str]:
         """Return normal, anomaly or unknown, and the kind of fault (empty: none is named)."""

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
 
-_QUIETEST_FLOATS = 2.0**-8
-"""Peaks below it would leave less than 8 of 16 bits."""
+_QUIETEST_FLOATS = 2.0**-8  # peaks below it would leave less than 8 of 16 bits
 LEVEL = 2.0**-6
 """RMS value with full scale 1, -36 dB: peaks of 64 times as much fit, and rounding to 16 bits adds noise at -101 dB."""
 

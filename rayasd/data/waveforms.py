@@ -45,10 +45,8 @@ _VERSION = 4  # of the cache's files, and of what is refused
 class Waveforms:
     """Decoded samples of one machine's clips."""
 
-    samples: NDArray[np.int16]
-    """Memory map, all clips one after the other."""
-    offsets: NDArray[np.int64]
-    """First sample of each clip, (clips,); ``frames``: samples of each."""
+    samples: NDArray[np.int16]  # memory map, all clips one after the other
+    offsets: NDArray[np.int64]  # first sample of each clip, (clips,); ``frames``: samples of each
     frames: NDArray[np.int64]
 
     def window(self, clip: int, start: int, length: int, out: NDArray[np.int16]) -> None:

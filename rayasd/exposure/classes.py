@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 class Classes:
     """Names of classes, and the class of each clip."""
 
-    names: tuple[str, ...]
-    """Sorted."""
-    positions: tuple[Indices, ...]
-    """Position of each clip's class among the names, by machine; -1: none."""
+    names: tuple[str, ...]  # sorted
+    positions: tuple[Indices, ...]  # position of each clip's class among the names, by machine; -1: none
 
     @classmethod
     def of(

@@ -20,8 +20,7 @@ from rayasd.randomness import generator
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
-_MOST_TRANSFORMED = 500
-"""Transformed clips of a machine: 256 MB of windows of 2 s at 16 kHz."""
+_MOST_TRANSFORMED = 500  # transformed clips of a machine: 256 MB of windows of 2 s at 16 kHz
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,9 @@ class MachineClips:
     """Each clip's part in this unit: train, validation, test; exposed: an anomaly that is trained on; reserved: an
     anomaly that is not used; noise, clean: a supplemental clip."""
     mean: float
-    deviation: float
-    """Mean and deviation of the training split's samples, full scale 1."""
-    per_batch: int | None = None
-    """Clips in each batch; None: an even share among all such."""
-    clustered: bool = False
-    """Whether the attributes of its training clips are clusters."""
+    deviation: float  # mean and deviation of the training split's samples, full scale 1
+    per_batch: int | None = None  # clips in each batch; None: an even share among all such
+    clustered: bool = False  # whether the attributes of its training clips are clusters
 
     def scale(self, scaling: str) -> tuple[float, float]:
         """Return the mean and deviation by which an encoder with this ``scaling`` wants waveforms standardised."""
@@ -168,8 +164,7 @@ def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, o
 class ResidentClips:
     """One machine's decoded samples in the memory of the device that trains on them."""
 
-    samples: Tensor
-    """int16, all clips one after the other."""
+    samples: Tensor  # int16, all clips one after the other
     offsets: Tensor
     frames: Tensor
 

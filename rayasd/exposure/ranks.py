@@ -87,8 +87,7 @@ class Ranks:
                 parameter.grad /= self.size
 
 
-Work = Callable[[Ranks, UnitSpec, Report], None]
-"""A module's function that every rank of a unit calls."""
+Work = Callable[[Ranks, UnitSpec, Report], None]  # a module's function that every rank of a unit calls
 
 
 def on_ranks(work: Work, spec: UnitSpec, report: Report) -> None:

@@ -39,8 +39,7 @@ from rayasd.randomness import generator, torch_seed
 from rayasd.unit import STATE, Progress, Report, Stopped, UnitSpec, silent
 
 _MOST_EPOCHS = 32767  # what the column of checkpoints holds
-History = list[dict[str, Any]]
-"""A row per epoch, as in history.jsonl."""
+History = list[dict[str, Any]]  # a row per epoch, as in history.jsonl
 
 
 def train(spec: UnitSpec, report: Report = silent) -> None:

@@ -17,8 +17,7 @@ from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, fit_detector
 from rayasd.inlier.features import Samples, features_of, group_numbers, samples, windows_per_clip
 from rayasd.inlier.neighbours import NeighbourSearch
 
-FEW = 60
-"""Groups of normal clips up to which cheap detectors leave out one at a time."""
+FEW = 60  # groups of normal clips up to which cheap detectors leave out one at a time
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,8 @@ class Fold:
 
     fit: Samples
     neighbours: NeighbourSearch
-    clips: Indices
-    """Clips that are scored."""
-    X: Features
-    """Their windows, clip by clip, or one row for each."""
+    clips: Indices  # clips that are scored
+    X: Features  # their windows, clip by clip, or one row for each
 
 
 class Bank:

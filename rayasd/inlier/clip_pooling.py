@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from rayasd.errors import unknown
 
-WINDOWS = "windows"
-"""The level of detectors that see windows; any other level is the name of a clip pooling."""
+WINDOWS = "windows"  # the level of detectors that see windows; any other level is the name of a clip pooling
 
 _Windows = NDArray[np.float64]
 _NUMBER = r"(\d+(?:\.\d+)?)"

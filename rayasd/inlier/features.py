@@ -20,10 +20,8 @@ COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]
 class Samples:
     """Windows or clips, n of them, and where they are from."""
 
-    X: Features
-    """(n, D)"""
-    domains: NDArray[np.object_]
-    """source, target or unknown, (n,)."""
+    X: Features  # (n, D)
+    domains: NDArray[np.object_]  # source, target or unknown, (n,)
     groups: Indices
     """Which clip, or group of clips, each is of, (n,), from 0: samples of one group are never neighbours."""
 

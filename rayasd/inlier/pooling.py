@@ -11,8 +11,7 @@ from rayasd.errors import UserError
 from rayasd.inlier.clip_pooling import find_clip_pooling, is_clip_level
 from rayasd.registry import find
 
-Pooling = Callable[[Scores], Scores]
-"""Maps scores (clips, windows) to (clips,)."""
+Pooling = Callable[[Scores], Scores]  # maps scores (clips, windows) to (clips,)
 
 
 def _lower_half_mean(windows: Scores) -> Scores:

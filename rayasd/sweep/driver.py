@@ -17,8 +17,7 @@ from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit
 
-Turn = tuple[int, float, int]
-"""Turn of the unit's seed, minus its cost, place in the plan."""
+Turn = tuple[int, float, int]  # turn of the unit's seed, minus its cost, place in the plan
 _POLL_SECONDS = 0.5
 _MAX_LOSSES = 20  # hosts that may be lost under one unit
 _STRANDED_SECONDS = 300.0  # how long to wait for a node on which a unit fits, while nothing runs

@@ -16,8 +16,7 @@ from rayasd.files import CACHE_TAG, is_marked_as_cache, no_links
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
-_REPORT_SECONDS = 60.0
-"""A report writes into a run without a lock, for some seconds."""
+_REPORT_SECONDS = 60.0  # a report writes into a run without a lock, for some seconds
 _CACHE_FILE = re.compile(
     r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|features|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
 )
@@ -28,8 +27,7 @@ class Leftover:
     """A file or folder that nobody needs any more."""
 
     path: Path
-    size: int
-    """Bytes."""
+    size: int  # bytes
     what: str
 
     def remove(self) -> None:

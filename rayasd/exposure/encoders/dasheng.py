@@ -9,8 +9,7 @@ from rayasd.config import Config
 from rayasd.exposure.encoders.patches import Pretrained, patches_in_time
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, fill, mark_as_base, offline_import, read_weights
 
-_HEADS = {768: 12, 1280: 16, 1536: 24}
-"""Attention heads by width: of base, 0.6B and 1.2B, whose files do not name them."""
+_HEADS = {768: 12, 1280: 16, 1536: 24}  # attention heads by width: of base, 0.6B and 1.2B, whose files do not name them
 
 
 class Dasheng(Pretrained):

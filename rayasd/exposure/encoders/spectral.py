@@ -16,11 +16,9 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.encoders import Encoder
 
-LONG = ((256, 64), (64, 32), (16, 4))
-"""Kernels and strides of ``FftNetwork`` for whole clips."""
+LONG = ((256, 64), (64, 32), (16, 4))  # kernels and strides of ``FftNetwork`` for whole clips
 
-SHORT = ((256, 64), (64, 8), (8, 4))
-"""Kernels and strides of ``FftNetwork`` for windows of a few seconds."""
+SHORT = ((256, 64), (64, 8), (8, 4))  # kernels and strides of ``FftNetwork`` for windows of a few seconds
 
 
 class StftResNet(Encoder):

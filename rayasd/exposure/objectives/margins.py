@@ -54,12 +54,9 @@ class _Angular(ClassLoss):
     The probability of a class is the sum of those of its columns, computed by logsumexp.
     """
 
-    scale: Tensor
-    """A buffer: s of the formulas."""
-    others_only: ClassVar[bool] = True
-    """Whether B of the adaptive scale leaves out the classes that share a clip."""
-    vectors: Tensor
-    """(columns, D), a parameter or a buffer; their length does not matter."""
+    scale: Tensor  # a buffer: s of the formulas
+    others_only: ClassVar[bool] = True  # whether B of the adaptive scale leaves out the classes that share a clip
+    vectors: Tensor  # (columns, D), a parameter or a buffer; their length does not matter
 
     def __init__(self, num_classes: int, vectors: Tensor, *, columns: int, trainable: bool, adaptive: bool) -> None:
         super().__init__(num_classes)
