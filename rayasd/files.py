@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.errors import StorageError, UserError
+from rayasd.wording import size
 
 _TROUBLES = {
     errno.ENOSPC: "no space is left in {}: make room",
@@ -26,6 +28,7 @@ _TROUBLES = {
     errno.ENOTCONN: "{} cannot be reached: look at its file system",
 }
 CACHE_TAG = "CACHEDIR.TAG"
+FREE_SPACE_MARGIN = 64 << 20  # bytes
 _CACHE_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PERHAPS_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENOTCONN)
@@ -126,6 +129,12 @@ def is_marked_as_cache(folder: Path) -> bool:
     with suppress(OSError), (folder / CACHE_TAG).open("rb") as file:
         return file.read(len(_CACHE_SIGNATURE)) == _CACHE_SIGNATURE.encode()
     return False
+
+
+def need_space(folder: Path, num_bytes: int, what: str, remedy: str) -> None:
+    """Make sure that ``what`` has room. Raises StorageError: fewer bytes are free than it needs and a margin."""
+    if num_bytes + FREE_SPACE_MARGIN > (free := shutil.disk_usage(folder).free):
+        raise StorageError(f"{what} needs {size(num_bytes)} in {folder}, {size(free)} are free: {remedy}")
 
 
 def gone(folder: Path) -> StorageError:

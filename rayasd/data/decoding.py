@@ -5,7 +5,6 @@ Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads woul
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,10 +24,9 @@ from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.samples import scale_of
 from rayasd.errors import Interrupted, StorageError
-from rayasd.files import gone, mark_as_cache, replacing
+from rayasd.files import gone, mark_as_cache, need_space, replacing
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
-from rayasd.wording import size
 
 DECODED_COLUMNS = pa.schema(
     [
@@ -44,26 +42,18 @@ DECODED_COLUMNS = pa.schema(
 )
 
 MapOver = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-_FREE_SPACE_MARGIN = 64 << 20
 _CHUNK = 64  # clips of one call to a process
 _FEW = 1500  # clips that one process decodes before others would have started
 
 
 def decode_machine(
-    root: Path,
-    table: pa.Table,
-    config: DataConfig,
-    index: Path,
-    over: MapOver,
-    on_progress: Callable[[int], None],
+    root: Path, table: pa.Table, config: DataConfig, index: Path, over: MapOver, on_progress: Callable[[int], None]
 ) -> None:
     """Write a machine's samples (``index`` with suffix .i16), and then what is where (``index``, Parquet).
 
     Clips that cannot be used are named in the index, with the reason. ``over`` maps, as ``processes`` does.
 
-    Raises:
-        StorageError: there is no room, no permission, or no folder of clips any more.
-
+    Raises StorageError: there is no room, no permission, or no folder of clips any more.
     """
     clips = list(zip(table["clip"].to_pylist(), table["size"].to_pylist(), strict=True))
     rows: dict[str, tuple[Any, ...]] = {}
@@ -75,7 +65,7 @@ def decode_machine(
         bad = {clip: reason for clip, reason in lengths.items() if isinstance(reason, str)}
         planned = [(clip, frames) for clip, frames in lengths.items() if isinstance(frames, int)]
         offsets = np.cumsum([0, *(frames for _, frames in planned)], dtype=np.int64).tolist()
-        _need_space(index.parent, 2 * offsets[-1])
+        need_space(index.parent, 2 * offsets[-1], "the waveform cache", "choose another place with --cache DIR")
         mark_as_cache(index.parent)
         places = [(clip, offset, frames) for (clip, frames), offset in zip(planned, offsets, strict=False)]
         with replacing(index.with_suffix(".i16")) as path:
@@ -149,12 +139,11 @@ class Content:
 
     def add(self, samples: NDArray[np.int16]) -> None:
         """Take the next samples (n,)."""
-        total, squares = _sums(samples)
-        self.frames, self._total, self._squares = (
-            self.frames + len(samples),
-            self._total + total,
-            self._squares + squares,
-        )
+        for begin in range(0, len(samples), 1 << 20):  # sums of such a block stay below 2^53: exact in float64
+            wide = samples[begin : begin + (1 << 20)].astype(np.float64)
+            self._total += int(wide.sum())
+            self._squares += int(np.square(wide, out=wide).sum())
+        self.frames += len(samples)
         self._digest.update(np.ascontiguousarray(samples).data)
 
     @property
@@ -212,22 +201,3 @@ def _write_all(descriptor: int, samples: NDArray[np.int16], place: int) -> None:
     while left:
         written = os.pwrite(descriptor, left, place)
         left, place = left[written:], place + written
-
-
-def _sums(samples: NDArray[np.int16]) -> tuple[int, int]:
-    """Sum of samples and of their squares, exact: what float64 adds up of a block stays below 2^53."""
-    total = squares = 0
-    for begin in range(0, len(samples), 1 << 20):
-        wide = samples[begin : begin + (1 << 20)].astype(np.float64)
-        total += int(wide.sum())
-        squares += int(np.square(wide, out=wide).sum())
-    return total, squares
-
-
-def _need_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes + _FREE_SPACE_MARGIN > free:
-        raise StorageError(
-            f"the waveform cache needs {size(num_bytes)} in {folder}, {size(free)} are free: "
-            "choose another place with --cache DIR"
-        )

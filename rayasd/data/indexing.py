@@ -69,13 +69,8 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     group or path, so that more clips move none that are there. Clips of a group stay together; without ``{group}``,
     those that differ in microphone, channel or segment alone are one.
 
-    Returns:
-        Rows with paths below ``root``; audio files that do not match.
-
-    Raises:
-        UserError: no such folder, a pattern that does not tell machine or label, words that no rule knows, or nothing
-            that matches.
-
+    Returns rows with paths below ``root``, and audio files that do not match. Raises UserError: no such folder, a
+    pattern that does not tell machine or label, words that no rule knows, or nothing that matches.
     """
     expression = _pattern_expression(pattern)
     if rules.label is None and not {"label", "split"} & set(expression.groupindex):
@@ -96,19 +91,10 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
 def index_table(root: Path, path: Path, columns: Mapping[str, str], rules: Rules) -> tuple[list[Row], list[Path]]:
     """Make manifest rows from a table of clips below ``root``.
 
-    Args:
-        root: folder that the table's paths begin at.
-        path: the table.
-        columns: path, machine, section … -> a column of the table, or text with columns in braces:
-            ``sound_files/{Filename}``. What is not named is the column of this name, if there is one.
-        rules: as of ``index_tree``.
+    ``columns``: path, machine, section … -> a column of the table, or text with columns in braces:
+    ``sound_files/{Filename}``. What is not named is the column of this name, if there is one.
 
-    Returns:
-        As ``index_tree``.
-
-    Raises:
-        UserError: a column or a file that does not exist, or what ``index_tree`` refuses.
-
+    Returns as ``index_tree``. Raises UserError: a column or a file that does not exist, or what ``index_tree`` refuses.
     """
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
@@ -149,9 +135,7 @@ def index_table(root: Path, path: Path, columns: Mapping[str, str], rules: Rules
 def cut(root: Path, rows: Sequence[Row], seconds: float, config: DataConfig) -> list[Row]:
     """Cut recordings into pieces of so many seconds, which stay in one group; what is left at the end goes.
 
-    Raises:
-        UserError: a recording cannot be read.
-
+    Raises UserError: a recording cannot be read.
     """
     pieces = []
     for row in rows:

@@ -22,13 +22,8 @@ Records = list[dict[str, Any]]
 def read_table(path: Path) -> tuple[Records, list[str], dict[str, str]]:
     """Read a table.
 
-    Returns:
-        Rows by column; the columns, as they are spelled; what first lines ``# root: FOLDER``, ``# rate: HZ`` and
-        ``# column: NAME`` say.
-
-    Raises:
-        UserError: it is no table, or cannot be opened.
-
+    Returns rows by column; the columns, as they are spelled; and what first lines ``# root: FOLDER``, ``# rate: HZ``
+    and ``# column: NAME`` say. Raises UserError: it is no table, or cannot be opened.
     """
     with _reading(path):
         if path.suffix.lower() == ".parquet":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rayasd.arrays import Indices
 from rayasd.data.anomalies import set_aside
-from rayasd.data.catalog import Catalog, check_outlier_exposure
+from rayasd.data.catalog import Catalog, check_outlier_exposure, replaced
 from rayasd.data.hold_out import held_out
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
@@ -112,17 +112,15 @@ def supplemental(clips: MachineClips, kinds: Sequence[str]) -> list[MachineClips
 
 def _source(clips: MachineClips, what: str, chosen: Indices, waveforms: Waveforms, num_training: int) -> MachineClips:
     """Make a machine of its own of some clips of another, the first ones for training."""
-    name, table = f"{clips.name} {what}", clips.table.take(chosen)
-    for column, value in {"machine": name, "split": "train"}.items():
-        table = table.set_column(table.column_names.index(column), column, pa.array([value] * len(chosen)))
+    name, count = f"{clips.name} {what}", len(chosen)
     return replace(
         clips,
         name=name,
-        table=table,
+        table=replaced(clips.table.take(chosen), {"machine": [name] * count, "split": ["train"] * count}),
         waveforms=waveforms,
         training=np.arange(num_training),
-        validation=np.arange(num_training, len(chosen)),
-        split=np.where(np.arange(len(chosen)) < num_training, "train", "validation").astype(object),
+        validation=np.arange(num_training, count),
+        split=np.where(np.arange(count) < num_training, "train", "validation").astype(object),
     )
 
 

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from rayasd.arrays import Indices
 from rayasd.config import Config
+from rayasd.data.catalog import replaced
 from rayasd.errors import UserError
 from rayasd.exposure.clips import MachineClips
 from rayasd.exposure.device import Compute
@@ -51,8 +51,7 @@ def with_pseudo_attributes(
         members = section[train] == name
         places = _clustered(features[members], count, config.exposure.clusters_method)
         found[train[members]] = [f"cluster-{place}" for place in places]
-    column = table.column_names.index("attributes")
-    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())), clustered=True)
+    return replace(clips, table=replaced(table, {"attributes": found.tolist()}), clustered=True)
 
 
 def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from rayasd.config import Config
 from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure, check_supplemental
+from rayasd.data.groups import with_groups
 from rayasd.errors import StorageError, UserError
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
@@ -51,6 +52,7 @@ def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, 
     if ALL_MACHINES in catalog.machines:
         raise UserError(f"a machine type cannot be called {ALL_MACHINES}: rayasd uses the word for all of them")
     for config in configs.values():
+        with_groups(catalog, config.data.groups)  # refuses a rule that matches nothing
         if "train" in stages_of(config) and config.exposure.scope == "machine":
             check_outlier_exposure(catalog, machines, config.exposure.pseudo_anomalies)
         if "train" in stages_of(config):

@@ -23,6 +23,7 @@ from rayasd.data.catalog import scan
 from rayasd.data.ground_truth import scan_labelled
 from rayasd.data.zenodo import RECORDS, Archive, list_archives
 from rayasd.errors import UserError
+from rayasd.files import FREE_SPACE_MARGIN
 from tests.conftest import write_clip
 
 DEV, EVAL_TRAIN, EVAL_TEST, TRUTH = 4562016, 4660992, 4884786, 5257674
@@ -459,8 +460,8 @@ def test_a_bomb_is_measured_before_it_is_unpacked(
 ):
     site.content[DEV][FAN] = zipped({"fan/train/section_00_source_train_normal_0000.wav": bytes(20 << 20)})
     with monkeypatch.context() as patch:
-        free_space(patch, tmp_path, fetch.FREE_SPACE_MARGIN + (10 << 20))
-        refused(get, "unpacked, needs about 21 MB, but .*root has 279 MB free: make room")
+        free_space(patch, tmp_path, FREE_SPACE_MARGIN + (10 << 20))
+        refused(get, "unpacked, needs 21 MB in .*root, 77.6 MB are free: make room")
     assert files_below(tmp_path / "root") == {f"archives/{FAN}"}
     site.asked.clear()
     get()
@@ -471,8 +472,8 @@ def test_a_bomb_is_measured_before_it_is_unpacked(
 def test_too_little_space_is_said_before_anything_comes(
     get: Get, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    free_space(monkeypatch, tmp_path, fetch.FREE_SPACE_MARGIN)
-    refused(get, r"needs about [\d.]+ kB, but .*root has 268 MB free: make room")
+    free_space(monkeypatch, tmp_path, FREE_SPACE_MARGIN)
+    refused(get, r"needs [\d.]+ kB in .*root, 67.1 MB are free: make room")
     assert not site.asked
 
 
