@@ -12,8 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rayasd.host import end_with_parent, worker_pool
-from rayasd.sweep.provenance import package_versions
+from rayasd.host import end_with_parent, package_versions, worker_pool
 
 
 @dataclass(frozen=True)
@@ -90,5 +89,5 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "GPU": gpu,
         "Python": platform.python_version(),
-        **{name: package_versions()[name] for name in ("torch", "numpy", "scikit-learn", "ray")},
+        **package_versions(("torch", "numpy", "scikit-learn", "ray")),
     }

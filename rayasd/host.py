@@ -8,9 +8,10 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,6 +68,15 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = Pat
         return []
     devices = driver / "gpus"
     return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of packages; None for one that is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in found:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def address_of(interface: str) -> str | None:

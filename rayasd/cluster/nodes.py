@@ -10,7 +10,8 @@ from typing import Any
 
 from rayasd import __version__
 from rayasd.errors import UserError
-from rayasd.sweep.provenance import package_versions
+from rayasd.host import package_versions
+from rayasd.sweep.provenance import PACKAGES
 
 _ANSWER_SECONDS = 60.0
 _CLOCKS_DIFFER_SECONDS = 30.0
@@ -29,7 +30,7 @@ class Software:
         modules = sorted(Path(__file__).parents[1].rglob("*.py"))
         code = sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
         python = ".".join(platform.python_version_tuple()[:2])
-        return cls({"Python": python, "rayasd": __version__, **package_versions()}, code)
+        return cls({"Python": python, "rayasd": __version__, **package_versions(PACKAGES)}, code)
 
     def differences(self, other: "Software") -> list[str]:
         """Return what differs in the other."""

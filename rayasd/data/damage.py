@@ -1,4 +1,4 @@
-"""Damage that libsndfile does not report: failed reads, headers that contradict themselves or the file, altered FLAC."""
+"""Damage that libsndfile does not tell: failed reads, headers that contradict themselves or the file, altered FLAC."""
 
 import hashlib
 import os

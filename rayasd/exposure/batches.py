@@ -146,11 +146,6 @@ def random_starts(rng: np.random.Generator) -> Callable[[Indices], Indices]:
     return lambda slack: rng.integers(0, slack + 1)
 
 
-def central_starts(slack: Indices) -> Indices:
-    """Choose the window in the middle of each clip."""
-    return slack // 2
-
-
 def validation_batches(machines: Sequence[MachineClips], config: Config) -> Iterator[Batch]:
     """Compose batches of held-out clips.
 

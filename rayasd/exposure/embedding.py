@@ -121,7 +121,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 schema = embedding_schema(windows.schema)
                 if isinstance(extractor, Network):
                     schema = schema.with_metadata({CLASSES: json.dumps(extractor.objective.classes)})
-                writer.write(pa.Table.from_arrays([_whole(column) for column in columns], schema=schema))
+                writer.write(pa.Table.from_arrays(columns, schema=schema).combine_chunks())
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
             if why := span.problem:
                 raise UserError(f"{spec.unit}: {why} after {checkpoint} epochs: lower exposure.learning_rate "
@@ -236,7 +236,3 @@ def _column(values: torch.Tensor, *, fixed: bool) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     offsets = np.arange(0, values.numel() + 1, values.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

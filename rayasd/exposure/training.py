@@ -16,22 +16,14 @@ from rayasd.arrays import Indices
 from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
-from rayasd.exposure.batches import (
-    Batch,
-    BatchLoader,
-    central_starts,
-    random_starts,
-    steps_per_epoch,
-    validation_batches,
-)
-from rayasd.exposure.classes import Classes
+from rayasd.exposure.batches import Batch, BatchLoader, random_starts, steps_per_epoch, validation_batches
 from rayasd.exposure.clips import MachineClips, load_training_machines
 from rayasd.exposure.device import Compute, choose_compute
 from rayasd.exposure.encoders.weights import TROUBLES, read_torch
 from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
 from rayasd.exposure.noise import Noise
-from rayasd.exposure.objectives import Evaluated, find_objective
+from rayasd.exposure.objectives import Classes, Evaluated, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import digest, replacing
@@ -51,9 +43,8 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
 
     ``spec.num_ranks`` processes share each batch. What is learned depends on their number: see docs/method.md.
 
-    Raises:
-        UserError: no second machine to learn from, too few classes, or a loss that is no longer finite.
-        Stopped: ``report`` answered True at an epoch's end; state.pt is of this epoch.
+    Raises UserError: no second machine to learn from, too few classes, or a loss that is no longer finite; Stopped:
+    ``report`` answered True at an epoch's end; state.pt is of this epoch.
     """
     if spec.num_ranks > 1:
         on_ranks(_train, spec, report)
@@ -240,7 +231,7 @@ class Training:
 
     def _validation(self) -> Evaluated:
         for batch in validation_batches(self.loader.machines, self.config):
-            starts = self.loader.starts(batch, central_starts)
+            starts = self.loader.starts(batch, lambda slack: slack // 2)  # in the middle of each clip
             waveforms = self.loader.waveforms(batch, starts, np.arange(batch.num_clips))
             with self.compute.autocast():
                 embedding = self.network.extractor(waveforms)

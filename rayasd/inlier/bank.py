@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from rayasd.arrays import Features, Indices, Scores
 from rayasd.config import InlierConfig
 from rayasd.errors import one_line
-from rayasd.inlier.clip_pooling import WINDOWS
 from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, fit_detector
 from rayasd.inlier.features import Samples, features_of, group_numbers, samples, windows_per_clip
 from rayasd.inlier.neighbours import NeighbourSearch
+from rayasd.inlier.pooling import WINDOWS
 
 FEW = 60  # groups of normal clips up to which cheap detectors leave out one at a time
 

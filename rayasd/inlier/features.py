@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.arrays import Features, Indices
-from rayasd.inlier.clip_pooling import WINDOWS, find_clip_pooling
 from rayasd.inlier.detectors import DetectorSpec
+from rayasd.inlier.pooling import WINDOWS, find_clip_pooling
 
 COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]}
 """Names of ``inlier.features`` and the columns that each concatenates."""

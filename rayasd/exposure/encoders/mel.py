@@ -1,6 +1,6 @@
 """The paper's encoder: a mel spectrogram, then a timm model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
-from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
+from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights, refuse_missing
 
 
 def _timm() -> ModuleType:
@@ -73,7 +73,7 @@ class MelTimm(Encoder):
         self.front_end = MelSpectrogram(config.front_end, config.data.sample_rate)
         frames = config.window_length // config.front_end.hop_length + 1
         name, size = config.network.backbone, (config.front_end.n_mels, frames)
-        self.size = _filled_up(size) if _has_fixed_size(name) else size
+        self.size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32) if _has_fixed_size(name) else size
         self.backbone = _backbone(name, config.network.pretrained, self.size)
         self.dim = _num_features(self.backbone, name, self.size)
 
@@ -106,15 +106,11 @@ def _has_fixed_size(name: str) -> bool:
         raise UserError(f"network.backbone: {one_line(error)}") from None
 
 
-def _filled_up(size: tuple[int, int]) -> tuple[int, int]:
-    return (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
-
-
 def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
     state = _weights(pretrained) if pretrained else {}
     overlay = {"state_dict": dict(state), "hf_hub_id": None, "url": ""}  # never a download
     fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
-    if fixed and _is_plain(name):
+    if fixed and _timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"):
         fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
     try:
         backbone: nn.Module = _timm().create_model(
@@ -132,17 +128,15 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
         )
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
-        _check_all_loaded(backbone, name, pretrained, state)
+        # timm would leave what the file lacks as made, without a warning
+        wanted = [key for key in backbone.state_dict() if not key.endswith("num_batches_tracked")]
+        refuse_missing([key for key in wanted if key not in state], len(wanted), pretrained)
         mark_as_base(backbone)
         backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # which timm keeps there
     for module in backbone.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # autograd would copy what an activation in place overwrites
     return backbone
-
-
-def _is_plain(name: str) -> bool:
-    return bool(_timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
 
 
 def _weights(path: str) -> dict[str, Tensor]:
@@ -156,17 +150,6 @@ def _weights(path: str) -> dict[str, Tensor]:
         raise cannot_load(path, "it holds no weights by name")
     found: dict[str, Tensor] = _timm().models.clean_state_dict(content)
     return found
-
-
-def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str, there: Mapping[str, Tensor]) -> None:
-    """Refuse a file that lacks weights or buffers of the backbone: timm would leave them as made, without a warning."""
-    wanted = backbone.state_dict()
-    missing = [key for key in wanted if key not in there and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(
-            f"network.pretrained: cannot load {pretrained} into {name}: "
-            f"it lacks {len(missing)} of {len(wanted)} weights, {missing[0]} first"
-        )
 
 
 def check_backbone(name: str) -> None:

@@ -80,23 +80,12 @@ class Pretrained(Encoder):
         return chosen[0] if len(chosen) == 1 else torch.stack(chosen).mean(dim=0)
 
 
-def num_frames(samples: int) -> int:
-    """Count the whole frames of 25 ms, one each 10 ms."""
-    return 1 + (samples - _FRAME) // _SHIFT if samples >= _FRAME else 0
-
-
 def patches_in_time(config: Config, patch: int, stride: int, most: int | None = None) -> int:
-    """Count the patches of ``patch`` frames that lie within a window of sound.
+    """Count the patches of ``patch`` frames, one each ``stride`` frames, that lie within a window of sound.
 
-    Args:
-        config: of the variant, with the window's length.
-        patch: frames of a patch.
-        stride: frames from patch to patch.
-        most: frames that the encoder takes.
-
-    Raises UserError: the window is too short for one, or longer than the encoder takes.
+    Raises UserError: the window is too short for one, or has more than the ``most`` frames that the encoder takes.
     """
-    frames = num_frames(config.window_length)
+    frames = max(0, 1 + (config.window_length - _FRAME) // _SHIFT)
     if frames < patch or (most is not None and frames > most):
         shortest = (_FRAME + (patch - 1) * _SHIFT) / 16000
         longest = f" and {(_FRAME + (most - 1) * _SHIFT) / 16000:g}" if most is not None else ""
