@@ -13,9 +13,7 @@ from rayasd.exposure.encoders import Encoder, features_of_windows, make_encoder
 class Branches(Encoder):
     """Features of several encoders, one after the other.
 
-    Args:
-        config: of the run.
-        encoders: texts as ``network.encoder`` takes them: ``branches(encoders=['stft-resnet', 'fft'])``.
+    ``encoders``: texts as ``network.encoder`` takes them: ``branches(encoders=['stft-resnet', 'fft'])``.
 
     Raises UserError: no encoders, or encoders that want waveforms scaled differently.
     """
@@ -38,9 +36,7 @@ class Branches(Encoder):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Features of each encoder."""
         return self._widths
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, dim)."""
         return torch.cat([features_of_windows(part, waveforms) for part in self.parts], dim=1)

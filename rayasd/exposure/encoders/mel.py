@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
-from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights, refuse_missing
+from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weights, refuse_missing
 
 
 def _timm() -> ModuleType:
@@ -41,7 +41,6 @@ class MelSpectrogram(nn.Module):
         )
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Compute the spectrograms."""
         with torch.autocast(waveforms.device.type, enabled=False):
             spectrum = self.spectrogram(waveforms.float())
             squares = spectrum.real.square() + spectrum.imag.square()  # twice as fast as the complex magnitude on CPUs
@@ -56,10 +55,8 @@ class MelTimm(Encoder):
     kernels over these, as timm does it: outputs are those for three equal channels. A model of fixed input size is made
     for the spectrogram's, filled up with zeros to multiples of 32; timm resamples its position embeddings.
 
-    Args:
-        config: of the variant.
-        normalise: ``"window"`` takes its mean from each spectrogram and divides it by its deviation; two numbers are a
-            mean and a deviation to use; None leaves it as it is.
+    ``normalise``: ``"window"`` takes its mean from each spectrogram and divides it by its deviation; two numbers are a
+    mean and a deviation to use; None leaves it as it is.
 
     Raises UserError: timm has no such model or cannot use it here, or ``network.pretrained`` lacks weights of it.
     """
@@ -83,7 +80,6 @@ class MelTimm(Encoder):
         return self.backbone
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode standardised waveforms (N, samples) as (N, dim)."""
         bands = self._normalised(self.front_end(waveforms))
         missing = (self.size[0] - bands.shape[2], self.size[1] - bands.shape[3])
         if any(missing):
@@ -143,11 +139,9 @@ def _weights(path: str) -> dict[str, Tensor]:
     """Read a file of weights, and take them out of a checkpoint as ``timm.models.load_state_dict`` does."""
     content = read_weights(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
+        if isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict):
-        raise cannot_load(path, "it holds no weights by name")
     found: dict[str, Tensor] = _timm().models.clean_state_dict(content)
     return found
 

@@ -18,12 +18,9 @@ _FRAME, _SHIFT = 400, 160  # samples: 25 and 10 ms
 class KaldiFbank(nn.Module):
     """Log-mel energies as Kaldi computes them: waveforms (N, samples) at 16 kHz to (N, frames, 128), in float32.
 
-    Args:
-        window: of a frame, as torchaudio's ``compliance.kaldi.fbank`` names it.
-        gain: of the waveforms.
-        mean: taken from the energies, which are then divided by twice ``deviation``.
-        deviation: of the energies that the encoder was trained with.
-        frames: number of frames that the energies are filled up to, with zeros before the mean is taken.
+    ``window``: of a frame, as torchaudio's ``compliance.kaldi.fbank`` names it; ``gain``: of the waveforms. Energies
+    are filled up with zeros to ``frames`` frames, then ``mean`` is taken from them and they are divided by twice
+    ``deviation``: those of the sounds that the encoder was trained with.
     """
 
     def __init__(self, *, window: str, gain: float, mean: float, deviation: float, frames: int | None = None) -> None:
@@ -32,14 +29,9 @@ class KaldiFbank(nn.Module):
         self.window, self.gain, self.mean, self.deviation = window, gain, mean, deviation
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Compute the energies; one waveform after the other, as the function takes a single one."""
+        options = {"num_mel_bins": 128, "sample_frequency": 16000, "window_type": self.window}
         with torch.autocast(waveforms.device.type, enabled=False):
-            bands = [
-                kaldi.fbank(
-                    waveform.unsqueeze(0) * self.gain, num_mel_bins=128, sample_frequency=16000, window_type=self.window
-                )
-                for waveform in waveforms.float()
-            ]
+            bands = [kaldi.fbank(waveform.unsqueeze(0) * self.gain, **options) for waveform in waveforms.float()]
             energies = torch.stack(bands)
             missing = 0 if self.frames is None else self.frames - energies.shape[1]
             return (F.pad(energies, (0, 0, 0, missing)) - self.mean) / (2 * self.deviation)
@@ -51,7 +43,10 @@ def audioset_fbank(frames: int, mean: float = -4.2677393, deviation: float = 4.5
 
 
 class Pretrained(Encoder):
-    """An encoder of 16 kHz waveforms at full scale 1, whose hidden states are averaged over ``layers``."""
+    """An encoder of 16 kHz waveforms at full scale 1.
+
+    ``layers``: hidden states to average, from 1 to the number of layers; by default the last, as the model returns it.
+    """
 
     scaling = "none"
     sample_rate: ClassVar[int | None] = 16000

@@ -106,13 +106,10 @@ def product_members(machine: Tensor, *, mixed: bool, rule: str) -> Tensor:
 
 
 def product_loss(logits: Tensor, targets: Tensor, members: Tensor, kind: str) -> Tensor:
-    """Mean product loss over the members, 0 without members.
+    """Mean product loss of logits (N, K) over the ``members`` (N,), 0 without members.
 
-    Args:
-        logits: (N, K).
-        targets: (N, K), mixed or one-hot.
-        members: (N,), clips that enter.
-        kind: ``bce``, the mean of K binary cross-entropies; or ``cross-entropy`` of a softmax, weighted by the targets.
+    ``targets``: (N, K), mixed or one-hot; ``kind``: ``bce``, the mean of K binary cross-entropies; or
+    ``cross-entropy`` of a softmax, weighted by the targets.
     """
     if kind == "bce":
         per_clip = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
