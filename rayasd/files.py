@@ -93,7 +93,8 @@ def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageE
             return cause if isinstance(cause, StorageError) else None
         if isinstance(cause, OSError) and cause.errno in _TROUBLES:
             named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes) else folder
-            if cause.errno in _PERHAPS_NOT_OURS and (cause.filename is None or not _is_below(named, folder, *others)):
+            ours = cause.filename is not None and any(map(named.is_relative_to, (folder, *others)))
+            if cause.errno in _PERHAPS_NOT_OURS and not ours:
                 return None  # of a socket, or of code that is plugged in
             if named.is_relative_to(folder):
                 named = folder
@@ -102,10 +103,6 @@ def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageE
             return StorageError(f"{_TROUBLES[cause.errno].format(named)}, then the same command continues")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
-
-
-def _is_below(path: Path, *folders: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @contextmanager

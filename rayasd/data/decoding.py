@@ -47,7 +47,7 @@ _FEW = 1500  # clips that one process decodes before others would have started
 
 
 def decode_machine(
-    root: Path, table: pa.Table, config: DataConfig, index: Path, over: MapOver, on_progress: Callable[[int], None]
+    root: Path, table: pa.Table, config: DataConfig, index: Path, over: MapOver, on_progress: Callable[[int], object]
 ) -> None:
     """Write a machine's samples (``index`` with suffix .i16), and then what is where (``index``, Parquet).
 

@@ -49,8 +49,10 @@ class DataRoot:
         done = self._done.get(archive.file.name)
         if not isinstance(done, dict) or done.get("md5") != archive.file.md5 or not isinstance(done.get("files"), dict):
             return False
-        counts = done["files"].items()
-        return all(isinstance(count, int) and _num_entries(self.root / place) >= count for place, count in counts)
+        return all(
+            isinstance(count, int) and len([*(self.root / place).glob("*")]) >= count
+            for place, count in done["files"].items()
+        )
 
     def bytes_to_download(self, archive: Archive) -> int:
         """Return the bytes of an archive that are not here yet."""
@@ -149,7 +151,3 @@ def _checked(info: zipfile.ZipInfo, archive: Archive) -> PurePosixPath | None:
     if not all(map(_NAME.fullmatch, place.parts)):
         raise BadArchiveError(f"its member {info.filename!r} has a name that no clip has")
     return place
-
-
-def _num_entries(folder: Path) -> int:
-    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0

@@ -99,7 +99,7 @@ def decode(
 
 
 def open_waveforms(
-    catalog: Catalog, machine: str, config: DataConfig, cache: Path, alive: Callable[[], None] = lambda: None
+    catalog: Catalog, machine: str, config: DataConfig, cache: Path, alive: Callable[[], object] = lambda: None
 ) -> Waveforms:
     """Map a machine's decoded samples, in the order of its rows in the (decoded) catalog.
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayasd.arrays import Indices
-from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure, replaced
-from rayasd.data.hold_out import held_out
+from rayasd.data.splits import held_out, set_aside
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
 from rayasd.exposure.transforms import changed
@@ -52,7 +51,7 @@ class MachineClips:
 def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report = silent) -> MachineClips:
     """Map a machine's waveforms and split its training clips for the unit's seed.
 
-    Which clips are held out is ``rayasd.data.hold_out``'s choice. From the unit's own machine, anomalous test clips are
+    Which clips are held out is ``rayasd.data.splits``'s choice. From the unit's own machine, anomalous test clips are
     set aside as ``exposure`` says.
 
     ``report`` gets signs of life while clips are decoded, where this host has not decoded them yet.
@@ -75,23 +74,13 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report 
     return MachineClips(
         name=machine,
         table=table,
-        waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache, lambda: _say_alive(report)),
+        waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache, lambda: report(Progress(0, 0))),
         training=np.flatnonzero(split == "train"),
         validation=np.flatnonzero(split == "validation"),
         split=split,
         mean=mean,
         deviation=deviation,
     )
-
-
-def _say_alive(report: Report) -> None:
-    report(Progress(0, 0))
-
-
-def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
-    """Return a machine's exposed anomalies as one more source of pseudo-anomalous clips."""
-    none = np.empty(0, np.int64)
-    return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
 
 
 def transformed(clips: MachineClips, window: int, seed: int) -> MachineClips:
@@ -148,8 +137,11 @@ def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = si
     if not others or kind == "transforms":
         others = [transformed(target, window, seed)]
     others += supplemental(target, exposure.supplemental_anomalies)
-    exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
-    return [target, *others, exposed] if len(exposed.training) else [target, *others]
+    if len(exposed := np.flatnonzero(target.split == "exposed")):
+        none = np.empty(0, np.int64)
+        more = replace(target, training=exposed, validation=none, per_batch=exposure.real_anomalies_per_batch)
+        return [target, *others, more]
+    return [target, *others]
 
 
 def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, out: NDArray[np.int16]) -> None:

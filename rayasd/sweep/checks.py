@@ -7,9 +7,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 
 from rayasd.config import Config
-from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure, check_supplemental
 from rayasd.data.groups import with_groups
+from rayasd.data.splits import set_aside
 from rayasd.errors import StorageError, UserError
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors

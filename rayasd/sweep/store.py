@@ -19,7 +19,7 @@ from rayasd.files import digest, no_links, now, read_json, remove_unfinished, su
 from rayasd.nested import changed_settings, flatten
 from rayasd.pretrained import weight_paths
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
-from rayasd.sweep.plan import Plan, all_units
+from rayasd.sweep.plan import Plan
 from rayasd.sweep.provenance import describe_invocation
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
@@ -226,7 +226,8 @@ class RunStore:
                 data=prints[unit.variant], device=device, num_threads=num_threads, num_ranks=num_ranks,
                 stop=self.stop_file,
             )
-            for unit in all_units(plans, config)
+            for plan in plans
+            for unit in plan.units(config)
         }  # fmt: skip
 
     def _labels(self) -> str:
