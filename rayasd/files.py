@@ -85,17 +85,17 @@ def no_links(path: str, flags: int) -> int:
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
     """Return in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 
-    ``folder``: the place to name where the system names none; ``others``: places whose permissions are our matter too.
+    ``folder``: the place to name where the system names none; ``others``: further places whose permissions matter.
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UserError):  # says already what is wrong
+        if isinstance(cause, UserError):  # its text already says what is wrong
             return cause if isinstance(cause, StorageError) else None
         if isinstance(cause, OSError) and cause.errno in _TROUBLES:
             named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes) else folder
             ours = cause.filename is not None and any(map(named.is_relative_to, (folder, *others)))
             if cause.errno in _PERHAPS_NOT_OURS and not ours:
-                return None  # of a socket, or of code that is plugged in
+                return None  # it concerns a socket, or code that is plugged in
             if named.is_relative_to(folder):
                 named = folder
             elif cause.errno not in (errno.EACCES, errno.EPERM):
@@ -140,7 +140,7 @@ def gone(folder: Path) -> StorageError:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what ``replacing`` left in a folder when its process was killed; only for who alone writes there."""
+    """Remove what ``replacing`` left in a folder when its process was killed; call it where nobody else writes."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
 
@@ -171,7 +171,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty when it is absent, damaged or something else, which is all the same to who asks."""
+    """Read a JSON object; empty when it is absent, damaged or something else."""
     try:
         record = read_json(path)
     except ValueError:

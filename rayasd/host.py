@@ -96,7 +96,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 class _Spawned(SpawnProcess):
-    """A spawned process that does not run the script of its parent: it needs nothing of it, and would start a sweep."""
+    """A spawned process that does not run the script of its parent, which might start another sweep."""
 
     def start(self) -> None:
         """Start it, with the parent's main module out of sight."""

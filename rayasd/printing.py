@@ -1,4 +1,4 @@
-"""The only way to the terminal: what a name, a file or another host brings along moves no cursor and turns no text."""
+"""Printing to the terminal, always this way: control characters in names, files and messages of others are escaped."""
 
 import json
 import re

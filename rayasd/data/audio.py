@@ -260,7 +260,7 @@ def _read(file: soundfile.SoundFile, first: int, frames: int, dtype: str) -> Ite
 
 
 def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> Iterator[NDArray[np.floating]]:
-    if channel == NEAR_FAR:  # its filter is of the whole clip
+    if channel == NEAR_FAR:  # one filter for the whole clip
         if frames > _MOST_NEAR_FAR:
             raise BadClipError(f"is too long for data.channel near-far: more than {_MOST_NEAR_FAR} frames")
         whole = _joined(audio)
@@ -270,7 +270,7 @@ def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> It
 
 
 def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
-    """Tell a clip that is at fault itself from a disk or a host that is: of these, no clip is left out."""
+    """Tell a bad clip, which may be left out, from a disk or host that fails, for which none must be."""
     of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
     if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
         return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command continues")

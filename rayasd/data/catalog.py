@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rayasd.config import ExposureConfig
 from rayasd.data.audio import uncut, what_it_is
 from rayasd.data.folders import folders, is_audio, is_folder
-from rayasd.data.manifest import is_manifest, read_manifest
+from rayasd.data.manifest import read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
@@ -97,7 +97,7 @@ def scan(source: Path) -> Catalog:
     source = source.resolve()
     if problem := name_problem(str(source)):
         raise UserError(f"{shown(str(source))} {problem}: rename it")
-    if is_manifest(source):
+    if source.is_file() and source.suffix.lower() in (".csv", ".parquet"):
         rows, root, signals = read_manifest(source)
         oddities: list[Oddity] = []
         for row in rows:

@@ -49,7 +49,7 @@ _FEW = 1500  # clips that one process decodes before others would have started
 def decode_machine(
     root: Path, table: pa.Table, config: DataConfig, index: Path, over: MapOver, on_progress: Callable[[int], object]
 ) -> None:
-    """Write a machine's samples (``index`` with suffix .i16), and then what is where (``index``, Parquet).
+    """Write a machine's samples (``index`` with suffix .i16), and then where each clip lies (``index``, Parquet).
 
     Clips that cannot be used are named in the index, with the reason. ``over`` maps, as ``processes`` does.
 
@@ -91,7 +91,7 @@ def decode_machine(
 
 
 def _write_index(index: Path, rows: Mapping[str, tuple[Any, ...]], bad: Mapping[str, str]) -> None:
-    """Write last of all what is where: a map without its index is not there."""
+    """Write where each clip lies, last of all: a map without its index does not count."""
     columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
     decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
     for field, values in zip(DECODED_COLUMNS, columns, strict=True):

@@ -14,7 +14,7 @@ from rayasd.randomness import generator
 
 
 def held_out(table: pa.Table, machine: str, exposure: ExposureConfig, seed: int) -> NDArray[np.bool_]:
-    """Choose the clips of a machine that a seed is not trained on, and its detectors' scores are honest for.
+    """Choose the clips of a machine that a seed is not trained on: their scores are honest.
 
     With ``exposure.hold_out = "fraction"``, ``validation_fraction`` of each section's and domain's training clips: at
     least one of the source domain, of the target domain where that rounds to one. With ``"cross-fit"``, each section's
@@ -52,7 +52,7 @@ def held_out(table: pa.Table, machine: str, exposure: ExposureConfig, seed: int)
 
 
 def _first(order: NDArray[np.int64], sizes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    """Take groups in this order until they have so many clips; not the last one, nor one that would take the most."""
+    """Take groups in this order until they have so many clips; never all, nor one that would make them exceed half."""
     taken: list[int] = []
     most = max(wanted, int(sizes.sum()) // 2)
     for number in order[:-1]:

@@ -265,12 +265,12 @@ class Training:
         try:
             state = read_torch(path, self.compute.device)
         except OSError:
-            raise  # of the file system, which says what is wrong
+            raise  # the file system's error says what is wrong
         except TROUBLES:
-            return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
-        if state["identity"] != spec.identity:  # of a configuration or data that have changed since
+            return []  # damaged: the epochs are lost, and the unit begins again
+        if state["identity"] != spec.identity:  # configuration or data have changed since
             return []
-        if state.get("classes") != self._classes:  # of a host on which clips were clustered into others
+        if state.get("classes") != self._classes:  # another host has clustered the clips otherwise
             return []
         self.network.load_saved_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,4 +1,4 @@
-"""Windows to a clip: of their anomaly scores, after the detector, or of their features, so that it sees clips.
+"""Poolings: one value of a clip from its windows, of their anomaly scores or, before the detector, of their features.
 
 Anomaly scores: the upper half of normality is the lower half here. Poolings of features are ``clip-mean``,
 ``clip-mean-std``, ``clip-gem-3`` and ``clip-rdp-4``: they take (clips, windows, D), compute in float64 and return

@@ -205,7 +205,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
     if outcome.stopped:
         sweep.move(unit, State.WAITING)
         store.record("unit stopped", unit=str(unit))
-    elif outcome.error is None or markers.is_done(spec):  # its worker may die with the word that it is done
+    elif outcome.error is None or markers.is_done(spec):  # its worker may die after it has marked it done
         sweep.move(unit, State.DONE)
         store.record("unit done", unit=str(unit))
     elif again:

@@ -1,4 +1,4 @@
-"""The run directory as a whole: whose configuration and data it holds, which units are done, what happened."""
+"""The run directory as a whole: its configuration and data, its locks, its events."""
 
 import json
 import os
@@ -158,7 +158,7 @@ class RunStore:
                         f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
                         "embed and detect take --trust"
                     )
-                stack.callback(_remove_if_empty, paths.root)  # nothing came of it
+                stack.callback(_remove_if_empty, paths.root)  # where nothing was written
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
                 for other in paths.locks:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.exposure.encoders.patches import Pretrained, audioset_fbank, patches_in_time
+from rayasd.exposure.encoders.patches import KaldiFbank, Pretrained, patches_in_time
 from rayasd.exposure.encoders.weights import TROUBLES, fill, read_weights
 
 _FRAMES, _PATCH = 1024, 16
@@ -28,7 +28,7 @@ class AudioMae(Pretrained):
         self, config: Config, *, file: str, layers: Sequence[int] | None = None, model: str = "vit_base_patch16_224"
     ) -> None:
         super().__init__(layers)
-        self.fbank = audioset_fbank(_FRAMES)
+        self.fbank = KaldiFbank(_FRAMES)
         state = read_weights(file)
         try:
             self.model = timm.create_model(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.exposure.encoders.patches import Pretrained, audioset_fbank, patches_in_time
+from rayasd.exposure.encoders.patches import KaldiFbank, Pretrained, patches_in_time
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, offline_import, refuse_missing
 from rayasd.files import read_json
 
@@ -34,9 +34,9 @@ class Ast(Pretrained):
         own = _json(Path(folder) / "preprocessor_config.json")
         if facts.num_mel_bins != 128:
             raise UserError(f"{folder} takes {facts.num_mel_bins} mel bands, not 128")
-        self.fbank = audioset_fbank(facts.max_length, **{
-            ours: float(own[theirs]) for ours, theirs in (("mean", "mean"), ("deviation", "std")) if theirs in own
-        })  # fmt: skip
+        names = {"mean": "mean", "std": "deviation"}
+        known: dict[str, Any] = {ours: float(own[theirs]) for theirs, ours in names.items() if theirs in own}
+        self.fbank = KaldiFbank(facts.max_length, **known)
         self.dim = facts.hidden_size
         self.choose_layers(facts.num_hidden_layers)
         self.bands: int = (128 - facts.patch_size) // facts.frequency_stride + 1

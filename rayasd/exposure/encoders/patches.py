@@ -20,10 +20,13 @@ class KaldiFbank(nn.Module):
 
     ``window``: of a frame, as torchaudio's ``compliance.kaldi.fbank`` names it; ``gain``: of the waveforms. Energies
     are filled up with zeros to ``frames`` frames, then ``mean`` is taken from them and they are divided by twice
-    ``deviation``: those of the sounds that the encoder was trained with.
+    ``deviation``, which the encoder was trained with: by default, those of AST and AudioMAE over AudioSet.
     """
 
-    def __init__(self, *, window: str, gain: float, mean: float, deviation: float, frames: int | None = None) -> None:
+    def __init__(
+        self, frames: int | None = None, *, window: str = "hanning", gain: float = 1.0, mean: float = -4.2677393,
+        deviation: float = 4.5689974,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.frames = frames
         self.window, self.gain, self.mean, self.deviation = window, gain, mean, deviation
@@ -35,11 +38,6 @@ class KaldiFbank(nn.Module):
             energies = torch.stack(bands)
             missing = 0 if self.frames is None else self.frames - energies.shape[1]
             return (F.pad(energies, (0, 0, 0, missing)) - self.mean) / (2 * self.deviation)
-
-
-def audioset_fbank(frames: int, mean: float = -4.2677393, deviation: float = 4.5689974) -> KaldiFbank:
-    """Make the front end of AST and AudioMAE; mean and deviation are those over AudioSet."""
-    return KaldiFbank(window="hanning", gain=1.0, mean=mean, deviation=deviation, frames=frames)
 
 
 class Pretrained(Encoder):
