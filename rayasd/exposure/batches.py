@@ -99,7 +99,7 @@ class BatchLoader:
         self.scales = torch.tensor(scales, dtype=torch.float32)
         if resident is None:
             resident = fits_on(device, self.machines)
-        self.resident = [ResidentClips.of(machine, device) for machine in self.machines] if resident else []
+        self.resident = [ResidentClips(machine, device) for machine in self.machines] if resident else []
         """Samples on the device, where they fit; else each batch's windows are sent there."""
 
     def starts(self, batch: Batch, start: Callable[[Indices], Indices]) -> Indices:

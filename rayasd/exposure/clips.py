@@ -150,21 +150,12 @@ def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, o
         clips.waveforms.window(clip, start, length, out[row])
 
 
-@dataclass(frozen=True)
 class ResidentClips:
-    """One machine's decoded samples in the memory of the device that trains on them."""
+    """One machine's ``Waveforms`` in the memory of the device that trains on them."""
 
-    samples: Tensor  # int16, all clips one after the other
-    offsets: Tensor
-    frames: Tensor
-
-    @classmethod
-    def of(cls, clips: MachineClips, device: torch.device) -> "ResidentClips":
-        """Copy them there."""
-        waveforms = clips.waveforms
-        return cls(
-            *(torch.tensor(part, device=device) for part in (waveforms.samples, waveforms.offsets, waveforms.frames))
-        )
+    def __init__(self, clips: MachineClips, device: torch.device) -> None:
+        parts = (clips.waveforms.samples, clips.waveforms.offsets, clips.waveforms.frames)
+        self.samples, self.offsets, self.frames = (torch.tensor(part, device=device) for part in parts)
 
     def windows(self, chosen: Indices, starts: Indices, length: int) -> Tensor:
         """Cut one window (n, length) a clip, as ``Waveforms.window`` does."""

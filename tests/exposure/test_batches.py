@@ -33,7 +33,7 @@ def loader_of(
     target: MachineClips, others: list[MachineClips], config: Config, *, resident: bool | None = None
 ) -> BatchLoader:
     machines = [target, *others]
-    classes = Classes.of(TwoBCE, config, machines, target.name)
+    classes = Classes(TwoBCE, config, machines, target.name)
     return BatchLoader(machines, classes.positions, config, torch.device("cpu"), resident=resident)
 
 
@@ -193,7 +193,7 @@ def test_classes_are_made_of_columns(
 ):
     config = with_exposure(small_config, scope="all", objective="adacos", classes=columns)
     machines = load_training_machines(catalog, spec_of(machine=ALL_MACHINES, config=config))
-    classes = Classes.of(ClassObjective, config, machines, ALL_MACHINES)
+    classes = Classes(ClassObjective, config, machines, ALL_MACHINES)
     assert classes.names[0] == first
     assert list(classes.names) == sorted(set(classes.names))
     for clips, positions in zip(machines, classes.positions, strict=True):

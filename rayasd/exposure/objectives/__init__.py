@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -94,16 +93,16 @@ class Objective(nn.Module, ABC):
         return {"validation_loss": total / count} if count else {}
 
 
-@dataclass(frozen=True)
 class Classes:
-    """Names of classes, and the class of each clip."""
+    """The ``names`` of the classes that training clips have, sorted, and of each clip.
 
-    names: tuple[str, ...]  # sorted
-    positions: tuple[Indices, ...]  # position of each clip's class among the names, by machine; -1: none
+    ``positions``: place of each clip's class among the names, by machine; -1: none. ``target`` as ``Objective.labels``
+    takes it.
+    """
 
-    @classmethod
-    def of(cls, objective: type[Objective], config: Config, machines: Sequence[MachineClips], target: str) -> "Classes":
-        """Make the classes that training clips have; ``target`` as ``Objective.labels`` takes it."""
+    def __init__(
+        self, objective: type[Objective], config: Config, machines: Sequence[MachineClips], target: str
+    ) -> None:
         labels = [objective.labels(config, clips, target) for clips in machines]
         trained = {
             label
@@ -113,7 +112,8 @@ class Classes:
         }
         place = {name: number for number, name in enumerate(sorted(trained))}
         positions = [[place.get(label, -1) if label is not None else -1 for label in of_clips] for of_clips in labels]
-        return cls(tuple(place), tuple(np.array(of_clips, np.int64) for of_clips in positions))
+        self.names: tuple[str, ...] = tuple(place)
+        self.positions: tuple[Indices, ...] = tuple(np.array(of_clips, np.int64) for of_clips in positions)
 
 
 class ClassObjective(Objective):
