@@ -139,9 +139,9 @@ def gone(folder: Path) -> StorageError:
     return StorageError(f"{folder} is gone: was its file system unmounted? Once it is back, the same command continues")
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, pattern: str = ".*.part") -> None:
     """Remove what ``replacing`` left in a folder when its process was killed; call it where nobody else writes."""
-    for path in folder.glob(".*.part"):
+    for path in folder.glob(pattern):
         path.unlink(missing_ok=True)
 
 

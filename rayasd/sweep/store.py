@@ -158,7 +158,7 @@ class RunStore:
                         f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
                         "embed and detect take --trust"
                     )
-                stack.callback(_remove_if_empty, paths.root)  # where nothing was written
+                stack.callback(_if_possible, paths.root.rmdir)  # where nothing was written
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
                 for other in paths.locks:
@@ -167,12 +167,12 @@ class RunStore:
             except OSError as error:
                 raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}; {remedy}") from None
             if whole:
-                for folder in (paths.root, *_folders(paths.ensembles), *_folders(paths.plots)):
-                    remove_unfinished(folder)
+                for pattern in (".*.part", "ensembles/**/.*.part", "plots/**/.*.part"):
+                    remove_unfinished(paths.root, pattern)
             self.token_file.unlink(missing_ok=True)  # of a driver that was killed
             for lock in locks:
                 _stop_file(lock).unlink(missing_ok=True)
-                stack.callback(_remove, _stop_file(lock))
+                stack.callback(_if_possible, _stop_file(lock).unlink)
             yield
 
     def check_held(self) -> None:
@@ -259,19 +259,9 @@ def _division(lock: Path) -> str:
     return lock.stem.rpartition("of")[2] if re.fullmatch(r"lock-\d+of\d+", lock.stem) else ""
 
 
-def _folders(root: Path) -> list[Path]:
-    """List a folder and all below it; none if it is not there."""
-    return [path for path in (root, *root.rglob("*")) if path.is_dir()]
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # there is none, or its file system is read-only by now
-        path.unlink()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
+def _if_possible(remove: Callable[[], None]) -> None:
+    with suppress(OSError):  # it is not there or not empty, or its file system is read-only by now
+        remove()
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

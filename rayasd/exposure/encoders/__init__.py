@@ -27,17 +27,8 @@ class Encoder(nn.Module):
     ends_in_float32: bool = False
     """Whether its last layers compute in float32 under autocast; if not, all of it does where no neck follows."""
     dim: int
-    """Features of a window."""
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Features of each branch, in order; they add up to ``dim``."""
-        return (self.dim,)
-
-    @property
-    def compilable(self) -> nn.Module:
-        """Part that ``exposure.compile`` compiles."""
-        return self
+    """Features of a window. An encoder with branches has ``widths`` too, the features of each, in order; one that has
+    ``compilable`` lets ``exposure.compile`` compile this part alone."""
 
 
 ENCODERS = {

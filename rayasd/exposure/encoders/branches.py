@@ -31,12 +31,8 @@ class Branches(Encoder):
             )
         self.scaling = "none" if scalings == {"none"} else "machine"
         self.ends_in_float32 = all(getattr(part, "ends_in_float32", False) for part in self.parts)
-        self._widths = tuple(getattr(part, "dim", config.network.embedding_dim) for part in self.parts)
-        self.dim = sum(self._widths)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self._widths
+        self.widths = tuple(getattr(part, "dim", config.network.embedding_dim) for part in self.parts)
+        self.dim = sum(self.widths)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         return torch.cat([features_of_windows(part, waveforms) for part in self.parts], dim=1)
