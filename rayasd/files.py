@@ -44,7 +44,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.touch(exist_ok=False)  # with the permissions that the user gives new files
+        temporary.touch(exist_ok=False)  # gives it the permissions of the user's new files
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -52,7 +52,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # the system does not say where there is no space
-        with suppress(OSError):  # where it has become read-only
+        with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink()
         raise
     _sync_directory(path.parent)

@@ -124,7 +124,7 @@ def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):  # or their work would be waited for
+        for process in list((pool._processes or {}).values()):  # else shutdown would wait for their work
             process.terminate()
         raise
     finally:

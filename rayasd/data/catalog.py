@@ -228,7 +228,7 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
 def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, object]], oddities: list[Oddity]) -> None:
     path = Path(entry.path)
     clip = path.relative_to(root).as_posix()
-    if entry.name.startswith("."):  # as macOS leaves beside each file
+    if entry.name.startswith("."):  # macOS leaves such files beside others
         return
     if not is_audio(entry.name):
         oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))

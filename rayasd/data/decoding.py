@@ -32,12 +32,12 @@ DECODED_COLUMNS = pa.schema(
     [
         ("offset", pa.int64()),  # first sample in the machine's memory map
         ("frames", pa.int64()),
-        # of the int16 samples, and of their squares: exact statistics of any set of clips
+        # sums over the int16 samples: exact statistics of any set of clips
         ("sum", pa.int64()),
         ("sum_squares", pa.int64()),
         ("digest", pa.string()),  # xxh3 (128 bits) of the decoded samples
         ("cache", pa.string()),  # name of the machine's cache files, without suffix
-        ("scale", pa.float64()),  # that the machine's floats are divided by
+        ("scale", pa.float64()),  # divisor of the machine's float samples
     ]
 )
 
@@ -71,7 +71,7 @@ def decode_machine(
         with replacing(index.with_suffix(".i16")) as path:
             if offsets[-1]:
                 with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, 2 * offsets[-1])  # a full disk says so now
+                    os.posix_fallocate(file.fileno(), 0, 2 * offsets[-1])  # a full disk raises now
             for part, facts in zip(_chunks(places), over(partial(_decode, path, root, config), _chunks(places)),
                                    strict=True):  # fmt: skip
                 for (clip, offset, _), fact in zip(part, facts, strict=True):
@@ -132,7 +132,7 @@ def _peaks(root: Path, config: DataConfig, clips: Sequence[str]) -> list[float]:
 
 
 class Content:
-    """Describes decoded samples as ``DECODED_COLUMNS`` say, block by block."""
+    """Describes decoded samples by ``DECODED_COLUMNS``, block by block."""
 
     def __init__(self) -> None:
         self.frames, self._total, self._squares, self._digest = 0, 0, 0, xxh3_128()

@@ -68,7 +68,7 @@ def download(file: RemoteFile, target: Path, on_progress: OnFileProgress) -> Non
     if not is_whole(file, part):
         part.unlink()
         raise UserError(
-            f"{file.url}: its md5 is not {file.md5}, as the record says: removed; run the same command again, and if "
+            f"{file.url}: its md5 is not {file.md5} of its record: removed; run the same command again, and if "
             "this repeats, the server's copy is damaged"
         )
     with part.open("rb") as written:
@@ -106,7 +106,7 @@ def _continue(file: RemoteFile, part: Path, on_progress: OnFileProgress) -> None
                 done += len(chunk)
                 if done > file.size:
                     part.unlink()
-                    raise UserError(f"{file.url}: longer than the {file.size} bytes that the record says: removed")
+                    raise UserError(f"{file.url}: longer than the {file.size} bytes of its record: removed")
                 out.write(chunk)
                 out.flush()  # a killed process does not ask for it again
                 on_progress(file.name, done, file.size)

@@ -65,7 +65,7 @@ class DataRoot:
 
         Raises UserError: not enough space, or (at the end) an archive could not be fetched.
         """
-        shutil.rmtree(self._unpacking, ignore_errors=True)  # of a killed call
+        shutil.rmtree(self._unpacking, ignore_errors=True)  # left by a call that was killed
         if archives:
             packed = sum(map(self.bytes_to_download, archives))
             unpacked = int(_UNPACKED_FACTOR * sum(archive.file.size for archive in archives))

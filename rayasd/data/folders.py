@@ -52,7 +52,7 @@ def folders(
     """
     waiting = [(str(root), os.path.realpath(root))]
     seen: set[str] = set()
-    while waiting:  # and no recursion: a tree may be deeper than Python's stack
+    while waiting:  # no recursion: a tree may be deeper than Python's stack
         folder, real = waiting.pop()
         if real in seen:  # a link back up, or a second way to the same place
             continue

@@ -29,7 +29,7 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 class Rules:
     """Meaning of the words in paths or columns."""
 
-    machine: str | None = None  # for clips without a word; likewise ``label``
+    machine: str | None = None  # default for clips whose path or row has no word; likewise ``label``
     label: str | None = None
     normal: Sequence[str] = ()
     """Words, or patterns with *, for normal clips; likewise ``anomaly``, where the word is kept as an attribute."""
@@ -48,7 +48,7 @@ class Rules:
                 return label, kind
         key = word.lower().removesuffix(".0")
         if key not in LABEL_WORDS:
-            raise UserError(f"{place}: label {word!r} is unknown: --normal WORDS and --anomaly WORDS (or '*') say more")
+            raise UserError(f"{place}: label {word!r} is unknown: --normal WORDS and --anomaly WORDS (or '*')")
         return {None: "unknown", 0: "normal", 1: "anomaly"}[LABEL_WORDS[key]], ""
 
     def split_of(self, word: str, place: str) -> str:

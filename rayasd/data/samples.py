@@ -32,7 +32,7 @@ def resampled(blocks: Iterator[NDArray[np.floating]], up: int, down: int, expect
 
     margin = -(-(10 * max(up, down) // up + 1) // down) * down  # half of its filter, in whole periods
     held, block, done = next(blocks), next(blocks, None), 0
-    reach = 0  # of what is held, the part that is only there for the filter
+    reach = 0  # samples at the beginning of ``held`` that only the filter needs
     while block is not None:
         end = (len(held) - margin) // down * down
         if end > reach:

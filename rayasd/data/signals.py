@@ -19,7 +19,7 @@ from rayasd.data.tables import decoded
 from rayasd.errors import one_line
 
 _SEPARATORS = ",;\t| "
-_MOST_SECONDS, _MOST_BYTES = 600, 4_000_000_000  # of one ffmpeg, and of what it writes
+_MOST_SECONDS, _MOST_BYTES = 600, 4_000_000_000  # limits of one call of ffmpeg: its time, its output
 
 
 def as_wave(path: Path, sample_rate: int, column: str) -> io.BytesIO:

@@ -66,8 +66,8 @@ def _first(order: NDArray[np.int64], sizes: NDArray[np.int64], wanted: int) -> N
 class SetAside:
     """Rows of a machine's table that leave its test."""
 
-    exposed: Indices  # to be trained on as pseudo-anomalous clips
-    hidden: Indices  # to be taken for normal training clips
+    exposed: Indices  # trained on as pseudo-anomalous clips
+    hidden: Indices  # taken for normal training clips
     reserved: Indices  # not used at all
 
 

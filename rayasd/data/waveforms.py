@@ -38,7 +38,7 @@ from rayasd.parquet import read_parquet
 OnProgress = Callable[[int, int], None]
 _TOLD_LATER = re.compile(r"(^|/)section_\d+_\d+\.[^/]*$")
 """Test clips whose domain and attributes, like their labels, the organisers tell after the challenge."""
-_VERSION = 4  # of the cache's files, and of what is refused
+_VERSION = 4  # version of the cache's files and of the rules for refusing clips
 
 
 @dataclass(frozen=True)

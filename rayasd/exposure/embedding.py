@@ -28,7 +28,7 @@ from rayasd.parquet import CLASSES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 _LEAST_SEEN = 0.25
-_COLLAPSED = 1e-6  # of the largest value: what float32 leaves of equal embeddings
+_COLLAPSED = 1e-6  # share of the largest value: rounding of float32 between equal embeddings
 
 
 def embedding_schema(windows: pa.Schema) -> pa.Schema:
@@ -41,7 +41,7 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
     return pa.schema(
         [
             ("clip", pa.string()),
-            ("group", pa.string()),  # of clips that belong together; null: the clip is alone
+            ("group", pa.string()),  # clips that belong together have one name; null: the clip is alone
             ("section", pa.string()),
             ("domain", pa.string()),
             ("split", pa.string()),  # train, validation (held out of this unit's training), test, exposed, reserved

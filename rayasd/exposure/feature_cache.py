@@ -88,7 +88,7 @@ def _by_clip(features: pa.ChunkedArray, num_clips: int | None = None) -> NDArray
 def _decisive(config: Config) -> list[Any]:
     """List what decides the features besides samples, machine and device; files of weights go by their content."""
     network = relocated(config, {path: fingerprint(path) for path in base_paths(config)}).network
-    data = replace(config.data, on_bad_clip="fail")  # which decides no sample
+    data = replace(config.data, on_bad_clip="fail")  # this setting decides no sample
     return [
         EMBED.version,
         asdict(data),

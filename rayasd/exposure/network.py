@@ -91,7 +91,7 @@ class Extractor(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Embed waveforms, scaled as ``scaling`` says."""
+        """Embed waveforms that are scaled by ``scaling``."""
         if isinstance(self.neck, AttentiveStatistics):
             features = self.encoder(waveforms).float()
         elif self._in_float32:  # in bfloat16, embeddings would have 8 bits: their distances would tie

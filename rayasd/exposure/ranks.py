@@ -138,7 +138,7 @@ def _start() -> tuple[Connection, "subprocess.Popen[bytes]"]:
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         env={
-            "TORCH_CPP_LOG_LEVEL": "ERROR",  # or torch warns that it found no unused parameters
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # keeps torch from warning that it found no unused parameters
             **os.environ,
             "GLOO_SOCKET_IFNAME": "lo",  # some hosts' names do not resolve
             "NCCL_SOCKET_IFNAME": "lo",

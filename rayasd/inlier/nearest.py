@@ -16,7 +16,7 @@ from rayasd.arrays import Features, Scores
 from rayasd.inlier.estimators import need_samples
 from rayasd.inlier.neighbours import NeighbourSearch, few_rows
 
-_SMALLEST = float(np.finfo(np.float32).eps)  # of what distances are divided by: equal windows have no spacing
+_SMALLEST = float(np.finfo(np.float32).eps)  # least divisor of distances: equal windows have no spacing
 
 
 class MeanNeighbourDistance(BaseEstimator):

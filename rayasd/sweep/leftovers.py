@@ -87,7 +87,7 @@ def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]
     found, locks = of_run(store, hours), set(store.paths.locks)
     if not found:
         return [], []
-    with locked(store.paths.lock):  # which takes its place if it was left behind
+    with locked(store.paths.lock):  # replaces a lock that was left behind
         for lock in store.paths.part_locks():
             refuse_if_held(lock)
         removed, errors = remove(leftover for leftover in found if leftover.path not in locks)

@@ -23,7 +23,7 @@ from rayasd.sweep.plan import Plan
 from rayasd.sweep.provenance import describe_invocation
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
-_CHECKSUM = "sha256"  # of the manifest's other keys
+_CHECKSUM = "sha256"  # key whose value is the digest of the manifest's other keys
 _CHECKSUM_LINE = "\n# sha256 of the lines above: "
 
 
@@ -158,7 +158,7 @@ class RunStore:
                         f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
                         "embed and detect take --trust"
                     )
-                stack.callback(_if_possible, paths.root.rmdir)  # where nothing was written
+                stack.callback(_if_possible, paths.root.rmdir)  # if nothing was written
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
                 for other in paths.locks:
@@ -169,7 +169,7 @@ class RunStore:
             if whole:
                 for pattern in (".*.part", "ensembles/**/.*.part", "plots/**/.*.part"):
                     remove_unfinished(paths.root, pattern)
-            self.token_file.unlink(missing_ok=True)  # of a driver that was killed
+            self.token_file.unlink(missing_ok=True)  # a driver that was killed leaves it
             for lock in locks:
                 _stop_file(lock).unlink(missing_ok=True)
                 stack.callback(_if_possible, _stop_file(lock).unlink)

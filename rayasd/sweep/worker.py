@@ -44,7 +44,7 @@ def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcom
     reporter = FileReporter(spec.run, spec.unit, spec.stop, show)
     try:
         if not spec.run.catalog.exists():
-            raise gone(spec.run.root)  # or it would be made anew below where it was mounted
+            raise gone(spec.run.root)  # else the folder would be made in the empty mount point
         spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
         needed = prerequisite(spec.unit, spec.config)
         if needed is not None and (why := why_unusable(replace(spec, unit=needed))):

@@ -90,7 +90,7 @@ def _load(folder: str, classes: dict[str, str], **changes: Any) -> nn.Module:
         raise cannot_load(folder, error) from None
     refuse_missing(sorted(found["missing_keys"]), len(model.state_dict()), folder)
     mark_as_base(model)
-    return model.train()  # as any new module; from_pretrained returns it in evaluation mode
+    return model.train()  # like any new module: from_pretrained returns it in evaluation mode
 
 
 def _states(model: nn.Module, values: Tensor) -> list[Tensor]:

@@ -17,7 +17,7 @@ from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weight
 
 
 def _timm() -> ModuleType:
-    import timm  # with torchvision, two seconds of processor time, which other encoders need not wait for
+    import timm  # takes two seconds of processor time with torchvision; other encoders do without it
 
     return timm
 
@@ -107,7 +107,7 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
     overlay = {"state_dict": dict(state), "hf_hub_id": None, "url": ""}  # never a download
     fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
     if fixed and _timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"):
-        fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
+        fixed["fc_norm"] = False  # most are published with the norm before the mean, not after it
     try:
         backbone: nn.Module = _timm().create_model(
             name,
@@ -128,7 +128,7 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
         wanted = [key for key in backbone.state_dict() if not key.endswith("num_batches_tracked")]
         refuse_missing([key for key in wanted if key not in state], len(wanted), pretrained)
         mark_as_base(backbone)
-        backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # which timm keeps there
+        backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # timm keeps all weights there
     for module in backbone.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # autograd would copy what an activation in place overwrites

@@ -52,7 +52,7 @@ def read_weights(path: str, *needed: str) -> dict[str, Any]:
         content = load_file(path) if path.endswith(".safetensors") else read_torch(path)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except pickle.UnpicklingError:  # whose text is long, and advises to trust the file
+    except pickle.UnpicklingError:  # its text is long and advises to trust the file
         raise cannot_load(path, "it is damaged, or holds other things than weights, which could run code") from None
     except TROUBLES as error:
         raise cannot_load(path, error) from None

@@ -27,7 +27,7 @@ class TwoBCE(Objective):
 
     def __init__(self, config: Config, classes: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__(config, classes, widths)
-        self.machine_head = nn.Linear(1, 1)  # of the embedding's mean square: a hypersphere criterion
+        self.machine_head = nn.Linear(1, 1)  # its input is the embedding's mean square: a hypersphere criterion
         self.product_head = nn.Linear(sum(widths), len(classes), bias=False)
 
     @classmethod
