@@ -5,11 +5,8 @@ python -m benchmarks evidence --quick      # the main rows of three sets, level-
 """
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import Usage, run_rayasd
 from rayasd.errors import UserError
 from rayasd.evaluation.bootstrap import Cell, CellScores, compare
 from rayasd.evaluation.cells import cell_scores, labels_of
@@ -36,14 +34,6 @@ QUICK = (*CONTROLS, "shared", "recommended")
 QUICK_DATA = ("mimii-mini", "uavmix", "motorA")
 QUICK_BOTH = ("uavmix", "motorA")  # one training per seed; on mimii-mini, four
 PRESET = Path(__file__).with_suffix(".toml")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a sweep of one variant took: of all its processes together, and of the largest of them."""
-
-    minutes: float
-    megabytes: float
 
 
 def main() -> None:
@@ -71,21 +61,15 @@ def main() -> None:
             console.print(compared(run, f"{name}, level {level}, seeds 0-{seeds - 1}", costs))
 
 
-def sweep(run: Path, data: Path, machines: str, variant: str, level: str, seeds: int) -> Cost:
+def sweep(run: Path, data: Path, machines: str, variant: str, level: str, seeds: int) -> Usage:
     """Run one variant, on top of those that the run has."""
-    command = [sys.executable, "-m", "rayasd", "sweep", "--preset", PRESET, "--data", data, "--run-dir", run,
-               "--machines", machines, "--variants", variant, "--seeds", f"0-{seeds - 1}", "--executor", "local",
-               "--set", f"data.level={level}", "--set", "evaluation.ensembles=seeds,both&shared"]  # fmt: skip
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".log").open("a") as log:
-        child = subprocess.Popen([str(word) for word in command], stdout=log, stderr=subprocess.STDOUT)
-        _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"the sweep of {variant} on {data} failed: {log.name} has its output")
-    return Cost((used.ru_utime + used.ru_stime) / 60, used.ru_maxrss / 1024)
+    words = ["sweep", "--preset", PRESET, "--data", data, "--run-dir", run, "--machines", machines,
+             "--variants", variant, "--seeds", f"0-{seeds - 1}", "--executor", "local",
+             "--set", f"data.level={level}", "--set", "evaluation.ensembles=seeds,both&shared"]  # fmt: skip
+    return run_rayasd(words, run.with_suffix(".log"))
 
 
-def compared(run: Path, title: str, costs: dict[str, Cost]) -> Table:
+def compared(run: Path, title: str, costs: dict[str, Usage]) -> Table:
     """Rank a run's entries by the mean AUC of their source cells, each beside the next one below it."""
     report = RunReport.of(run)
     entries = sorted(_entries(report), key=lambda entry: -entry[1])
@@ -96,7 +80,7 @@ def compared(run: Path, title: str, costs: dict[str, Cost]) -> Table:
         cost, lead = costs.get(name), _lead(scores, below[-1], report.evaluation.year) if below else ("", "")
         shown.add_row(name, f"{source:.1f}", "" if deviation is None else f"{deviation:.1f}",
                       "" if np.isnan(target) else f"{target:.1f}", *lead,
-                      *((f"{cost.minutes:.1f}", f"{cost.megabytes:.0f}") if cost else ("", "")))  # fmt: skip
+                      *((f"{cost.cpu_minutes:.1f}", f"{cost.peak_mb:.0f}") if cost else ("", "")))  # fmt: skip
     return shown
 
 

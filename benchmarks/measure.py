@@ -2,18 +2,22 @@
 
 import os
 import platform
+import resource
 import signal
 import statistics
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from rayasd.host import end_with_parent, worker_pool
-from rayasd.sweep.provenance import package_versions
+from rayasd.host import end_with_parent, package_versions, worker_pool
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,58 @@ def forks(number: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(number, get_context("fork"), end_with_parent, (signal.SIGKILL,))
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a command took, with all its processes."""
+
+    minutes: float
+    cpu_minutes: float
+    peak_mb: float  # of the largest process, mapped recordings counted
+    command_mb: float  # what the command holds alone, looked at twice a second; of a worker, the most
+    worker_mb: float
+
+
+def run_rayasd(words: Sequence[object], log: Path) -> Usage:
+    """Run a command of rayasd; what it prints goes to the end of ``log``. Ends this process where it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began, most, ended = time.monotonic(), [0, 0], threading.Event()
+    with log.open("a") as output:
+        child = subprocess.Popen([sys.executable, "-m", "rayasd", *map(str, words)], stdout=output, stderr=output)
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            most[0] = max(most[0], own(child.pid))
+            most[1] = max([most[1], *map(own, below(child.pid))])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    _, status, used = os.wait4(child.pid, 0)
+    ended.set()
+    watcher.join()
+    if status:
+        raise SystemExit(f"{words[0]} failed: {log} has its output")
+    cpu_minutes = (used.ru_utime + used.ru_stime) / 60
+    return Usage((time.monotonic() - began) / 60, cpu_minutes, used.ru_maxrss / 1024, most[0] / 1e6, most[1] / 1e6)
+
+
+def below(process: int) -> list[int]:
+    """List the processes that a process has started, and those that these have."""
+    with suppress(OSError):
+        started = [
+            int(word) for path in Path(f"/proc/{process}/task").glob("*/children") for word in path.read_text().split()
+        ]
+        return [*started, *(each for child in started for each in below(child))]
+    return []
+
+
+def own(process: int) -> int:
+    """Bytes that a process shares with no file; 0 if it has ended."""
+    with suppress(OSError):
+        pages = Path(f"/proc/{process}/statm").read_text().split()
+        return (int(pages[1]) - int(pages[2])) * resource.getpagesize()
+    return 0
+
+
 def synchronise() -> None:
     """Wait until the GPU, if there is one, has done what it was given: before every reading of a clock."""
     import torch
@@ -90,5 +146,5 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "GPU": gpu,
         "Python": platform.python_version(),
-        **{name: package_versions()[name] for name in ("torch", "numpy", "scikit-learn", "ray")},
+        **package_versions(("torch", "numpy", "scikit-learn", "ray")),
     }

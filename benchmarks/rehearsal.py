@@ -7,14 +7,9 @@ The recordings are tones in noise: what is measured is time, memory and disk, no
 """
 
 import argparse
-import os
-import resource
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +17,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import run_rayasd
 from rayasd.data.years import DEVELOPMENT_MACHINES
 
 MACHINES, SECTIONS, RATE, SECONDS = DEVELOPMENT_MACHINES[2021], 6, 16000, 10
@@ -53,7 +49,9 @@ def main() -> None:
         folder = asked.out / run
         where = ("--run-dir", folder) if words[0] == "sweep" else (folder,)
         with console.status(name):
-            shown.add_row(name, *step([words[0], *where, *words[1:]], asked.out / "log"), megabytes(folder))
+            used = run_rayasd([words[0], *where, *words[1:]], asked.out / "log")
+        times = (f"{used.minutes:.1f}", f"{used.cpu_minutes:.1f}")
+        shown.add_row(name, *times, f"{used.command_mb:.0f}", f"{used.worker_mb:.0f}", megabytes(folder))
         console.print(shown)  # each step may take an hour
     console.print(f"{number} clips, cache {megabytes(cache)} MB")
 
@@ -80,51 +78,6 @@ def write(root: Path, clips: int) -> int:
                         soundfile.write(path, samples, RATE)
                     number += 1
     return number
-
-
-def step(words: Sequence[object], log: Path) -> tuple[str, str, str, str]:
-    """Run a command; returns wall and processor minutes, and the memory of it and of its largest worker.
-
-    Memory is what a process holds alone, looked at twice a second: without the recordings, which all map.
-    """
-    began = time.monotonic()
-    with log.open("a") as output:
-        child = subprocess.Popen([sys.executable, "-m", "rayasd", *map(str, words)], stdout=output, stderr=output)
-    most, ended = [0, 0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.5):
-            most[0] = max(most[0], own(child.pid))
-            most[1] = max([most[1], *map(own, below(child.pid))])
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    _, status, used = os.wait4(child.pid, 0)
-    ended.set()
-    watcher.join()
-    if status:
-        raise SystemExit(f"{words[0]} failed: {log} has its output")
-    minutes = (time.monotonic() - began) / 60
-    cpu = (used.ru_utime + used.ru_stime) / 60
-    return f"{minutes:.1f}", f"{cpu:.1f}", f"{most[0] / 1e6:.0f}", f"{most[1] / 1e6:.0f}"
-
-
-def below(process: int) -> list[int]:
-    """List the processes that a process has started, and those that these have."""
-    with suppress(OSError):
-        started = [
-            int(word) for path in Path(f"/proc/{process}/task").glob("*/children") for word in path.read_text().split()
-        ]
-        return [*started, *(each for child in started for each in below(child))]
-    return []
-
-
-def own(process: int) -> int:
-    """Bytes that a process shares with no file; 0 if it has ended."""
-    with suppress(OSError):
-        pages = Path(f"/proc/{process}/statm").read_text().split()
-        return (int(pages[1]) - int(pages[2])) * resource.getpagesize()
-    return 0
 
 
 def megabytes(folder: Path) -> str:

@@ -18,7 +18,7 @@ def console() -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # nobody reads it any more
                 stream.flush()
-        if "mpi4py.MPI" not in sys.modules:  # which tells the other ranks at the very end
+        if "mpi4py.MPI" not in sys.modules:  # MPI tells the other ranks at the very end
             os._exit(code)
 
     atexit.register(leave)

@@ -11,10 +11,8 @@ GREEDY = "greedy"
 class Ensemble(NamedTuple):
     """The dimensions that an ensemble averages over."""
 
-    variants: tuple[str, ...]
-    """Variants that are fused; empty: each variant has an ensemble of its own."""
-    over: tuple[str, ...]
-    """Some of ``DIMENSIONS``."""
+    variants: tuple[str, ...]  # variants that are fused; empty: each variant has an ensemble of its own
+    over: tuple[str, ...]  # some of ``DIMENSIONS``
 
 
 def parse_ensemble(name: str) -> Ensemble:

@@ -3,17 +3,14 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-EXIT_UNITS_FAILED = 1
-"""Exit code of a command that could not do everything."""
+EXIT_UNITS_FAILED = 1  # exit code of a command that could not do everything
 
-EXIT_USAGE = 2
-"""Exit code of a command that cannot do what it was asked for: usage, configuration, data."""
+EXIT_USAGE = 2  # exit code of a command that cannot do what it was asked for: usage, configuration, data
 
 EXIT_INTERRUPTED = 75
 """Exit code of a command that was interrupted and can be resumed: batch scripts put it back in the queue."""
 
-EXIT_STOPPED = 77
-"""Exit code of a command that `rayasd stop` ended: it can be resumed, but batch scripts do not."""
+EXIT_STOPPED = 77  # exit code of a command that `rayasd stop` ended: it can be resumed, but batch scripts do not
 
 
 class UserError(Exception):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.errors import StorageError, UserError
+from rayasd.wording import size
 
 _TROUBLES = {
     errno.ENOSPC: "no space is left in {}: make room",
@@ -26,6 +28,7 @@ _TROUBLES = {
     errno.ENOTCONN: "{} cannot be reached: look at its file system",
 }
 CACHE_TAG = "CACHEDIR.TAG"
+FREE_SPACE_MARGIN = 64 << 20  # bytes
 _CACHE_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _PERHAPS_NOT_OURS = (errno.EACCES, errno.EPERM, errno.ENOTCONN)
@@ -41,7 +44,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.touch(exist_ok=False)  # with the permissions that the user gives new files
+        temporary.touch(exist_ok=False)  # gives it the permissions of the user's new files
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -49,7 +52,7 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # the system does not say where there is no space
-        with suppress(OSError):  # where it has become read-only
+        with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink()
         raise
     _sync_directory(path.parent)
@@ -82,16 +85,17 @@ def no_links(path: str, flags: int) -> int:
 def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageError | None:
     """Return in one line what is wrong with the storage, if that is why ``error`` was raised; else None.
 
-    ``folder``: the place to name where the system names none; ``others``: places whose permissions are our matter too.
+    ``folder``: the place to name where the system names none; ``others``: further places whose permissions matter.
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UserError):  # says already what is wrong
+        if isinstance(cause, UserError):  # its text already says what is wrong
             return cause if isinstance(cause, StorageError) else None
         if isinstance(cause, OSError) and cause.errno in _TROUBLES:
             named = Path(os.fsdecode(cause.filename)) if isinstance(cause.filename, str | bytes) else folder
-            if cause.errno in _PERHAPS_NOT_OURS and (cause.filename is None or not _is_below(named, folder, *others)):
-                return None  # of a socket, or of code that is plugged in
+            ours = cause.filename is not None and any(map(named.is_relative_to, (folder, *others)))
+            if cause.errno in _PERHAPS_NOT_OURS and not ours:
+                return None  # it concerns a socket, or code that is plugged in
             if named.is_relative_to(folder):
                 named = folder
             elif cause.errno not in (errno.EACCES, errno.EPERM):
@@ -99,10 +103,6 @@ def storage_error(error: BaseException, folder: Path, *others: Path) -> StorageE
             return StorageError(f"{_TROUBLES[cause.errno].format(named)}, then the same command continues")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
-
-
-def _is_below(path: Path, *folders: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)
 
 
 @contextmanager
@@ -128,14 +128,20 @@ def is_marked_as_cache(folder: Path) -> bool:
     return False
 
 
+def need_space(folder: Path, num_bytes: int, what: str, remedy: str) -> None:
+    """Make sure that ``what`` has room. Raises StorageError: fewer bytes are free than it needs and a margin."""
+    if num_bytes + FREE_SPACE_MARGIN > (free := shutil.disk_usage(folder).free):
+        raise StorageError(f"{what} needs {size(num_bytes)} in {folder}, {size(free)} are free: {remedy}")
+
+
 def gone(folder: Path) -> StorageError:
     """Build the error for a folder that was there and is not."""
     return StorageError(f"{folder} is gone: was its file system unmounted? Once it is back, the same command continues")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what ``replacing`` left in a folder when its process was killed; only for who alone writes there."""
-    for path in folder.glob(".*.part"):
+def remove_unfinished(folder: Path, pattern: str = ".*.part") -> None:
+    """Remove what ``replacing`` left in a folder when its process was killed; call it where nobody else writes."""
+    for path in folder.glob(pattern):
         path.unlink(missing_ok=True)
 
 
@@ -165,7 +171,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty when it is absent, damaged or something else, which is all the same to who asks."""
+    """Read a JSON object; empty when it is absent, damaged or something else."""
     try:
         record = read_json(path)
     except ValueError:

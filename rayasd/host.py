@@ -8,9 +8,10 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,6 +70,15 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = Pat
     return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []
 
 
+def package_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of packages; None for one that is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for name in found:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def address_of(interface: str) -> str | None:
     """Return the IPv4 address of a network interface of this host; None where there is no such one (Linux)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking, suppress(OSError):
@@ -86,7 +96,7 @@ def end_with_parent(number: int = signal.SIGTERM) -> None:
 
 
 class _Spawned(SpawnProcess):
-    """A spawned process that does not run the script of its parent: it needs nothing of it, and would start a sweep."""
+    """A spawned process that does not run the script of its parent, which might start another sweep."""
 
     def start(self) -> None:
         """Start it, with the parent's main module out of sight."""
@@ -114,7 +124,7 @@ def worker_pool(num_processes: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):  # or their work would be waited for
+        for process in list((pool._processes or {}).values()):  # else shutdown would wait for their work
             process.terminate()
         raise
     finally:

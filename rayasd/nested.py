@@ -1,6 +1,7 @@
 """Nested tables of settings, as in TOML and JSON: checked against dataclasses, merged, flattened."""
 
 import dataclasses
+import json
 import math
 import typing
 from collections.abc import Mapping
@@ -131,6 +132,18 @@ def differing(settings: Any) -> dict[str, Any]:
     """Return the fields of a dataclass of settings that differ from their defaults."""
     found = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(settings)}
     return {name: value for name, (value, default) in found.items() if value != default}
+
+
+def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any], missing: str) -> list[str]:
+    """Return a line for each setting that differs, by dotted name, old value first; ``missing`` for one not there."""
+
+    def shown(values: Mapping[str, Any], key: str) -> str:
+        value = values.get(key, missing)
+        text = value if isinstance(value, str) else json.dumps(value)  # lists and tuples alike
+        return f"{text[:12]}…" if len(text) == 64 else text  # a sha256
+
+    pairs = {key: (shown(before, key), shown(after, key)) for key in sorted(before.keys() | after.keys())}
+    return [f"{key}: {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
 
 
 def split_list(text: str) -> list[str]:

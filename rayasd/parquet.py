@@ -11,8 +11,7 @@ from pyarrow.lib import ArrowException
 from rayasd.errors import UserError, one_line
 from rayasd.files import replacing
 
-CLASSES = b"classes"
-"""Key of an embeddings file's metadata: the classes that the network tells apart (JSON)."""
+CLASSES = b"classes"  # key of an embeddings file's metadata: the classes that the network tells apart (JSON)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -39,7 +38,7 @@ def read_parquet(path: Path, remedy: str = "restore it", *, sha256: str | None =
                 raise UserError(f"{path} is damaged (it is not what was written): {remedy}")
             source = pa.BufferReader(content)
         table = pq.read_table(source, page_checksum_verification=True, partitioning=None, **options)
-        _ = table.column_names  # which have no checksum, but must be text
+        _ = table.column_names  # raises if they are damaged: they have no checksum
         return table
     except (ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):

@@ -12,8 +12,7 @@ from rayasd.errors import UserError
 from rayasd.files import digest, file_digest
 from rayasd.registry import parse_call
 
-PARAMETERS = ("file", "folder")
-"""Parameters of an encoder that name weights, whoever wrote the encoder."""
+PARAMETERS = ("file", "folder")  # parameters of an encoder that name weights, whoever wrote the encoder
 
 
 def weight_paths(config: Config) -> list[str]:
@@ -73,15 +72,8 @@ def check_unchanged(expected: Mapping[str, str]) -> None:
 
 def relocated(config: Config, places: Mapping[str, str]) -> Config:
     """Name weights by other paths, in the network alone."""
-    network = config.network
-    return replace(
-        config,
-        network=replace(
-            network,
-            pretrained=places.get(network.pretrained, network.pretrained),
-            encoder=_relocated(network.encoder, places),
-        ),
-    )
+    network, pretrained = config.network, places.get(config.network.pretrained, config.network.pretrained)
+    return replace(config, network=replace(network, pretrained=pretrained, encoder=_relocated(network.encoder, places)))
 
 
 @contextmanager
@@ -100,14 +92,16 @@ def unpacked(config: Config, files: Mapping[str, bytes]) -> Iterator[Config]:
 
 def encoder_names(text: str) -> list[str]:
     """Name an encoder and those of its branches."""
-    name, parameters = parse_call("network.encoder", text)
-    return [name, *(each for part in _parts(parameters) for each in encoder_names(part))]
+    return [name for name, _ in _calls(text)]
 
 
 def _named(text: str) -> list[str]:
-    _, parameters = parse_call("network.encoder", text)
-    within = [path for each in _parts(parameters) for path in _named(each)]
-    return [*(str(value) for name, value in parameters.items() if name in PARAMETERS), *within]
+    return [str(value) for _, given in _calls(text) for name, value in given.items() if name in PARAMETERS]
+
+
+def _calls(text: str) -> list[tuple[str, dict[str, Any]]]:
+    name, parameters = parse_call("network.encoder", text)
+    return [(name, parameters), *(call for part in _parts(parameters) for call in _calls(part))]
 
 
 def _parts(parameters: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The only way to the terminal: what a name, a file or another host brings along moves no cursor and turns no text."""
+"""Printing to the terminal, always this way: control characters in names, files and messages of others are escaped."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import sys
 
 CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0, DEL, C1
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # which turn the direction of text
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # change the direction of text
     "\u2028\u2029\ud800-\udfff]"  # ends of lines; half characters
 )
 

@@ -17,8 +17,7 @@ from rayasd.nested import allowed
 class Setting:
     """One setting, for a person to look up."""
 
-    name: str
-    """Table and key: exposure.epochs."""
+    name: str  # table and key: exposure.epochs
     default: Any
     allowed: str
     meaning: str

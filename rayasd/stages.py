@@ -66,26 +66,19 @@ class Stage:
     name: StageName
     function: tuple[str, str]
     """Module and name; takes a ``UnitSpec`` and a ``Report``. Imported only where a unit runs."""
-    folder: str
-    """Pattern of a unit's folder in the run."""
+    folder: str  # pattern of a unit's folder in the run
     hidden: str = ""
     """Before the names of its markers: readers of Parquet trees pass over names that begin with an underscore."""
-    settings: tuple[str, ...]
-    """Tables of the configuration that decide its result, besides those of the stages before."""
+    settings: tuple[str, ...]  # tables of the configuration that decide its result, besides those of the stages before
     version: int
     """Raised whenever a change of the code, or of a setting's default, changes the stage's results, here and in the
     stages that build on it: units of an older version are done again."""
     uses_torch: bool
-    most_gpus: float
-    """Most GPUs that one unit can use."""
-    may_be_shared: bool = False
-    """Whether one unit serves all machine types where ``exposure.scope`` is ``all``."""
-    is_needed: Callable[[Config], bool] = lambda config: True
-    """Whether a variant goes through it."""
-    work_unit: str
-    """Unit of its speed."""
-    work: Callable[[str, Config, NumClips], float]
-    """How much of that a machine's unit goes through."""
+    most_gpus: float  # most GPUs that one unit can use
+    may_be_shared: bool = False  # whether one unit serves all machine types where ``exposure.scope`` is ``all``
+    is_needed: Callable[[Config], bool] = lambda config: True  # whether a variant goes through it
+    work_unit: str  # unit of its speed
+    work: Callable[[str, Config, NumClips], float]  # how much of that a machine's unit goes through
     output_bytes: Callable[[str, Config, NumClips, int], int]
     """About what a machine's unit leaves on disk; the last argument is the number of learned parameters."""
 

@@ -15,8 +15,7 @@ _WITHOUT_EFFECT = frozenset({"exposure.checkpoint_every", "embedding.batch_size"
 """Settings that do not change a result."""
 
 
-STATE = "state.pt"
-"""Name of the file, in a training's folder, from which an interrupted training goes on."""
+STATE = "state.pt"  # name of the file, in a training's folder, from which an interrupted training goes on
 
 
 @dataclass(frozen=True, order=True)
@@ -42,24 +41,15 @@ class RunDirectory:
 
     root: Path
 
-    config = Below("config.toml")
-    """Resolved configuration (TOML)."""
-    manifest = Below("manifest.json")
-    """Command, revision, versions, data and plan (JSON)."""
-    lock = Below("lock.json")
-    """Lock of the whole run: its driver (JSON)."""
-    catalog = Below("catalog.parquet")
-    """The decoded catalog (Parquet)."""
-    cells = Below("cells.parquet")
-    """AUC and pAUC of every cell (Parquet)."""
-    ensembles = Below("ensembles")
-    """Where the ensembles' scores are."""
-    html = Below("report.html")
-    """The report as one page."""
-    plots = Below("plots")
-    """Where the report's pictures are."""
-    tensorboard = Below("tensorboard")
-    """Folder of TensorBoard's event files."""
+    config = Below("config.toml")  # resolved configuration (TOML)
+    manifest = Below("manifest.json")  # command, revision, versions, data and plan (JSON)
+    lock = Below("lock.json")  # lock of the whole run: its driver (JSON)
+    catalog = Below("catalog.parquet")  # the decoded catalog (Parquet)
+    cells = Below("cells.parquet")  # AUC and pAUC of every cell (Parquet)
+    ensembles = Below("ensembles")  # where the ensembles' scores are
+    html = Below("report.html")  # the report as one page
+    plots = Below("plots")  # where the report's pictures are
+    tensorboard = Below("tensorboard")  # folder of TensorBoard's event files
 
     def part_lock(self, machine: str) -> Path:
         """Lock of a machine's part of the run, or of a share of it (2of5): its driver (JSON)."""
@@ -119,19 +109,14 @@ class UnitSpec:
     """All that a stage needs to know to do a unit: plain values and paths, the same on every host."""
 
     unit: Unit
-    config: Config
-    """The variant's resolved configuration."""
+    config: Config  # the variant's resolved configuration
     run: RunDirectory
-    cache: Path
-    """Waveform cache on the host that does the unit."""
+    cache: Path  # waveform cache on the host that does the unit
     data_root: Path
-    data: str
-    """Fingerprint of the data and of the pretrained weights."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    data: str  # fingerprint of the data and of the pretrained weights
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
     num_threads: int = 1
-    stop: Path | None = None
-    """While this file exists, units save their state at the next good moment and end."""
+    stop: Path | None = None  # while this file exists, units save their state at the next good moment and end
     num_ranks: int = 1
     """Processes of one host that train the unit together, a GPU each or all on CPUs; not part of its identity."""
 
@@ -180,14 +165,11 @@ def _deciding(*tables: tuple[str, Any]) -> dict[str, Any]:
 class Progress:
     """How far a unit is, as its stage reports it."""
 
-    done: int
-    """Epochs, clips or sections done."""
+    done: int  # epochs, clips or sections done
     total: int
-    clips: int = 0
-    """Clips seen since the last report."""
+    clips: int = 0  # clips seen since the last report
     loss: float | None = None
-    note: str = ""
-    """Notes for the user: the device and why, where the weights come from."""
+    note: str = ""  # notes for the user: the device and why, where the weights come from
 
 
 Report = Callable[[Progress], bool | None]

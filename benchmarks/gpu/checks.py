@@ -188,7 +188,7 @@ def first_losses(spec: UnitSpec, device: str, precision: str) -> NDArray[np.floa
     spec = replace(with_exposure(spec, batch_size=size), device=device)
     spec = replace(spec, config=replace(spec.config, network=network))
     machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec)
-    training, key = Training.begin(Ranks(), spec, machines, 100), (spec.unit.seed, spec.unit.machine, 0)
+    training, key = Training(Ranks(), spec, machines, 100), (spec.unit.seed, spec.unit.machine, 0)
     batches = islice(balanced_batches(machines, spec.config, spec.unit.seed, 0), STEPS)
     return np.array([training.step(batch, key, batch.step / 100)["loss"].item() for batch in batches])
 

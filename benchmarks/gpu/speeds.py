@@ -47,14 +47,13 @@ def shared(work: Work) -> Iterator[Row]:
         ("recommended", presets.load("recommended").variant("recommended")),
         ("shared-scac", presets.load("eusipco2022").variant("shared-scac")),
     ):
-        exposure, front_end = replace(config.exposure, epochs=1000), config.front_end
         if work.tiny:
-            exposure, front_end = replace(exposure, batch_size=8), replace(front_end, window_seconds=1.0)
-        config = replace(config, exposure=exposure, front_end=front_end)
+            config = replace(config, front_end=replace(config.front_end, window_seconds=1.0))
         spec = replace(given.spec, config=config, unit=Unit("train", name, ALL_MACHINES, 0))
+        spec = with_exposure(spec, epochs=1000, **({"batch_size": 8} if work.tiny else {}))
         spec.output.mkdir(parents=True, exist_ok=True)
         timing = apart(our_training, spec, pace)
-        note = f"batches of {exposure.batch_size}, windows of {front_end.window_seconds:g} s"
+        note = f"batches of {spec.config.exposure.batch_size}, windows of {config.front_end.window_seconds:g} s"
         yield from _timing(name, timing, "clips/s", note=note)
 
 

@@ -48,15 +48,12 @@ class RayNode:
 
     placement: Placement
     environment: Mapping[str, str]
-    ports: int
-    """First of the block."""
-    folder: Path
-    """Private, with Ray's own files in it: node-local, and the same path on all nodes, as Ray has it."""
+    ports: int  # first of the block
+    folder: Path  # private, with Ray's own files in it: node-local, and the same path on all nodes, as Ray has it
     dashboard_host: str = "127.0.0.1"
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
-    head_address: str | None = None
-    """None: this is the head's."""
+    head_address: str | None = None  # None: this is the head's
 
     @property
     def log(self) -> Path:

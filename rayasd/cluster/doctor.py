@@ -19,21 +19,11 @@ from rayasd.host import cpu_quota, usable_cpus
 from rayasd.wording import size
 
 Severity = Literal["ok", "note", "bad"]
-Checked = tuple[Severity, str]
-"""Outcome of a check in one line: what was found, and what to do unless all is well."""
+Checked = tuple[Severity, str]  # outcome of a check in one line: what was found, and what to do unless all is well
 
 _LOCAL_FILE_SYSTEMS = (
-    "ext",
-    "xfs",
-    "btrfs",
-    "zfs",
-    "f2fs",
-    "tmpfs",
-    "ramfs",
-    "rootfs",
-    "overlay",
-    "fuse.fuse-overlayfs",
-)
+    "ext", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "rootfs", "overlay", "fuse.fuse-overlayfs",
+)  # fmt: skip
 _LITTLE_SPACE, _NO_SPACE = 5e9, 2e8
 _COUNT_GPUS = """
 import torch

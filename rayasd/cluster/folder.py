@@ -17,13 +17,11 @@ from pathlib import Path
 
 from rayasd.errors import UserError
 
-RAYS = "ray"
-"""Name of Ray's part of the folder; what is beside it is ours."""
-MARK = "rayasd.lock"
-"""File in the folder, locked by the processes that use it: what does not have it is not ours."""
+RAYS = "ray"  # name of Ray's part of the folder; what is beside it is ours
+MARK = "rayasd.lock"  # file in the folder, locked by the processes that use it: what does not have it is not ours
 
 _NAME = re.compile(r"ra[0-9a-f]{8}")
-_LOGS = re.compile(rf"start-\d+\.log|waiting\.log|driver\.log|mark-.+|{re.escape(MARK)}")  # of rayasd launch
+_LOGS = re.compile(rf"start-\d+\.log|waiting\.log|driver\.log|mark-.+|{re.escape(MARK)}")  # written by rayasd launch
 _HELD: list[int] = []
 _LENGTH = len("/ra01234567")
 _LONGEST = 107 - len(f"/{RAYS}/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.0")

@@ -18,8 +18,7 @@ from rayasd.files import no_links
 from rayasd.host import end_with_parent
 
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # by which Ray's own supervisor of jobs tells a driver what it is
-_NODES = "RAYASD_NODES_FILE"
-"""File that exists once the nodes of a launch have come together."""
+_NODES = "RAYASD_NODES_FILE"  # file that exists once the nodes of a launch have come together
 _END_SECONDS = 20.0  # for a command to end by itself where nodes do not come together
 _START_MS = int(time.time() * 1000)
 FOLDER = "RAYASD_FOLDER"

@@ -21,14 +21,10 @@ class Meeting:
 
     root: Path
 
-    token = Below("token")
-    """The job's secret."""
-    head = Below("head.json")
-    """Where the head's Ray listens."""
-    complete = Below("complete.json")
-    """File that exists once the nodes have come together."""
-    end = Below("end.json")
-    """Exit code of the command."""
+    token = Below("token")  # the job's secret
+    head = Below("head.json")  # where the head's Ray listens
+    complete = Below("complete.json")  # file that exists once the nodes have come together
+    end = Below("end.json")  # exit code of the command
     _trouble = Below("trouble.json")
 
     def node(self, rank: int) -> Path:

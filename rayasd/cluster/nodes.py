@@ -10,7 +10,8 @@ from typing import Any
 
 from rayasd import __version__
 from rayasd.errors import UserError
-from rayasd.sweep.provenance import package_versions
+from rayasd.host import package_versions
+from rayasd.sweep.provenance import PACKAGES
 
 _ANSWER_SECONDS = 60.0
 _CLOCKS_DIFFER_SECONDS = 30.0
@@ -21,8 +22,7 @@ class Software:
     """Versions that results may depend on."""
 
     versions: Mapping[str, str | None]
-    code: str
-    """Sha256 of our modules, since two checkouts may have one version."""
+    code: str  # sha256 of our modules, since two checkouts may have one version
 
     @classmethod
     def here(cls) -> "Software":
@@ -30,7 +30,7 @@ class Software:
         modules = sorted(Path(__file__).parents[1].rglob("*.py"))
         code = sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
         python = ".".join(platform.python_version_tuple()[:2])
-        return cls({"Python": python, "rayasd": __version__, **package_versions()}, code)
+        return cls({"Python": python, "rayasd": __version__, **package_versions(PACKAGES)}, code)
 
     def differences(self, other: "Software") -> list[str]:
         """Return what differs in the other."""

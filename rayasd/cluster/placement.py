@@ -24,18 +24,14 @@ _JOB = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID"
 class Placement:
     """One launcher's place. Rank 0 is the head: it also runs the driver."""
 
-    job: str
-    """Name that all launchers of a job share, and no other job's."""
+    job: str  # name that all launchers of a job share, and no other job's
     rank: int
     size: int
-    address: str
-    """IPv4 address of this node that the other nodes reach."""
+    address: str  # IPv4 address of this node that the other nodes reach
     cpus: int
     gpus: int
-    by_mpi: bool = False
-    """Whether an MPI started this launcher."""
-    earlier: tuple[str, ...] = ()
-    """Names of the same job before it was put back in the queue."""
+    by_mpi: bool = False  # whether an MPI started this launcher
+    earlier: tuple[str, ...] = ()  # names of the same job before it was put back in the queue
 
     @property
     def is_head(self) -> bool:

@@ -16,8 +16,7 @@ OBJECT_STORE_BYTES = 100_000_000
 NO_GPU_NO_SIGHT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 """A task without GPUs must not see any; Ray hides them only if told so."""
 
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", **NO_GPU_NO_SIGHT}
-"""Environment of every Ray that we start."""
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", **NO_GPU_NO_SIGHT}  # environment of every Ray that we start
 
 
 def join(address: str, where: str, **options: Any) -> Any:

@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 from rayasd.errors import EXIT_STOPPED, UserError
 from rayasd.host import why_silent
 
-STOP_SECONDS = 30
-"""Time for a stopped job to save and to end by itself; Ray's default of 3 s is short for a sweep."""
+STOP_SECONDS = 30  # time for a stopped job to save and to end by itself; Ray's default of 3 s is short for a sweep
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def connected(address: str, token_file: Path | None = None) -> Iterator[Any]:
         raise UserError(f"--address {address}: give the dashboard's, for example http://HEAD:8265")
     if reason := why_silent(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)):
         raise UserError(f"no Ray dashboard answers at {address}: {reason}")
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()  # as Ray looks for it
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()  # where Ray looks for it
     if token_file is not None:  # before anything imports ray, which reads these variables at its import
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file.absolute())}
         os.environ.pop("RAY_AUTH_TOKEN", None)

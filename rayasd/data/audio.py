@@ -15,9 +15,8 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
+from rayasd.data.damage import FlacCheck, Reads, contradiction, failing_as_read
 from rayasd.data.folders import BY_FFMPEG, is_signal
-from rayasd.data.headers import FlacCheck, contradiction, impossible_length
-from rayasd.data.reads import Reads, failing_as_read
 from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave, by_ffmpeg
 from rayasd.errors import StorageError
@@ -32,8 +31,7 @@ _MOST_OVER_FULL_SCALE = 16.0
 _OWN_FAULTS = (
     errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
 )  # fmt: skip
-_BLOCK = 1 << 22
-"""Samples of all channels that are read at once; shorter clips are read as a whole."""
+_BLOCK = 1 << 22  # samples of all channels that are read at once; shorter clips are read as a whole
 _MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
@@ -63,10 +61,8 @@ class AudioFacts:
     sample_rate: int
     channels: int
     subtype: str
-    container: str
-    """WAV, FLAC, MP3 …: what the file is, whatever its name says."""
-    size: int
-    """Bytes of the file."""
+    container: str  # WAV, FLAC, MP3 …: what the file is, whatever its name says
+    size: int  # bytes of the file
 
     @property
     def seconds(self) -> float:
@@ -77,10 +73,8 @@ class AudioFacts:
 def read_facts(path: Path, config: DataConfig = _PLAIN) -> AudioFacts:
     """Read a file's header; of numbers (.npy, .mat, .csv), ``config`` tells the rate and the column.
 
-    Raises:
-        BadClipError: no file, not audio, empty, cut off, or with a header that lies.
-        StorageError: its disk or this host fails.
-
+    Raises BadClipError: no file, not audio, empty, cut off, or with a header that lies; StorageError: its disk or this
+    host fails.
     """
     with _opened(path, config) as (_, _, facts, _):
         return facts
@@ -122,11 +116,10 @@ def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.Sou
         with failing_as_read(reads), soundfile.SoundFile(source) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
-            size = before.st_size
-            if lie := contradiction(descriptor, size) or impossible_length(descriptor, file.frames, size):
+            if lie := contradiction(descriptor, file.frames, before.st_size):
                 raise BadClipError(lie)
             first, frames = _span(piece, file)
-            facts = AudioFacts(frames, file.samplerate, file.channels, file.subtype, file.format, size)
+            facts = AudioFacts(frames, file.samplerate, file.channels, file.subtype, file.format, before.st_size)
             yield descriptor, file, facts, first
         after = os.fstat(descriptor)
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
@@ -148,11 +141,9 @@ def _span(piece: tuple[float, float] | None, file: soundfile.SoundFile) -> tuple
 
 
 def num_frames(facts: AudioFacts, config: DataConfig) -> int:
-    """Frames that ``read_samples`` returns for a file with these facts.
+    """Return the frames that ``read_samples`` returns for a file with these facts.
 
-    Raises:
-        BadClipError: the file's rate or channels do not fit and no rule converts them.
-
+    Raises BadClipError: the file's rate or channels do not fit and no rule converts them.
     """
     if facts.sample_rate not in _RATES:
         raise BadClipError(f"has {facts.sample_rate} Hz by its header, beyond {_RATES[0]} to {_RATES[-1]}")
@@ -175,18 +166,13 @@ def num_frames(facts: AudioFacts, config: DataConfig) -> int:
 
 
 def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
-    """Decode a clip to mono int16 at ``config.sample_rate``.
+    """Decode a clip to mono int16 (frames,) at ``config.sample_rate``.
 
     16-bit mono files of that rate come out bit for bit. Everything else is converted in float: channels, then rate,
     then rounded to 16 bits with full scale at 32768. With ``data.level = "clip"``, all are scaled to one RMS value.
 
-    Returns:
-        Array of shape (frames,).
-
-    Raises:
-        BadClipError: the audio cannot be decoded, does not fit the rules, holds NaN or infinity or floats far beyond
-            full scale, is not what a FLAC encoder was given, or changed while it was read.
-
+    Raises BadClipError: the audio cannot be decoded, does not fit the rules, holds NaN or infinity or floats far beyond
+    full scale, is not what a FLAC encoder was given, or changed while it was read.
     """
     return _joined(sample_blocks(path, config))
 
@@ -194,12 +180,8 @@ def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
 def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]:
     """Give what ``read_samples`` returns in blocks, so that a recording of days takes no more memory than an hour's.
 
-    What is wrong with a file may turn out after its first blocks. A clip of several blocks is read twice where it is
-    scaled to one RMS value.
-
-    Raises:
-        BadClipError: as of ``read_samples``.
-
+    It raises the same errors, perhaps after the first blocks. A clip of several blocks is read twice where it is scaled
+    to one RMS value.
     """
     blocks = _mono_blocks(path, config)
     begun = list(islice(blocks, 2))
@@ -278,7 +260,7 @@ def _read(file: soundfile.SoundFile, first: int, frames: int, dtype: str) -> Ite
 
 
 def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> Iterator[NDArray[np.floating]]:
-    if channel == NEAR_FAR:  # its filter is of the whole clip
+    if channel == NEAR_FAR:  # one filter for the whole clip
         if frames > _MOST_NEAR_FAR:
             raise BadClipError(f"is too long for data.channel near-far: more than {_MOST_NEAR_FAR} frames")
         whole = _joined(audio)
@@ -288,7 +270,7 @@ def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> It
 
 
 def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
-    """Tell a clip that is at fault itself from a disk or a host that is: of these, no clip is left out."""
+    """Tell a bad clip, which may be left out, from a disk or host that fails, for which none must be."""
     of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
     if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
         return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command continues")

@@ -2,8 +2,8 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from rayasd.config import ExposureConfig
 from rayasd.data.audio import uncut, what_it_is
 from rayasd.data.folders import folders, is_audio, is_folder
-from rayasd.data.manifest import is_manifest, read_manifest
+from rayasd.data.manifest import read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
 from rayasd.errors import UserError
@@ -38,8 +38,7 @@ ONE_MACHINE = (
     "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
     "; --variants statistics,untrained need none"
 )
-_LONGEST_MACHINE = 150
-"""Bytes of UTF-8: names of cache files hold it, and file systems end at 255."""
+_LONGEST_MACHINE = 150  # bytes of UTF-8: names of cache files hold it, and file systems end at 255
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,9 @@ class Catalog:
     """Every clip below one root."""
 
     root: Path
-    table: pa.Table
-    """Columns of ``SCHEMA``; the waveform cache adds frames, digest and sums."""
+    table: pa.Table  # columns of ``SCHEMA``; the waveform cache adds frames, digest and sums
     oddities: tuple[Oddity, ...] = ()
-    signals: tuple[int, str] = (0, "")
-    """``data.signal_rate`` and ``data.signal_column`` of the manifest."""
+    signals: tuple[int, str] = (0, "")  # ``data.signal_rate`` and ``data.signal_column`` of the manifest
 
     @property
     def machines(self) -> list[str]:
@@ -100,7 +97,7 @@ def scan(source: Path) -> Catalog:
     source = source.resolve()
     if problem := name_problem(str(source)):
         raise UserError(f"{shown(str(source))} {problem}: rename it")
-    if is_manifest(source):
+    if source.is_file() and source.suffix.lower() in (".csv", ".parquet"):
         rows, root, signals = read_manifest(source)
         oddities: list[Oddity] = []
         for row in rows:
@@ -109,19 +106,18 @@ def scan(source: Path) -> Catalog:
             except OSError as error:
                 problem = f"listed in {source.name}, cannot be opened: {error.strerror}"
                 oddities.append(Oddity(row["clip"], problem, True))
-                row.update(size=-1)
             else:
                 row.update(size=status.st_size, mtime_ns=status.st_mtime_ns)
-        rows = [row for row in rows if row["size"] >= 0]
+        rows = [row for row in rows if "size" in row]
     elif source.is_dir():
         root, rows, oddities, signals = source, [], [], (0, "")
         for entry in _split_folder_entries(source, oddities):
             _catalog_entry(entry, source, rows, oddities)
     else:
         raise UserError(f"{source} is neither a folder nor a manifest (.csv or .parquet)")
-    if not rows and source.is_file():
-        raise UserError(f"{source} lists no clips that are there")
     if not rows:
+        if source.is_file():
+            raise UserError(f"{source} lists no clips that are there")
         odd = f"; {oddities[0].path} {oddities[0].problem}" if oddities else ""
         raise UserError(
             f"no clips in {source}{odd}: expected <machine>/train/*.wav and <machine>/source_test/*.wav, as DCASE lays "
@@ -141,23 +137,28 @@ def read_catalog(path: Path, root: Path) -> Catalog:
     """Read a decoded catalog whose clips lie below ``root``. Raises UserError: the file is missing or damaged."""
     remedy = "restore it or choose another --run-dir"
     try:
-        table = read_parquet(path, remedy)
+        return Catalog(root, read_parquet(path, remedy))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {remedy}") from None
-    if "group" not in table.column_names:  # of a run of 0.1.0
-        table = table.append_column("group", pa.nulls(table.num_rows, pa.string()))
-    return Catalog(root, table)
+
+
+def with_columns(catalog: Catalog, columns: Mapping[str, Sequence[object]]) -> Catalog:
+    """Replace columns of the catalog by other values, one for each clip."""
+    return replace(catalog, table=replaced(catalog.table, columns))
+
+
+def replaced(table: pa.Table, columns: Mapping[str, Sequence[object]]) -> pa.Table:
+    """Replace columns of a catalog's table."""
+    for name, values in columns.items():
+        field = SCHEMA.field(name)
+        table = table.set_column(table.column_names.index(name), field, pa.array(values, field.type))
+    return table
 
 
 def changes(before: Catalog, after: Catalog) -> list[str]:
     """Lines that say which clips of two decoded catalogs differ, machine by machine; test labels aside."""
-    old, new = (
-        {
-            row["clip"]: row
-            for row in c.table.select(["clip", "machine", "section", "domain", "split", "group", "digest"]).to_pylist()
-        }
-        for c in (before, after)
-    )
+    columns = ["clip", "machine", "section", "domain", "split", "group", "digest"]
+    old, new = ({row["clip"]: row for row in c.table.select(columns).to_pylist()} for c in (before, after))
     found = {
         "added": [clip for clip in new if clip not in old],
         "removed": [clip for clip in old if clip not in new],
@@ -227,7 +228,7 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
 def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, object]], oddities: list[Oddity]) -> None:
     path = Path(entry.path)
     clip = path.relative_to(root).as_posix()
-    if entry.name.startswith("."):  # as macOS leaves beside each file
+    if entry.name.startswith("."):  # macOS leaves such files beside others
         return
     if not is_audio(entry.name):
         oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
@@ -247,17 +248,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     if problem:
         oddities.append(Oddity(shown(clip), problem, True))
         return
+    machine = path.parent.parent.name
     rows.append(
-        {
-            "clip": clip,
-            "machine": path.parent.parent.name,
-            "section": name.section,
-            "domain": name.domain,
-            "split": name.split,
-            "label": name.label,
-            "attributes": name.attributes,
-            "group": None,
-            "size": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-        }
+        {"clip": clip, "machine": machine, **vars(name), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     )

@@ -5,7 +5,6 @@ Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads woul
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,45 +24,36 @@ from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.samples import scale_of
 from rayasd.errors import Interrupted, StorageError
-from rayasd.files import gone, mark_as_cache, replacing
+from rayasd.files import gone, mark_as_cache, need_space, replacing
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
-from rayasd.wording import size
 
 DECODED_COLUMNS = pa.schema(
     [
         ("offset", pa.int64()),  # first sample in the machine's memory map
         ("frames", pa.int64()),
-        # of the int16 samples, and of their squares: exact statistics of any set of clips
+        # sums over the int16 samples: exact statistics of any set of clips
         ("sum", pa.int64()),
         ("sum_squares", pa.int64()),
         ("digest", pa.string()),  # xxh3 (128 bits) of the decoded samples
         ("cache", pa.string()),  # name of the machine's cache files, without suffix
-        ("scale", pa.float64()),  # that the machine's floats are divided by
+        ("scale", pa.float64()),  # divisor of the machine's float samples
     ]
 )
 
 MapOver = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-_FREE_SPACE_MARGIN = 64 << 20
 _CHUNK = 64  # clips of one call to a process
 _FEW = 1500  # clips that one process decodes before others would have started
 
 
 def decode_machine(
-    root: Path,
-    table: pa.Table,
-    config: DataConfig,
-    index: Path,
-    over: MapOver,
-    on_progress: Callable[[int], None],
+    root: Path, table: pa.Table, config: DataConfig, index: Path, over: MapOver, on_progress: Callable[[int], object]
 ) -> None:
-    """Write a machine's samples (``index`` with suffix .i16), and then what is where (``index``, Parquet).
+    """Write a machine's samples (``index`` with suffix .i16), and then where each clip lies (``index``, Parquet).
 
     Clips that cannot be used are named in the index, with the reason. ``over`` maps, as ``processes`` does.
 
-    Raises:
-        StorageError: there is no room, no permission, or no folder of clips any more.
-
+    Raises StorageError: there is no room, no permission, or no folder of clips any more.
     """
     clips = list(zip(table["clip"].to_pylist(), table["size"].to_pylist(), strict=True))
     rows: dict[str, tuple[Any, ...]] = {}
@@ -75,13 +65,13 @@ def decode_machine(
         bad = {clip: reason for clip, reason in lengths.items() if isinstance(reason, str)}
         planned = [(clip, frames) for clip, frames in lengths.items() if isinstance(frames, int)]
         offsets = np.cumsum([0, *(frames for _, frames in planned)], dtype=np.int64).tolist()
-        _need_space(index.parent, 2 * offsets[-1])
+        need_space(index.parent, 2 * offsets[-1], "the waveform cache", "choose another place with --cache DIR")
         mark_as_cache(index.parent)
         places = [(clip, offset, frames) for (clip, frames), offset in zip(planned, offsets, strict=False)]
         with replacing(index.with_suffix(".i16")) as path:
             if offsets[-1]:
                 with path.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, 2 * offsets[-1])  # a full disk says so now
+                    os.posix_fallocate(file.fileno(), 0, 2 * offsets[-1])  # a full disk raises now
             for part, facts in zip(_chunks(places), over(partial(_decode, path, root, config), _chunks(places)),
                                    strict=True):  # fmt: skip
                 for (clip, offset, _), fact in zip(part, facts, strict=True):
@@ -101,7 +91,7 @@ def decode_machine(
 
 
 def _write_index(index: Path, rows: Mapping[str, tuple[Any, ...]], bad: Mapping[str, str]) -> None:
-    """Write last of all what is where: a map without its index is not there."""
+    """Write where each clip lies, last of all: a map without its index does not count."""
     columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
     decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
     for field, values in zip(DECODED_COLUMNS, columns, strict=True):
@@ -142,19 +132,18 @@ def _peaks(root: Path, config: DataConfig, clips: Sequence[str]) -> list[float]:
 
 
 class Content:
-    """Describes decoded samples as ``DECODED_COLUMNS`` say, block by block."""
+    """Describes decoded samples by ``DECODED_COLUMNS``, block by block."""
 
     def __init__(self) -> None:
         self.frames, self._total, self._squares, self._digest = 0, 0, 0, xxh3_128()
 
     def add(self, samples: NDArray[np.int16]) -> None:
         """Take the next samples (n,)."""
-        total, squares = _sums(samples)
-        self.frames, self._total, self._squares = (
-            self.frames + len(samples),
-            self._total + total,
-            self._squares + squares,
-        )
+        for begin in range(0, len(samples), 1 << 20):  # sums of such a block stay below 2^53: exact in float64
+            wide = samples[begin : begin + (1 << 20)].astype(np.float64)
+            self._total += int(wide.sum())
+            self._squares += int(np.square(wide, out=wide).sum())
+        self.frames += len(samples)
         self._digest.update(np.ascontiguousarray(samples).data)
 
     @property
@@ -212,22 +201,3 @@ def _write_all(descriptor: int, samples: NDArray[np.int16], place: int) -> None:
     while left:
         written = os.pwrite(descriptor, left, place)
         left, place = left[written:], place + written
-
-
-def _sums(samples: NDArray[np.int16]) -> tuple[int, int]:
-    """Sum of samples and of their squares, exact: what float64 adds up of a block stays below 2^53."""
-    total = squares = 0
-    for begin in range(0, len(samples), 1 << 20):
-        wide = samples[begin : begin + (1 << 20)].astype(np.float64)
-        total += int(wide.sum())
-        squares += int(np.square(wide, out=wide).sum())
-    return total, squares
-
-
-def _need_space(folder: Path, num_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes + _FREE_SPACE_MARGIN > free:
-        raise StorageError(
-            f"the waveform cache needs {size(num_bytes)} in {folder}, {size(free)} are free: "
-            "choose another place with --cache DIR"
-        )

@@ -14,17 +14,14 @@ import requests
 from rayasd import __version__
 from rayasd.errors import UserError, one_line
 
-RETRY_PAUSE = 2.0
-"""Seconds before the second attempt; each further pause is twice as long."""
-MAX_ATTEMPTS = 5
-"""Failures in a row, without progress, after which a file is given up."""
+RETRY_PAUSE = 2.0  # seconds before the second attempt; each further pause is twice as long
+MAX_ATTEMPTS = 5  # failures in a row, without progress, after which a file is given up
 
 _TIMEOUT = 60.0  # seconds without a byte
 _CHUNK = 1 << 16
 _TEMPORARY = (408, 425, 429)  # HTTP status; and 500 and above
 
-OnFileProgress = Callable[[str, int, int], None]
-"""Called with a file's name, bytes done and bytes in all."""
+OnFileProgress = Callable[[str, int, int], None]  # called with a file's name, bytes done and bytes in all
 
 
 class _TemporaryError(Exception):
@@ -37,10 +34,8 @@ class RemoteFile:
 
     name: str
     url: str
-    size: int
-    """Bytes."""
-    md5: str
-    """Hexadecimal."""
+    size: int  # bytes
+    md5: str  # hexadecimal
 
 
 def read_json(url: str) -> Any:
@@ -73,7 +68,7 @@ def download(file: RemoteFile, target: Path, on_progress: OnFileProgress) -> Non
     if not is_whole(file, part):
         part.unlink()
         raise UserError(
-            f"{file.url}: its md5 is not {file.md5}, as the record says: removed; run the same command again, and if "
+            f"{file.url}: its md5 is not {file.md5} of its record: removed; run the same command again, and if "
             "this repeats, the server's copy is damaged"
         )
     with part.open("rb") as written:
@@ -111,7 +106,7 @@ def _continue(file: RemoteFile, part: Path, on_progress: OnFileProgress) -> None
                 done += len(chunk)
                 if done > file.size:
                     part.unlink()
-                    raise UserError(f"{file.url}: longer than the {file.size} bytes that the record says: removed")
+                    raise UserError(f"{file.url}: longer than the {file.size} bytes of its record: removed")
                 out.write(chunk)
                 out.flush()  # a killed process does not ask for it again
                 on_progress(file.name, done, file.size)

@@ -19,12 +19,10 @@ from typing import Any
 from rayasd.data.download import OnFileProgress, download, is_whole, size_of
 from rayasd.data.zenodo import Archive
 from rayasd.errors import UserError, one_line
-from rayasd.files import now, read_record, storage_error, write_json
-from rayasd.wording import counted, size
+from rayasd.files import need_space, now, read_record, storage_error, write_json
+from rayasd.wording import counted
 
-FREE_SPACE_MARGIN = 256 << 20
-"""Bytes that stay free."""
-
+_MAKE_ROOM = "make room and run the same command again, or choose another --out"
 _UNPACKED_FACTOR = 1.5  # bytes of clips per byte of archive, at most: 1.3 is usual
 _NAME = re.compile(r"[\w .,+=@~()-]{1,200}", re.ASCII)
 _DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, NotImplementedError, RuntimeError)
@@ -51,8 +49,10 @@ class DataRoot:
         done = self._done.get(archive.file.name)
         if not isinstance(done, dict) or done.get("md5") != archive.file.md5 or not isinstance(done.get("files"), dict):
             return False
-        counts = done["files"].items()
-        return all(isinstance(count, int) and _num_entries(self.root / place) >= count for place, count in counts)
+        return all(
+            isinstance(count, int) and len([*(self.root / place).glob("*")]) >= count
+            for place, count in done["files"].items()
+        )
 
     def bytes_to_download(self, archive: Archive) -> int:
         """Return the bytes of an archive that are not here yet."""
@@ -65,11 +65,11 @@ class DataRoot:
 
         Raises UserError: not enough space, or (at the end) an archive could not be fetched.
         """
-        shutil.rmtree(self._unpacking, ignore_errors=True)  # of a killed call
+        shutil.rmtree(self._unpacking, ignore_errors=True)  # left by a call that was killed
         if archives:
             packed = sum(map(self.bytes_to_download, archives))
             unpacked = int(_UNPACKED_FACTOR * sum(archive.file.size for archive in archives))
-            _need_space(f"{self.dataset} (archives and clips)", packed + unpacked, self.root)
+            need_space(self.root, packed + unpacked, f"{self.dataset} (archives and clips)", _MAKE_ROOM)
         problems = []
         for archive in archives:
             try:
@@ -115,9 +115,8 @@ class DataRoot:
 def unpack(path: Path, into: Path, archive: Archive) -> list[PurePosixPath]:
     """Unpack the members that belong to a data set; returns their paths below ``into``.
 
-    Raises:
-        BadArchiveError: damaged, nothing belongs to the data set, or a member is not a plain file inside the folder.
-        UserError: not enough space for the sizes that it declares.
+    Raises BadArchiveError: damaged, nothing belongs to the data set, or a member is not a plain file inside the folder;
+    UserError: not enough space for the sizes that it declares.
     """
     try:
         with zipfile.ZipFile(path) as opened:
@@ -125,7 +124,7 @@ def unpack(path: Path, into: Path, archive: Archive) -> list[PurePosixPath]:
             wanted = [(info, place) for info, place in members if place is not None]
             if not wanted:
                 raise BadArchiveError("it holds nothing that belongs here")
-            _need_space(f"{path.name}, unpacked,", sum(info.file_size for info, _ in wanted), into.parent)
+            need_space(into.parent, sum(info.file_size for info, _ in wanted), f"{path.name}, unpacked,", _MAKE_ROOM)
             for info, place in wanted:
                 (into / place).parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as packed, (into / place).open("xb") as out:
@@ -152,16 +151,3 @@ def _checked(info: zipfile.ZipInfo, archive: Archive) -> PurePosixPath | None:
     if not all(map(_NAME.fullmatch, place.parts)):
         raise BadArchiveError(f"its member {info.filename!r} has a name that no clip has")
     return place
-
-
-def _need_space(what: str, num_bytes: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if num_bytes + FREE_SPACE_MARGIN > free:
-        raise UserError(
-            f"{what} needs about {size(num_bytes)}, but {folder} has {size(free)} free: make room and run the same "
-            "command again, or choose another --out"
-        )
-
-
-def _num_entries(folder: Path) -> int:
-    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0

@@ -12,8 +12,7 @@ AUDIO_SUFFIXES = (
     ".snd", ".caf", ".nist", ".sph", ".voc",
 )  # fmt: skip
 """Suffixes that libsndfile reads, in any case."""
-SIGNALS = (".npy", ".mat", ".csv")
-"""Numbers, which are recordings where a rate is given (``data.signal_rate``)."""
+SIGNALS = (".npy", ".mat", ".csv")  # numbers, which are recordings where a rate is given (``data.signal_rate``)
 BY_FFMPEG = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ac3", ".ape", ".wv")
 """Suffixes that ffmpeg reads, where it is installed."""
 
@@ -53,7 +52,7 @@ def folders(
     """
     waiting = [(str(root), os.path.realpath(root))]
     seen: set[str] = set()
-    while waiting:  # and no recursion: a tree may be deeper than Python's stack
+    while waiting:  # no recursion: a tree may be deeper than Python's stack
         folder, real = waiting.pop()
         if real in seen:  # a link back up, or a second way to the same place
             continue

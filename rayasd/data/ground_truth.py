@@ -5,9 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-
-from rayasd.data.catalog import SCHEMA, Catalog, scan
+from rayasd.data.catalog import Catalog, scan, with_columns
 from rayasd.data.naming import parse_clip_name
 from rayasd.data.tables import read_rows
 from rayasd.errors import UserError
@@ -29,8 +27,7 @@ class Truth:
     attributes: str | None = None
 
 
-Truths = dict[tuple[str, str], Truth]
-"""By machine, its name folded, and name of the file."""
+Truths = dict[tuple[str, str], Truth]  # by machine, its name folded, and name of the file
 
 
 def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True) -> Catalog:
@@ -80,7 +77,7 @@ def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True
         row["label"] = row["label"] if true.label is None else true.label
         row["domain"] = true.domain or row["domain"]
         row["attributes"] = row["attributes"] or true.attributes or ""
-    return _with_columns(catalog, {name: [row[name] for row in rows] for name in ("label", "domain", "attributes")})
+    return with_columns(catalog, {name: [row[name] for row in rows] for name in ("label", "domain", "attributes")})
 
 
 def _of_rows(file: Path) -> Iterator[tuple[tuple[str, str], Truth]]:
@@ -134,7 +131,7 @@ def _with_attribute_files(catalog: Catalog) -> Catalog:
     if not known:
         return catalog
     filled = [told or known.get(clip, "") for clip, told in zip(clips, attributes, strict=True)]
-    return _with_columns(catalog, {"attributes": filled})
+    return with_columns(catalog, {"attributes": filled})
 
 
 def scan_labelled(source: Path, ground_truth: Path | None) -> Catalog:
@@ -163,12 +160,4 @@ def with_labels_of(catalog: Catalog, known: Catalog) -> Catalog:
         more = before.get(row["clip"], row)
         row["label"] = more["label"] if row["label"] is None else row["label"]
         row["domain"] = more["domain"] if row["domain"] == "unknown" else row["domain"]
-    return _with_columns(catalog, {name: [row[name] for row in rows] for name in columns[1:]})
-
-
-def _with_columns(catalog: Catalog, columns: Mapping[str, list[object]]) -> Catalog:
-    table = catalog.table
-    for name, values in columns.items():
-        field = SCHEMA.field(name)
-        table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
-    return replace(catalog, table=table)
+    return with_columns(catalog, {name: [row[name] for row in rows] for name in columns[1:]})

@@ -2,11 +2,8 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 
-import pyarrow as pa
-
-from rayasd.data.catalog import Catalog
+from rayasd.data.catalog import Catalog, with_columns
 from rayasd.errors import UserError
 
 _OF_ATTRIBUTE = "attribute:"
@@ -42,5 +39,4 @@ def with_groups(catalog: Catalog, rule: str) -> Catalog:
     groups = [match and ((match[1] if expression.groups else match[0]) or None) for match in found]
     if not any(groups):
         raise UserError(f"data.groups = {rule!r} matches no clip of {catalog.root}, {names[0]!r} first")
-    column = catalog.table.schema.get_field_index("group")
-    return replace(catalog, table=catalog.table.set_column(column, "group", pa.array(groups, pa.string())))
+    return with_columns(catalog, {"group": groups})

@@ -29,19 +29,15 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 class Rules:
     """Meaning of the words in paths or columns."""
 
-    machine: str | None = None
-    """For clips without a word; likewise ``label``."""
+    machine: str | None = None  # default for clips whose path or row has no word; likewise ``label``
     label: str | None = None
     normal: Sequence[str] = ()
     """Words, or patterns with *, for normal clips; likewise ``anomaly``, where the word is kept as an attribute."""
     anomaly: Sequence[str] = ()
-    splits: Mapping[str, str] = field(default_factory=dict)
-    """More words for train and test."""
-    test_fraction: float = TEST_FRACTION
-    """Share of normal clips without a split that is held out for the test."""
+    splits: Mapping[str, str] = field(default_factory=dict)  # more words for train and test
+    test_fraction: float = TEST_FRACTION  # share of normal clips without a split that is held out for the test
     seed: int = 0
-    partial: bool = False
-    """Pass over rows of a table whose files do not exist."""
+    partial: bool = False  # pass over rows of a table whose files do not exist
 
     def label_of(self, word: str, place: str) -> tuple[str, str]:
         """Return normal, anomaly or unknown, and the kind of fault (empty: none is named)."""
@@ -52,7 +48,7 @@ class Rules:
                 return label, kind
         key = word.lower().removesuffix(".0")
         if key not in LABEL_WORDS:
-            raise UserError(f"{place}: label {word!r} is unknown: --normal WORDS and --anomaly WORDS (or '*') say more")
+            raise UserError(f"{place}: label {word!r} is unknown: --normal WORDS and --anomaly WORDS (or '*')")
         return {None: "unknown", 0: "normal", 1: "anomaly"}[LABEL_WORDS[key]], ""
 
     def split_of(self, word: str, place: str) -> str:
@@ -73,13 +69,8 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
     group or path, so that more clips move none that are there. Clips of a group stay together; without ``{group}``,
     those that differ in microphone, channel or segment alone are one.
 
-    Returns:
-        Rows with paths below ``root``; audio files that do not match.
-
-    Raises:
-        UserError: no such folder, a pattern that does not tell machine or label, words that no rule knows, or nothing
-            that matches.
-
+    Returns rows with paths below ``root``, and audio files that do not match. Raises UserError: no such folder, a
+    pattern that does not tell machine or label, words that no rule knows, or nothing that matches.
     """
     expression = _pattern_expression(pattern)
     if rules.label is None and not {"label", "split"} & set(expression.groupindex):
@@ -100,19 +91,10 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
 def index_table(root: Path, path: Path, columns: Mapping[str, str], rules: Rules) -> tuple[list[Row], list[Path]]:
     """Make manifest rows from a table of clips below ``root``.
 
-    Args:
-        root: folder that the table's paths begin at.
-        path: the table.
-        columns: path, machine, section … -> a column of the table, or text with columns in braces:
-            ``sound_files/{Filename}``. What is not named is the column of this name, if there is one.
-        rules: as of ``index_tree``.
+    ``columns``: path, machine, section … -> a column of the table, or text with columns in braces:
+    ``sound_files/{Filename}``. What is not named is the column of this name, if there is one.
 
-    Returns:
-        As ``index_tree``.
-
-    Raises:
-        UserError: a column or a file that does not exist, or what ``index_tree`` refuses.
-
+    Returns as ``index_tree``. Raises UserError: a column or a file that does not exist, or what ``index_tree`` refuses.
     """
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
@@ -153,9 +135,7 @@ def index_table(root: Path, path: Path, columns: Mapping[str, str], rules: Rules
 def cut(root: Path, rows: Sequence[Row], seconds: float, config: DataConfig) -> list[Row]:
     """Cut recordings into pieces of so many seconds, which stay in one group; what is left at the end goes.
 
-    Raises:
-        UserError: a recording cannot be read.
-
+    Raises UserError: a recording cannot be read.
     """
     pieces = []
     for row in rows:

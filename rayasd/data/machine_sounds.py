@@ -14,24 +14,19 @@ from rayasd.randomness import generator
 
 Signal = NDArray[np.float64]
 
-_TABLE = 8192
-"""Samples of one period of a tonal machine; a power of two, so that a bit mask wraps it."""
+_TABLE = 8192  # samples of one period of a tonal machine; a power of two, so that a bit mask wraps it
 
 
 @dataclass(frozen=True)
 class SoundModel:
     """Properties of all products of a machine type."""
 
-    rate_hz: float
-    """Fundamental frequency, or cycles of two strokes per second."""
-    noise_hz: tuple[float, float]
-    """Band of the machine's own noise."""
-    num_harmonics: int = 0
-    """0: a machine of strokes."""
+    rate_hz: float  # fundamental frequency, or cycles of two strokes per second
+    noise_hz: tuple[float, float]  # band of the machine's own noise
+    num_harmonics: int = 0  # 0: a machine of strokes
     modulation_order: float = 0.0
     """Amplitude modulation, as a fraction of the fundamental (a shaft of seven blades: 1/7)."""
-    modes_hz: tuple[float, ...] = ()
-    """Ringing frequencies of the strokes."""
+    modes_hz: tuple[float, ...] = ()  # ringing frequencies of the strokes
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -63,17 +58,12 @@ class Product:
     """One section of a machine type, in a state of health."""
 
     model: SoundModel
-    speed: float
-    """Factor on the model's rate."""
-    levels_db: Signal
-    """Level of each harmonic or mode."""
-    modulation: float
-    """Depth of the amplitude modulation, 0 to 1."""
-    strokes: tuple[float, float]
-    """Times of the strokes, as fractions of a cycle."""
+    speed: float  # factor on the model's rate
+    levels_db: Signal  # level of each harmonic or mode
+    modulation: float  # depth of the amplitude modulation, 0 to 1
+    strokes: tuple[float, float]  # times of the strokes, as fractions of a cycle
     decay_seconds: float
-    missed: float = 0.0
-    """Probability that a stroke is left out."""
+    missed: float = 0.0  # probability that a stroke is left out
 
 
 def product_of(machine: str, section: int, seed: int) -> Product:

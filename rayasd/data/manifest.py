@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rayasd.data.naming import SPLITS, name_problem, section_name, shown
-from rayasd.data.tables import in_lower_case, read_table, words
+from rayasd.data.tables import read_table, words
 from rayasd.errors import UserError
 
 COLUMNS = ("path", "machine", "section", "domain", "split", "label")
@@ -22,11 +22,6 @@ LABEL_WORDS = {
 }  # fmt: skip
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether a data source is a manifest and not a folder tree."""
-    return path.is_file() and path.suffix.lower() in (".csv", ".parquet")
-
-
 def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path, tuple[int, str]]:
     """Read a manifest: any separator, line end and case of columns, as pandas and Excel write them.
 
@@ -37,7 +32,10 @@ def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path, tuple[int, st
     row.
     """
     records, columns, facts = read_table(path)
-    records, columns = in_lower_case(records, columns, (*COLUMNS, *_MORE))
+    known = {*COLUMNS, *_MORE} - {*columns}
+    spelled = {column: column.lower() for column in columns if column.lower() in known}  # Path, LABEL
+    records = [{spelled.get(name, name): value for name, value in record.items()} for record in records]
+    columns = [spelled.get(name, name) for name in columns]
     if missing := [name for name in _NEEDED if name not in columns]:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; a manifest has {', '.join(COLUMNS)}: rayasd data index ROOT "

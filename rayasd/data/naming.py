@@ -38,16 +38,12 @@ _2020 = re.compile(r"(?:(?P<label>normal|anomaly)_)?id_(?P<section>\d{2,4})_(?P<
 class ClipName:
     """Facts about a clip from its name and folder."""
 
-    section: str
-    """Product or machine ID, two digits or more."""
+    section: str  # product or machine ID, two digits or more
     domain: str
     """source, target, or unknown where the name does not tell. 2020 has no domains: its clips count as source."""
-    split: str
-    """One of ``SPLITS``; supplemental: neither clean nor noise by its name."""
-    label: int | None
-    """0 normal, 1 anomalous, None unknown. Training clips are normal unless named otherwise."""
-    attributes: str
-    """The rest of the name, as it is."""
+    split: str  # one of ``SPLITS``; supplemental: neither clean nor noise by its name
+    label: int | None  # 0 normal, 1 anomalous, None unknown; training clips are normal unless named otherwise
+    attributes: str  # the rest of the name, as it is
 
 
 def parse_clip_name(stem: str, folder: str) -> ClipName:

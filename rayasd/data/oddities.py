@@ -15,8 +15,7 @@ CONTENT = ("clip", "machine", "split", "label", "frames", "sum", "sum_squares", 
 _digest, _audio = itemgetter("digest"), itemgetter("machine", "digest")
 _place = itemgetter("machine", "split", "digest")
 
-MUCH_LONGER = 1.5
-"""Times a training clip: ``rayasd score`` scores a longer recording in pieces."""
+MUCH_LONGER = 1.5  # times a training clip: ``rayasd score`` scores a longer recording in pieces
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class Oddity:
 
     path: str
     problem: str
-    unusable: bool
-    """True: a clip that cannot take part; false: merely ignored or remarkable."""
+    unusable: bool  # True: a clip that cannot take part; False: merely ignored or remarkable
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"

@@ -17,8 +17,7 @@ from rayasd.wording import counted
 _FRAMES = 500
 _ALIKE, _SAME = 0.6, 0.1
 _CANDIDATES = 3
-_MOST_CLIPS = 200
-"""Clips of a machine and split that are looked at, evenly spaced."""
+_MOST_CLIPS = 200  # clips of a machine and split that are looked at, evenly spaced
 _LAG_SECONDS, _LONGEST_SECONDS = 0.05, 4.0
 
 

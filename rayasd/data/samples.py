@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
 
-_QUIETEST_FLOATS = 2.0**-8
-"""Peaks below it would leave less than 8 of 16 bits."""
+_QUIETEST_FLOATS = 2.0**-8  # peaks below it would leave less than 8 of 16 bits
 LEVEL = 2.0**-6
 """RMS value with full scale 1, -36 dB: peaks of 64 times as much fit, and rounding to 16 bits adds noise at -101 dB."""
 
@@ -33,7 +32,7 @@ def resampled(blocks: Iterator[NDArray[np.floating]], up: int, down: int, expect
 
     margin = -(-(10 * max(up, down) // up + 1) // down) * down  # half of its filter, in whole periods
     held, block, done = next(blocks), next(blocks, None), 0
-    reach = 0  # of what is held, the part that is only there for the filter
+    reach = 0  # samples at the beginning of ``held`` that only the filter needs
     while block is not None:
         end = (len(held) - margin) // down * down
         if end > reach:

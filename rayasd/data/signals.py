@@ -19,21 +19,16 @@ from rayasd.data.tables import decoded
 from rayasd.errors import one_line
 
 _SEPARATORS = ",;\t| "
-_MOST_SECONDS, _MOST_BYTES = 600, 4_000_000_000  # of one ffmpeg, and of what it writes
+_MOST_SECONDS, _MOST_BYTES = 600, 4_000_000_000  # limits of one call of ffmpeg: its time, its output
 
 
 def as_wave(path: Path, sample_rate: int, column: str) -> io.BytesIO:
-    """Return the numbers of a file as a WAV file of floats.
+    """Return the numbers of a file, (frames,), (frames, channels) or (channels, frames), as a WAV file of floats.
 
-    Args:
-        path: an array of (frames,), (frames, channels) or (channels, frames).
-        sample_rate: in Hz.
-        column: of a .csv, a column's name or its number from 0; of a .mat, a variable's name, or how it ends; empty:
-            the only one there is.
+    ``column``: of a .csv, a column's name or its number from 0; of a .mat, a variable's name, or how it ends; empty:
+    the only one there is.
 
-    Raises:
-        ValueError: it holds no such numbers; the message says which there are.
-        OSError: it cannot be read.
+    Raises ValueError: it holds no such numbers; the message says which there are.
     """
     read = {".npy": _of_numpy, ".mat": _of_matlab, ".csv": _of_csv}[path.suffix.lower()]
     try:
@@ -57,10 +52,8 @@ def by_ffmpeg(path: Path, size: int, mtime_ns: int) -> IO[bytes]:
 
     The last one is kept, because pieces of a recording follow one another; ``size`` and ``mtime_ns`` tell its content.
 
-    Raises:
-        ValueError: ffmpeg is not installed, cannot decode it, takes too long, or writes too much.
-        OSError: a disk is full or fails.
-
+    Raises ValueError: ffmpeg is not installed, cannot decode it, takes too long, or writes too much; OSError: a disk is
+    full or fails.
     """
     wave = tempfile.TemporaryFile()  # noqa: SIM115 - the caller's
     command = ["ffmpeg", "-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i", f"file:{path}",

@@ -18,11 +18,9 @@ from rayasd.nested import bounded, build
 from rayasd.randomness import generator
 
 MARKER = "SYNTHETIC.json"
-_UNFINISHED = ".SYNTHETIC.unfinished.json"
-"""Exists while a tree is written: tells an interrupted one from recordings."""
+_UNFINISHED = ".SYNTHETIC.unfinished.json"  # exists while a tree is written: tells an interrupted one from recordings
 
-VERSION = 2
-"""Version of the sound models; a tree of another version is refused."""
+VERSION = 2  # version of the sound models; a tree of another version is refused
 
 
 def machine_types(year: int) -> tuple[str, ...]:
@@ -34,23 +32,17 @@ def machine_types(year: int) -> tuple[str, ...]:
 class SynthesisPlan:
     """Plan of a synthetic tree."""
 
-    year: int = 2021
-    """DCASE year whose machines, names, folders, channels and ground truth are used."""
-    machines: tuple[str, ...] = ()
-    """Some of the year's; none: all."""
+    year: int = 2021  # DCASE year whose machines, names, folders, channels and ground truth are used
+    machines: tuple[str, ...] = ()  # some of the year's; none: all
     num_sections: int = bounded(6, minimum=1, maximum=99)
     """Sections of a machine until 2022, development and evaluation ones as the year divides them; then there is one."""
-    num_source_train: int = bounded(1000, minimum=1)
-    """Source-domain normal training clips per section."""
-    num_target_train: int = bounded(3, minimum=0)
-    """Target-domain normal training clips per section, from 2021 on."""
+    num_source_train: int = bounded(1000, minimum=1)  # source-domain normal training clips per section
+    num_target_train: int = bounded(3, minimum=0)  # target-domain normal training clips per section, from 2021 on
     num_test: int = bounded(100, minimum=1)
     """Normal, and as many anomalous, test clips per section and domain; in 2025 as many supplemental ones."""
-    seconds: float = bounded(10.0, minimum=0.5)
-    """Length of a clip."""
+    seconds: float = bounded(10.0, minimum=0.5)  # length of a clip
     sample_rate: int = 16000
-    difficulty: float = bounded(0.5, minimum=0, maximum=1)
-    """0: loud anomalies; 1: faint ones."""
+    difficulty: float = bounded(0.5, minimum=0, maximum=1)  # 0: loud anomalies; 1: faint ones
     seed: int = 0
 
     def check(self) -> None:
@@ -78,8 +70,7 @@ class _Clip:
     attributes: str
     name: str
     folder: str
-    told: str
-    """The name that tells all; of evaluation test clips, the file has another."""
+    told: str  # the name that tells all; of evaluation test clips, the file has another
 
     @property
     def path(self) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,8 @@ Records = list[dict[str, Any]]
 def read_table(path: Path) -> tuple[Records, list[str], dict[str, str]]:
     """Read a table.
 
-    Returns:
-        Rows by column; the columns, as they are spelled; what first lines ``# root: FOLDER``, ``# rate: HZ`` and
-        ``# column: NAME`` say.
-
-    Raises:
-        UserError: it is no table, or cannot be opened.
-
+    Returns rows by column; the columns, as they are spelled; and what first lines ``# root: FOLDER``, ``# rate: HZ``
+    and ``# column: NAME`` say. Raises UserError: it is no table, or cannot be opened.
     """
     with _reading(path):
         if path.suffix.lower() == ".parquet":
@@ -59,12 +54,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be opened: {error.strerror or error}") from None
     except (ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table: {one_line(error)}") from None
-
-
-def in_lower_case(records: Records, columns: Sequence[str], known: Sequence[str]) -> tuple[Records, list[str]]:
-    """Rename columns that are one of ``known`` but for their case (Path, LABEL)."""
-    names = {column: column.lower() for column in columns if column.lower() in known and column.lower() not in columns}
-    return [{names.get(k, k): v for k, v in row.items()} for row in records], [names.get(c, c) for c in columns]
 
 
 def words(value: object) -> str:

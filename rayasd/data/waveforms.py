@@ -38,17 +38,15 @@ from rayasd.parquet import read_parquet
 OnProgress = Callable[[int, int], None]
 _TOLD_LATER = re.compile(r"(^|/)section_\d+_\d+\.[^/]*$")
 """Test clips whose domain and attributes, like their labels, the organisers tell after the challenge."""
-_VERSION = 4  # of the cache's files, and of what is refused
+_VERSION = 4  # version of the cache's files and of the rules for refusing clips
 
 
 @dataclass(frozen=True)
 class Waveforms:
     """Decoded samples of one machine's clips."""
 
-    samples: NDArray[np.int16]
-    """Memory map, all clips one after the other."""
-    offsets: NDArray[np.int64]
-    """First sample of each clip, (clips,); ``frames``: samples of each."""
+    samples: NDArray[np.int16]  # memory map, all clips one after the other
+    offsets: NDArray[np.int64]  # first sample of each clip, (clips,); ``frames``: samples of each
     frames: NDArray[np.int64]
 
     def window(self, clip: int, start: int, length: int, out: NDArray[np.int16]) -> None:
@@ -101,7 +99,7 @@ def decode(
 
 
 def open_waveforms(
-    catalog: Catalog, machine: str, config: DataConfig, cache: Path, alive: Callable[[], None] = lambda: None
+    catalog: Catalog, machine: str, config: DataConfig, cache: Path, alive: Callable[[], object] = lambda: None
 ) -> Waveforms:
     """Map a machine's decoded samples, in the order of its rows in the (decoded) catalog.
 

@@ -39,12 +39,9 @@ class Archive:
     file: RemoteFile
     record: int
     part: str
-    machine: str | None
-    """None: all machines."""
-    split: str | None = None
-    """train or test; None: both."""
-    revision: int = 0
-    """Revision of an archive: among archives of the same clips, the highest counts."""
+    machine: str | None  # None: all machines
+    split: str | None = None  # train or test; None: both
+    revision: int = 0  # revision of an archive: among archives of the same clips, the highest counts
 
     def place_of(self, path: PurePosixPath) -> PurePosixPath | None:
         """Return a member's path below the root; None unless it is a clip, a table of attributes or ground truth."""

@@ -99,7 +99,7 @@ class BatchLoader:
         self.scales = torch.tensor(scales, dtype=torch.float32)
         if resident is None:
             resident = fits_on(device, self.machines)
-        self.resident = [ResidentClips.of(machine, device) for machine in self.machines] if resident else []
+        self.resident = [ResidentClips(machine, device) for machine in self.machines] if resident else []
         """Samples on the device, where they fit; else each batch's windows are sent there."""
 
     def starts(self, batch: Batch, start: Callable[[Indices], Indices]) -> Indices:
@@ -144,11 +144,6 @@ class BatchLoader:
 def random_starts(rng: np.random.Generator) -> Callable[[Indices], Indices]:
     """Choose every start evenly between 0 and the largest possible one."""
     return lambda slack: rng.integers(0, slack + 1)
-
-
-def central_starts(slack: Indices) -> Indices:
-    """Choose the window in the middle of each clip."""
-    return slack // 2
 
 
 def validation_batches(machines: Sequence[MachineClips], config: Config) -> Iterator[Batch]:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayasd.arrays import Indices
-from rayasd.data.anomalies import set_aside
-from rayasd.data.catalog import Catalog, check_outlier_exposure
-from rayasd.data.hold_out import held_out
+from rayasd.data.catalog import Catalog, check_outlier_exposure, replaced
+from rayasd.data.splits import held_out, set_aside
 from rayasd.data.waveforms import Waveforms, open_waveforms, scaling
 from rayasd.errors import UserError
 from rayasd.exposure.transforms import changed
@@ -20,8 +19,7 @@ from rayasd.randomness import generator
 from rayasd.stages import ALL_MACHINES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
-_MOST_TRANSFORMED = 500
-"""Transformed clips of a machine: 256 MB of windows of 2 s at 16 kHz."""
+_MOST_TRANSFORMED = 500  # transformed clips of a machine: 256 MB of windows of 2 s at 16 kHz
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,9 @@ class MachineClips:
     """Each clip's part in this unit: train, validation, test; exposed: an anomaly that is trained on; reserved: an
     anomaly that is not used; noise, clean: a supplemental clip."""
     mean: float
-    deviation: float
-    """Mean and deviation of the training split's samples, full scale 1."""
-    per_batch: int | None = None
-    """Clips in each batch; None: an even share among all such."""
-    clustered: bool = False
-    """Whether the attributes of its training clips are clusters."""
+    deviation: float  # mean and deviation of the training split's samples, full scale 1
+    per_batch: int | None = None  # clips in each batch; None: an even share among all such
+    clustered: bool = False  # whether the attributes of its training clips are clusters
 
     def scale(self, scaling: str) -> tuple[float, float]:
         """Return the mean and deviation by which an encoder with this ``scaling`` wants waveforms standardised."""
@@ -56,7 +51,7 @@ class MachineClips:
 def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report = silent) -> MachineClips:
     """Map a machine's waveforms and split its training clips for the unit's seed.
 
-    Which clips are held out is ``rayasd.data.hold_out``'s choice. From the unit's own machine, anomalous test clips are
+    Which clips are held out is ``rayasd.data.splits``'s choice. From the unit's own machine, anomalous test clips are
     set aside as ``exposure`` says.
 
     ``report`` gets signs of life while clips are decoded, where this host has not decoded them yet.
@@ -79,23 +74,13 @@ def load_machine(catalog: Catalog, machine: str, spec: UnitSpec, report: Report 
     return MachineClips(
         name=machine,
         table=table,
-        waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache, lambda: _say_alive(report)),
+        waveforms=open_waveforms(catalog, machine, spec.config.data, spec.cache, lambda: report(Progress(0, 0))),
         training=np.flatnonzero(split == "train"),
         validation=np.flatnonzero(split == "validation"),
         split=split,
         mean=mean,
         deviation=deviation,
     )
-
-
-def _say_alive(report: Report) -> None:
-    report(Progress(0, 0))
-
-
-def exposed_anomalies(clips: MachineClips, per_batch: int) -> MachineClips:
-    """Return a machine's exposed anomalies as one more source of pseudo-anomalous clips."""
-    none = np.empty(0, np.int64)
-    return replace(clips, training=np.flatnonzero(clips.split == "exposed"), validation=none, per_batch=per_batch)
 
 
 def transformed(clips: MachineClips, window: int, seed: int) -> MachineClips:
@@ -116,17 +101,15 @@ def supplemental(clips: MachineClips, kinds: Sequence[str]) -> list[MachineClips
 
 def _source(clips: MachineClips, what: str, chosen: Indices, waveforms: Waveforms, num_training: int) -> MachineClips:
     """Make a machine of its own of some clips of another, the first ones for training."""
-    name, table = f"{clips.name} {what}", clips.table.take(chosen)
-    for column, value in {"machine": name, "split": "train"}.items():
-        table = table.set_column(table.column_names.index(column), column, pa.array([value] * len(chosen)))
+    name, count = f"{clips.name} {what}", len(chosen)
     return replace(
         clips,
         name=name,
-        table=table,
+        table=replaced(clips.table.take(chosen), {"machine": [name] * count, "split": ["train"] * count}),
         waveforms=waveforms,
         training=np.arange(num_training),
-        validation=np.arange(num_training, len(chosen)),
-        split=np.where(np.arange(len(chosen)) < num_training, "train", "validation").astype(object),
+        validation=np.arange(num_training, count),
+        split=np.where(np.arange(count) < num_training, "train", "validation").astype(object),
     )
 
 
@@ -154,8 +137,11 @@ def load_training_machines(catalog: Catalog, spec: UnitSpec, report: Report = si
     if not others or kind == "transforms":
         others = [transformed(target, window, seed)]
     others += supplemental(target, exposure.supplemental_anomalies)
-    exposed = exposed_anomalies(target, spec.config.exposure.real_anomalies_per_batch)
-    return [target, *others, exposed] if len(exposed.training) else [target, *others]
+    if len(exposed := np.flatnonzero(target.split == "exposed")):
+        none = np.empty(0, np.int64)
+        more = replace(target, training=exposed, validation=none, per_batch=exposure.real_anomalies_per_batch)
+        return [target, *others, more]
+    return [target, *others]
 
 
 def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, out: NDArray[np.int16]) -> None:
@@ -164,22 +150,12 @@ def gather(clips: MachineClips, chosen: Indices, starts: Indices, length: int, o
         clips.waveforms.window(clip, start, length, out[row])
 
 
-@dataclass(frozen=True)
 class ResidentClips:
-    """One machine's decoded samples in the memory of the device that trains on them."""
+    """One machine's ``Waveforms`` in the memory of the device that trains on them."""
 
-    samples: Tensor
-    """int16, all clips one after the other."""
-    offsets: Tensor
-    frames: Tensor
-
-    @classmethod
-    def of(cls, clips: MachineClips, device: torch.device) -> "ResidentClips":
-        """Copy them there."""
-        waveforms = clips.waveforms
-        return cls(
-            *(torch.tensor(part, device=device) for part in (waveforms.samples, waveforms.offsets, waveforms.frames))
-        )
+    def __init__(self, clips: MachineClips, device: torch.device) -> None:
+        parts = (clips.waveforms.samples, clips.waveforms.offsets, clips.waveforms.frames)
+        self.samples, self.offsets, self.frames = (torch.tensor(part, device=device) for part in parts)
 
     def windows(self, chosen: Indices, starts: Indices, length: int) -> Tensor:
         """Cut one window (n, length) a clip, as ``Waveforms.window`` does."""

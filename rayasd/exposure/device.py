@@ -1,4 +1,4 @@
-"""Device and precision, each chosen with a reason that is said."""
+"""The choice of device and precision, with the reason for each."""
 
 import socket
 from dataclasses import dataclass

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from rayasd.parquet import CLASSES
 from rayasd.unit import Progress, Report, UnitSpec, silent
 
 _LEAST_SEEN = 0.25
-_COLLAPSED = 1e-6  # of the largest value: what float32 leaves of equal embeddings
+_COLLAPSED = 1e-6  # share of the largest value: rounding of float32 between equal embeddings
 
 
 def embedding_schema(windows: pa.Schema) -> pa.Schema:
@@ -41,7 +42,7 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
     return pa.schema(
         [
             ("clip", pa.string()),
-            ("group", pa.string()),  # of clips that belong together; null: the clip is alone
+            ("group", pa.string()),  # clips that belong together have one name; null: the clip is alone
             ("section", pa.string()),
             ("domain", pa.string()),
             ("split", pa.string()),  # train, validation (held out of this unit's training), test, exposed, reserved
@@ -97,7 +98,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
         each = f"{num_windows} of {config.window_length / config.data.sample_rate:g} s"
         note = f"windows  {each} see {share:.0%} of a usual clip (embedding.windows_per_second)"
         report(Progress(0, total, note=note))
-    with replacing(spec.run.table(spec.unit)) as path, _Writer(path) as writer:
+    with replacing(spec.run.table(spec.unit)) as path, _writing(path) as write:
         for number, (checkpoint, load) in enumerate(extractors.items()):
             extractor, span = compute.place(load()), Span()
             shape = (clips_a_batch, num_windows)
@@ -121,7 +122,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 schema = embedding_schema(windows.schema)
                 if isinstance(extractor, Network):
                     schema = schema.with_metadata({CLASSES: json.dumps(extractor.objective.classes)})
-                writer.write(pa.Table.from_arrays([_whole(column) for column in columns], schema=schema))
+                write(pa.Table.from_arrays(columns, schema=schema).combine_chunks())
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
             if why := span.problem:
                 raise UserError(f"{spec.unit}: {why} after {checkpoint} epochs: lower exposure.learning_rate "
@@ -129,33 +130,24 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
             cache.save()
 
 
-class _Writer:
-    """Writes tables to a Parquet file while the next one is computed."""
+@contextmanager
+def _writing(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Give a function that writes tables to a Parquet file while the next one is computed; all have one schema."""
+    with ExitStack() as opened, ThreadPoolExecutor(1) as pool:
+        file: list[pq.ParquetWriter] = []
+        pending: list[Future[object]] = []
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._pool = path, ThreadPoolExecutor(1)
-        self._file: pq.ParquetWriter | None = None
-        self._written: Future[object] | None = None
+        def write(table: pa.Table) -> None:
+            if not file:
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True)
+                file.append(opened.enter_context(writer))
+            if pending:
+                pending.pop().result()
+            pending.append(pool.submit(file[0].write_table, table))
 
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def write(self, table: pa.Table) -> None:
-        """Take a table; the first one settles the schema."""
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema, compression="zstd", write_page_checksum=True)
-        if self._written is not None:
-            self._written.result()
-        self._written = self._pool.submit(self._file.write_table, table)
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            if self._written is not None:
-                self._written.result()
-        finally:
-            self._pool.shutdown()
-            if self._file is not None:
-                self._file.close()
+        yield write
+        if pending:
+            pending.pop().result()
 
 
 class Span:
@@ -236,7 +228,3 @@ def _column(values: torch.Tensor, *, fixed: bool) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     offsets = np.arange(0, values.numel() + 1, values.shape[1], dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), flat)
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

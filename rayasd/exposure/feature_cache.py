@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from rayasd.exposure.clips import MachineClips
 from rayasd.exposure.device import Compute
 from rayasd.exposure.encoders import ENCODERS
 from rayasd.files import digest
+from rayasd.host import package_versions
 from rayasd.parquet import read_parquet, write_parquet
 from rayasd.pretrained import base_paths, encoder_names, fingerprint, relocated
 from rayasd.stages import EMBED
@@ -92,12 +92,11 @@ def _by_clip(features: pa.ChunkedArray, num_clips: int | None = None) -> NDArray
 def _decisive(config: Config) -> list[Any]:
     """List what decides the features besides samples, machine and device; files of weights go by their content."""
     network = relocated(config, {path: fingerprint(path) for path in base_paths(config)}).network
-    data = replace(config.data, on_bad_clip="fail")  # which decides no sample
-    return [EMBED.version, asdict(data), asdict(config.front_end), asdict(network), [*map(_version, _LIBRARIES)]]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    data = replace(config.data, on_bad_clip="fail")  # this setting decides no sample
+    return [
+        EMBED.version,
+        asdict(data),
+        asdict(config.front_end),
+        asdict(network),
+        [*package_versions(_LIBRARIES).values()],
+    ]

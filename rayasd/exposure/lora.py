@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from rayasd.config.tables import Lora
 from rayasd.errors import UserError
 
-NAMES = ("lora_a", "lora_b")
-"""Parameters that an adapted layer has beside those of the layer."""
+NAMES = ("lora_a", "lora_b")  # parameters that an adapted layer has beside those of the layer
 
 
 class LoraLinear(nn.Linear):

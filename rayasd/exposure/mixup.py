@@ -27,10 +27,8 @@ def mixup_probability(schedule: str, progress: float) -> float:
 class Mix(NamedTuple):
     """Partners and weights of a mixup of N clips."""
 
-    partner: Indices
-    """(N,), a permutation of the batch's clips."""
-    weight: NDArray[np.float32]
-    """(N,), of the clip itself; its partner has the rest."""
+    partner: Indices  # (N,), a permutation of the batch's clips
+    weight: NDArray[np.float32]  # (N,), of the clip itself; its partner has the rest
 
 
 def draw_mix(num_clips: int, alpha: float, rng: np.random.Generator, *, share: float = 1.0) -> Mix:

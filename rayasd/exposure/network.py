@@ -15,13 +15,33 @@ from rayasd.exposure.encoders import features_of_windows, make_encoder
 from rayasd.exposure.encoders.weights import base_names
 from rayasd.exposure.lora import NAMES as LORA
 from rayasd.exposure.lora import add_lora
-from rayasd.exposure.necks import AttentiveStatistics, mlp
 from rayasd.exposure.objectives import make_objective
 from rayasd.files import read_json, replacing, write_json
 from rayasd.pretrained import base_paths, check_unchanged, fingerprint, without_replaced
 from rayasd.registry import error_line
 
 WEIGHTS = "model.safetensors"
+
+
+class AttentiveStatistics(nn.Module):
+    """Attentive statistics pooling (Okabe et al., Interspeech 2018), then a linear layer.
+
+    A grid (N, T, F, features) becomes its weighted mean and deviation over T and F, and these embeddings (N, dim). The
+    weights are ``softmax(v tanh(W h + b))`` of each place's features h.
+    """
+
+    def __init__(self, features: int, dim: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.Linear(features, dim), nn.Tanh(), nn.Linear(dim, 1))
+        self.linear = nn.Linear(2 * features, dim)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Embed grids."""
+        places = grid.flatten(1, 2)
+        weights = self.attention(places).softmax(dim=1)
+        mean = (weights * places).sum(dim=1)
+        variance = (weights * (places - mean.unsqueeze(1)).square()).sum(dim=1)
+        return self.linear(torch.cat([mean, (variance + 1e-6).sqrt()], dim=1))
 
 
 class Extractor(nn.Module):
@@ -35,7 +55,14 @@ class Extractor(nn.Module):
         with_neck = network.is_trained and network.neck != "none"
         self.neck: nn.Module = nn.Identity()
         if with_neck and network.neck == "mlp":
-            self.neck = mlp(features, network.embedding_dim, network.dropout)
+            dim = network.embedding_dim
+            self.neck = nn.Sequential(
+                nn.Dropout(network.dropout),
+                nn.Linear(features, dim),
+                nn.BatchNorm1d(dim),
+                nn.PReLU(),
+                nn.Linear(dim, dim),
+            )
         elif with_neck:
             if not getattr(self.encoder, "gives_grid", False):
                 raise UserError(f"network.neck = attentive needs an encoder of grids, which {network.encoder} is not")
@@ -64,7 +91,7 @@ class Extractor(nn.Module):
         return self
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Embed waveforms, scaled as ``scaling`` says."""
+        """Embed waveforms that are scaled by ``scaling``."""
         if isinstance(self.neck, AttentiveStatistics):
             features = self.encoder(waveforms).float()
         elif self._in_float32:  # in bfloat16, embeddings would have 8 bits: their distances would tie

@@ -1,33 +1,25 @@
 """Noise alone, mixed into training clips."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rayasd.arrays import Indices
-from rayasd.data.waveforms import Waveforms
 from rayasd.exposure.clips import MachineClips
 from rayasd.randomness import generator
 
 _SNR_DB = (0.0, 20.0)
 
 
-@dataclass(frozen=True)
 class Noise:
     """Clips of noise alone, of all machines, and the probability that a training clip gets one of them."""
 
-    clips: Sequence[tuple[Waveforms, int]]
-    probability: float
-
-    @classmethod
-    def of(cls, machines: Sequence[MachineClips], probability: float) -> "Noise":
-        """Find the machines' noise clips."""
+    def __init__(self, machines: Sequence[MachineClips], probability: float) -> None:
         by_name = {machine.name: machine for machine in machines}  # a machine's exposed anomalies have its name
-        found = [(m.waveforms, int(clip)) for m in by_name.values() for clip in np.flatnonzero(m.split == "noise")]
-        return cls(found, probability if found else 0.0)
+        self.clips = [(m.waveforms, int(clip)) for m in by_name.values() for clip in np.flatnonzero(m.split == "noise")]
+        self.probability = probability if self.clips else 0.0
 
     def mixed(self, waveforms: Tensor, num_clips: int, rows: Indices, key: tuple[int | str, ...]) -> Tensor:
         """Mix noise into the clips ``rows`` of a batch of ``num_clips``.

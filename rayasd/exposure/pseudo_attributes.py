@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from rayasd.arrays import Indices
 from rayasd.config import Config
+from rayasd.data.catalog import replaced
 from rayasd.errors import UserError
 from rayasd.exposure.clips import MachineClips
 from rayasd.exposure.device import Compute
@@ -25,8 +25,7 @@ from rayasd.unit import Progress, Report, silent
 FILE = "clusters.csv"
 _WINDOWS = 10
 """Windows of a clip whose features are averaged: its own number, since embedding.num_windows decides no training."""
-_FEWEST = 5
-"""Clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)."""
+_FEWEST = 5  # clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)
 
 
 def with_pseudo_attributes(
@@ -52,8 +51,7 @@ def with_pseudo_attributes(
         members = section[train] == name
         places = _clustered(features[members], count, config.exposure.clusters_method)
         found[train[members]] = [f"cluster-{place}" for place in places]
-    column = table.column_names.index("attributes")
-    return replace(clips, table=table.set_column(column, "attributes", pa.array(found, pa.string())), clustered=True)
+    return replace(clips, table=replaced(table, {"attributes": found.tolist()}), clustered=True)
 
 
 def write_clusters(folder: Path, machines: Sequence[MachineClips]) -> None:

@@ -87,8 +87,7 @@ class Ranks:
                 parameter.grad /= self.size
 
 
-Work = Callable[[Ranks, UnitSpec, Report], None]
-"""A module's function that every rank of a unit calls."""
+Work = Callable[[Ranks, UnitSpec, Report], None]  # a module's function that every rank of a unit calls
 
 
 def on_ranks(work: Work, spec: UnitSpec, report: Report) -> None:
@@ -97,11 +96,8 @@ def on_ranks(work: Work, spec: UnitSpec, report: Report) -> None:
     They share ``spec.num_threads``. With CUDA (``spec.device`` auto or cuda), rank n computes on ``cuda:n``. Reports of
     the first rank go to ``report``, and its answer goes back. The processes end with this one, even if it is killed.
 
-    Raises:
-        UserError: fewer CUDA devices are visible than there are ranks, or a rank raised it.
-        Stopped: a rank raised it.
-        OSError: a rank raised it.
-        RuntimeError: a rank raised something else (its traceback is a note), or died.
+    Raises UserError: fewer CUDA devices are visible than there are ranks; RuntimeError: a rank died, or raised an error
+    (its traceback is a note) that is no UserError, Stopped or OSError: these are raised as they are.
     """
     devices = _devices(spec)
     processes: dict[Connection, subprocess.Popen[bytes]] = {}
@@ -142,7 +138,7 @@ def _start() -> tuple[Connection, "subprocess.Popen[bytes]"]:
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
         env={
-            "TORCH_CPP_LOG_LEVEL": "ERROR",  # or torch warns that it found no unused parameters
+            "TORCH_CPP_LOG_LEVEL": "ERROR",  # keeps torch from warning that it found no unused parameters
             **os.environ,
             "GLOO_SOCKET_IFNAME": "lo",  # some hosts' names do not resolve
             "NCCL_SOCKET_IFNAME": "lo",

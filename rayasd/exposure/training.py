@@ -5,33 +5,24 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from rayasd.arrays import Indices
-from rayasd.config import Config
 from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
-from rayasd.exposure.batches import (
-    Batch,
-    BatchLoader,
-    central_starts,
-    random_starts,
-    steps_per_epoch,
-    validation_batches,
-)
-from rayasd.exposure.classes import Classes
+from rayasd.exposure.batches import Batch, BatchLoader, random_starts, steps_per_epoch, validation_batches
 from rayasd.exposure.clips import MachineClips, load_training_machines
-from rayasd.exposure.device import Compute, choose_compute
+from rayasd.exposure.device import choose_compute
 from rayasd.exposure.encoders.weights import TROUBLES, read_torch
 from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
 from rayasd.exposure.noise import Noise
-from rayasd.exposure.objectives import Evaluated, find_objective
+from rayasd.exposure.objectives import Classes, Evaluated, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import digest, replacing
@@ -39,8 +30,7 @@ from rayasd.randomness import generator, torch_seed
 from rayasd.unit import STATE, Progress, Report, Stopped, UnitSpec, silent
 
 _MOST_EPOCHS = 32767  # what the column of checkpoints holds
-History = list[dict[str, Any]]
-"""A row per epoch, as in history.jsonl."""
+History = list[dict[str, Any]]  # a row per epoch, as in history.jsonl
 
 
 def train(spec: UnitSpec, report: Report = silent) -> None:
@@ -52,9 +42,8 @@ def train(spec: UnitSpec, report: Report = silent) -> None:
 
     ``spec.num_ranks`` processes share each batch. What is learned depends on their number: see docs/method.md.
 
-    Raises:
-        UserError: no second machine to learn from, too few classes, or a loss that is no longer finite.
-        Stopped: ``report`` answered True at an epoch's end; state.pt is of this epoch.
+    Raises UserError: no second machine to learn from, too few classes, or a loss that is no longer finite; Stopped:
+    ``report`` answered True at an epoch's end; state.pt is of this epoch.
     """
     if spec.num_ranks > 1:
         on_ranks(_train, spec, report)
@@ -72,15 +61,15 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     if num_epochs > _MOST_EPOCHS:
         raise UserError(f"{spec.unit}: {num_epochs} epochs of {num_steps} steps, at most {_MOST_EPOCHS} are possible: "
                         "lower exposure.epochs or exposure.min_steps")  # fmt: skip
-    training = Training.begin(ranks, spec, machines, num_epochs * num_steps, report)
-    history = training.resume(spec)
+    training = Training(ranks, spec, machines, num_epochs * num_steps, report)
+    history = training.resume()
     if ranks.first:
         write_clusters(spec.output, training.loader.machines)
         _write_history(spec, history)  # an earlier training's may be longer
         for epochs, path in kept_weights(spec.output).items():
             if epochs > len(history):
                 path.unlink()
-    report(Progress(len(history), num_epochs, note=_conditions(training, spec)))
+    report(Progress(len(history), num_epochs, note=training.conditions))
 
     for epoch in range(len(history), num_epochs):
         training.network.train()
@@ -115,7 +104,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         if exposure.keep_every and (epoch + 1) % exposure.keep_every == 0:
             save_weights(kept_path(spec.output, epoch + 1), training.network)
         if stop or (epoch + 1) % exposure.checkpoint_every == 0:
-            training.save(spec, history)
+            training.save(history)
         if stop:
             raise Stopped(f"stopped after epoch {epoch + 1}")
 
@@ -124,63 +113,50 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         (spec.output / STATE).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
 class Training:
     """A network in training, on one rank of those that train it."""
 
-    ranks: Ranks
-    config: Config
-    compute: Compute
-    network: Network
-    extractor: torch.nn.Module
-    """Makes embeddings in a step: the network's extractor, data-parallel where there are several ranks."""
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    num_steps: int
-    loader: BatchLoader
-    noise: Noise
-
-    @classmethod
-    def begin(
-        cls, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int, report: Report = silent
-    ) -> "Training":
+    def __init__(
+        self, ranks: Ranks, spec: UnitSpec, machines: Sequence[MachineClips], num_steps: int, report: Report = silent
+    ) -> None:
         """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
         Raises UserError: an unknown objective, encoder or backbone, too few classes, or ``exposure.compile`` where
         nothing can compile.
         """
+        self.ranks, self.spec, self.num_steps = ranks, spec, max(1, num_steps)
         config, exposure = spec.config, spec.config.exposure
-        compute = choose_compute(spec.device, config.network.arithmetic)
+        self.compute = choose_compute(spec.device, config.network.arithmetic)
         objective, _ = find_objective(config)
         machines = [
-            with_pseudo_attributes(clips, config, compute, spec.cache, report)
+            with_pseudo_attributes(clips, config, self.compute, spec.cache, report)
             if clips.name == spec.unit.machine or not objective.of_target_alone
             else clips
             for clips in machines
         ]
-        classes = Classes.of(objective, config, machines, spec.unit.machine)
+        classes = Classes(objective, config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
-        network = compute.place(Network(config, classes.names))
-        extractor = ranks.data_parallel(network.extractor)
+        self.network = self.compute.place(Network(config, classes.names))
+        self.extractor = ranks.data_parallel(self.network.extractor)  # makes a step's embeddings, on all ranks
         if exposure.compile:
             if not any(map(shutil.which, ("g++", "clang++"))):
                 raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
-            getattr(network.extractor.encoder, "compilable", network.extractor.encoder).compile()
-        learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            encoder = self.network.extractor.encoder
+            getattr(encoder, "compilable", encoder).compile()
+        learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if not learned:
             raise UserError("neither encoder nor neck nor objective has parameters: set network.train = frozen")
-        optimizer = torch.optim.AdamW(learned, lr=exposure.learning_rate, weight_decay=exposure.weight_decay)
-        num_steps = max(1, num_steps)
-        schedule: torch.optim.lr_scheduler.LRScheduler
-        if exposure.schedule == "one-cycle":
-            schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, max_lr=exposure.learning_rate, total_steps=num_steps
-            )
-        else:
-            schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        loader = BatchLoader(machines, classes.positions, config, compute.device, network.extractor.scaling)
-        noise = Noise.of(machines, exposure.supplemental_noise)
-        return cls(ranks, config, compute, network, extractor, optimizer, schedule, num_steps, loader, noise)
+        rate = exposure.learning_rate
+        self.optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=exposure.weight_decay)
+        self.schedule: LRScheduler = (
+            OneCycleLR(self.optimizer, max_lr=rate, total_steps=self.num_steps)
+            if exposure.schedule == "one-cycle"
+            else ConstantLR(self.optimizer, factor=1.0)
+        )
+        self.loader = BatchLoader(
+            machines, classes.positions, config, self.compute.device, self.network.extractor.scaling
+        )
+        self.noise = Noise(machines, exposure.supplemental_noise)
 
     @property
     def learning_rate(self) -> float:
@@ -216,7 +192,7 @@ class Training:
 
         Every rank draws the same for all clips, but reads its own clips and their partners alone, each once.
         """
-        loader, exposure = self.loader, self.config.exposure
+        loader, exposure = self.loader, self.spec.config.exposure
         rng = generator(*key, batch.step, "step")
         rows, everyone = self.ranks.rows(batch.num_clips), np.arange(batch.num_clips)
         starts = loader.starts(batch, random_starts(rng))
@@ -240,8 +216,8 @@ class Training:
         return self.network.objective.evaluate(self._validation())
 
     def _validation(self) -> Evaluated:
-        for batch in validation_batches(self.loader.machines, self.config):
-            starts = self.loader.starts(batch, central_starts)
+        for batch in validation_batches(self.loader.machines, self.spec.config):
+            starts = self.loader.starts(batch, lambda slack: slack // 2)  # in the middle of each clip
             waveforms = self.loader.waveforms(batch, starts, np.arange(batch.num_clips))
             with self.compute.autocast():
                 embedding = self.network.extractor(waveforms)
@@ -252,10 +228,20 @@ class Training:
         """Digest of the classes and of each clip's."""
         return digest([self.network.objective.classes, [of_clips.tolist() for of_clips in self.loader.classes]])
 
-    def save(self, spec: UnitSpec, history: History) -> None:
+    @property
+    def conditions(self) -> str:
+        """Notes about how the unit is trained."""
+        network, size = self.spec.config.network, self.ranks.size
+        how = "" if network.train == "full" else f", train {network.train}"
+        device = self.compute.reason + (f", {size} ranks" if size > 1 else "")
+        if network.encoder.partition("(")[0] != "mel-timm":
+            return f"{device}; encoder {network.encoder}{how}"
+        return f"{device}; backbone weights {network.pretrained or 'random: network.pretrained names no file'}{how}"
+
+    def save(self, history: History) -> None:
         """Write state.pt, from which ``resume`` goes on."""
         state = {
-            "identity": spec.identity,
+            "identity": self.spec.identity,
             "classes": self._classes,
             "model": self.network.saved_state(),
             "optimizer": self.optimizer.state_dict(),
@@ -264,40 +250,27 @@ class Training:
         }
         buffer = io.BytesIO()  # torch would hide what the system said of a full disk
         torch.save(state, buffer)
-        with replacing(spec.output / STATE, parents=False) as path:
+        with replacing(self.spec.output / STATE, parents=False) as path:
             path.write_bytes(buffer.getbuffer())
 
-    def resume(self, spec: UnitSpec) -> History:
+    def resume(self) -> History:
         """Load the last checkpoint of this unit's identity, if there is one; returns the history up to it."""
-        path = spec.output / STATE
+        path = self.spec.output / STATE
         if not path.exists():
             return []
         try:
             state = read_torch(path, self.compute.device)
         except OSError:
-            raise  # of the file system, which says what is wrong
+            raise  # the file system's error says what is wrong
         except TROUBLES:
-            return []  # damaged: the disk broke a promise, the epochs are lost, the unit is not
-        if state["identity"] != spec.identity:  # of a configuration or data that have changed since
-            return []
-        if state.get("classes") != self._classes:  # of a host on which clips were clustered into others
-            return []
+            return []  # damaged: the epochs are lost, and the unit begins again
+        if state["identity"] != self.spec.identity or state.get("classes") != self._classes:
+            return []  # configuration or data have changed since, or another host has clustered the clips otherwise
         self.network.load_saved_state(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         history: History = json.loads(state["history"])
         return history
-
-
-def _conditions(training: Training, spec: UnitSpec) -> str:
-    """Return notes about how the unit is trained."""
-    together = f", {training.ranks.size} ranks" if training.ranks.size > 1 else ""
-    network = spec.config.network
-    how = "" if network.train == "full" else f", train {network.train}"
-    if network.encoder.partition("(")[0] != "mel-timm":
-        return f"{training.compute.reason}{together}; encoder {network.encoder}{how}"
-    weights = network.pretrained or "random: network.pretrained names no file"
-    return f"{training.compute.reason}{together}; backbone weights {weights}{how}"
 
 
 def _write_history(spec: UnitSpec, history: History) -> None:

@@ -5,11 +5,9 @@ from numpy.typing import NDArray
 
 from rayasd.data.waveforms import Waveforms
 
-_MOST_WINDOWS = 8
-"""Longest piece of a clip that is changed."""
+_MOST_WINDOWS = 8  # longest piece of a clip that is changed
 _SEMITONES = (1.0, 5.0)
-_FILTER_DB = 9.0
-"""Standard deviation of a filter's gain at each of its knots."""
+_FILTER_DB = 9.0  # standard deviation of a filter's gain at each of its knots
 
 
 def changed(waveforms: Waveforms, clips: NDArray[np.int64], window: int, rng: np.random.Generator) -> Waveforms:

@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 from rayasd.arrays import Features, Indices, Scores
 from rayasd.config import InlierConfig
 from rayasd.errors import one_line
-from rayasd.inlier.clip_pooling import WINDOWS
 from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, fit_detector
 from rayasd.inlier.features import Samples, features_of, group_numbers, samples, windows_per_clip
 from rayasd.inlier.neighbours import NeighbourSearch
+from rayasd.inlier.pooling import WINDOWS
 
-FEW = 60
-"""Groups of normal clips up to which cheap detectors leave out one at a time."""
+FEW = 60  # groups of normal clips up to which cheap detectors leave out one at a time
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,8 @@ class Fold:
 
     fit: Samples
     neighbours: NeighbourSearch
-    clips: Indices
-    """Clips that are scored."""
-    X: Features
-    """Their windows, clip by clip, or one row for each."""
+    clips: Indices  # clips that are scored
+    X: Features  # their windows, clip by clip, or one row for each
 
 
 class Bank:
@@ -47,6 +44,7 @@ class Bank:
         self._most = most
         of_clips = table.filter(pc.field("window") == 0)
         self._groups = group_numbers(of_clips)
+        self._num_groups = len(set(self._groups))
         self._fitted_to = np.ones(of_clips.num_rows, bool)
         if inlier.fit_on == "source":
             self._fitted_to = pc.equal(of_clips["domain"], "source").to_numpy(zero_copy_only=False)
@@ -56,17 +54,13 @@ class Bank:
     @property
     def num_folds(self) -> int:
         """Parts in which the normal clips are scored; 0 without training scores."""
-        return self._num_folds(self._inlier.calibration_folds)
-
-    def _num_folds(self, wanted: int) -> int:
-        folds = min(wanted, len(set(self._groups)))
+        folds = min(self._inlier.calibration_folds, self._num_groups)
         return folds if folds >= 2 else 0
 
     def _folds_for(self, spec: DetectorSpec) -> int:
         """Leave out one at a time where groups are few and the detector is cheap: it is then almost the whole one."""
-        groups = len(set(self._groups))
-        cheap = "neighbours" in inspect.signature(spec.build().fit).parameters and groups <= FEW
-        return self._num_folds(groups) if cheap and self.num_folds else self.num_folds
+        cheap = "neighbours" in inspect.signature(spec.build().fit).parameters and self._num_groups <= FEW
+        return self._num_groups if cheap and self.num_folds else self.num_folds
 
     def fitted(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
         """Fit a detector to all clips, and to all but a fold of them, fold by fold.

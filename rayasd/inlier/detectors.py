@@ -59,8 +59,7 @@ class DetectorSpec:
     """A named detector, ready to build."""
 
     name: str
-    path: str
-    """Import path of the class."""
+    path: str  # import path of the class
     parameters: Mapping[str, Any]
 
     def build(self) -> Any:
@@ -85,8 +84,7 @@ class FusionSpec:
     """A named fusion of detectors' clip scores."""
 
     name: str
-    method: str
-    """One of ``FUSIONS``."""
+    method: str  # one of ``FUSIONS``
     members: tuple[DetectorSpec, ...]
 
 

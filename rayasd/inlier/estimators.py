@@ -1,9 +1,10 @@
 """rayasd's own detectors, as scikit-learn estimators: higher ``score_samples`` is more normal.
 
 Those by distances to single windows are in ``rayasd.inlier.nearest``. ``fit(X)`` takes the normal windows of one
-section, (n, D); at clip level a row is a clip, and "window" means that. Further parameters of ``fit`` are given by
-their names: ``domains``, (n,) strings source, target or unknown; ``neighbours``, a search in X that other detectors
-share; ``product``, the positions of the section's own product logits.
+section, (n, D), ``score_samples(X)`` returns (m,) for windows (m, D); at clip level a row is a clip, and "window" means
+that. Further parameters of ``fit`` are given by their names: ``domains``, (n,) strings source, target or unknown;
+``neighbours``, a search in X that other detectors share; ``product``, the positions of the section's own product
+logits.
 """
 
 from typing import Self
@@ -22,13 +23,11 @@ class MedianDistance(BaseEstimator):
     """Euclidean distance to the median of the normal windows, dimension by dimension."""
 
     def fit(self, X: Features) -> Self:
-        """Find the median of the normal windows (n, D)."""
         need_samples(X, 1)
         self.median_ = np.median(X.astype(np.float64), axis=0)
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         return -np.linalg.norm(X - self.median_, axis=1)
 
 
@@ -39,13 +38,11 @@ class PrincipalResidual(BaseEstimator):
         self.n_components = n_components
 
     def fit(self, X: Features) -> Self:
-        """Find the components of the normal windows (n, D)."""
         need_samples(X, self.n_components + 1)
         self.components_ = PCA(self.n_components, svd_solver="full").fit(X.astype(np.float64))
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         explained = self.components_.inverse_transform(self.components_.transform(X))
         return -np.square(X - explained).sum(axis=1)
 
@@ -61,7 +58,6 @@ class Mahalanobis(BaseEstimator):
         self.per_domain = per_domain
 
     def fit(self, X: Features, domains: ArrayLike) -> Self:
-        """Estimate mean and covariance of normal windows (n, D) of both domains (n,)."""
         need_samples(X, 2)
         wide, domain = X.astype(np.float64), np.asarray(domains)
         groups = [domain == name for name in np.unique(domain)] if self.per_domain else [np.ones(len(X), bool)]
@@ -71,7 +67,6 @@ class Mahalanobis(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         return -np.min([self.covariance_.mahalanobis(X - mean) for mean in self.means_], axis=0)
 
 
@@ -79,11 +74,9 @@ class Mixture(GaussianMixture):
     """scikit-learn's Gaussian mixture in double precision: in single, full covariances of many components fail."""
 
     def fit(self, X: Features, y: None = None) -> Self:
-        """Fit to the normal windows (n, D)."""
         return super().fit(X.astype(np.float64))
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         return super().score_samples(X.astype(np.float64))
 
 
@@ -100,7 +93,6 @@ class OwnProductLogit(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, K) as (m,)."""
         return X[:, self.product_].max(axis=1).astype(np.float64)
 
 
@@ -110,11 +102,9 @@ class MachineLogit(BaseEstimator):
     features = "machine_logit"
 
     def fit(self, X: Features) -> Self:
-        """Learn nothing from normal windows (n, 1)."""
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, 1) as (m,)."""
         return X[:, 0].astype(np.float64)
 
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.arrays import Features, Indices
-from rayasd.inlier.clip_pooling import WINDOWS, find_clip_pooling
 from rayasd.inlier.detectors import DetectorSpec
+from rayasd.inlier.pooling import WINDOWS, find_clip_pooling
 
 COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]}
 """Names of ``inlier.features`` and the columns that each concatenates."""
@@ -20,10 +20,8 @@ COLUMNS = {"logits": ["product_logits"], "both": ["embedding", "product_logits"]
 class Samples:
     """Windows or clips, n of them, and where they are from."""
 
-    X: Features
-    """(n, D)"""
-    domains: NDArray[np.object_]
-    """source, target or unknown, (n,)."""
+    X: Features  # (n, D)
+    domains: NDArray[np.object_]  # source, target or unknown, (n,)
     groups: Indices
     """Which clip, or group of clips, each is of, (n,), from 0: samples of one group are never neighbours."""
 

@@ -16,7 +16,7 @@ from rayasd.arrays import Features, Scores
 from rayasd.inlier.estimators import need_samples
 from rayasd.inlier.neighbours import NeighbourSearch, few_rows
 
-_SMALLEST = float(np.finfo(np.float32).eps)  # of what distances are divided by: equal windows have no spacing
+_SMALLEST = float(np.finfo(np.float32).eps)  # least divisor of distances: equal windows have no spacing
 
 
 class MeanNeighbourDistance(BaseEstimator):
@@ -35,7 +35,6 @@ class MeanNeighbourDistance(BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None, domains: ArrayLike = ()) -> Self:
-        """Keep the normal windows (n, D); of domains (n,), which only ``smote`` asks for."""
         need_samples(X, self.n_neighbors)
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         if self.smote > 0:
@@ -46,7 +45,6 @@ class MeanNeighbourDistance(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         return -self.neighbours_.nearest(X, self.n_neighbors)[0].mean(axis=1)
 
 
@@ -61,7 +59,6 @@ class LocalDensityDistance(BaseEstimator):
         self.n_neighbors = n_neighbors
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
-        """Keep the normal windows (n, D) and the spacing around each."""
         need_samples(X, self.n_neighbors + 1)
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         spacing = self.neighbours_.others(self.n_neighbors)[0].mean(axis=1)
@@ -69,7 +66,6 @@ class LocalDensityDistance(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         squared, factors = few_rows(self.neighbours_.squared_distances(X)), self.spacing_**-2
         return -np.sqrt(np.concatenate([(rows * factors).min(axis=1) for rows in squared]))
 
@@ -86,7 +82,6 @@ class VarianceMinimised(BaseEstimator):
         self.n_neighbors = n_neighbors
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
-        """Keep the normal windows (n, D), and what is subtracted at each."""
         need_samples(X, self.n_neighbors + 1)
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         distances, positions = self.neighbours_.others(self.n_neighbors)
@@ -97,7 +92,6 @@ class VarianceMinimised(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         squared = few_rows(self.neighbours_.squared_distances(X))
         return -np.concatenate([(np.sqrt(rows) - self.offsets_).min(axis=1) for rows in squared])
 
@@ -110,7 +104,6 @@ class DomainDistance(BaseEstimator):
     """
 
     def fit(self, X: Features, domains: ArrayLike, neighbours: NeighbourSearch | None = None) -> Self:
-        """Keep normal windows (n, D) of the domains (n,) apart, and measure each domain's unit."""
         search, in_target = neighbours or NeighbourSearch(X, 1), _in_target(domains, X)
         self.parts_ = [search.part(rows) for rows in (~in_target, in_target) if rows.any()]
         units = [float(np.median(part.others(1)[0])) if part.num_others else None for part in self.parts_]
@@ -121,7 +114,6 @@ class DomainDistance(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         scaled = [part.nearest(X, 1)[0][:, 0] / unit for part, unit in zip(self.parts_, self.units_, strict=True)]
         return -np.min(scaled, axis=0)
 
@@ -139,7 +131,6 @@ class CentroidDistance(BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None, domains: ArrayLike = ()) -> Self:
-        """Cluster the normal windows (n, D); of domains (n,), which only ``raw_target`` asks for."""
         raw = _in_target(domains, X) if self.raw_target else np.zeros(len(X), bool)
         need_samples(X[~raw], self.n_clusters)
         self.clusters_ = KMeans(self.n_clusters, n_init=3, random_state=self.random_state).fit(X[~raw])
@@ -147,7 +138,6 @@ class CentroidDistance(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         distance = self.clusters_.transform(X).min(axis=1)
         return -distance if self.raw_ is None else -np.minimum(distance, self.raw_.nearest(X, 1)[0][:, 0])
 
@@ -164,7 +154,7 @@ class OutlierFactor(BaseEstimator):
         self.other_clips = other_clips
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
-        """Keep the normal windows (n, D) and their densities; refuses a bank that scikit-learn would quietly accept."""
+        # scikit-learn would quietly accept fewer
         need_samples(X, self.n_neighbors + 1)
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         self.factor_ = LocalOutlierFactor(n_neighbors=self.n_neighbors, metric="precomputed", novelty=True)
@@ -172,7 +162,6 @@ class OutlierFactor(BaseEstimator):
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         return self.factor_.score_samples(self.neighbours_.graph(X, self.n_neighbors))
 
 
@@ -187,13 +176,11 @@ class KernelDensity(BaseEstimator):
         self.bandwidth = bandwidth
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
-        """Keep the normal windows (n, D)."""
         need_samples(X, 1)
         self.neighbours_ = neighbours or NeighbourSearch(X, 1)
         return self
 
     def score_samples(self, X: Features) -> Scores:
-        """Score windows (m, D) as (m,)."""
         n, dim = self.neighbours_.bank.shape
         norm = np.log(n) + dim * np.log(self.bandwidth) + dim / 2 * np.log(2 * np.pi)
         blocks = self.neighbours_.squared_distances(X)

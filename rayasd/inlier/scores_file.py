@@ -18,8 +18,8 @@ SCHEMA = pa.schema(
         ("checkpoint", pa.int16()),  # epochs that the extractor had been trained for
         ("detector", _WORD),
         ("pooling", _WORD),
-        ("group", _WORD),  # of clips that belong together (data.groups); null: the clip is alone
-        ("calibration", _WORD),  # of normal clips: held-out, cross-fit, leave-one-out, trained-on
+        ("group", _WORD),  # clips that belong together (data.groups) have one name; null: the clip is alone
+        ("calibration", _WORD),  # for normal clips: held-out, cross-fit, leave-one-out, trained-on
         ("score", pa.float64()),  # higher = more anomalous; null where the detector failed
         ("reason", _WORD),  # why it failed, else null
     ]

@@ -18,11 +18,10 @@ from rayasd.config import InlierConfig
 from rayasd.errors import UserError
 from rayasd.files import replacing
 from rayasd.inlier.bank import Bank, reason, scores_or_reason
-from rayasd.inlier.clip_pooling import is_clip_level, level_of
 from rayasd.inlier.detectors import DetectorSpec, FusionSpec, most_neighbours, parse_detectors
 from rayasd.inlier.features import columns_of, features, features_of, normal_rows, own_products
 from rayasd.inlier.fusion import fuse
-from rayasd.inlier.pooling import pool
+from rayasd.inlier.pooling import is_clip_level, level_of, pool
 from rayasd.inlier.scores_file import HELD_OUT, LEAVE_ONE_OUT, SCHEMA, TRAINED_ON
 from rayasd.parquet import CLASSES, read_parquet
 from rayasd.unit import Progress, Report, UnitSpec, silent

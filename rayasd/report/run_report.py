@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from rayasd import __version__, presets
 from rayasd.config import Config, EvaluationConfig, from_dict
 from rayasd.data.catalog import Catalog
-from rayasd.data.hold_out import held_out
 from rayasd.data.oddities import counted_problems, odd_contents
+from rayasd.data.splits import held_out
 from rayasd.errors import UserError
 from rayasd.evaluation.ensembles import read_ensembles
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest

@@ -31,8 +31,7 @@ class Column:
     """A column of the leaderboard."""
 
     title: str
-    room: int
-    """0: always shown. Higher: shown only where there is room, after those with a lower number."""
+    room: int  # 0: always shown; higher: only where there is room, after those with a lower number
     text: Callable[[Standing], str]
 
 

@@ -14,10 +14,9 @@ from rayasd.evaluation.decisions import Decision
 from rayasd.evaluation.fused import evaluated
 from rayasd.evaluation.scores import Leaf
 from rayasd.inlier.bank import Bank
-from rayasd.inlier.clip_pooling import is_clip_level, level_of
 from rayasd.inlier.detectors import DetectorSpec, anomaly_scores, most_neighbours, single_detector
 from rayasd.inlier.features import features, features_of, own_products
-from rayasd.inlier.pooling import pool
+from rayasd.inlier.pooling import is_clip_level, level_of, pool
 from rayasd.scoring.parts import Embedder, Parts
 
 

@@ -13,8 +13,7 @@ from rayasd.unit import Unit
 class Watcher:
     """Methods that a study calls; each does nothing here. What one raises ends the run."""
 
-    interval: float = 15.0
-    """Seconds between two calls of ``progressed``, at least."""
+    interval: float = 15.0  # seconds between two calls of ``progressed``, at least
 
     def say(self, line: str) -> None:
         """Receive a line about what happens."""

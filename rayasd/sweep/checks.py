@@ -7,8 +7,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 
 from rayasd.config import Config
-from rayasd.data.anomalies import set_aside
 from rayasd.data.catalog import Catalog, check_outlier_exposure, check_supplemental
+from rayasd.data.groups import with_groups
+from rayasd.data.splits import set_aside
 from rayasd.errors import StorageError, UserError
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
@@ -23,15 +24,8 @@ from rayasd.wording import size
 def check_variants(configs: Mapping[str, Config]) -> dict[str, str]:
     """Check what needs no data: detectors, poolings, files of weights.
 
-    Args:
-        configs: each variant's resolved configuration.
-
-    Returns:
-        Sha256 of each file, or folder, of pretrained weights.
-
-    Raises:
-        UserError: an unknown detector or pooling, or a missing file.
-
+    Returns the sha256 of each file, or folder, of pretrained weights. Raises UserError: an unknown detector or pooling,
+    or a missing file.
     """
     weights: dict[str, str] = {}
     for config in configs.values():
@@ -44,34 +38,26 @@ def check_variants(configs: Mapping[str, Config]) -> dict[str, str]:
 def check_data(catalog: Catalog, machines: Sequence[str], configs: Mapping[str, Config]) -> None:
     """Make sure that the clips are enough for what is asked.
 
-    Raises:
-        UserError: a machine has no training clips, or no second machine that it asks for, or a test too few anomalies.
-
+    Raises UserError: a machine has no training clips, or no second machine that it asks for, or a test too few
+    anomalies.
     """
     if ALL_MACHINES in catalog.machines:
         raise UserError(f"a machine type cannot be called {ALL_MACHINES}: rayasd uses the word for all of them")
     for config in configs.values():
-        if "train" in stages_of(config) and config.exposure.scope == "machine":
+        with_groups(catalog, config.data.groups)  # refuses a rule that matches nothing
+        trains, shared = "train" in stages_of(config), config.exposure.scope == "all"
+        if trains and not shared:
             check_outlier_exposure(catalog, machines, config.exposure.pseudo_anomalies)
-        if "train" in stages_of(config):
+        if trains:
             check_supplemental(catalog, config.exposure)
-    for machine in catalog.machines:
-        clips = catalog.of(machine)
-        for config in configs.values():
-            shared = config.exposure.scope == "all" and "train" in stages_of(config)
-            if machine in machines or (shared and machine in catalog.trained):
-                set_aside(clips, machine, config.exposure)
+        if config.exposure.anomalies_aside:
+            for machine in sorted({*machines, *(catalog.trained if trains and shared else ())}):
+                set_aside(catalog.of(machine), machine, config.exposure)
 
 
 def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
-    """Make sure that no machine lost all its training clips because they could not be used.
-
-    Raises:
-        UserError: one has.
-
-    """
-    trained = catalog.trained
-    if gone := [machine for machine in machines if machine not in trained]:
+    """Make sure that no machine lost all its training clips since they could not be used. Raises UserError: one has."""
+    if gone := [machine for machine in machines if machine not in catalog.trained]:
         raise UserError(
             f"no training clips are left of {', '.join(gone)}: rayasd data check {catalog.root} says why, --machines "
             "chooses others"
@@ -81,12 +67,8 @@ def check_what_is_left(catalog: Catalog, machines: Sequence[str]) -> None:
 def check_extractors(configs: Mapping[str, Config]) -> dict[str, int]:
     """Make each network once, so that what is wrong there is refused before every unit fails.
 
-    Returns:
-        Number of parameters that each variant's training saves; nothing where that could not be found out.
-
-    Raises:
-        UserError: an encoder or an objective that cannot be made.
-
+    Returns the number of parameters that each variant's training saves; nothing where that could not be found out.
+    Raises UserError: an encoder or an objective that cannot be made.
     """
     alike = {v: repr((c.data, c.front_end, c.network, c.exposure)) for v, c in configs.items()}
     different = {alike[variant]: config for variant, config in configs.items()}
@@ -102,16 +84,9 @@ def check_space(
 ) -> None:
     """Refuse a sweep whose results have no room.
 
-    Args:
-        store: the run.
-        config: its configuration.
-        plan: of the sweep.
-        catalog: decoded.
-        num_parameters: learned, by variant; of one that is not named, as its trained weights say.
+    ``num_parameters``: learned, by variant; of one that is not named, as its trained weights say.
 
-    Raises:
-        StorageError: units that are not done need more room than is free.
-
+    Raises StorageError: units that are not done need more room than is free.
     """
     clips, needed = NumClips.of(catalog.table), Counter[StageName]()
     resolved = {variant: config.variant(variant) for variant in plan.variants}

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -11,15 +11,14 @@ from rayasd.files import gone
 from rayasd.stages import STAGES, StageName
 from rayasd.sweep import markers
 from rayasd.sweep.executors import Executor, Request, Resources
-from rayasd.sweep.heartbeats import Heartbeats
 from rayasd.sweep.states import State, Sweep
 from rayasd.sweep.store import RunStore
 from rayasd.sweep.worker import Outcome
-from rayasd.unit import Unit
+from rayasd.unit import RunDirectory, Unit
 
-Turn = tuple[int, float, int]
-"""Turn of the unit's seed, minus its cost, place in the plan."""
+Turn = tuple[int, float, int]  # turn of the unit's seed, minus its cost, place in the plan
 _POLL_SECONDS = 0.5
+_LOOKS = 20  # within the time that a unit may be silent: a progress file may lie on a slow shared disk
 _MAX_LOSSES = 20  # hosts that may be lost under one unit
 _STRANDED_SECONDS = 300.0  # how long to wait for a node on which a unit fits, while nothing runs
 
@@ -143,6 +142,34 @@ class Queue:
             self.pauses = self.pauses or bool(later)
 
 
+class Heartbeats:
+    """Watches the progress files of running units by this host's own clock: hosts' clocks may differ."""
+
+    def __init__(self, paths: RunDirectory, hang_seconds: float) -> None:
+        self.paths, self.hang_seconds = paths, hang_seconds
+        self._last: dict[Unit, tuple[int, float]] = {}
+        self._looked = 0.0
+
+    def silent(self, running: Collection[Unit]) -> list[Unit]:
+        """List units whose progress file has not changed for ``hang_seconds`` (0: none).
+
+        A unit that has not begun yet has no such file: it waits in the executor's queue.
+        """
+        moment = time.monotonic()
+        if not self.hang_seconds or moment - self._looked < self.hang_seconds / _LOOKS:
+            return []
+        self._looked = moment
+        last, self._last = self._last, {}
+        for unit in running:
+            try:
+                written = self.paths.progress(unit).stat().st_mtime_ns
+            except OSError:
+                continue
+            before = last.get(unit)
+            self._last[unit] = before if before and before[0] == written else (written, moment)
+        return [unit for unit, (_, since) in self._last.items() if moment - since > self.hang_seconds]
+
+
 @dataclass
 class _Tries:
     """How often each unit was tried, and when it may be tried again."""
@@ -178,7 +205,7 @@ def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, ag
     if outcome.stopped:
         sweep.move(unit, State.WAITING)
         store.record("unit stopped", unit=str(unit))
-    elif outcome.error is None or markers.is_done(spec):  # its worker may die with the word that it is done
+    elif outcome.error is None or markers.is_done(spec):  # its worker may die after it has marked it done
         sweep.move(unit, State.DONE)
         store.record("unit done", unit=str(unit))
     elif again:

@@ -16,8 +16,7 @@ from rayasd.files import CACHE_TAG, is_marked_as_cache, no_links
 from rayasd.sweep.lock import locked, refuse_if_held, see_if_held
 from rayasd.sweep.store import RunStore
 
-_REPORT_SECONDS = 60.0
-"""A report writes into a run without a lock, for some seconds."""
+_REPORT_SECONDS = 60.0  # a report writes into a run without a lock, for some seconds
 _CACHE_FILE = re.compile(
     r"(?P<hidden>\.?)(?P<stem>.+-[0-9a-f]{24})\.(?P<kind>i16|parquet|features|lock|[\w.-]+\.checked)(?P<part>\.\w+\.part)?"
 )
@@ -28,8 +27,7 @@ class Leftover:
     """A file or folder that nobody needs any more."""
 
     path: Path
-    size: int
-    """Bytes."""
+    size: int  # bytes
     what: str
 
     def remove(self) -> None:
@@ -89,7 +87,7 @@ def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]
     found, locks = of_run(store, hours), set(store.paths.locks)
     if not found:
         return [], []
-    with locked(store.paths.lock):  # which takes its place if it was left behind
+    with locked(store.paths.lock):  # replaces a lock that was left behind
         for lock in store.paths.part_locks():
             refuse_if_held(lock)
         removed, errors = remove(leftover for leftover in found if leftover.path not in locks)

@@ -3,7 +3,6 @@
 Only a driver, which holds the run's lock, removes a marker. Everybody else reads.
 """
 
-import json
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.files import file_digest, now, read_record, write_json
+from rayasd.nested import changed_settings
 from rayasd.unit import Unit, UnitSpec
 
 
@@ -77,21 +77,11 @@ def why_again(spec: UnitSpec) -> str | None:
 def _changed(marker: Mapping[str, Any], spec: UnitSpec) -> str | None:
     if not marker or marker.get("identity") == spec.identity:
         return None
-    before, after = marker.get("settings"), spec.settings
-    if not isinstance(before, dict):
-        return "an earlier version of rayasd, which did not note its settings"
-    if marker.get("version") != spec.version:
+    before = marker.get("settings")
+    if marker.get("version") != spec.version or not isinstance(before, dict):
         return f"version {marker.get('version')} of {spec.unit.stage}, which is now {spec.version}"
-    changed = [
-        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
-        for key in sorted(before.keys() | after.keys())
-        if _shown(before, key) != _shown(after, key)
-    ]
+    changed = changed_settings(before, spec.settings, "default")
     return ", ".join(changed) or "other data, labels or pretrained weights"
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return json.dumps(settings[key]) if key in settings else "default"  # lists and tuples alike
 
 
 def forget(spec: UnitSpec) -> None:

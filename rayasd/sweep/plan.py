@@ -30,11 +30,6 @@ class Plan:
         return list(dict.fromkeys(units))
 
 
-def all_units(plans: Sequence[Plan], config: Config) -> list[Unit]:
-    """List the units of several plans of one run, each once."""
-    return list(dict.fromkeys(unit for plan in plans for unit in plan.units(config)))
-
-
 def share(units: Sequence[Unit], text: str) -> list[Unit]:
     """Take a share of a plan's units: "2/5" is the second of five. Those of all machines together are in none.
 

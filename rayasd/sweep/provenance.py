@@ -4,12 +4,12 @@ import platform
 import socket
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rayasd import __version__
 from rayasd.files import now
+from rayasd.host import package_versions
 
 PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyarrow", "soundfile")
 
@@ -23,7 +23,7 @@ def describe_invocation(command: Sequence[str]) -> dict[str, Any]:
         "rayasd": __version__,
         "revision": git_revision(),
         "python": platform.python_version(),
-        "packages": package_versions(),
+        "packages": package_versions(PACKAGES),
     }
 
 
@@ -38,14 +38,3 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return output.stdout.strip()
-
-
-def package_versions() -> dict[str, str | None]:
-    """Versions of the packages that results may depend on; None for one that is not installed."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found

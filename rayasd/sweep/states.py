@@ -21,8 +21,7 @@ class State(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
     FAILED = "failed"
-    BLOCKED = "blocked"
-    """A prerequisite failed or is missing, or the sweep stopped before it."""
+    BLOCKED = "blocked"  # a prerequisite failed or is missing, or the sweep stopped before it
 
 
 @dataclass
@@ -31,12 +30,10 @@ class Sweep:
 
     specs: Mapping[Unit, UnitSpec]
     states: dict[Unit, State] = field(default_factory=dict)
-    reasons: dict[Unit, str] = field(default_factory=dict)
-    """Why a unit failed or is blocked."""
+    reasons: dict[Unit, str] = field(default_factory=dict)  # why a unit failed or is blocked
     lacking: set[Unit] = field(default_factory=set)
     """Units that failed for want of storage or GPUs: the same command does them, once there are such."""
-    damaged: set[Unit] = field(default_factory=set)
-    """Units that were done, and whose files are not what they wrote."""
+    damaged: set[Unit] = field(default_factory=set)  # units that were done, and whose files are not what they wrote
     again: dict[Unit, str] = field(default_factory=dict)
     """Units that were done and are done again, and what has changed since."""
     moves: list[tuple[Unit, State]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The run directory as a whole: whose configuration and data it holds, which units are done, what happened."""
+"""The run directory as a whole: its configuration and data, its locks, its events."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import digest, no_links, now, read_json, remove_unfinished, suppress_full, write_json, write_text
-from rayasd.nested import flatten
+from rayasd.nested import changed_settings, flatten
 from rayasd.pretrained import weight_paths
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
-from rayasd.sweep.plan import Plan, all_units
+from rayasd.sweep.plan import Plan
 from rayasd.sweep.provenance import describe_invocation
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
-_CHECKSUM = "sha256"  # of the manifest's other keys
+_CHECKSUM = "sha256"  # key whose value is the digest of the manifest's other keys
 _CHECKSUM_LINE = "\n# sha256 of the lines above: "
 
 
@@ -34,9 +34,10 @@ class RunStore:
         """Take the run in ``root``; ``part``: only these machines or this share of it, while others do the rest."""
         self.paths = RunDirectory(root.absolute())
         self.part = part
+        self._locks = [self.paths.lock] if part is None else [self.paths.part_lock(machine) for machine in part]
         self.events_file = self.paths.of_driver("events.jsonl", part)
         """Events, one JSON line each; hosts must not write into one file."""
-        self.stop_file = self.paths.of_driver("stop", part and part[:1])
+        self.stop_file = _stop_file(self._locks[0])
         """While it exists, this driver starts nothing more, and its units save their state and end."""
         self.token_file = self.paths.of_driver("ray-token", part)
         """Secret of this driver's own Ray."""
@@ -146,8 +147,7 @@ class RunStore:
 
         Raises UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
         """
-        paths, whole = self.paths, self.part is None
-        locks = [paths.lock] if self.part is None else [paths.part_lock(machine) for machine in self.part]
+        paths, locks, whole = self.paths, self._locks, self.part is None
         with ExitStack() as stack:
             stack.callback(self._checks.clear)
             try:
@@ -158,7 +158,7 @@ class RunStore:
                         f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "
                         "embed and detect take --trust"
                     )
-                stack.callback(_remove_if_empty, paths.root)  # nothing came of it
+                stack.callback(_if_possible, paths.root.rmdir)  # if nothing was written
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
                 for other in paths.locks:
@@ -167,13 +167,12 @@ class RunStore:
             except OSError as error:
                 raise UserError(f"cannot write the run directory {paths.root}: {error.strerror}; {remedy}") from None
             if whole:
-                for folder in (paths.root, *_folders(paths.ensembles), *_folders(paths.plots)):
-                    remove_unfinished(folder)
-            self.token_file.unlink(missing_ok=True)  # of a driver that was killed
-            for each in [None] if self.part is None else [[machine] for machine in self.part]:
-                stop_file = self.paths.of_driver("stop", each)
-                stop_file.unlink(missing_ok=True)
-                stack.callback(_remove, stop_file)
+                for pattern in (".*.part", "ensembles/**/.*.part", "plots/**/.*.part"):
+                    remove_unfinished(paths.root, pattern)
+            self.token_file.unlink(missing_ok=True)  # a driver that was killed leaves it
+            for lock in locks:
+                _stop_file(lock).unlink(missing_ok=True)
+                stack.callback(_if_possible, _stop_file(lock).unlink)
             yield
 
     def check_held(self) -> None:
@@ -186,10 +185,8 @@ class RunStore:
 
     def stop(self) -> None:
         """Ask all who drive the run, or parts of it, to stop and to stay so."""
-        whole = [None] if holder_of(self.paths.lock) else []
-        held = [[lock.stem.removeprefix("lock-")] for lock in self.paths.part_locks() if holder_of(lock)]
-        for part in [*whole, *held]:  # a driver of several machines looks at the first one's
-            with open(self.paths.of_driver("stop", part), "w", encoding="utf-8", opener=no_links) as file:
+        for lock in filter(holder_of, self.paths.locks):  # a driver of several machines looks at the first one's
+            with open(_stop_file(lock), "w", encoding="utf-8", opener=no_links) as file:
                 file.write("by rayasd stop\n")
 
     def holders(self) -> list[dict[str, Any]]:
@@ -229,7 +226,8 @@ class RunStore:
                 data=prints[unit.variant], device=device, num_threads=num_threads, num_ranks=num_ranks,
                 stop=self.stop_file,
             )
-            for unit in all_units(plans, config)
+            for plan in plans
+            for unit in plan.units(config)
         }  # fmt: skip
 
     def _labels(self) -> str:
@@ -245,6 +243,11 @@ def dashboards(holders: Sequence[Mapping[str, Any]], events: Sequence[Mapping[st
     return list({place["address"]: place for place in shown}.values())
 
 
+def _stop_file(lock: Path) -> Path:
+    """Return the file that asks a lock's holder to stop: stop, or stop-fan of lock-fan.json."""
+    return lock.with_name(lock.stem.replace("lock", "stop", 1))
+
+
 def _weights(config: Config, known: Mapping[str, str]) -> Any:
     """Fingerprints of a variant's pretrained weights, as its units' identities have them."""
     found = [known.get(path) for path in weight_paths(config)]
@@ -256,35 +259,16 @@ def _division(lock: Path) -> str:
     return lock.stem.rpartition("of")[2] if re.fullmatch(r"lock-\d+of\d+", lock.stem) else ""
 
 
-def _folders(root: Path) -> list[Path]:
-    """List a folder and all below it; none if it is not there."""
-    return [path for path in (root, *root.rglob("*")) if path.is_dir()]
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # there is none, or its file system is read-only by now
-        path.unlink()
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()
+def _if_possible(remove: Callable[[], None]) -> None:
+    with suppress(OSError):  # it is not there or not empty, or its file system is read-only by now
+        remove()
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Lines that say which settings differ, old value first. A variant that only one side defines is no difference."""
-    old, new = flatten(before), flatten(after)
-    one_sided = set(before.get("variants", {})) ^ set(after.get("variants", {}))
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        if any(key.startswith(f"variants.{variant}.") for variant in one_sided):
-            continue
-        a, b = old.get(key, "absent"), new.get(key, "absent")
-        if json.dumps(a) != json.dumps(b):  # lists and tuples alike
-            lines.append(f"{key}: {_short(a)} -> {_short(b)}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] + "…" if len(text) == 64 else text  # a sha256
+    both = before.get("variants", {}).keys() & after.get("variants", {}).keys()
+    old, new = (
+        flatten({**side, "variants": {name: v for name, v in side.get("variants", {}).items() if name in both}})
+        for side in (before, after)
+    )
+    return changed_settings(old, new, "absent")

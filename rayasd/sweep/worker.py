@@ -28,22 +28,15 @@ class Outcome:
     """How a unit ended."""
 
     unit: Unit
-    error: str | None = None
-    """One line; None when it is done."""
-    details: str = ""
-    """Traceback."""
-    hopeless: bool = False
-    """Trying again would give the same: bad configuration or data."""
-    stopped: bool = False
-    """The run was asked to stop; the unit has saved its state."""
-    host_lost: bool = False
-    """Its host went, with all that ran there."""
+    error: str | None = None  # one line; None when it is done
+    details: str = ""  # traceback
+    hopeless: bool = False  # trying again would give the same: bad configuration or data
+    stopped: bool = False  # the run was asked to stop; the unit has saved its state
+    host_lost: bool = False  # its host went, with all that ran there
     hits_all: bool = False
     """A disk is full, read-only or gone, or GPUs are not seen. All units would fail; none is marked as failed."""
-    damaged: Unit | None = None
-    """A prerequisite's files differ from what was written."""
-    pause_seconds: float = 0.0
-    """How long to wait before trying again: what it lacked may be free then."""
+    damaged: Unit | None = None  # a prerequisite's files differ from what was written
+    pause_seconds: float = 0.0  # how long to wait before trying again: what it lacked may be free then
 
 
 def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcome:
@@ -51,7 +44,7 @@ def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcom
     reporter = FileReporter(spec.run, spec.unit, spec.stop, show)
     try:
         if not spec.run.catalog.exists():
-            raise gone(spec.run.root)  # or it would be made anew below where it was mounted
+            raise gone(spec.run.root)  # else the folder would be made in the empty mount point
         spec.run.marker(spec.unit, "DONE").unlink(missing_ok=True)
         needed = prerequisite(spec.unit, spec.config)
         if needed is not None and (why := why_unusable(replace(spec, unit=needed))):
@@ -99,10 +92,8 @@ class FileReporter:
 
     run: RunDirectory
     unit: Unit
-    stop: Path | None = None
-    """While this file exists, the unit is asked to stop."""
-    show: Callable[[str], None] | None = None
-    """Gets a line for people with each report."""
+    stop: Path | None = None  # while this file exists, the unit is asked to stop
+    show: Callable[[str], None] | None = None  # gets a line for people with each report
     started: float = field(default_factory=time.monotonic)
     written: float = 0.0
     clips: int = 0

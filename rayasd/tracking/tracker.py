@@ -13,8 +13,7 @@ TrackedRow = Mapping[str, Any]
 class Tracker(ABC):
     """Takes each epoch once, whoever drove the sweep when it was trained."""
 
-    place: str
-    """Address or folder to open."""
+    place: str  # address or folder to open
 
     def __init__(self) -> None:
         self._held: dict[Unit, int] = {}

@@ -223,6 +223,9 @@ def test_a_dry_run_prints_the_plan_and_starts_nothing(tree: Path, tmp_path: Path
         in planned.stdout
     )
     assert "train fan both seed 0" in planned.stdout
+    refused(
+        rayasd(*small_sweep(tree, run, "--dry-run", "--set", "data.groups=mic")), "data.groups = 'mic' matches no clip"
+    )
     assert not run.exists()
 
 

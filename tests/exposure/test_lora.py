@@ -15,8 +15,7 @@ from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.encoders import make_encoder
 from rayasd.exposure.lora import LoraLinear, add_lora
-from rayasd.exposure.necks import AttentiveStatistics
-from rayasd.exposure.network import Network, load_network, num_saved_parameters
+from rayasd.exposure.network import AttentiveStatistics, Network, load_network, num_saved_parameters
 from rayasd.exposure.training import train
 from rayasd.pretrained import relocated
 from rayasd.scoring import load

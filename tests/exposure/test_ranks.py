@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -64,7 +65,7 @@ def in_double(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     results = {}
     for loss in ("two-bce", f"{__name__}.Spread", "sub-cluster-adacos(subclusters=2)"):
         config = with_exposure(spec.config, objective=loss)
-        learner = training.Training.begin(ranks, replace(spec, config=config), machines, 100)
+        learner = training.Training(ranks, replace(spec, config=config), machines, 100)
         learner.network.eval()
         batches = islice(balanced_batches(machines, config, 0, 0), 3)
         results[loss] = torch.stack([learner.step(batch, (0, machines[0].name, 0), 0.5)["loss"] for batch in batches])
@@ -88,8 +89,8 @@ def test_ranks_learn_in_float64_what_one_process_learns(spec_of: SpecOf, small_c
 def train_and_keep(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     """Train, and write every rank's parameters."""
     learners: list[training.Training] = []
-    begin = training.Training.begin
-    training.Training.begin = lambda *of: learners.append(begin(*of)) or learners[0]  # type: ignore[method-assign]
+    made = training.Training
+    training.Training = lambda *of: learners.append(made(*of)) or learners[0]  # type: ignore[assignment,misc]
     training._train(ranks, spec, report)
     torch.save(dict(learners[0].network.named_parameters()), spec.output / f"rank-{ranks.rank}")
 
@@ -138,13 +139,15 @@ def test_ranks_load_the_clips_crops_and_mixtures_of_one_process(
     machines = load_training_machines(catalog, spec_of())
     for schedule in ("never", "half", "always"):
         spec = spec_of(config=with_exposure(small_config, mixup_schedule=schedule))
-        alone = training.Training.begin(Ranks(), spec, machines, 1)
+        alone = training.Training(Ranks(), spec, machines, 1)
         for batch in balanced_batches(machines, small_config, seed=0, epoch=0):
             whole, targets, mixed = alone._load(batch, 0.5, (1, "fan", 0))
             assert mixed == (schedule != "never")
             assert not mixed or len(set(targets[:, 0].tolist())) > 2
             for rank in range(3):
-                own, of_all, _ = replace(alone, ranks=Ranks(rank, 3))._load(batch, 0.5, (1, "fan", 0))
+                one = copy(alone)
+                one.ranks = Ranks(rank, 3)
+                own, of_all, _ = one._load(batch, 0.5, (1, "fan", 0))
                 assert torch.equal(own, whole[rank::3])
                 assert torch.equal(of_all, targets)
 

@@ -96,7 +96,7 @@ def test_noise_is_mixed_at_a_drawn_level_the_same_for_any_rows():
     split = np.array(["train", "noise", "clean"], dtype=object)
     machine = MachineClips("fan", None, waveforms, np.array([0]), np.array([]), split, 0.0, 1.0)
     clips = torch.randn(64, 2000)
-    noise = Noise.of([machine, replace(machine, per_batch=1)], 0.5)
+    noise = Noise([machine, replace(machine, per_batch=1)], 0.5)
     assert [number for _, number in noise.clips] == [1]
     found = noise.mixed(clips, 64, np.arange(64), (1,))
     added = (found - clips).square().mean(1).sqrt() / clips.square().mean(1).sqrt()
@@ -106,7 +106,7 @@ def test_noise_is_mixed_at_a_drawn_level_the_same_for_any_rows():
     assert 15 < (-20 * mixed.log10()).max() <= 20.01
     rows = np.array([3, 17, 40])
     assert torch.equal(noise.mixed(clips[rows], 64, rows, (1,)), found[rows])
-    assert Noise.of([machine], 0.0).mixed(clips, 64, np.arange(64), (1,)) is clips
+    assert Noise([machine], 0.0).mixed(clips, 64, np.arange(64), (1,)) is clips
 
 
 @pytest.mark.parametrize("setting", ["supplemental_noise=0.5", "supplemental_anomalies=clean"])

@@ -188,7 +188,7 @@ def test_each_scores_file_is_read_once_per_report(bench: Bench, monkeypatch: pyt
     assert sorted(read) == sorted(bench.run.glob("scores/*/*/*/part-0.parquet"))
 
 
-@pytest.mark.parametrize("change", ["settings", "version", "data", "0.1.0"])
+@pytest.mark.parametrize("change", ["settings", "version", "data"])
 def test_units_that_are_done_again_say_why(bench: Bench, tmp_path: Path, change: str, marked: Callable[..., None]):
     run = bench.copy(tmp_path / "run")
     why = marked(run, change)
@@ -209,14 +209,11 @@ def marked() -> Callable[[Path, str], str]:
                 marker["settings"]["inlier.calibration_folds"] = 7
             elif what == "version":
                 marker["version"] -= 1
-            elif what == "0.1.0":
-                del marker["settings"], marker["version"], marker["data"]
             path.write_text(json.dumps(marker))
         return {
             "settings": "inlier.calibration_folds: 7 -> default",
             "version": f"version {DETECT.version - 1} of detect, which is now {DETECT.version}",
             "data": "other data, labels or pretrained weights",
-            "0.1.0": "an earlier version of rayasd, which did not note its settings",
         }[what]
 
     return change

@@ -14,10 +14,9 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.embedding import embed
 from rayasd.exposure.training import train
-from rayasd.inlier.clip_pooling import find_clip_pooling, level_of
 from rayasd.inlier.features import features
 from rayasd.inlier.fusion import z_by_others
-from rayasd.inlier.pooling import check_poolings
+from rayasd.inlier.pooling import check_poolings, find_clip_pooling, level_of
 from rayasd.inlier.scoring import detect
 from tests.conftest import SpecOf
 from tests.inlier.test_scoring import scored

@@ -27,17 +27,8 @@ class Encoder(nn.Module):
     ends_in_float32: bool = False
     """Whether its last layers compute in float32 under autocast; if not, all of it does where no neck follows."""
     dim: int
-    """Features of a window."""
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Features of each branch, in order; they add up to ``dim``."""
-        return (self.dim,)
-
-    @property
-    def compilable(self) -> nn.Module:
-        """Part that ``exposure.compile`` compiles."""
-        return self
+    """Features of a window. An encoder with branches has ``widths`` too, the features of each, in order; one that has
+    ``compilable`` lets ``exposure.compile`` compile this part alone."""
 
 
 ENCODERS = {
@@ -66,7 +57,8 @@ def make_encoder(config: Config, text: str | None = None) -> nn.Module:
     try:
         encoder = find("network.encoder", name, ENCODERS)(config)
     except UserError as error:
-        raise UserError(_told(name, str(error))) from None
+        told = any(table in str(error) for table in ("network.", "front_end."))  # it names the setting
+        raise UserError(str(error) if told else f"network.encoder {name}: {error}") from None
     except Exception as error:  # whatever a constructor raises
         raise UserError(f"network.encoder {name}: {error_line(error)}") from None
     if not isinstance(encoder, nn.Module):
@@ -75,11 +67,6 @@ def make_encoder(config: Config, text: str | None = None) -> nn.Module:
     if needed not in (None, config.data.sample_rate):
         raise UserError(f"network.encoder {name} needs data.sample_rate = {needed}, not {config.data.sample_rate}")
     return encoder
-
-
-def _told(name: str, reason: str) -> str:
-    """Add the name of the setting to an error that lacks it."""
-    return reason if "network." in reason or "front_end." in reason else f"network.encoder {name}: {reason}"
 
 
 def features_of_windows(encoder: nn.Module, waveforms: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.exposure.encoders.patches import Pretrained, audioset_fbank, patches_in_time
-from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, fill, read_weights
+from rayasd.exposure.encoders.patches import KaldiFbank, Pretrained, patches_in_time
+from rayasd.exposure.encoders.weights import TROUBLES, fill, read_weights
 
 _FRAMES, _PATCH = 1024, 16
 
@@ -18,11 +18,8 @@ class AudioMae(Pretrained):
 
     Shorter windows are filled up with zeros, as in training; patches that are not wholly of sound are left out.
 
-    Args:
-        config: of the variant.
-        file: weights as the hub's ``vit_base_patch16_1024_128.audiomae_as2m`` has them (safetensors, or torch).
-        layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
-        model: timm's name of the architecture.
+    ``file``: weights as the hub's ``vit_base_patch16_1024_128.audiomae_as2m`` has them (safetensors, or torch);
+    ``model``: timm's name of the architecture.
 
     Raises UserError: the file does not hold these weights, or the window is too long.
     """
@@ -31,10 +28,8 @@ class AudioMae(Pretrained):
         self, config: Config, *, file: str, layers: Sequence[int] | None = None, model: str = "vit_base_patch16_224"
     ) -> None:
         super().__init__(layers)
-        self.fbank = audioset_fbank(_FRAMES)
+        self.fbank = KaldiFbank(_FRAMES)
         state = read_weights(file)
-        if not isinstance(state, dict):
-            raise cannot_load(file, "it holds no weights by name")
         try:
             self.model = timm.create_model(
                 model, img_size=(_FRAMES, 128), in_chans=1, num_classes=0, global_pool="avg",
@@ -48,7 +43,6 @@ class AudioMae(Pretrained):
         self.in_time = patches_in_time(config, _PATCH, _PATCH, _FRAMES)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, T, 8, dim)."""
         bands = self.fbank(waveforms)
         last, states = self.model.forward_intermediates(bands.unsqueeze(1), output_fmt="NLC")
         tokens = self.mean_of([*states[:-1], last[:, self.model.num_prefix_tokens :]])

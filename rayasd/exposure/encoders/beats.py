@@ -14,10 +14,7 @@ from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, fill, offlin
 class Beats(Pretrained):
     """Waveforms (N, samples) at 16 kHz to a grid (N, T, 8, 768), T = 62 for ten seconds.
 
-    Args:
-        config: of the variant.
-        file: as Microsoft published it, a dictionary ``{cfg, model}`` written by ``torch.save``.
-        layers: hidden states to average, from 1 to the number of layers; by default the last.
+    ``file``: as Microsoft published it, a dictionary ``{cfg, model}`` written by ``torch.save``.
 
     Raises UserError: speechbrain is missing, or the file is not such a file.
     """
@@ -26,9 +23,7 @@ class Beats(Pretrained):
         super().__init__(layers)
         self.fbank = KaldiFbank(window="povey", gain=2.0**15, mean=15.41663, deviation=6.55582)
         speechbrain = offline_import("speechbrain.lobes.models.beats", "beats")
-        content = read_weights(file)
-        if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys():
-            raise cannot_load(file, "it is no BEATs file: those hold cfg and model")
+        content = read_weights(file, "cfg", "model")
         try:
             # layers are skipped by chance of numpy's, which no seed of ours decides: a training would not repeat
             cfg = speechbrain.BEATsConfig({**content["cfg"], "encoder_layerdrop": 0.0})
@@ -42,7 +37,6 @@ class Beats(Pretrained):
         patches_in_time(config, self.patch, self.patch)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, T, 8, dim)."""
         bands = self.fbank(waveforms)
         grid = (len(bands), bands.shape[1] // self.patch, bands.shape[2] // self.patch, self.dim)
         return self.mean_of(self.model(bands)).reshape(grid)

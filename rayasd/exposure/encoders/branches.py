@@ -13,9 +13,7 @@ from rayasd.exposure.encoders import Encoder, features_of_windows, make_encoder
 class Branches(Encoder):
     """Features of several encoders, one after the other.
 
-    Args:
-        config: of the run.
-        encoders: texts as ``network.encoder`` takes them: ``branches(encoders=['stft-resnet', 'fft'])``.
+    ``encoders``: texts as ``network.encoder`` takes them: ``branches(encoders=['stft-resnet', 'fft'])``.
 
     Raises UserError: no encoders, or encoders that want waveforms scaled differently.
     """
@@ -33,14 +31,8 @@ class Branches(Encoder):
             )
         self.scaling = "none" if scalings == {"none"} else "machine"
         self.ends_in_float32 = all(getattr(part, "ends_in_float32", False) for part in self.parts)
-        self._widths = tuple(getattr(part, "dim", config.network.embedding_dim) for part in self.parts)
-        self.dim = sum(self._widths)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Features of each encoder."""
-        return self._widths
+        self.widths = tuple(getattr(part, "dim", config.network.embedding_dim) for part in self.parts)
+        self.dim = sum(self.widths)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, dim)."""
         return torch.cat([features_of_windows(part, waveforms) for part in self.parts], dim=1)

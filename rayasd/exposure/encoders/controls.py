@@ -21,7 +21,6 @@ class Statistics(Encoder):
         self.mel.log = True
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Describe waveforms (N, samples) by (N, dim) statistics."""
         bands = self.mel(waveforms).squeeze(1)
         return torch.cat([bands.mean(dim=2), bands.std(dim=2)], dim=1)
 
@@ -38,7 +37,6 @@ class MaxStatistics(Encoder):
         self.mel.log, self.mel.power = False, 1.0
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Describe waveforms (N, samples) by (N, bands) maxima."""
         return self.mel(waveforms).squeeze(1).amax(dim=2)
 
 
@@ -52,5 +50,4 @@ class Level(Encoder):
         super().__init__()
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Measure waveforms (N, samples) as (N, 1)."""
         return 10 * waveforms.square().mean(dim=1, keepdim=True).clamp(min=1e-12).log10()

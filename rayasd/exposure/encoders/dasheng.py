@@ -9,8 +9,7 @@ from rayasd.config import Config
 from rayasd.exposure.encoders.patches import Pretrained, patches_in_time
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, fill, mark_as_base, offline_import, read_weights
 
-_HEADS = {768: 12, 1280: 16, 1536: 24}
-"""Attention heads by width: of base, 0.6B and 1.2B, whose files do not name them."""
+_HEADS = {768: 12, 1280: 16, 1536: 24}  # attention heads by width: of base, 0.6B and 1.2B, whose files do not name them
 
 
 class Dasheng(Pretrained):
@@ -18,10 +17,7 @@ class Dasheng(Pretrained):
 
     Longer windows are encoded in parts of 10.08 s.
 
-    Args:
-        config: of the variant.
-        file: as published, a dictionary ``{config, model}`` written by ``torch.save``.
-        layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
+    ``file``: as published, a dictionary ``{config, model}`` written by ``torch.save``.
 
     Raises UserError: the package is missing, the file is not such a file, or the window is too short.
     """
@@ -29,9 +25,7 @@ class Dasheng(Pretrained):
     def __init__(self, config: Config, *, file: str, layers: Sequence[int] | None = None) -> None:
         super().__init__(layers)
         package = offline_import("dasheng.pretrained.pretrained", "dasheng")
-        content = read_weights(file)
-        if not isinstance(content, dict) or not {"config", "model"} <= content.keys():
-            raise cannot_load(file, "it is no Dasheng file: those hold config and model")
+        content = read_weights(file, "config", "model")
         state = content["model"]
         try:
             self.dim = len(state["norm.weight"])
@@ -51,7 +45,6 @@ class Dasheng(Pretrained):
         patches_in_time(config, patch, patch)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, T, bands of patches, dim)."""
         with torch.autocast(waveforms.device.type, enabled=False):
             # one by one: the floor of the decibels is below the maximum of all that is computed together
             bands = torch.cat([self.model.forward_to_spec(waveform[None].float()) for waveform in waveforms])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rayasd.config import Config
 from rayasd.errors import UserError
-from rayasd.exposure.encoders.patches import Pretrained, audioset_fbank, patches_in_time
+from rayasd.exposure.encoders.patches import KaldiFbank, Pretrained, patches_in_time
 from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, offline_import, refuse_missing
 from rayasd.files import read_json
 
@@ -22,10 +22,7 @@ class Ast(Pretrained):
 
     Shorter windows are filled up with zeros, as in training; patches that are not wholly of sound are left out.
 
-    Args:
-        config: of the variant.
-        folder: ``config.json`` and safetensors of a model of transformers.
-        layers: hidden states to average, from 1 to the number of layers; by default the last, normalised.
+    ``folder``: ``config.json`` and safetensors of a model of transformers.
 
     Raises UserError: transformers is missing, the folder does not hold such a model, or the window is too long.
     """
@@ -37,16 +34,15 @@ class Ast(Pretrained):
         own = _json(Path(folder) / "preprocessor_config.json")
         if facts.num_mel_bins != 128:
             raise UserError(f"{folder} takes {facts.num_mel_bins} mel bands, not 128")
-        self.fbank = audioset_fbank(facts.max_length, **{
-            ours: float(own[theirs]) for ours, theirs in (("mean", "mean"), ("deviation", "std")) if theirs in own
-        })  # fmt: skip
+        names = {"mean": "mean", "std": "deviation"}
+        known: dict[str, Any] = {ours: float(own[theirs]) for theirs, ours in names.items() if theirs in own}
+        self.fbank = KaldiFbank(facts.max_length, **known)
         self.dim = facts.hidden_size
         self.choose_layers(facts.num_hidden_layers)
         self.bands: int = (128 - facts.patch_size) // facts.frequency_stride + 1
         self.in_time = patches_in_time(config, facts.patch_size, facts.time_stride, facts.max_length)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, T, 12, dim)."""
         tokens = self.mean_of(_states(self.model, self.fbank(waveforms)))[:, 2:]  # after two that stand for the whole
         by_bands = tokens.reshape(len(tokens), self.bands, -1, self.dim)
         return by_bands.transpose(1, 2)[:, : self.in_time]
@@ -55,12 +51,7 @@ class Ast(Pretrained):
 class Wav2Vec2(Pretrained):
     """Waveforms (N, samples) at 16 kHz to a grid (N, T, 1, dim), one frame each 20 ms: wav2vec 2.0, HuBERT, WavLM.
 
-    Args:
-        config: of the variant.
-        folder: ``config.json`` and safetensors of a model of transformers.
-        layers: hidden states to average, from 1 to the number of layers; by default the last.
-
-    Raises UserError: transformers is missing, the folder does not hold such a model, or the window is too short.
+    ``folder``, and what is raised, are as of ``Ast``; windows may be too short.
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:
@@ -76,7 +67,6 @@ class Wav2Vec2(Pretrained):
         patches_in_time(config, 1, 1)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode waveforms (N, samples) as (N, T, 1, dim)."""
         if self.standardise:
             variance, mean = torch.var_mean(waveforms, dim=1, correction=0, keepdim=True)
             waveforms = (waveforms - mean) / (variance + 1e-7).sqrt()
@@ -100,7 +90,7 @@ def _load(folder: str, classes: dict[str, str], **changes: Any) -> nn.Module:
         raise cannot_load(folder, error) from None
     refuse_missing(sorted(found["missing_keys"]), len(model.state_dict()), folder)
     mark_as_base(model)
-    return model.train()  # as any new module; from_pretrained returns it in evaluation mode
+    return model.train()  # like any new module: from_pretrained returns it in evaluation mode
 
 
 def _states(model: nn.Module, values: Tensor) -> list[Tensor]:

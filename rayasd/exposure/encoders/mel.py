@@ -1,6 +1,6 @@
 """The paper's encoder: a mel spectrogram, then a timm model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from rayasd.config import Config, FrontEndConfig
 from rayasd.errors import UserError, one_line
 from rayasd.exposure.encoders import Encoder
-from rayasd.exposure.encoders.weights import TROUBLES, cannot_load, mark_as_base, read_weights
+from rayasd.exposure.encoders.weights import TROUBLES, mark_as_base, read_weights, refuse_missing
 
 _SAMPLES = 160_000  # whose spectra are computed at once
 
 
 def _timm() -> ModuleType:
-    import timm  # with torchvision, two seconds of processor time, which other encoders need not wait for
+    import timm  # takes two seconds of processor time with torchvision; other encoders do without it
 
     return timm
 
@@ -43,7 +43,6 @@ class MelSpectrogram(nn.Module):
         )
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Compute the spectrograms."""
         with torch.autocast(waveforms.device.type, enabled=False):
             # on a CPU a few rows at once, which its cache holds: twice as fast
             rows = max(1, _SAMPLES // waveforms.shape[1]) if waveforms.device.type == "cpu" else len(waveforms)
@@ -63,10 +62,8 @@ class MelTimm(Encoder):
     kernels over these, as timm does it: outputs are those for three equal channels. A model of fixed input size is made
     for the spectrogram's, filled up with zeros to multiples of 32; timm resamples its position embeddings.
 
-    Args:
-        config: of the variant.
-        normalise: ``"window"`` takes its mean from each spectrogram and divides it by its deviation; two numbers are a
-            mean and a deviation to use; None leaves it as it is.
+    ``normalise``: ``"window"`` takes its mean from each spectrogram and divides it by its deviation; two numbers are a
+    mean and a deviation to use; None leaves it as it is.
 
     Raises UserError: timm has no such model or cannot use it here, or ``network.pretrained`` lacks weights of it.
     """
@@ -80,7 +77,7 @@ class MelTimm(Encoder):
         self.front_end = MelSpectrogram(config.front_end, config.data.sample_rate)
         frames = config.window_length // config.front_end.hop_length + 1
         name, size = config.network.backbone, (config.front_end.n_mels, frames)
-        self.size = _filled_up(size) if _has_fixed_size(name) else size
+        self.size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32) if _has_fixed_size(name) else size
         self.backbone = _backbone(name, config.network.pretrained, self.size)
         self.dim = _num_features(self.backbone, name, self.size)
 
@@ -90,7 +87,6 @@ class MelTimm(Encoder):
         return self.backbone
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Encode standardised waveforms (N, samples) as (N, dim)."""
         bands = self._normalised(self.front_end(waveforms))
         missing = (self.size[0] - bands.shape[2], self.size[1] - bands.shape[3])
         if any(missing):
@@ -113,16 +109,12 @@ def _has_fixed_size(name: str) -> bool:
         raise UserError(f"network.backbone: {one_line(error)}") from None
 
 
-def _filled_up(size: tuple[int, int]) -> tuple[int, int]:
-    return (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
-
-
 def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
     state = _weights(pretrained) if pretrained else {}
     overlay = {"state_dict": dict(state), "hf_hub_id": None, "url": ""}  # never a download
     fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
-    if fixed and _is_plain(name):
-        fixed["fc_norm"] = False  # as most are published: the norm is before the mean, not after it
+    if fixed and _timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"):
+        fixed["fc_norm"] = False  # most are published with the norm before the mean, not after it
     try:
         backbone: nn.Module = _timm().create_model(
             name,
@@ -139,41 +131,26 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
         )
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
-        _check_all_loaded(backbone, name, pretrained, state)
+        # timm would leave what the file lacks as made, without a warning
+        wanted = [key for key in backbone.state_dict() if not key.endswith("num_batches_tracked")]
+        refuse_missing([key for key in wanted if key not in state], len(wanted), pretrained)
         mark_as_base(backbone)
-        backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # which timm keeps there
+        backbone.pretrained_cfg.pop("state_dict")  # type: ignore[operator,union-attr]  # timm keeps all weights there
     for module in backbone.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]  # autograd would copy what an activation in place overwrites
     return backbone
 
 
-def _is_plain(name: str) -> bool:
-    return bool(_timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"))
-
-
 def _weights(path: str) -> dict[str, Tensor]:
     """Read a file of weights, and take them out of a checkpoint as ``timm.models.load_state_dict`` does."""
     content = read_weights(path)
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
+        if isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict):
-        raise cannot_load(path, "it holds no weights by name")
     found: dict[str, Tensor] = _timm().models.clean_state_dict(content)
     return found
-
-
-def _check_all_loaded(backbone: nn.Module, name: str, pretrained: str, there: Mapping[str, Tensor]) -> None:
-    """Refuse a file that lacks weights or buffers of the backbone: timm would leave them as made, without a warning."""
-    wanted = backbone.state_dict()
-    missing = [key for key in wanted if key not in there and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(
-            f"network.pretrained: cannot load {pretrained} into {name}: "
-            f"it lacks {len(missing)} of {len(wanted)} weights, {missing[0]} first"
-        )
 
 
 def check_backbone(name: str) -> None:

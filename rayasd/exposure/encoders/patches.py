@@ -18,40 +18,33 @@ _FRAME, _SHIFT = 400, 160  # samples: 25 and 10 ms
 class KaldiFbank(nn.Module):
     """Log-mel energies as Kaldi computes them: waveforms (N, samples) at 16 kHz to (N, frames, 128), in float32.
 
-    Args:
-        window: of a frame, as torchaudio's ``compliance.kaldi.fbank`` names it.
-        gain: of the waveforms.
-        mean: taken from the energies, which are then divided by twice ``deviation``.
-        deviation: of the energies that the encoder was trained with.
-        frames: number of frames that the energies are filled up to, with zeros before the mean is taken.
+    ``window``: of a frame, as torchaudio's ``compliance.kaldi.fbank`` names it; ``gain``: of the waveforms. Energies
+    are filled up with zeros to ``frames`` frames, then ``mean`` is taken from them and they are divided by twice
+    ``deviation``, which the encoder was trained with: by default, those of AST and AudioMAE over AudioSet.
     """
 
-    def __init__(self, *, window: str, gain: float, mean: float, deviation: float, frames: int | None = None) -> None:
+    def __init__(
+        self, frames: int | None = None, *, window: str = "hanning", gain: float = 1.0, mean: float = -4.2677393,
+        deviation: float = 4.5689974,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.frames = frames
         self.window, self.gain, self.mean, self.deviation = window, gain, mean, deviation
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Compute the energies; one waveform after the other, as the function takes a single one."""
+        options = {"num_mel_bins": 128, "sample_frequency": 16000, "window_type": self.window}
         with torch.autocast(waveforms.device.type, enabled=False):
-            bands = [
-                kaldi.fbank(
-                    waveform.unsqueeze(0) * self.gain, num_mel_bins=128, sample_frequency=16000, window_type=self.window
-                )
-                for waveform in waveforms.float()
-            ]
+            bands = [kaldi.fbank(waveform.unsqueeze(0) * self.gain, **options) for waveform in waveforms.float()]
             energies = torch.stack(bands)
             missing = 0 if self.frames is None else self.frames - energies.shape[1]
             return (F.pad(energies, (0, 0, 0, missing)) - self.mean) / (2 * self.deviation)
 
 
-def audioset_fbank(frames: int, mean: float = -4.2677393, deviation: float = 4.5689974) -> KaldiFbank:
-    """Make the front end of AST and AudioMAE; mean and deviation are those over AudioSet."""
-    return KaldiFbank(window="hanning", gain=1.0, mean=mean, deviation=deviation, frames=frames)
-
-
 class Pretrained(Encoder):
-    """An encoder of 16 kHz waveforms at full scale 1, whose hidden states are averaged over ``layers``."""
+    """An encoder of 16 kHz waveforms at full scale 1.
+
+    ``layers``: hidden states to average, from 1 to the number of layers; by default the last, as the model returns it.
+    """
 
     scaling = "none"
     sample_rate: ClassVar[int | None] = 16000
@@ -80,23 +73,12 @@ class Pretrained(Encoder):
         return chosen[0] if len(chosen) == 1 else torch.stack(chosen).mean(dim=0)
 
 
-def num_frames(samples: int) -> int:
-    """Count the whole frames of 25 ms, one each 10 ms."""
-    return 1 + (samples - _FRAME) // _SHIFT if samples >= _FRAME else 0
-
-
 def patches_in_time(config: Config, patch: int, stride: int, most: int | None = None) -> int:
-    """Count the patches of ``patch`` frames that lie within a window of sound.
+    """Count the patches of ``patch`` frames, one each ``stride`` frames, that lie within a window of sound.
 
-    Args:
-        config: of the variant, with the window's length.
-        patch: frames of a patch.
-        stride: frames from patch to patch.
-        most: frames that the encoder takes.
-
-    Raises UserError: the window is too short for one, or longer than the encoder takes.
+    Raises UserError: the window is too short for one, or has more than the ``most`` frames that the encoder takes.
     """
-    frames = num_frames(config.window_length)
+    frames = max(0, 1 + (config.window_length - _FRAME) // _SHIFT)
     if frames < patch or (most is not None and frames > most):
         shortest = (_FRAME + (patch - 1) * _SHIFT) / 16000
         longest = f" and {(_FRAME + (most - 1) * _SHIFT) / 16000:g}" if most is not None else ""

@@ -16,24 +16,16 @@ from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.encoders import Encoder
 
-LONG = ((256, 64), (64, 32), (16, 4))
-"""Kernels and strides of ``FftNetwork`` for whole clips."""
+LONG = ((256, 64), (64, 32), (16, 4))  # kernels and strides of ``FftNetwork`` for whole clips
 
-SHORT = ((256, 64), (64, 8), (8, 4))
-"""Kernels and strides of ``FftNetwork`` for windows of a few seconds."""
+SHORT = ((256, 64), (64, 8), (8, 4))  # kernels and strides of ``FftNetwork`` for windows of a few seconds
 
 
 class StftResNet(Encoder):
     """Residual network on the magnitude spectrogram: waveforms (N, samples) to embeddings (N, dim).
 
-    Args:
-        config: of the variant, with the sample rate and the window's length.
-        n_fft: samples of a frame, Hann-windowed.
-        hop_length: samples from frame to frame.
-        f_min: lowest frequency, in Hz.
-        f_max: highest frequency, in Hz.
-        dim: width of the embedding.
-        subtract_mean: take the mean over time from each frequency bin, as Wilkinghoff does.
+    ``n_fft``: samples of a frame, Hann-windowed, one each ``hop_length``; ``f_min``, ``f_max``: frequencies in Hz;
+    ``subtract_mean``: take the mean over time from each frequency bin, as Wilkinghoff does.
 
     Raises UserError: a window is shorter than a frame, or there is no bin between f_min and f_max.
     """
@@ -79,7 +71,6 @@ class StftResNet(Encoder):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stub lacks it; a quarter faster on CPUs
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Embed waveforms (N, samples)."""
         with torch.autocast(waveforms.device.type, enabled=False):
             spectra = _magnitude(self.spectrogram(waveforms.float())[:, self.first : self.stop])
             if self.subtract_mean:
@@ -96,11 +87,8 @@ class FftNetwork(Encoder):
 
     All of it is computed in float32: the spectrum's range is too wide for bfloat16.
 
-    Args:
-        config: of the variant, with the window's length, on which the parameters depend.
-        dim: width of the embedding.
-        strides: (kernel, stride) of each convolution. By default ``LONG`` where the window is long enough for it
-            (70 014 samples, 4.4 s at 16 kHz), ``SHORT`` below.
+    ``strides``: (kernel, stride) of each convolution; by default ``LONG`` where the window is long enough for it
+    (70 014 samples, 4.4 s at 16 kHz), ``SHORT`` below. The number of parameters depends on the window's length.
 
     Raises UserError: the window is too short for the convolutions.
     """
@@ -126,7 +114,6 @@ class FftNetwork(Encoder):
         self.layers = nn.Sequential(*layers, nn.Linear(128, dim, bias=False))
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Embed waveforms (N, samples)."""
         with torch.autocast(waveforms.device.type, enabled=False):
             return self.layers(_magnitude(torch.fft.rfft(waveforms.float())).unsqueeze(1))
 

@@ -43,21 +43,22 @@ def offline_import(module: str, extra: str) -> Any:
     return found
 
 
-def read_weights(path: str) -> Any:
+def read_weights(path: str, *needed: str) -> dict[str, Any]:
     """Read a file of weights on the CPU: ``.safetensors``, or what ``torch.save`` wrote, of which no code is run.
 
-    Raises UserError: it is missing, damaged, or holds more than plain values and tensors.
+    Raises UserError: it is missing, damaged, holds more than plain values and tensors, or has no such keys.
     """
     try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        return read_torch(path)
+        content = load_file(path) if path.endswith(".safetensors") else read_torch(path)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except pickle.UnpicklingError:  # whose text is long, and advises to trust the file
+    except pickle.UnpicklingError:  # its text is long and advises to trust the file
         raise cannot_load(path, "it is damaged, or holds other things than weights, which could run code") from None
     except TROUBLES as error:
         raise cannot_load(path, error) from None
+    if not isinstance(content, dict) or not set(needed) <= content.keys():
+        raise cannot_load(path, f"it holds no {' and '.join(needed) or 'weights by name'}")
+    return content
 
 
 def read_torch(path: str | Path, device: str | torch.device = "cpu") -> Any:

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rayasd.arrays import Indices
 from rayasd.config import Config
 from rayasd.errors import UserError
 from rayasd.exposure.batches import Batch, balanced_batches, shuffled_batches
@@ -89,6 +91,29 @@ class Objective(nn.Module, ABC):
             total += float(self.losses(embedding, targets, mixed=False)["loss"]) * len(embedding)
             count += len(embedding)
         return {"validation_loss": total / count} if count else {}
+
+
+class Classes:
+    """The ``names`` of the classes that training clips have, sorted, and of each clip.
+
+    ``positions``: place of each clip's class among the names, by machine; -1: none. ``target`` as ``Objective.labels``
+    takes it.
+    """
+
+    def __init__(
+        self, objective: type[Objective], config: Config, machines: Sequence[MachineClips], target: str
+    ) -> None:
+        labels = [objective.labels(config, clips, target) for clips in machines]
+        trained = {
+            label
+            for clips, of_clips in zip(machines, labels, strict=True)
+            for label, split in zip(of_clips, clips.table["split"].to_pylist(), strict=True)
+            if label is not None and split == "train"
+        }
+        place = {name: number for number, name in enumerate(sorted(trained))}
+        positions = [[place.get(label, -1) if label is not None else -1 for label in of_clips] for of_clips in labels]
+        self.names: tuple[str, ...] = tuple(place)
+        self.positions: tuple[Indices, ...] = tuple(np.array(of_clips, np.int64) for of_clips in positions)
 
 
 class ClassObjective(Objective):

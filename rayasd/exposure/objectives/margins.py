@@ -43,7 +43,6 @@ class CrossEntropy(ClassLoss):
         self.linear = nn.Linear(sum(widths), num_classes)
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """Rate the classes of embeddings (N, D): (N, C)."""
         with torch.autocast(embedding.device.type, enabled=False):
             return self.linear(embedding.to(self.linear.weight.dtype))
 
@@ -54,12 +53,9 @@ class _Angular(ClassLoss):
     The probability of a class is the sum of those of its columns, computed by logsumexp.
     """
 
-    scale: Tensor
-    """A buffer: s of the formulas."""
-    others_only: ClassVar[bool] = True
-    """Whether B of the adaptive scale leaves out the classes that share a clip."""
-    vectors: Tensor
-    """(columns, D), a parameter or a buffer; their length does not matter."""
+    scale: Tensor  # a buffer: s of the formulas
+    others_only: ClassVar[bool] = True  # whether B of the adaptive scale leaves out the classes that share a clip
+    vectors: Tensor  # (columns, D), a parameter or a buffer; their length does not matter
 
     def __init__(self, num_classes: int, vectors: Tensor, *, columns: int, trainable: bool, adaptive: bool) -> None:
         super().__init__(num_classes)
@@ -77,7 +73,6 @@ class _Angular(ClassLoss):
             return self._cosines(unit, F.normalize(self.vectors, dim=1))
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """Rate the classes of embeddings (N, D): (N, C)."""
         return self._logits(self.cosines(embedding))
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
@@ -174,7 +169,6 @@ class ArcFace(_Angular):
         self.scale.fill_(scale)
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
-        """Compute the mean loss of N clips."""
         cosines = self.cosines(embedding)
         rows, own = targets.nonzero(as_tuple=True)  # one row for each class that shares a clip
         cosines_of_rows = cosines[rows]
@@ -195,12 +189,6 @@ class FeatureExchange(ClassLoss):
     branch m comes. Nothing is exchanged in evaluation mode. Both losses have weight 1 and trainable centres; logits are
     those of the first. Draws come from torch's default generator (of the CPU, whatever the device).
 
-    Args:
-        num_classes: C.
-        widths: dimensions of the branches.
-        probability: of an exchange, clip by clip.
-        subclusters: of each class of both losses.
-
     Raises UserError: fewer than two branches or classes.
     """
 
@@ -214,11 +202,9 @@ class FeatureExchange(ClassLoss):
         self.exchanged = SubClusterAdaCos(num_classes * num_kinds, widths, subclusters=subclusters)
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """Rate the classes of embeddings (N, D): (N, C)."""
         return self.plain.logits(embedding)
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
-        """Compute the mean loss of N clips."""
         return self.plain(embedding, targets) + self.exchanged(*self.exchange(embedding, targets))
 
     def exchange(self, embedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,12 +225,7 @@ class FeatureExchange(ClassLoss):
 class Subspace(ClassLoss):
     """SubClusterAdaCos with fixed centres on the concatenation, plus one with trainable centres on each branch.
 
-    All have weight 1. Logits are those of the concatenation.
-
-    Args:
-        num_classes: C.
-        widths: dimensions of the branches, whose concatenation is the embedding.
-        subclusters: of each class of each loss.
+    All have weight 1 and ``subclusters`` per class. Logits are those of the concatenation.
 
     Raises UserError: fewer than two branches or classes.
     """
@@ -256,11 +237,9 @@ class Subspace(ClassLoss):
         self.parts = nn.ModuleList(SubClusterAdaCos(num_classes, [width], subclusters=subclusters) for width in widths)
 
     def logits(self, embedding: Tensor) -> Tensor:
-        """Rate the classes of embeddings (N, D): (N, C)."""
         return self.joint.logits(embedding)
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
-        """Compute the mean loss of N clips."""
         loss: Tensor = self.joint(embedding, targets)
         for part, branch in zip(self.parts, embedding.split(self.widths, dim=1), strict=True):
             loss = loss + part(branch, targets)

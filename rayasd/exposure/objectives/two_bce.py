@@ -27,7 +27,7 @@ class TwoBCE(Objective):
 
     def __init__(self, config: Config, classes: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__(config, classes, widths)
-        self.machine_head = nn.Linear(1, 1)  # of the embedding's mean square: a hypersphere criterion
+        self.machine_head = nn.Linear(1, 1)  # its input is the embedding's mean square: a hypersphere criterion
         self.product_head = nn.Linear(sum(widths), len(classes), bias=False)
 
     @classmethod
@@ -106,13 +106,10 @@ def product_members(machine: Tensor, *, mixed: bool, rule: str) -> Tensor:
 
 
 def product_loss(logits: Tensor, targets: Tensor, members: Tensor, kind: str) -> Tensor:
-    """Mean product loss over the members, 0 without members.
+    """Mean product loss of logits (N, K) over the ``members`` (N,), 0 without members.
 
-    Args:
-        logits: (N, K).
-        targets: (N, K), mixed or one-hot.
-        members: (N,), clips that enter.
-        kind: ``bce``, the mean of K binary cross-entropies; or ``cross-entropy`` of a softmax, weighted by the targets.
+    ``targets``: (N, K), mixed or one-hot; ``kind``: ``bce``, the mean of K binary cross-entropies; or
+    ``cross-entropy`` of a softmax, weighted by the targets.
     """
     if kind == "bce":
         per_clip = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)

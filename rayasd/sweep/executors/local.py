@@ -17,11 +17,9 @@ from rayasd.unit import Unit, UnitSpec
 class _Worker:
     process: Any
     pipe: Connection
-    gpus: tuple[int, ...]
-    """GPUs that the worker sees; fixed for its life, as CUDA reads them once."""
+    gpus: tuple[int, ...]  # GPUs that the worker sees; fixed for its life, as CUDA reads them once
     unit: Unit | None = None
-    share: float = 0.0
-    """Amount of each that the running unit holds."""
+    share: float = 0.0  # amount of each that the running unit holds
 
 
 class LocalExecutor:

@@ -58,13 +58,6 @@ def on_rank_0(command: Callable[[], Result]) -> Result | None:
     if _world is not None:
         return command()
     _world = _World()
-    try:
-        return _on_rank_0(_world, command)
-    finally:
-        _world = None
-
-
-def _on_rank_0(world: _World, command: Callable[[], Result]) -> Result | None:
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
@@ -72,12 +65,14 @@ def _on_rank_0(world: _World, command: Callable[[], Result]) -> Result | None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # mpirun hands it to all ranks, but it is the driver's
-    with MPICommExecutor(MPI.COMM_WORLD, root=0) as pool:
-        if pool is None:
-            world.local.close()
+    try:
+        with MPICommExecutor(MPI.COMM_WORLD, root=0) as _world.pool:
+            if _world.pool is not None:
+                return command()
+            _world.local.close()
             return None
-        world.pool = pool
-        return command()
+    finally:
+        _world = None
 
 
 class MPIExecutor:

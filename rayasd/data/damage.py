@@ -1,8 +1,11 @@
-"""Damage that libsndfile does not report: headers that contradict themselves or their file, FLAC that was altered."""
+"""Damage that libsndfile does not tell: failed reads, headers that contradict themselves or the file, altered FLAC."""
 
 import hashlib
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +16,54 @@ _PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, extensible
 _MIN_BYTES_PER_BLOCK = 11  # FLAC: header, one constant, checksums
 
 
-def contradiction(descriptor: int, size: int) -> str | None:
-    """Return how an open file's header contradicts itself or the file of ``size`` bytes; None if it does not."""
-    head = os.pread(descriptor, 12, 0)
-    if len(head) < 12 or head[:4] != b"RIFF":
-        return None
-    promised = struct.unpack("<I", head[4:8])[0]
-    if 0 < promised < _LONGEST and promised > size:  # some writers count the eight bytes of this chunk's head too
-        return _cut_off(promised + 8 - size)
-    return _of_wave(descriptor, size) if head[8:] == b"WAVE" else None
+class Reads:
+    """A file for libsndfile, which takes a read that fails for the file's end and does not tell; this remembers it."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor, self._size, self._place = descriptor, size, 0
+        self.error: OSError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; fewer bytes at the end of the file, or where a read fails."""
+        view, done = memoryview(buffer), 0
+        try:
+            while done < len(view) and (got := os.preadv(self._descriptor, [view[done:]], self._place + done)):
+                done += got
+        except OSError as error:
+            self.error = error
+        self._place += done
+        return done
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place; a damaged header may ask for one before the file or far beyond."""
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = min(max(0, place), 1 << 62)
+        return self._place
+
+    def tell(self) -> int:
+        """Return the place."""
+        return self._place
 
 
-def impossible_length(descriptor: int, frames: int, size: int) -> str | None:
-    """Return why an open file of ``size`` bytes cannot hold that many frames."""
+@contextmanager
+def failing_as_read(reads: Reads) -> Iterator[None]:
+    """Raise the error of a read that failed, whatever was made of it."""
+    try:
+        yield
+    finally:
+        if reads.error is not None:
+            raise reads.error
+
+
+def contradiction(descriptor: int, frames: int, size: int) -> str | None:
+    """Return how an open file of ``size`` bytes and, by its header, so many frames contradicts itself; None if not."""
     head = os.pread(descriptor, 12, 0)
+    if len(head) == 12 and head[:4] == b"RIFF":
+        promised = struct.unpack("<I", head[4:8])[0]
+        if 0 < promised < _LONGEST and promised > size:  # some writers count the eight bytes of this chunk's head too
+            return _cut_off(promised + 8 - size)
+        if head[8:] == b"WAVE" and (wrong := _of_wave(descriptor, size)):
+            return wrong
     longest_block = int.from_bytes(head[10:12], "big") if head[:4] == b"fLaC" else 65535
     if frames > size // _MIN_BYTES_PER_BLOCK * longest_block:
         return f"does not say how long it is, or lies: {frames} frames in {size} bytes"

@@ -7,7 +7,7 @@ import pytest
 
 from rayasd.config import ExposureConfig
 from rayasd.data.catalog import SCHEMA
-from rayasd.data.hold_out import held_out
+from rayasd.data.splits import held_out
 
 
 def machine(source: int = 30, target: int = 10, sections: int = 2, per_group: int = 1) -> pa.Table:
