@@ -43,7 +43,11 @@ def main() -> None:
         ("ingested", "controls", (*sweep, "--variants", "statistics", "--set-up-only")),
         ("a control, all detectors, report", "controls", (*sweep, "--variants", "statistics")),
         ("leaderboard and page again", "controls", ("report",)),
-        ("shared-scac, an epoch, all detectors", "shared", (*sweep, "--variants", "shared-scac", *settings(ONE_SHARED_EPOCH))),
+        (
+            "shared-scac, an epoch, all detectors",
+            "shared",
+            (*sweep, "--variants", "shared-scac", *settings(ONE_SHARED_EPOCH)),
+        ),
         ("eusipco2022 on one machine, an epoch", "both", (*sweep, "--machines", "fan", *settings(ONE_EPOCH))),
     ):
         folder = asked.out / run
