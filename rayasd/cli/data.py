@@ -113,7 +113,7 @@ def check(root: Path, ground_truth: Path | None, overrides: tuple[str, ...]) -> 
     console.print(_counts(catalog, facts))
     told, by = years_told(catalog.table, catalog.dataset)
     if told:
-        console.print(Text(f"DCASE {told[0]}, by {by}: its rules are evaluation.year = auto"), soft_wrap=True)
+        console.print(Text(f"evaluation.year = auto: the rules of DCASE {told[0]}, found by {by}"), soft_wrap=True)
     for line in _attributes(catalog):
         console.print(Text(line), soft_wrap=True)
     if catalog.synthetic:

@@ -194,14 +194,14 @@ class ExposureConfig:
     """Folds of exposure.hold_out = "cross-fit"."""
     pseudo_anomalies: Literal["auto", "machines", "transforms"] = "auto"
     """What scope 'machine' learns against: clips of all other machines, or the machine's own, transformed (another
-    pitch, a filter, backwards); 'auto' takes these where there is no other machine. With scope 'all', transformed clips
+    pitch, a filter, backwards); 'auto' takes its own where there is no other machine. With scope 'all', transformed clips
     are classes of their own: with 'transforms', or by 'auto' where all clips are of one class."""
     supplemental_noise: float = bounded(0.0, minimum=0.0, maximum=1.0)
     """Probability that a training clip gets a clip of noise alone (DCASE 2025's supplemental ones, of any machine)
     mixed in, at a signal-to-noise ratio between 0 and 20 dB."""
     supplemental_anomalies: tuple[Literal["noise", "clean"], ...] = ()
-    """Supplemental clips of the machine that are pseudo-anomalous: of noise alone, of the machine without noise. With
-    scope 'all', they are classes of their own."""
+    """Kinds of the machine's supplemental clips that training takes as pseudo-anomalous: noise alone, or the machine
+    without noise. With scope 'all', they are classes of their own."""
     real_anomalies: int = bounded(0, minimum=0)
     """Anomalous test clips per section that become pseudo-anomalous training clips."""
     real_anomalies_per_batch: int = bounded(1, minimum=1)
@@ -276,8 +276,8 @@ class EvaluationConfig:
     """Choosing, ranking and combining systems."""
 
     year: Literal["auto", 2020, 2021, 2022, 2023, 2024, 2025, 2026] = "auto"
-    """DCASE Task 2 challenge whose score and division into development and evaluation apply; 'auto' tells it from
-    clips' names, machines and folders, and takes 2021 where they tell nothing."""
+    """DCASE Task 2 challenge whose score and division into development and evaluation apply; 'auto' finds it by the
+    clips' names, machines and folders, and takes 2021 where these fit no year alone."""
     development: tuple[str, ...] = ()
     """Development sections: a section '00', a machine 'fan', or 'fan/00'; all others are evaluation sections.
     Empty: the division of evaluation.year."""

@@ -109,11 +109,11 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
     if len(sections) == 1:
         oddities.append(Oddity(str(catalog.root), ONE_MACHINE, False))
     if not catalog.has_tests:
-        oddities.append(Oddity(str(catalog.root), "no test clips: models can be used, and not evaluated", False))
+        oddities.append(Oddity(str(catalog.root), "no test clips: models can score new clips, but are not evaluated", False))
     for machine, splits in sections.items():
         train, test = splits.get("train", set()), splits.get("test", set())
         if len(train) == 1:
-            oddities.append(Oddity(machine, "one section: the product loss has nothing to tell apart", False))
+            oddities.append(Oddity(machine, "one section: the product loss learns nothing", False))
         if missing := sorted(test - train):
             oddities.append(Oddity(machine, f"test clips but no training clips in section {', '.join(missing)}", False))
         if not train:

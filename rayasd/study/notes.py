@@ -52,7 +52,7 @@ def oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
         if (scale := pc.max(catalog.of(machine)["scale"]).as_py()) not in (None, 1.0):
             yield f"note     {machine}: floats are divided by {scale:g}: they do not go from -1 to 1"
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
-            yield f"note     {machine} has one section: the product loss has nothing to tell apart"
+            yield f"note     {machine} has one section: the product loss learns nothing"
     outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]
     if outside:
         yield f"note     {outside[0]}{f', and {len(outside) - 1} more folders' if len(outside) > 1 else ''}"
