@@ -44,7 +44,11 @@ ENDS = {
     "mpi": {-signal.SIGKILL, 128 + signal.SIGKILL, EXIT_INTERRUPTED},  # mpirun that has lost a rank
 }
 """Exit codes after which the same command is run again."""
-ENDED = {"local": "(?!)", "ray": "Failed to connect to GCS|local raylet died", "mpi": "mpirun (has|noticed)"}
+ENDED = {
+    "local": "(?!)",
+    "ray": "Failed to connect to GCS within|local raylet failed",
+    "mpi": r"mpirun noticed .* signal 9",
+}
 """What Ray or mpirun print where they end the driver with 1; another 1 is an error."""
 DISK = r"look at its disk|Input/output error|I/O"
 """What a command prints that a failing disk has ended, with 1, 2 or 75."""
