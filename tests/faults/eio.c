@@ -51,6 +51,8 @@ ssize_t pwrite64(int fd, const void *of, size_t count, off64_t at) { FAIL(fails(
 int fsync(int fd) { FAIL(fails(fd), -1); return REAL(fsync)(fd); }
 DIR *opendir(const char *path) { FAIL(below(path) && unlucky(), NULL); return REAL(opendir)(path); }
 
+struct dirent64 *readdir64(DIR *of) { FAIL(fails(dirfd(of)), NULL); return REAL(readdir64)(of); }
+
 int open64(const char *path, int flags, ...) {
     va_list more;
     va_start(more, flags);
