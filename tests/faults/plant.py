@@ -6,7 +6,6 @@
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,19 +13,17 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 
-from rayasd.scoring import load
-from tests.command import call, command_line, environment
-from tests.conftest import RATE, run_locally, write_clip, write_tree
+from tests.command import command_line, environment
+from tests.conftest import write_tree
 from tests.faults.eio import failing, library
+from tests.faults.incoming import Incoming, Version, recalibrated
 from tests.faults.places import Place
 from tests.faults.soak import Sample, growth, sample
 from tests.faults.victims import Processes
@@ -48,71 +45,25 @@ monitoring._COMMAND_SECONDS = 1.0
 console()
 """
 """A watch that waits for less."""
-_A_FOLDER = 30
-"""Clips in a folder."""
 LESS_POWER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")  # permissions hold for root, too
-Version = tuple[str, int, int]
-"""Name, size and time of change of a clip."""
 
 
-def recalibrated(tree: Path, cache: Path, folder: Path) -> Path:
-    """Pack a control's model that was recalibrated to 20 clips, which lie beside it in ``normal``."""
-    run = run_locally(tree, cache, folder / "run", "--variants", "statistics", "--detectors", "knn-1")
-    for n in range(20):
-        write_clip(folder / f"normal/{n:02}.wav", 300.0 + n, seed=n)
-    words = ("--machine", "fan", "--section", "00", "--normal", folder / "normal", "-o", folder / "fan.rayasd")
-    done = call("recalibrate", run, *words, cache=cache)
-    assert done.returncode == 0, done.stderr
-    return folder / "fan.rayasd"
+class Plant(Incoming):
+    """Faults, and the watch over what arrives."""
 
-
-@dataclass
-class Plant:
-    """Clips that arrive, faults, and the watch over them."""
-
-    folder: Path
-    packed: Path
-    cache: Path
-    seed: int = 0
-    quick: bool = False
-    """Whether everything, the watch's pauses too, is ten times as fast."""
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    """What the last watch held."""
-
-    def __post_init__(self) -> None:
-        self.rng, self.pace, self.number, self.runs = random.Random(self.seed), 0.1 if self.quick else 1.0, 0, 0
-        self.incoming, self.out, self.pool = self.folder / "in", self.folder / "disk/scores.jsonl", self.folder / "pool"
-        for folder in (self.incoming, self.out.parent, self.pool):
-            folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "mode").touch()
+    def __init__(self, folder: Path, packed: Path, cache: Path, seed: int = 0, *, quick: bool = False) -> None:
+        """Prepare; ``quick``: everything is ten times as fast, the watch's pauses too."""
+        super().__init__(folder, packed, seed)
+        self.cache, self.quick, self.pace, self.runs = cache, quick, 0.1 if quick else 1.0, 0
+        self.out = folder / "disk/scores.jsonl"
+        self.out.parent.mkdir()
+        (folder / "mode").touch()
         self.disk = Place(self.out.parent, "size=64m") if os.geteuid() == 0 else None
-        self.eio, self.seen = library(self.folder), Processes(self.folder)
-        self.was: dict[Version, str] = {}
+        self.eio, self.seen = library(folder), Processes(folder)
         self.due: list[tuple[float, Callable[[], object]]] = []
-        self._make_pool()
-        for _ in range(2 * _A_FOLDER):
-            self.arrive()
-
-    def _make_pool(self) -> None:
-        """Write what may arrive, and score it: normal clips, faults, silence, and clips that cannot be read."""
-        for path in self.packed.with_name("normal").iterdir():
-            shutil.copy(path, self.pool / f"normal-{path.name}")
-        for n in range(5):
-            write_clip(self.pool / f"fault-{n}.wav", 3000.0 + n, seed=n)
-        soundfile.write(self.pool / "silence.flac", np.zeros(120 * RATE, np.int16), RATE)
-        whole = (self.pool / "normal-00.wav").read_bytes()
-        for name, content in {"cut": whole[:9000], "empty": b"", "text": b"no audio", "half": whole[:20000]}.items():
-            (self.pool / f"bad-{name}.wav").write_bytes(content)
-        noise = np.random.default_rng(0).integers(-9999, 9999, RATE).astype(np.int16)
-        soundfile.write(self.pool / "flac.flac", noise, RATE)
-        damaged = bytearray((self.pool / "flac.flac").read_bytes())
-        damaged[len(damaged) // 2] ^= 0x10
-        (self.pool / "flac.flac").rename(self.pool / "bad-flac.flac").write_bytes(damaged)
-        self.expected: dict[str, list[float]] = defaultdict(list, {"none": []})
-        for each in load(self.packed).score(sorted(self.pool.iterdir()), "00"):
-            self.expected[Path(each.clip).name] += [] if each.score is None else [each.score]
+        self.counts: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.samples: list[Sample] = []  # what the last watch held
 
     def run(self, seconds: float) -> None:
         """Let clips arrive for so long, with a fault every 10 s; then wait until all are scored, and look."""
@@ -154,7 +105,7 @@ class Plant:
         self.due = [each for each in self.due if each[0] > now]
         for undo in late:
             undo()
-        if code := self.watch.poll():
+        if (code := self.watch.poll()) is not None:
             self._problem(f"the watch ended with exit code {code}")
             self.start()
         self.seen.look(self.watch.pid, now_and_then=True)
@@ -179,36 +130,6 @@ class Plant:
                 [*LESS_POWER * (os.geteuid() == 0), *words], env=environment(self.cache, **variables), stderr=said
             )
         self.samples.clear()
-
-    # What arrives
-
-    def choose(self, kind: str = "") -> str:
-        kind = kind or self.rng.choices(("normal", "fault", "bad"), (90, 8, 2))[0]
-        return self.rng.choice(sorted(path.name for path in self.pool.glob(f"{kind}-*")))
-
-    def arrive(self, content: str = "", *, onto: Path | None = None, mtime: float | None = None) -> None:
-        """Let a clip arrive whole, as docs/scoring.md recommends."""
-        content, path = content or self.choose(), onto or self.path()
-        part = path.with_name(f".{path.name}.part")
-        shutil.copyfile(self.pool / content, part)
-        if mtime is not None:
-            os.utime(part, (mtime, mtime))
-        self.note(path, part.stat(), content)
-        part.rename(path)
-
-    def path(self) -> Path:
-        self.number += 1
-        path = self.incoming / f"{self.number // _A_FOLDER:03}/{self.number:05}.wav"
-        path.parent.mkdir(exist_ok=True)
-        return path
-
-    def note(self, path: Path, facts: os.stat_result, content: str) -> None:
-        self.was[path.name, facts.st_size, facts.st_mtime_ns] = content
-
-    def old(self) -> Path:
-        """Choose a folder that no clip is written to."""
-        now = f"{self.number // _A_FOLDER:03}"
-        return self.rng.choice(sorted(path for path in self.incoming.iterdir() if path.name != now))
 
     # What goes wrong
 
@@ -311,55 +232,47 @@ class Plant:
 
     def missing(self) -> set[Version]:
         """Versions of clips that are there and have no record."""
-        there = {(path.name, facts.st_size, facts.st_mtime_ns) for path in self.incoming.rglob("*.wav")
+        there = {(str(path), facts.st_size, facts.st_mtime_ns) for path in self.incoming.rglob("*.wav")
                  if path.stem.isdecimal() and (facts := path.stat())}  # fmt: skip
         return there - self.records().keys()
 
     def records(self) -> dict[Version, list[dict[str, Any]]]:
-        """Read the results by version; and by path, since a clip in a folder that is renamed is scored again."""
+        """Read the results."""
         found: dict[Version, list[dict[str, Any]]] = defaultdict(list)
         lines = self.out.read_text().splitlines(keepends=True) if self.out.exists() else []
         for record in (json.loads(line) for line in lines if line.endswith("\n")):
-            found[Path(record["clip"]).name, record["size"], record["mtime_ns"]].append(record)
+            found[record["clip"], record["size"], record["mtime_ns"]].append(record)
         return found
 
     def check(self) -> None:
         """Compare the results with what the clips have without faults, and look for what is left over."""
         for version in self.missing():
-            self._problem(f"no record: {version}, {self.was.get(version)}")
-        alarms, told = set[tuple[str, float]](), Counter[tuple[str, str, float]]()
-        for version, records in self.records().items():
-            content = self.was.get(version)
-            if content is None:
-                self._problem(f"never there: {version}: {records[:2]}")
-                continue
-            of_path: dict[str, list[dict[str, Any]]] = defaultdict(list)
-            for record in records:
-                of_path[record["clip"]].append(record)
-            for path, lines in of_path.items():
-                scores = [line["score"] for line in lines if line["score"] is not None]
-                if scores != pytest.approx(self.expected[content], abs=1e-5) or len(lines) != lines[0]["pieces"]:
-                    self._problem(f"{path} {version}, {content}: {lines[:3]}")
-                if not scores and not lines[0]["reason"]:
-                    self._problem(f"{path} has neither score nor reason")
-                alarms |= {(path, line["start"]) for line in lines if line["alarm"]}
-                self.counts["records" if scores else "records with a reason"] += 1
+            self._problem(f"no record: {version}")
+        alarms, told = set[tuple[Version, float]](), Counter[tuple[str, tuple[Version, float]]]()
+        for (clip, *stamp), records in self.records().items():
+            content = self.was.get((Path(clip).name, *stamp))
+            scores = [record["score"] for record in records if record["score"] is not None]
+            if content is None or scores != pytest.approx(self.expected[content], abs=1e-5):
+                self._problem(f"{clip} was {content}: {len(records)} records, {records[:3]}")
+            if not scores and not records[0]["reason"]:
+                self._problem(f"{clip} has neither score nor reason")
+            alarms |= {((clip, *stamp), record["start"]) for record in records if record["alarm"]}
+            self.counts["records" if scores else "records with a reason"] += 1
         for line in (self.folder / "alarms").read_text().splitlines():
             run, _, text = line.partition(" ")
-            if text:
+            if text:  # else the watch was killed before it could tell
                 record = json.loads(text)
-                told[run, f"{record['clip']} {record['mtime_ns']}", record["start"]] += 1
-        for each, count in told.items():
-            if count > 1:
-                self._problem(f"told {count} times: {each}")
-        self._problem_if({path for path, _ in alarms} - {each[1].rpartition(" ")[0] for each in told}, "alarm not told")
-        self.counts |= Counter({"alarms": len(alarms), "alarms told": len(told), "clips": len(self.was)})
+                told[run, ((record["clip"], record["size"], record["mtime_ns"]), record["start"])] += 1
+        self._problems("alarm not told", alarms - {alarm for _, alarm in told})
+        self._problems("told again without a kill", {each for each, count in told.items() if count > 1})
+        again = len(told) - len({alarm for _, alarm in told})
+        self.counts |= Counter({"alarms": len(alarms), "told again after a kill": again, "clips": len(self.was)})
         for process in self.seen.alive_after(40 * self.pace):
             self._problem(f"still alive: {process} {process.command}")
             process.kill()
-        self._problem_if(growth(self.samples, 0), "")
+        self._problems("", growth(self.samples, 0))
 
-    def _problem_if(self, found: Any, what: str) -> None:
+    def _problems(self, what: str, found: Iterable[object]) -> None:
         for each in found:
             self._problem(f"{what} {each}")
 
@@ -377,14 +290,18 @@ def main() -> int:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rayasd-plant-"))
     tree, cache = write_tree(folder / "tree", ("fan",)), folder / "cache"
-    plant = Plant(folder / "plant", recalibrated(tree, cache, folder), cache, given.seed, given.quick)
+    plant = Plant(folder / "plant", recalibrated(tree, cache, folder), cache, given.seed, quick=given.quick)
     plant.run(60 * given.minutes)
     for kind, count in plant.counts.items():
         print(f"{count:5}  {kind}")
     first, last = plant.samples[len(plant.samples) // 5], plant.samples[-1]
     print(f"the last watch: {first.resident / 1e6:.0f} MB, {first.descriptors} open files after "
           f"{first.seconds - plant.samples[0].seconds:.0f} s; {last.resident / 1e6:.0f} MB, {last.descriptors} after "
-          f"{last.seconds - plant.samples[0].seconds:.0f} s; {len(plant.problems)} problems; {folder}")  # fmt: skip
+          f"{last.seconds - plant.samples[0].seconds:.0f} s; {len(plant.problems)} problems")  # fmt: skip
+    if plant.problems:
+        print(f"kept: {folder}")
+    else:
+        shutil.rmtree(folder)
     return bool(plant.problems)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.plant import FAULTS, Plant, recalibrated
+from tests.faults.incoming import recalibrated
+from tests.faults.plant import FAULTS, Plant
 
 
 @pytest.mark.slow

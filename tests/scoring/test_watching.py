@@ -27,7 +27,7 @@ from rayasd.scoring.monitoring import Monitor, run_command
 from rayasd.scoring.watching import Watch, watch
 from tests.command import Rayasd, command_line, environment
 from tests.conftest import write_clip
-from tests.faults.plant import recalibrated
+from tests.faults.incoming import recalibrated
 
 
 @pytest.fixture
