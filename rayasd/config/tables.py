@@ -194,8 +194,8 @@ class ExposureConfig:
     """Folds of exposure.hold_out = "cross-fit"."""
     pseudo_anomalies: Literal["auto", "machines", "transforms"] = "auto"
     """What scope 'machine' learns against: clips of all other machines, or the machine's own, transformed (another
-    pitch, a filter, backwards); 'auto' takes its own where there is no other machine. With scope 'all', transformed clips
-    are classes of their own: with 'transforms', or by 'auto' where all clips are of one class."""
+    pitch, a filter, backwards); 'auto' takes its own where there is no other machine. With scope 'all', transformed
+    clips are classes of their own: with 'transforms', or by 'auto' where all clips are of one class."""
     supplemental_noise: float = bounded(0.0, minimum=0.0, maximum=1.0)
     """Probability that a training clip gets a clip of noise alone (DCASE 2025's supplemental ones, of any machine)
     mixed in, at a signal-to-noise ratio between 0 and 20 dB."""

@@ -1,6 +1,5 @@
 """One audio file to int16 samples, by declared rules or refused with the reason."""
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -16,10 +15,9 @@ from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
 from rayasd.data.damage import FlacCheck, Reads, contradiction, failing_as_read
-from rayasd.data.folders import BY_FFMPEG, is_signal
+from rayasd.data.folders import BY_FFMPEG, blame_disk, is_signal
 from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave, by_ffmpeg
-from rayasd.errors import StorageError
 
 NEAR_FAR = "near-far"
 _PLAIN = DataConfig()
@@ -28,9 +26,6 @@ _FLOATS = ("FLOAT", "DOUBLE")
 _RATES = range(1000, 1_000_001)
 _MOST_OVER_FULL_SCALE = 16.0
 """24 dB: what exceeds it was not overdriven but never scaled to ±1, and clipping it would leave noise."""
-_OWN_FAULTS = (
-    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
-)  # fmt: skip
 _BLOCK = 1 << 22  # samples of all channels that are read at once; shorter clips are read as a whole
 _MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
@@ -269,11 +264,10 @@ def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> It
     yield from (block[:, int(channel)] if channel.isdecimal() else block.mean(axis=1) for block in audio)
 
 
-def _blame(path: Path, error: Exception) -> BadClipError | StorageError:
-    """Tell a bad clip, which may be left out, from a disk or host that fails, for which none must be."""
-    of_host = isinstance(error, OSError) and error.errno not in _OWN_FAULTS
-    if of_host or getattr(error, "code", None) == _SYSTEM_ERROR:
-        return StorageError(f"{path} {_reason(error)}: look at its disk, then the same command continues")
+def _blame(path: Path, error: Exception) -> BadClipError:
+    """Return why a clip is at fault itself; raises StorageError where its disk or a host is."""
+    failed = getattr(error, "code", None) == _SYSTEM_ERROR
+    blame_disk(path, OSError() if failed else error, _reason(error))
     return BadClipError(_reason(error))
 
 

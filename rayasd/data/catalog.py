@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from rayasd.config import ExposureConfig
 from rayasd.data.audio import uncut, what_it_is
-from rayasd.data.folders import folders, is_audio, is_folder
+from rayasd.data.folders import blame_disk, folders, is_audio, is_folder
 from rayasd.data.manifest import read_manifest
 from rayasd.data.naming import SPLIT_FOLDERS, name_problem, parse_clip_name, shown
 from rayasd.data.oddities import Oddity
@@ -104,6 +104,7 @@ def scan(source: Path) -> Catalog:
             try:
                 status = uncut(root / row["clip"])[0].stat()
             except OSError as error:
+                blame_disk(root / row["clip"], error)
                 problem = f"listed in {source.name}, cannot be opened: {error.strerror}"
                 oddities.append(Oddity(row["clip"], problem, True))
             else:
@@ -212,6 +213,7 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
         return shown(Path(folder).relative_to(root).as_posix())
 
     def unreadable(folder: str, error: OSError) -> None:
+        blame_disk(folder, error)
         oddities.append(Oddity(below(folder), f"cannot be opened: {error.strerror}", True))
 
     for folder, entries in folders(root, unreadable):
@@ -244,6 +246,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     except ValueError as error:
         problem = problem or str(error)
     except OSError as error:
+        blame_disk(path, error)
         problem = f"cannot be opened: {error.strerror}"
     if problem:
         oddities.append(Oddity(shown(clip), problem, True))

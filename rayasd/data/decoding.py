@@ -152,13 +152,6 @@ class Content:
         return self.frames, self._total, self._squares, self._digest.hexdigest()
 
 
-def content(samples: NDArray[np.int16]) -> tuple[int, int, int, str]:
-    """Describe decoded samples as ``Content`` does."""
-    held = Content()
-    held.add(samples)
-    return held.facts
-
-
 def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[int | str]:
     """Tell how many samples each clip (and its size in bytes when it was listed) decodes to, or why it does not."""
     lengths: list[int | str] = []
@@ -176,7 +169,7 @@ def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -
 def _decode(
     path: Path, root: Path, config: DataConfig, places: Sequence[tuple[str, int, int]]
 ) -> list[tuple[int, int, int, str] | str]:
-    """Decode clips to their places (offset and length in samples) in a file; of each: its ``content``, or why not."""
+    """Decode clips to their places (offset and length in samples) in a file; of each: its ``Content``, or why not."""
     facts: list[tuple[int, int, int, str] | str] = []
     with path.open("r+b", buffering=0) as file:
         for clip, offset, frames in places:

@@ -1,9 +1,12 @@
 """Every folder below a root, whatever people keep there, and which of the files in it are audio."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from rayasd.errors import StorageError
 
 DirEntries = list[os.DirEntry[str]]
 
@@ -15,6 +18,16 @@ AUDIO_SUFFIXES = (
 SIGNALS = (".npy", ".mat", ".csv")  # numbers, which are recordings where a rate is given (``data.signal_rate``)
 BY_FFMPEG = (".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm", ".mka", ".ac3", ".ape", ".wv")
 """Suffixes that ffmpeg reads, where it is installed."""
+_OWN_FAULTS = (
+    errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENAMETOOLONG, errno.EISDIR,
+)  # fmt: skip
+
+
+def blame_disk(path: str | Path, error: Exception, reason: str = "") -> None:
+    """Raise StorageError where a disk or a host failed and not the file itself: no clip is left out for that."""
+    if isinstance(error, OSError) and error.errno not in _OWN_FAULTS:
+        reason = reason or f"cannot be read: {error.strerror}"
+        raise StorageError(f"{path} {reason}: look at its disk, then the same command continues") from None
 
 
 def is_audio(name: str) -> bool:
@@ -33,7 +46,7 @@ def audio_files(root: Path, *, signals: bool = False) -> list[Path]:
 
 
 def audio_entries(
-    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None, *, signals: bool = False
+    root: Path, on_error: Callable[[str, OSError], None] = blame_disk, *, signals: bool = False
 ) -> Iterator[os.DirEntry[str]]:
     """Give what ``audio_files`` lists, as it is found; ``on_error`` as of ``folders``."""
     for _, entries in folders(root, on_error):
@@ -42,13 +55,11 @@ def audio_entries(
                 yield entry
 
 
-def folders(
-    root: Path, on_error: Callable[[str, OSError], None] = lambda folder, error: None
-) -> Iterator[tuple[str, DirEntries]]:
+def folders(root: Path, on_error: Callable[[str, OSError], None] = blame_disk) -> Iterator[tuple[str, DirEntries]]:
     """Give each folder's path and entries (sorted by name), from the root down; hidden folders are left out.
 
     Links to folders are followed; a folder to which several ways lead is given once. ``on_error`` gets folders that
-    cannot be opened.
+    cannot be opened; by default, those that have no permission are passed over. Raises StorageError: the disk fails.
     """
     waiting = [(str(root), os.path.realpath(root))]
     seen: set[str] = set()

@@ -10,12 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayasd.config import Config, DataConfig
-from rayasd.data.audio import AudioFacts, BadClipError, read_facts, read_samples
+from rayasd.data.audio import AudioFacts, BadClipError, read_facts, sample_blocks
 from rayasd.data.catalog import ONE_MACHINE, Catalog
-from rayasd.data.decoding import DECODED_COLUMNS, content, scaled
+from rayasd.data.decoding import DECODED_COLUMNS, Content, scaled
 from rayasd.data.groups import moments, with_groups
-from rayasd.data.oddities import CONTENT, Oddity, odd_contents, same_audio
-from rayasd.data.same_moments import envelope, same_moments
+from rayasd.data.oddities import CONTENT, Oddity, is_constant, odd_contents, same_audio
+from rayasd.data.same_moments import beginning, envelope, same_moments
 from rayasd.host import usable_cpus
 from rayasd.wording import counted
 
@@ -26,7 +26,7 @@ _MUCH_CLIPPED = 0.01
 def inspect_clips(
     catalog: Catalog, config: Config, on_progress: Callable[[int, int], None]
 ) -> tuple[dict[str, AudioFacts], list[Oddity]]:
-    """Read every clip.
+    """Read every clip, in blocks: memory does not grow with a recording.
 
     Returns what headers say, by clip; and what is odd about clips, about the catalog, and about clips set side by side.
     """
@@ -36,27 +36,31 @@ def inspect_clips(
     group_of = dict(zip(*(grouped.table[name].to_pylist() for name in ("clip", "group")), strict=True))
     scales = {machine: scaled(catalog.root, catalog.of(machine), config.data) for machine in catalog.machines}
 
-    def samples_of(row: Mapping[str, Any]) -> NDArray[np.int16]:
-        return read_samples(catalog.root / row["clip"], scales[row["machine"]])
+    def beginning_of(row: Mapping[str, Any]) -> NDArray[np.int16]:
+        return beginning(sample_blocks(catalog.root / row["clip"], scales[row["machine"]]), config.data.sample_rate)
 
     def read(row: dict[str, Any]) -> tuple[AudioFacts | None, dict[str, Any], list[Oddity]]:
         clip, facts = row["clip"], None
         try:
             facts = read_facts(catalog.root / clip, config.data)
-            samples = samples_of(row)
+            described, clipped, begun = Content(), 0, np.empty(0, np.int16)
+            for samples in sample_blocks(catalog.root / clip, scales[row["machine"]]):
+                described.add(samples)
+                clipped += int(np.count_nonzero((samples == 32767) | (samples <= -32767)))
+                begun = beginning([begun, samples], config.data.sample_rate)
         except BadClipError as error:
             return facts, {}, [Oddity(clip, str(error), True)]
         odd = []
         if facts.container not in _CONTAINERS.get(Path(clip).suffix.lower(), (facts.container,)):
             odd.append(f"{facts.container} inside, whatever its name says")
-        if samples.min() == samples.max():
+        held = row | dict(zip(CONTENT[4:], described.facts, strict=True))
+        if is_constant(held):
             odd.append("silent or constant")
-        elif np.mean((samples == 32767) | (samples <= -32767)) > _MUCH_CLIPPED:
+        elif clipped > _MUCH_CLIPPED * described.frames:
             odd.append("clipped: more than 1 % of its samples at full scale")
-        if len(samples) < config.window_length:
+        if described.frames < config.window_length:
             odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
-        held = row | dict(zip(CONTENT[4:], content(samples), strict=True))
-        held |= {"group": group_of[clip], "envelope": envelope(samples, config.data.sample_rate)}
+        held |= {"group": group_of[clip], "envelope": envelope(begun, config.data.sample_rate)}
         return facts, held, [Oddity(clip, problem, False) for problem in odd]
 
     facts, contents, oddities = {}, [], list(catalog.oddities)
@@ -74,7 +78,7 @@ def inspect_clips(
     )
     held_by_all = pa.Table.from_pylist([{n: row[n] for n in CONTENT} for row in contents], schema)
     of_whole = [*_of_the_whole(catalog, scales), *_of_groups(grouped)]
-    twins = same_moments(contents, samples_of, config.data.sample_rate)
+    twins = same_moments(contents, beginning_of, config.data.sample_rate)
     return facts, [*oddities, *of_whole, *odd_contents(held_by_all), *same_audio(held_by_all), *twins]
 
 
@@ -109,7 +113,9 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
     if len(sections) == 1:
         oddities.append(Oddity(str(catalog.root), ONE_MACHINE, False))
     if not catalog.has_tests:
-        oddities.append(Oddity(str(catalog.root), "no test clips: models can score new clips, but are not evaluated", False))
+        oddities.append(
+            Oddity(str(catalog.root), "no test clips: models score new clips, but are not evaluated", False)
+        )
     for machine, splits in sections.items():
         train, test = splits.get("train", set()), splits.get("test", set())
         if len(train) == 1:

@@ -71,18 +71,19 @@ def run_command(command: str, given: str) -> str | None:
 
     What it prints goes to standard error. It is ended, with all that it has started, after 30 seconds.
     """
+    words = ["timeout", "-s", "KILL", str(_COMMAND_SECONDS), "sh", "-c", command]  # also where we are killed
     try:
         with subprocess.Popen(
-            ["sh", "-c", command], stdin=subprocess.PIPE, stdout=2, start_new_session=True, encoding="utf-8"
+            words, stdin=subprocess.PIPE, stdout=2, start_new_session=True, encoding="utf-8"
         ) as process:
             try:
-                process.communicate(given, _COMMAND_SECONDS)
+                process.communicate(given)
             except BaseException:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
-    except subprocess.TimeoutExpired:
-        return f"took longer than {_COMMAND_SECONDS:g} s and was ended"
     except OSError as error:
         return str(error.strerror or error)
+    if process.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        return f"was ended: it took longer than {_COMMAND_SECONDS:g} s, or somebody killed it"
     return f"ended with exit code {process.returncode}" if process.returncode else None

@@ -73,8 +73,8 @@ def _go_on(
                         say(f"{scores}; rayasd tries it every minute")
                     failing.add(path)
                     arrivals.later(path)
-                elif scores[0].reason is not None and not _unchanged(path, stamps[path]):
-                    say(f"{path}: {scores[0].reason}")  # it is gone, or comes again when it is complete
+                elif (now := _now(path)) != stamps[path] and (now or scores[0].reason is not None):
+                    say(f"{path}: {scores[0].reason or 'has changed since it was listed'}")  # comes again, or is gone
                 else:
                     records = [_record(model, monitor, each, stamps[path], len(scores), rules) for each in scores]
                     arrivals.done(path, stamps[path])
@@ -131,11 +131,11 @@ def _score_of(record: Record) -> ClipScore:
     return ClipScore(**values)
 
 
-def _unchanged(path: Path, stamp: Stamp) -> bool:
+def _now(path: Path) -> Stamp | None:
     try:
-        return stamp_of(path) == stamp
+        return stamp_of(path)
     except OSError:
-        return False
+        return None
 
 
 def say(text: str) -> None:

@@ -1,5 +1,8 @@
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -7,9 +10,10 @@ import pytest
 
 from rayasd.config import Config
 from rayasd.data.catalog import SCHEMA, Catalog, scan
+from rayasd.data.folders import audio_files
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
 from rayasd.data.waveforms import data_fingerprint, decode
-from rayasd.errors import UserError
+from rayasd.errors import StorageError, UserError
 from tests.conftest import write_clip, write_tree
 
 
@@ -43,6 +47,21 @@ def test_everything_odd_is_named(tmp_path: Path):
     assert "anomalous clip among the training" in odd["fan/train/section_00_source_train_anomaly_0000.wav"].problem
     assert not odd["fan/train/notes.txt"].unusable
     assert "1 audio files outside" in odd["."].problem
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_folder_that_a_failing_disk_cannot_list_is_not_left_out(number: int, tree: Path, monkeypatch):
+    list_folder = os.scandir
+
+    def scandir(folder: str) -> Any:
+        if Path(folder) == tree / "fan/source_test":
+            raise OSError(number, os.strerror(number), folder)
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for read in (scan, audio_files):
+        with pytest.raises(StorageError, match="source_test cannot be read: .*look at its disk"):
+            read(tree)
 
 
 def test_ground_truth_fills_labels_with_either_line_end(tmp_path: Path):

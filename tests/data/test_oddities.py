@@ -2,11 +2,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayasd.data.decoding import content
+from rayasd.data.decoding import Content
 from rayasd.data.oddities import CONTENT, counted_problems, odd_contents, same_audio
 
 NOISE, OTHER, MUTE = (np.full(100, 5, np.int16) for _ in range(3))
 NOISE[3], OTHER[4] = 7, 9
+
+
+def content(samples: np.ndarray) -> tuple[int, int, int, str]:
+    described = Content()
+    described.add(samples)
+    return described.facts
 
 
 def table(*rows: tuple[str, str, str, int | None, np.ndarray]) -> pa.Table:

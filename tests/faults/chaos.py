@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from pathlib import Path
 from rayasd.errors import EXIT_INTERRUPTED
 from tests.command import command_line, environment
 from tests.conftest import run_locally, small_sweep, write_tree
+from tests.faults.eio import failing, library
 from tests.faults.results import results_of
 from tests.faults.victims import DAEMONS, STAGES, Process, Processes, writer_of
 
@@ -38,10 +40,18 @@ KILLS_A_RUN = {False: 24, True: 70}
 """Then it is left to end; by whether it is a storm."""
 ENDS = {
     "local": {-signal.SIGKILL},
-    "ray": {-signal.SIGKILL, EXIT_INTERRUPTED, 1},  # 1: Ray ends a driver that has lost its raylet
-    "mpi": {-signal.SIGKILL, 128 + signal.SIGKILL, 1, EXIT_INTERRUPTED},  # mpirun that has lost a rank
+    "ray": {-signal.SIGKILL, EXIT_INTERRUPTED},
+    "mpi": {-signal.SIGKILL, 128 + signal.SIGKILL, EXIT_INTERRUPTED},  # mpirun that has lost a rank
 }
 """Exit codes after which the same command is run again."""
+ENDED = {
+    "local": "(?!)",
+    "ray": "Failed to connect to GCS within|local raylet failed",
+    "mpi": r"mpirun noticed .* signal 9",
+}
+"""What Ray or mpirun print where they end the driver with 1; another 1 is an error."""
+DISK = r"look at its disk|Input/output error|I/O"
+"""What a command prints that a failing disk has ended, with 1, 2 or 75."""
 RARE = {"local": 0.06, "ray": 0.04, "mpi": 0.06}
 """How many of a storm's kills go to the driver or to a daemon."""
 MPIRUN = ("mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "3")
@@ -65,14 +75,18 @@ class Chaos:
     executor: str = "local"
     seed: int = 0
     storm: bool = False
+    eio: int = 0
+    """One of so many calls on files of run, data and cache ends with EIO, as long as there are kills; 0: none."""
     kills: Counter[str] = field(default_factory=Counter)
     """By victim and moment."""
+    codes: Counter[str] = field(default_factory=Counter)
     restarts: int = 0
     rounds: int = 0
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self.failing = failing(library(self.folder), self.folder, self.eio) if self.eio else {}
 
     def run(self, num_kills: int, minutes: float = math.inf) -> None:
         """Do rounds until so many kills have been done or so much time is over, and the last round to its end."""
@@ -91,10 +105,15 @@ class Chaos:
             until, num_kills = self.kills.total() + of_plan, num_kills - of_plan
             late = until - math.ceil(of_plan / 6)  # the last ones are kept for the report, which is written in the end
             while code := self._attempt(run, cache, plan, seen, late, until):
-                if code not in ENDS[self.executor]:
-                    self._fault(f"exit code {code}: {(self.folder / 'output').read_text()[-2000:]}")
+                output = (self.folder / "output").read_text(errors="replace")
+                by_disk = bool(self.eio) and code in (1, 2, EXIT_INTERRUPTED) and re.search(DISK, output)
+                if not (
+                    code in ENDS[self.executor] or by_disk or (code == 1 and re.search(ENDED[self.executor], output))
+                ):
+                    self._fault(f"exit code {code}: {output[-2000:]}")
                     return
                 self.restarts += 1
+                self.codes[f"exit code {code}{' of the disk' * bool(by_disk)}"] += 1
         self._check(run, cache, seen)
 
     def _attempt(self, run: Path, cache: Path, plan: Iterable[str], seen: Processes, late: int, until: int) -> int:
@@ -103,7 +122,8 @@ class Chaos:
         words[words.index("local")] = self.executor
         with (self.folder / "output").open("wb") as output:
             driver = subprocess.Popen(
-                [*MPIRUN * (self.executor == "mpi"), *command_line(*words)], env=environment(cache),
+                [*MPIRUN * (self.executor == "mpi"), *command_line(*words)],
+                env=environment(cache, **self.failing if self.kills.total() < until else {}),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
@@ -258,15 +278,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--executor", choices=list(ENDS), default="local")
     parser.add_argument("--storm", action="store_true", help="Kill faster, and wherever a process is.")
+    parser.add_argument("--eio", type=int, default=0, help="One of so many calls ends with EIO.")
     parser.add_argument("--keep", action="store_true", help="Keep the folder of the runs.")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the sweep with us
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="rayasd-chaos-"))
     tree = write_tree(folder / "tree", ("fan", "pump"))
     expected = undisturbed(folder, tree, (STORM_PLANS if given.storm else PLANS)[-1])
-    chaos = Chaos(folder, tree, expected, given.executor, given.seed, given.storm)
+    chaos = Chaos(folder, tree, expected, given.executor, given.seed, given.storm, given.eio)
     chaos.run(given.kills, given.minutes)
-    for kind, count in sorted(chaos.kills.items()):
+    for kind, count in sorted((chaos.kills + chaos.codes).items()):
         print(f"{count:5}  {kind}")
     print(f"{chaos.kills.total():5}  kills in {chaos.rounds} runs, {chaos.restarts} restarts")
     print(f"{time.monotonic() - began:.0f} s, {len(chaos.expected)} files compared a run, {len(chaos.faults)} faults")

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -50,6 +51,10 @@ ssize_t write(int fd, const void *of, size_t count) { FAIL(fails(fd), -1); retur
 ssize_t pwrite64(int fd, const void *of, size_t count, off64_t at) { FAIL(fails(fd), -1); return REAL(pwrite64)(fd, of, count, at); }
 int fsync(int fd) { FAIL(fails(fd), -1); return REAL(fsync)(fd); }
 DIR *opendir(const char *path) { FAIL(below(path) && unlucky(), NULL); return REAL(opendir)(path); }
+struct dirent64 *readdir64(DIR *of) { FAIL(fails(dirfd(of)), NULL); return REAL(readdir64)(of); }
+int stat64(const char *path, struct stat64 *to) { FAIL(below(path) && unlucky(), -1); return REAL(stat64)(path, to); }
+int fstatat64(int fd, const char *path, struct stat64 *to, int flags) { FAIL(below(path) && unlucky(), -1); return REAL(fstatat64)(fd, path, to, flags); }
+int lstat64(const char *path, struct stat64 *to) { FAIL(below(path) && unlucky(), -1); return REAL(lstat64)(path, to); }
 
 int open64(const char *path, int flags, ...) {
     va_list more;

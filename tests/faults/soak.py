@@ -51,10 +51,10 @@ def soak(folder: Path, num_units: int, executor: str) -> tuple[list[Sample], lis
         )
         while driver.poll() is None:
             if _driving(run):
-                samples.append(_sample(driver.pid, time.monotonic() - began))
+                samples.append(sample(driver.pid, time.monotonic() - began))
             time.sleep(_LOOK_SECONDS)
     problems = [] if driver.returncode == 0 else [f"exit code {driver.returncode}: {(folder / 'output').read_text()}"]
-    return samples, problems + _missing_events(run, num_units) + _growth(samples, num_units)
+    return samples, problems + _missing_events(run, num_units) + growth(samples, num_units)
 
 
 def _driving(run: Path) -> bool:
@@ -64,7 +64,7 @@ def _driving(run: Path) -> bool:
     return bool(last) and "sweep" not in json.loads(last[0])["event"]
 
 
-def _sample(pid: int, seconds: float) -> Sample:
+def sample(pid: int, seconds: float) -> Sample:
     process = Path(f"/proc/{pid}")
     pages = int((process / "statm").read_text().split()[1])
     descriptors, threads = (len(list((process / name).iterdir())) for name in ("fd", "task"))
@@ -84,7 +84,7 @@ def _missing_events(run: Path, num_units: int) -> list[str]:
     return wrong
 
 
-def _growth(samples: list[Sample], num_units: int) -> list[str]:
+def growth(samples: list[Sample], num_units: int) -> list[str]:
     early, late = samples[len(samples) // 5 : len(samples) * 2 // 5], samples[len(samples) * 4 // 5 :]
     found = []
     more = median(s.descriptors for s in late) - median(s.descriptors for s in early)

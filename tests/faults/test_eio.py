@@ -15,29 +15,21 @@ from rayasd.scoring.loading import RunModels
 from rayasd.scoring.packing import write_pack
 from tests.command import command_line, environment
 from tests.conftest import run_locally, small_sweep
+from tests.faults.eio import failing, library
+from tests.faults.plant import QUICK
 
 pytestmark = pytest.mark.slow
 
-WATCH = """
-import sys
-from rayasd.__main__ import console
-from rayasd.scoring import arrivals
-arrivals._AGAIN_SECONDS = arrivals._QUIET_SECONDS = arrivals._PAUSE_SECONDS = 0.2
-console()
-"""
 CODES = {1, 75}
 """Of a command that storage has stopped: the same command goes on."""
 
 
 @pytest.fixture(scope="module")
-def failing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables of a process whose calls fail."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the library that fails calls."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to compile the library that fails calls")
-    library = tmp_path_factory.mktemp("eio") / "eio.so"
-    source = Path(__file__).with_name("eio.c")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return {"LD_PRELOAD": str(library)}
+    return library(tmp_path_factory.mktemp("eio"))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +39,7 @@ def run(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_a_watch_scores_each_clip_once_from_a_disk_that_fails(
-    run: Path, tree: Path, cache: Path, tmp_path: Path, failing: dict[str, str]
+    run: Path, tree: Path, cache: Path, tmp_path: Path, made: Path
 ):
     packed, incoming, out = tmp_path / "fan.rayasd", tmp_path / "in", tmp_path / "scores.jsonl"
     write_pack(packed, [RunModels(run).parts("fan")])
@@ -56,9 +48,9 @@ def test_a_watch_scores_each_clip_once_from_a_disk_that_fails(
         (incoming / name[0]).mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, incoming / name[0] / name)
     words = command_line("score", packed, "--section", "00", "--watch", incoming, "--out", out)[3:]
-    variables = environment(cache, EIO_BELOW=str(incoming), EIO_ONE_IN="40", **failing)
+    variables = environment(cache, **failing(made, incoming, 40))
     with (tmp_path / "said").open("w") as said:
-        process = subprocess.Popen([sys.executable, "-c", WATCH, *words], env=variables, stderr=said)
+        process = subprocess.Popen([sys.executable, "-c", QUICK, *words], env=variables, stderr=said)
     end = time.monotonic() + 120
     while not out.exists() or len(out.read_text().splitlines()) < len(names):
         assert process.poll() is None, (tmp_path / "said").read_text()
@@ -77,13 +69,13 @@ def test_a_watch_scores_each_clip_once_from_a_disk_that_fails(
 
 @pytest.mark.parametrize("where", ["tree", "run", "cache"])
 def test_a_sweep_on_a_disk_that_fails_goes_on_to_the_same_bits(
-    where: str, run: Path, tree: Path, tmp_path: Path, failing: dict[str, str]
+    where: str, run: Path, tree: Path, tmp_path: Path, made: Path
 ):
     again, cache = tmp_path / "run", tmp_path / "cache"
     command = small_sweep(tree, again, "--variants", "statistics", "--detectors", "knn-1", "--machines", "fan")
     below, codes = {"tree": tree, "run": again, "cache": cache}[where], []
     for one_in in (30, 100, 300, 1000, 3000, 10**9):
-        variables = environment(cache, EIO_BELOW=str(below), EIO_ONE_IN=str(one_in), **failing)
+        variables = environment(cache, **failing(made, below, one_in))
         done = subprocess.run(command_line(*command), env=variables, capture_output=True, text=True, check=False)
         codes.append(done.returncode)
         assert "Traceback" not in done.stdout + done.stderr

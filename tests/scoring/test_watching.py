@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,9 @@ from rayasd.scoring.journal import Journal
 from rayasd.scoring.model import ClipScore
 from rayasd.scoring.monitoring import Monitor, run_command
 from rayasd.scoring.watching import Watch, watch
-from tests.command import Rayasd, call, command_line, environment
-from tests.conftest import run_locally, write_clip
+from tests.command import Rayasd, command_line, environment
+from tests.conftest import write_clip
+from tests.faults.incoming import recalibrated
 
 
 @pytest.fixture
@@ -182,7 +184,14 @@ def test_a_command_that_fails_or_hangs_says_so_and_ends(tmp_path: Path, monkeypa
     began = time.monotonic()
     assert "was ended" in str(run_command(f"(sleep 2; touch {tmp_path}/late) & wait", ""))
     assert time.monotonic() - began < 1.5
-    time.sleep(max(0.0, began + 2.3 - time.monotonic()))
+    watch = get_context("fork").Process(
+        target=run_command, args=(f"touch {tmp_path}/begun; (sleep 2; touch {tmp_path}/late) & wait", "")
+    )
+    watch.start()
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    watch.kill()
+    time.sleep(2.3)
     assert not (tmp_path / "late").exists()
 
 
@@ -213,6 +222,10 @@ class Model:
                 path.unlink(missing_ok=True)
                 yield ClipScore(str(path), 0, 0, reason="no such file")
                 continue
+            if path.name == "replaced.wav" and self.seen[path.name] == 1:
+                path.write_bytes(b"other")  # after it was listed, before it is read
+            if path.name == "taken.wav":
+                path.unlink()
             yield replace(scored(2.0 if path.name == "loud.wav" else 0.5), clip=str(path))
 
 
@@ -232,7 +245,7 @@ def watched(folder: Path, model: Any, rounds: int, monkeypatch: pytest.MonkeyPat
 def test_each_clip_fails_alone_and_once(no_pauses: None, tmp_path: Path, monkeypatch, capsys):
     out, clips, model = tmp_path / "s.jsonl", tmp_path / "clips", Model()
     clips.mkdir()
-    names = ["bug", "disk", "gone", "good", "loud", "memory", "together", "name\udcff"]
+    names = ["bug", "disk", "gone", "good", "loud", "memory", "replaced", "taken", "together", "name\udcff"]
     for name in names:
         (clips / f"{name}.wav").write_bytes(b"x")
     rules = {"out": out, "on_alarm": f"cat >> {tmp_path}/alarms; exit 5"}
@@ -243,6 +256,7 @@ def test_each_clip_fails_alone_and_once(no_pauses: None, tmp_path: Path, monkeyp
     assert len(records) == len(of_name)
     reasons = {name: record["reason"] for name, record in of_name.items() if record["reason"]}
     assert reasons == {"bug": "ValueError: a bug of two lines", "memory": "needs more memory than there is"}
+    assert of_name["replaced"]["size"] == 5
     said = capsys.readouterr().err
     assert said.count("disk.wav cannot be read; rayasd tries it every minute") == 1
     assert said.count("gone.wav: no such file") == 1
@@ -282,14 +296,7 @@ def test_a_section_without_a_threshold_is_named(no_pauses: None, tmp_path: Path,
 @pytest.fixture(scope="module")
 def packed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A control's model that was recalibrated to 20 clips, which lie beside it."""
-    folder = tmp_path_factory.mktemp("watching")
-    run = run_locally(tree, cache, folder / "run", "--variants", "statistics", "--detectors", "knn-1")
-    for n in range(20):
-        write_clip(folder / f"normal/{n:02}.wav", 300.0 + n, seed=n)
-    words = ("--machine", "fan", "--section", "00", "--normal", folder / "normal", "-o", folder / "fan.rayasd")
-    done = call("recalibrate", run, *words, cache=cache)
-    assert done.returncode == 0, done.stderr
-    return folder / "fan.rayasd"
+    return recalibrated(tree, cache, tmp_path_factory.mktemp("watching"))
 
 
 @pytest.mark.slow
