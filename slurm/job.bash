@@ -76,8 +76,9 @@ run() {
     wait "$step" || code=$?
     while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done # a trapped signal ends wait early
     [ "$code" -ne 75 ] || requeue interrupted
-    # srun ends all tasks where a lost host comes back and no longer knows of them
-    [ "$1" != srun ] || [ "$code" -ne 137 ] || requeue "its tasks were killed"
+    # 128 and more are srun's own (on_node hands on none): a host is lost while tasks start (233), or comes back and no
+    # longer knows of its task, upon which srun kills the others (137)
+    [ "$1" != srun ] || [ "$code" -lt 128 ] || requeue "srun ended with $code, since a host was lost or came back"
     return "$code"
 }
 
@@ -100,6 +101,7 @@ on_node() {
     while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done # a trapped signal ends wait early
     # srun, which hands on what is printed here, ended with the head's host: the log itself is written to
     [ "$code" -ne 76 ] || requeue "the head is lost" >>"$(log_of_job)" 2>&1
+    [ "$code" -lt 128 ] || { echo "the launcher on $(hostname) was killed (exit code $code)" >&2; code=1; }
     return "$code"
 }
 

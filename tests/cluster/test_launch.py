@@ -154,6 +154,25 @@ def test_trouble_before_the_head_has_come_is_told_once_it_has(
     assert meeting.trouble() == "no free block"
 
 
+def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
+    tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*_: object) -> int:
+        raise UserError("no free block")
+
+    def join(placement: Placement) -> int:
+        return launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=60)
+
+    assert join(WORKER) == launch.EXIT_HEAD_LOST
+    assert capsys.readouterr().err == f"rank 0 did not come within 60 s: nothing in {tmp_path / 'launch-j'}\n"
+    monkeypatch.setattr(launch, "free_ports", none)
+    told = []
+    clock.due[clock.now + 5] = lambda: told.append(Meeting(tmp_path / "launch-j").trouble())
+    with pytest.raises(UserError, match="no free block"):
+        join(replace(WORKER, rank=0))
+    assert told == ["no free block"]  # for launchers that come a little later
+
+
 def test_a_command_that_has_ended_is_seen_at_once(meeting: Meeting, clock: Clock, handlers: None):
     clock.due[31] = lambda: write_json(meeting.end, {"code": 0})
     assert work(meeting) == 0

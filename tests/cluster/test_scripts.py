@@ -159,6 +159,26 @@ def test_a_lost_head_is_told_in_the_jobs_log_itself(site: Site):
     assert log.read_text().startswith("before\nthe head is lost: back into the queue\n")
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(0, ""), (1, ""), (2, ""), (75, "interrupted"), (76, ""), (77, ""), (137, "srun ended with 137"), (233, "233")],
+)
+def test_a_job_whose_tasks_srun_killed_or_could_not_start_goes_back_in_the_queue(site: Site, code: int, said: str):
+    job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "2", "SAYS_squeue": "RUNNING", "FAILS_srun": str(code)}
+    done = site.run(site.scripts / "train.sh", "--data", "x", **job)
+    assert done.returncode == code
+    assert said in done.stdout
+    assert (["scontrol", "requeue", "5"] in site.calls) == bool(said)
+
+
+def test_a_launcher_that_is_killed_is_not_taken_for_tasks_that_srun_killed(site: Site):
+    job = {"SLURM_JOB_ID": "5", "SAYS_squeue": "RUNNING"}
+    done = site.run(f". '{site.scripts}/job.bash'; on_node bash -c 'kill -9 $$'", **job)
+    assert done.returncode == 1
+    assert done.stderr.endswith(" was killed (exit code 137)\n")
+    assert not site.calls
+
+
 def test_a_run_that_is_complete_is_ranked_without_a_ray(site: Site):
     job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "2"}
     complete = '{"states": {"done": 9, "waiting": 0, "running": 0, "failed": 0, "blocked": 0}}'
