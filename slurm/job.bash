@@ -70,15 +70,12 @@ requeue() {
 run() {
     "$@" &
     local step=$! code=0
-    trap 'kill -USR1 "$step"' USR1
+    trap 'ending=1; kill -USR1 "$step"' USR1
     [ "$1" = srun ] || trap 'kill -TERM "$step"' TERM # what srun started has its TERM from Slurm
     [ "$1" != srun ] || trap : TERM
     wait "$step" || code=$?
     while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done # a trapped signal ends wait early
     [ "$code" -ne 75 ] || requeue interrupted
-    # 128 and more are srun's own (on_node hands on none): a host is lost while tasks start (233), or comes back and no
-    # longer knows of its task, upon which srun kills the others (137)
-    [ "$1" != srun ] || [ "$code" -lt 128 ] || requeue "srun ended with $code, since a host was lost or came back"
     return "$code"
 }
 
@@ -101,15 +98,36 @@ on_node() {
     while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done # a trapped signal ends wait early
     # srun, which hands on what is printed here, ended with the head's host: the log itself is written to
     [ "$code" -ne 76 ] || requeue "the head is lost" >>"$(log_of_job)" 2>&1
+    # what is more is srun's own, for run_on_nodes
     [ "$code" -lt 128 ] || { echo "the launcher on $(hostname) was killed (exit code $code)" >&2; code=1; }
     return "$code"
+}
+
+# Whether launchers are to be started again, in the same job: a host was lost while srun started them (exit code 233), or
+# came back and no longer knew of its task, upon which srun killed the others (137).
+again() {
+    local code=$1 state count names
+    [ "$code" -ge 128 ] && [ "$RAYASD_AGAIN" -lt "$RAYASD_MAX_RESTARTS" ] || return
+    export RAYASD_AGAIN=$((RAYASD_AGAIN + 1))
+    [ "$code" -eq 137 ] || sleep 30 # Slurm takes minutes to notice that a host is lost, and then takes it from the job
+    read -r state count names < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %D %N")
+    [ "$state" = RUNNING ] || return # cancelled, or preempted
+    [ -z "${ending:-}" ] || { requeue interrupted; return 1; }
+    echo "srun ended with $code, since a host was lost or came back: started again on $count nodes"
+    export SLURM_NNODES=$count SLURM_JOB_NODELIST=$names
 }
 
 # Run one launcher on each node, whatever number of tasks the job has, and let it use all CPUs that the job has there:
 # nodes of one job may have different numbers of CPUs.
 run_on_nodes() {
     # shellcheck disable=SC2206 # several words
-    local options=(${RAYASD_LAUNCH:-})
+    local options=(${RAYASD_LAUNCH:-}) code
+    export RAYASD_AGAIN=0
+    while code=0; start_launchers "$@" || code=$?; again "$code"; do :; done
+    return "$code"
+}
+
+start_launchers() {
     # srun does not take over --cpus-per-task from sbatch
     # shellcheck disable=SC2016 # for the other shell
     run srun --no-kill --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \

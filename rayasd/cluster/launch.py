@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
-from rayasd.cluster.folder import private_folder
+from rayasd.cluster.folder import private_folder, remove_abandoned
 from rayasd.cluster.job import Command
 from rayasd.cluster.meeting import Meeting, leave_mark, read
 from rayasd.cluster.placement import Placement
@@ -58,9 +58,11 @@ def launch(
     signals = _catch_signals(placement)
     if placement.by_mpi:
         end_with_parent()  # mpirun, if killed, leaves its ranks
-    if placement.is_head:
-        for earlier in placement.earlier:  # what an attempt left that was ended with its host
+    for earlier in placement.earlier:  # what an attempt left that was killed
+        remove_abandoned(temp_root, earlier)
+        if placement.is_head:
             shutil.rmtree(Meeting(folder / f"launch-{earlier}").root, ignore_errors=True)
+    if placement.is_head:
         _convene(meeting)
     node, failed = None, True
     try:

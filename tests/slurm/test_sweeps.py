@@ -148,6 +148,39 @@ def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, untouched, tmp_path, fig
     assert results(run) == untouched
 
 
+QUEUE = ("--machines", "fan,pump", "--variants", "both,statistics", "--seeds", "0-19", "--set", "exposure.epochs=2")
+"""200 units."""
+
+
+@pytest.mark.long
+def test_a_queue_of_200_units_ends_though_a_host_dies_each_minute(
+    job, hosts, tree, cache, tmp_path, figures, monkeypatch: pytest.MonkeyPatch
+):
+    """A worker's host, the other one's, the head's, and again; each starts afresh 20 s later."""
+    monkeypatch.setenv("RAYASD_MAX_RESTARTS", "100")
+    alone = results(run_locally(tree, cache, tmp_path / "local", *QUEUE))
+    batch = job(*QUEUE, "--device", "cpu", options=THREE_HOSTS)  # the hosts' GPUs are counted, not there
+    run, began, deaths = tmp_path / "run", time.time(), 0
+    wait_for(lambda: any(event["event"] == "unit started" for event in events(run)), 240)
+    figures("first unit", time.time() - began)
+    while batch.state() not in ("COMPLETED", "FAILED", "CANCELLED") and time.time() - began < 800:
+        host = (2, 3, 1)[deaths % 3]
+        hosts.kill(host, loud=deaths % 2 == 1)
+        deaths += 1
+        time.sleep(20)
+        hosts.boot(host)
+        ends = time.time() + 40
+        while time.time() < ends and batch.state() not in ("COMPLETED", "FAILED", "CANCELLED"):
+            time.sleep(1)
+    wait_for(hosts.idle, 120)
+    assert batch.state() == "COMPLETED", batch.log
+    figures("200 units", time.time() - began)
+    figures("deaths of hosts", deaths)
+    figures("starts of units", [event["event"] for event in events(run)].count("unit started"))
+    figures("starts of the job", int(batch.facts()["Restarts"]) + 1)
+    assert results(run) == alone
+
+
 @pytest.mark.long
 def test_a_killed_driver_and_a_preempted_job_are_put_back_in_the_queue(job, hosts, untouched, tmp_path):
     batch, run = job(*FAULTY), tmp_path / "run"
