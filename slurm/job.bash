@@ -107,8 +107,8 @@ on_node() {
 # came back and no longer knew of its task, upon which srun killed the others (137).
 again() {
     local code=$1 state count names
-    [ "$code" -ge 128 ] && [ "$RAYASD_AGAIN" -lt "$RAYASD_MAX_RESTARTS" ] || return
-    export RAYASD_AGAIN=$((RAYASD_AGAIN + 1))
+    [ "$code" -ge 128 ] && [ "${RAYASD_AGAIN:-0}" -lt "$RAYASD_MAX_RESTARTS" ] || return
+    export RAYASD_AGAIN=$((${RAYASD_AGAIN:-0} + 1))
     [ "$code" -eq 137 ] || sleep 30 # Slurm takes minutes to notice that a host is lost, and then takes it from the job
     read -r state count names < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %D %N")
     [ "$state" = RUNNING ] || return # cancelled, or preempted
@@ -122,16 +122,16 @@ again() {
 run_on_nodes() {
     # shellcheck disable=SC2206 # several words
     local options=(${RAYASD_LAUNCH:-}) code
-    export RAYASD_AGAIN=0
+    unset RAYASD_AGAIN
     while code=0; start_launchers "$@" || code=$?; again "$code"; do :; done
     return "$code"
 }
 
 start_launchers() {
-    # srun does not take over --cpus-per-task from sbatch
+    # srun does not take over --cpus-per-task from sbatch; --overlap: what was killed is busy for Slurm for a while
     # shellcheck disable=SC2016 # for the other shell
     run srun --no-kill --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \
-        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${RAYASD_AGAIN:+--overlap} \
         bash -c '. "$0"; on_node "$@"' "$here/job.bash" \
         "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" -- "$@"
 }

@@ -182,9 +182,10 @@ def test_launchers_that_srun_killed_or_could_not_start_are_started_again_on_the_
     )
     first, *others = [call for call in site.calls if call[0] == "srun"]
     assert "--ntasks=3" in first
+    assert "--overlap" not in first
     assert len(others) == 2
     for number, call in enumerate(others, 1):
-        assert "--ntasks=2" in call
+        assert {"--ntasks=2", "--overlap"} <= set(call)
         assert call[-2:] == ["SLURM_JOB_NODELIST=n[1,3]", f"RAYASD_AGAIN={number}"]
     cancelled = site.run(site.scripts / "train.sh", **lost | {"SAYS_squeue": "COMPLETING 3 n[1-3]"})
     assert cancelled.returncode == code
