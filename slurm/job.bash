@@ -107,7 +107,8 @@ on_node() {
 # came back and no longer knew of its task, upon which srun killed the others (137).
 again() {
     local code=$1 state count names
-    [ "$code" -ge 128 ] && [ "${RAYASD_AGAIN:-0}" -lt "$RAYASD_MAX_RESTARTS" ] || return
+    [ "$code" -ge 128 ] || return
+    [ "${RAYASD_AGAIN:-0}" -lt "$RAYASD_MAX_RESTARTS" ] || { requeue "srun ended with $code"; return 1; }
     export RAYASD_AGAIN=$((${RAYASD_AGAIN:-0} + 1))
     [ "$code" -eq 137 ] || sleep 30 # Slurm takes minutes to notice that a host is lost, and then takes it from the job
     read -r state count names < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %D %N")

@@ -187,6 +187,9 @@ def test_launchers_that_srun_killed_or_could_not_start_are_started_again_on_the_
     for number, call in enumerate(others, 1):
         assert {"--ntasks=2", "--overlap"} <= set(call)
         assert call[-2:] == ["SLURM_JOB_NODELIST=n[1,3]", f"RAYASD_AGAIN={number}"]
+    never = site.run(site.scripts / "train.sh", **lost | {"RAYASD_MAX_RESTARTS": "0"})
+    assert never.returncode == code
+    assert f"srun ended with {code}, but restarted 0 times already (RAYASD_MAX_RESTARTS=0)" in never.stderr
     cancelled = site.run(site.scripts / "train.sh", **lost | {"SAYS_squeue": "COMPLETING 3 n[1-3]"})
     assert cancelled.returncode == code
     assert [call[0] for call in site.calls].count("srun") == 1
