@@ -115,7 +115,7 @@ again() {
     [ "$state" = RUNNING ] || return # cancelled, or preempted
     [ -z "${ending:-}" ] || { requeue interrupted; return 1; }
     echo "srun ended with $code, since a host was lost or came back: started again on $count nodes"
-    export SLURM_NNODES=$count SLURM_JOB_NODELIST=$names
+    export SLURM_NNODES=$count SLURM_JOB_NUM_NODES=$count SLURM_JOB_NODELIST=$names
 }
 
 # Run one launcher on each node, whatever number of tasks the job has, and let it use all CPUs that the job has there:
