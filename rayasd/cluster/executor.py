@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.cluster.folder import RAYS, private_folder, root_of_own
-from rayasd.cluster.job import described
+from rayasd.cluster.job import described, launched
 from rayasd.cluster.nodes import check_nodes
 from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
 from rayasd.errors import Interrupted, UserError
@@ -60,7 +60,10 @@ class RayExecutor:
                 "include_dashboard": True, "dashboard_host": dashboard_host, "_temp_dir": str(self._folder / RAYS),
             }  # fmt: skip
         else:
-            where, options = f"the Ray cluster at {address}", {"runtime_env": {"env_vars": NO_GPU_NO_SIGHT}}
+            # under a launch, all have these settings: so the workers that Ray has started already can be used
+            where, options = f"the Ray cluster at {address}", {}
+            if not launched():
+                options["runtime_env"] = {"env_vars": NO_GPU_NO_SIGHT}
         with described(name):
             context = join(address, where, namespace="rayasd", **options)
         import ray
