@@ -1,4 +1,4 @@
-"""Hosts that die each minute and come back: a trial of a quarter of an hour, by hand, as root:
+"""Hosts that die each minute and come back: a trial of up to half an hour, by hand, as root:
 
 python -m pytest -n0 tests/slurm/trial.py
 """
