@@ -121,7 +121,8 @@ def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, untouched, tmp_path, fig
 def test_a_host_that_comes_back_has_the_launchers_started_again_within_the_job(job, hosts, untouched, tmp_path):
     batch, run = job(*FAULTY), tmp_path / "run"
     with slow_motion(hosts, run):
-        hosts.kill(2, loud=True)
+        hosts.kill(2)
+        time.sleep(5)
         hosts.boot(2)
         wait_for(lambda: "came back: started again on 2 nodes" in batch.log, 90)
     assert batch.wait(300) == "COMPLETED", batch.log
