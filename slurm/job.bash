@@ -116,6 +116,7 @@ again() {
     [ -z "${ending:-}" ] || { requeue interrupted; return 1; }
     echo "srun ended with $code, since a host was lost or came back: started again on $count nodes"
     export SLURM_NNODES=$count SLURM_JOB_NUM_NODES=$count SLURM_JOB_NODELIST=$names
+    export SLURM_EXIT_ERROR=255 # where srun gets no step from now on, that is tried again too
 }
 
 # Run one launcher on each node, whatever number of tasks the job has, and let it use all CPUs that the job has there:
@@ -129,10 +130,11 @@ run_on_nodes() {
 }
 
 start_launchers() {
-    # srun does not take over --cpus-per-task from sbatch; --overlap: what was killed is busy for Slurm for a while
+    # srun does not take over --cpus-per-task from sbatch; --overlap and all of the job's
+    # memory: for a while, Slurm takes for busy what was killed
     # shellcheck disable=SC2016 # for the other shell
     run srun --no-kill --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \
-        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${RAYASD_AGAIN:+--overlap} \
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${RAYASD_AGAIN:+--overlap --mem=0} \
         bash -c '. "$0"; on_node "$@"' "$here/job.bash" \
         "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" -- "$@"
 }

@@ -185,7 +185,7 @@ def test_launchers_that_srun_killed_or_could_not_start_are_started_again_on_the_
     assert "--overlap" not in first
     assert len(others) == 2
     for number, call in enumerate(others, 1):
-        assert {"--ntasks=2", "--overlap"} <= set(call)
+        assert {"--ntasks=2", "--overlap", "--mem=0"} <= set(call)
         assert call[-2:] == ["SLURM_JOB_NODELIST=n[1,3]", f"RAYASD_AGAIN={number}"]
     never = site.run(site.scripts / "train.sh", **lost | {"RAYASD_MAX_RESTARTS": "0"})
     assert never.returncode == code
