@@ -119,7 +119,7 @@ def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, untouched, tmp_path, fig
 
 @pytest.mark.long
 def test_a_host_that_comes_back_has_the_launchers_started_again_within_the_job(job, hosts, untouched, tmp_path):
-    batch, run = job(*FAULTY), tmp_path / "run"
+    batch, run = job(*FAULTY, "--device", "cpu", options=(*TWO_HOSTS, "--gpus-per-node=1")), tmp_path / "run"
     with slow_motion(hosts, run):
         hosts.kill(2)
         time.sleep(5)
