@@ -70,14 +70,12 @@ requeue() {
 run() {
     "$@" &
     local step=$! code=0
-    trap 'kill -USR1 "$step"' USR1
+    trap 'ending=1; kill -USR1 "$step"' USR1
     [ "$1" = srun ] || trap 'kill -TERM "$step"' TERM # what srun started has its TERM from Slurm
     [ "$1" != srun ] || trap : TERM
     wait "$step" || code=$?
     while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done # a trapped signal ends wait early
     [ "$code" -ne 75 ] || requeue interrupted
-    # srun ends all tasks where a lost host comes back and no longer knows of them
-    [ "$1" != srun ] || [ "$code" -ne 137 ] || requeue "its tasks were killed"
     return "$code"
 }
 
@@ -100,18 +98,43 @@ on_node() {
     while kill -0 "$launcher" 2>/dev/null; do code=0; wait "$launcher" || code=$?; done # a trapped signal ends wait early
     # srun, which hands on what is printed here, ended with the head's host: the log itself is written to
     [ "$code" -ne 76 ] || requeue "the head is lost" >>"$(log_of_job)" 2>&1
+    # what is more is srun's own, for run_on_nodes
+    [ "$code" -lt 128 ] || { echo "the launcher on $(hostname) was killed (exit code $code)" >&2; code=1; }
     return "$code"
+}
+
+# Whether launchers are to be started again, in the same job: a host was lost while srun started them (exit code 233), or
+# came back and no longer knew of its task, upon which srun killed the others (137).
+again() {
+    local code=$1 state count names
+    [ "$code" -ge 128 ] || return
+    [ "${RAYASD_AGAIN:-0}" -lt "$RAYASD_MAX_RESTARTS" ] || { requeue "srun ended with $code"; return 1; }
+    export RAYASD_AGAIN=$((${RAYASD_AGAIN:-0} + 1))
+    [ "$code" -eq 137 ] || sleep 30 # Slurm takes minutes to notice that a host is lost, and then takes it from the job
+    read -r state count names < <(squeue --noheader --jobs="$SLURM_JOB_ID" --format="%T %D %N")
+    [ "$state" = RUNNING ] || return # cancelled, or preempted
+    [ -z "${ending:-}" ] || { requeue interrupted; return 1; }
+    echo "srun ended with $code, since a host was lost or came back: started again on $count nodes"
+    export SLURM_NNODES=$count SLURM_JOB_NUM_NODES=$count SLURM_JOB_NODELIST=$names
+    export SLURM_EXIT_ERROR=255 # where srun gets no step from now on, that is tried again too
 }
 
 # Run one launcher on each node, whatever number of tasks the job has, and let it use all CPUs that the job has there:
 # nodes of one job may have different numbers of CPUs.
 run_on_nodes() {
     # shellcheck disable=SC2206 # several words
-    local options=(${RAYASD_LAUNCH:-})
-    # srun does not take over --cpus-per-task from sbatch
+    local options=(${RAYASD_LAUNCH:-}) code
+    unset RAYASD_AGAIN
+    while code=0; start_launchers "$@" || code=$?; again "$code"; do :; done
+    return "$code"
+}
+
+start_launchers() {
+    # srun does not take over --cpus-per-task from sbatch; --overlap and all of the job's
+    # memory: for a while, Slurm takes for busy what was killed
     # shellcheck disable=SC2016 # for the other shell
     run srun --no-kill --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \
-        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${RAYASD_AGAIN:+--overlap --mem=0} \
         bash -c '. "$0"; on_node "$@"' "$here/job.bash" \
         "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" -- "$@"
 }

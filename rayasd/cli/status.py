@@ -81,14 +81,18 @@ def stop(run: Path, wait_seconds: float) -> None:
 
 @click.command()
 @RUN
-def dashboard(run: Path) -> None:
+@click.option("--with-prometheus", is_flag=True,
+              help="Also run Prometheus for the metrics of RUN, until Ctrl-C; on the sweep's head node.")  # fmt: skip
+def dashboard(run: Path, with_prometheus: bool) -> None:
     """Print how to reach the Ray dashboard of RUN.
 
     It prints the tunnel's command, the address and the token, for each process that works on RUN by Ray.
 
     \b
         rayasd dashboard runs/night
+        rayasd dashboard runs/night --with-prometheus
     """
+    from rayasd.cluster.prometheus import ADDRESS, run_prometheus
     from rayasd.sweep.store import RunStore, dashboards
 
     store = RunStore(run)
@@ -103,6 +107,10 @@ def dashboard(run: Path) -> None:
         if "token" in place:
             token = Path(place["token"])
             tell(f"token            {token.read_text().strip() if token.is_file() else f'in {token}'}")
+    if with_prometheus:
+        tell(f"Prometheus       http://{ADDRESS} until Ctrl-C; for Ray's page Metrics, a Grafana that uses it, and "
+             "RAY_GRAFANA_HOST and RAY_GRAFANA_IFRAME_HOST where the sweep starts")  # fmt: skip
+        run_prometheus([place["metrics"] for place in found if "metrics" in place])
 
 
 @click.command()

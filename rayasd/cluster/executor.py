@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayasd.cluster.folder import RAYS, private_folder, root_of_own
-from rayasd.cluster.job import described
+from rayasd.cluster.job import described, launched
 from rayasd.cluster.nodes import check_nodes
 from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
 from rayasd.errors import Interrupted, UserError
@@ -60,7 +60,10 @@ class RayExecutor:
                 "include_dashboard": True, "dashboard_host": dashboard_host, "_temp_dir": str(self._folder / RAYS),
             }  # fmt: skip
         else:
-            where, options = f"the Ray cluster at {address}", {"runtime_env": {"env_vars": NO_GPU_NO_SIGHT}}
+            # under a launch, all have these settings: so the workers that Ray has started already can be used
+            where, options = f"the Ray cluster at {address}", {}
+            if not launched():
+                options["runtime_env"] = {"env_vars": NO_GPU_NO_SIGHT}
         with described(name):
             context = join(address, where, namespace="rayasd", **options)
         import ray
@@ -69,7 +72,7 @@ class RayExecutor:
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         self._job = name
         self.dashboard = _dashboard(context.dashboard_url)
-        """Address, the command of the tunnel to it, and the file with its token, as far as there are any."""
+        """Address, the command of the tunnel to it, and files: its token, the ports of metrics; as far as there are."""
         head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._head = head.strip("[]"), int(port)
         self._sees_head = not address.startswith("ray://")  # whose client has a port of its own
@@ -117,8 +120,7 @@ class RayExecutor:
         """Return where units run, where to watch them, and what is odd about the nodes."""
         total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
         nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
-        metrics = [] if self._folder is None else [f"Prometheus finds metrics by {self._folder / RAYS / _METRICS}"]
-        return [f"{self._where}: {total}{nodes}", *_dashboard_line(self.dashboard), *metrics, *self._odd]
+        return [f"{self._where}: {total}{nodes}", *_dashboard_lines(self.dashboard), *self._odd]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
@@ -275,15 +277,20 @@ def _dashboard(url: str | None) -> dict[str, str]:
         found["tunnel"] = f"ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
     if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         found["token"] = token
+    from ray._private import worker
+
+    if node := worker._global_node:  # none where Ray's client connects
+        found["metrics"] = str(Path(node.get_temp_dir_path(), _METRICS))
     return found
 
 
-def _dashboard_line(found: Mapping[str, str]) -> list[str]:
+def _dashboard_lines(found: Mapping[str, str]) -> list[str]:
     if not found:
         return []
     line = f"dashboard {found['address']}"
     line += f", from elsewhere by {found['tunnel']}" if "tunnel" in found else ""
-    return [f"{line}; its token is in {found['token']}" if "token" in found else line]
+    line += f"; its token is in {found['token']}" if "token" in found else ""
+    return [line, *([f"Prometheus finds metrics by {found['metrics']}"] if "metrics" in found else [])]
 
 
 def _authenticate(token_file: Path) -> Path | None:

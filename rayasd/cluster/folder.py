@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 import zlib
@@ -37,7 +38,7 @@ def private_folder(root: Path, job: str | None = None) -> Path:
     if not _is_short(root):
         most = _LONGEST - _LENGTH
         raise UserError(f"--temp-dir (RAYASD_TMP) {root}: too long for Ray's sockets, {most} characters at most")
-    folder = root / f"ra{secrets.token_hex(4) if job is None else format(zlib.crc32(job.encode()), '08x')}"
+    folder = _folder_of(root, job) if job is not None else root / f"ra{secrets.token_hex(4)}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
         if _is_ours(folder):
@@ -47,6 +48,18 @@ def private_folder(root: Path, job: str | None = None) -> Path:
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir (RAYASD_TMP)") from None
     raise UserError(f"{folder} belongs to another user: choose another --temp-dir (RAYASD_TMP)")
+
+
+def remove_abandoned(root: Path, job: str) -> None:
+    """Remove a job's folder on this host, which its killed launcher has left."""
+    folder = _folder_of(root, job)
+    with suppress(OSError):  # none
+        if _is_ours(folder) and not _is_held(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder_of(root: Path, job: str) -> Path:
+    return root / f"ra{zlib.crc32(job.encode()):08x}"
 
 
 def abandoned(root: Path, hours: float) -> Iterator[tuple[Path, int]]:

@@ -105,10 +105,15 @@ def described(name: str) -> Iterator[None]:
             os.environ.pop(_CONFIG, None)
 
 
+def launched() -> bool:
+    """Whether we are the command of ``rayasd launch``, on a Ray with our settings."""
+    return _NODES in os.environ
+
+
 def leave_stopped() -> None:
     """Let Ray's list call a submitted job stopped, which stops; by its exit code, it would have failed."""
     job = json.loads(os.environ.get(_CONFIG, "{}")).get("metadata", {}).get("job_submission_id")
-    if job and _NODES not in os.environ:
+    if job and not launched():
         from ray.job_submission import JobSubmissionClient
 
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray's way to stop a job, which ends already
@@ -119,7 +124,7 @@ def leave_stopped() -> None:
 def tell_dashboard(message: str) -> None:
     """Tell Ray of the driver of a launch what its supervisor of jobs would: that it runs, where, and how far it is."""
     metadata = json.loads(os.environ.get(_CONFIG, "{}")).get("metadata", {})
-    if _NODES in os.environ and "job_submission_id" in metadata:
+    if launched() and "job_submission_id" in metadata:
         with suppress(Exception):  # Ray's own business: without it, a driver is listed without a log
             _register(metadata, message)
 

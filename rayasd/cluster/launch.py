@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
-from rayasd.cluster.folder import private_folder
+from rayasd.cluster.folder import private_folder, remove_abandoned
 from rayasd.cluster.job import Command
 from rayasd.cluster.meeting import Meeting, leave_mark, read
 from rayasd.cluster.placement import Placement
@@ -58,14 +58,19 @@ def launch(
     signals = _catch_signals(placement)
     if placement.by_mpi:
         end_with_parent()  # mpirun, if killed, leaves its ranks
-    if placement.is_head:
-        for earlier in placement.earlier:  # what an attempt left that was ended with its host
+    for earlier in placement.earlier:  # what an attempt left that was killed
+        remove_abandoned(temp_root, earlier)
+        if placement.is_head:
             shutil.rmtree(Meeting(folder / f"launch-{earlier}").root, ignore_errors=True)
+    if placement.is_head:
         _convene(meeting)
     node, failed = None, True
     try:
         # A worker waits first: before the head has convened the meeting, nobody can be told of trouble.
         head = None if placement.is_head else _wait_for_head(meeting, wait_seconds, signals)
+        if head is not None and not head:  # lost with its host while the launchers were started
+            tell(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.root}", err=True)
+            return EXIT_HEAD_LOST
         ports = free_ports(placement.job, placement.address, placement.rank)
         node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job), dashboard_host)
         mark = secrets.token_hex(8) if head is None else str(head["mark"])
@@ -169,13 +174,13 @@ def _wait_for_nodes(
 
 
 def _wait_for_head(meeting: Meeting, wait_seconds: float, signals: list[int]) -> Mapping[str, Any]:
-    """Wait until the head says where its Ray listens. Raises UserError: the time is over."""
+    """Wait until the head says where its Ray listens; empty if it does not. Raises UserError: it tells of trouble."""
     until = time.monotonic() + wait_seconds
-    while not (head := read(meeting.head)):
+    while not (head := read(meeting.head)) and time.monotonic() < until:
         if signals:
             raise Interruption
-        if time.monotonic() > until:
-            raise UserError(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.root}")
+        if trouble := meeting.trouble():
+            raise UserError(trouble)
         time.sleep(_POLL_SECONDS)
     return head
 
@@ -227,7 +232,8 @@ def _wait_for_others(meeting: Meeting, placement: Placement) -> None:
     if not meeting.end.exists():  # we were interrupted, or failed, before there was a command
         write_json(meeting.end, {"code": 1})
     until = time.monotonic() + _LAST_WORD_SECONDS
-    came = [rank for rank in range(1, placement.size) if meeting.node(rank).exists()]
+    early = bool(meeting.trouble()) and not meeting.head.exists()  # nobody could say yet that he had come
+    came = [rank for rank in range(1, placement.size) if early or meeting.node(rank).exists()]
     while time.monotonic() < until and any("left" not in read(meeting.node(rank)) for rank in came):
         time.sleep(_POLL_SECONDS / 5)
 

@@ -69,6 +69,8 @@ def _judged(ray: Any, answer: Any, host: str, mine: Software) -> list[str]:
     try:
         software, clock = ray.get(answer)
     except ray.exceptions.RayError as error:
+        if host not in [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]:
+            return [f"{host} was lost"]
         reason = next(iter(str(error).strip().splitlines()[::-1]), type(error).__name__)
         raise UserError(f"{host} cannot run rayasd: {reason[:200]}") from None
     if different := mine.differences(software):

@@ -18,6 +18,7 @@ _RANK_AND_SIZE = (
     _SLURM,
 )
 _JOB = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+_STEPS = 20  # in which a job's launchers were started again, before it was put back in the queue
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Placement:
     cpus: int
     gpus: int
     by_mpi: bool = False  # whether an MPI started this launcher
-    earlier: tuple[str, ...] = ()  # names of the same job before it was put back in the queue
+    earlier: tuple[str, ...] = ()
+    """Names that the same job had before it was put back in the queue, or its launchers were started again."""
 
     @property
     def is_head(self) -> bool:
@@ -63,10 +65,13 @@ def find_placement(
     # each of Slurm's steps may be a job of ours; of mpirun's ranks, some are in its own step and some in none
     step = environment.get("SLURM_STEP_ID", "0") if names == _SLURM else "mpi"
     in_slurm = not job and "SLURM_JOB_ID" in environment
+    earlier = [f"{name}-{before}-{attempt}" for attempt in range(int(restart)) for before in (step, *range(_STEPS))]
+    if again := int(environment.get("RAYASD_AGAIN", "0")):  # by slurm/job.bash: a step each
+        earlier += [f"{name}-{before}-{restart}" for before in range(int(step) - again, int(step))]
     return Placement(
         job=f"{name}-{step}-{restart}" if in_slurm else re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60],
         by_mpi=names not in (None, _SLURM),
-        earlier=tuple(f"{name}-{step}-{attempt}" for attempt in range(int(restart))) if in_slurm else (),
+        earlier=tuple(earlier) if in_slurm else (),
         rank=rank,
         size=size,
         address=_given_address(address) if address else "127.0.0.1" if size == 1 else own_address(environment),

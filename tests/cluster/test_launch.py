@@ -2,15 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
 
 from rayasd.cluster import launch
 from rayasd.cluster.daemon import RayNode
+from rayasd.cluster.folder import private_folder
 from rayasd.cluster.job import Command, name_of
 from rayasd.cluster.launch import Interruption
 from rayasd.cluster.meeting import Meeting, leave_mark, read
@@ -152,6 +156,39 @@ def test_trouble_before_the_head_has_come_is_told_once_it_has(
     with pytest.raises(UserError, match="no free block"):
         launch.launch(WORKER, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=10)
     assert meeting.trouble() == "no free block"
+
+
+def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
+    tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*_: object) -> int:
+        raise UserError("no free block")
+
+    def join(placement: Placement) -> int:
+        return launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=60)
+
+    monkeypatch.setattr(launch, "free_ports", none)
+    assert join(WORKER) == launch.EXIT_HEAD_LOST
+    assert capsys.readouterr().err == f"rank 0 did not come within 60 s: nothing in {tmp_path / 'launch-j'}\n"
+    told = []
+    clock.due[clock.now + 5] = lambda: told.append(Meeting(tmp_path / "launch-j").trouble())
+    with pytest.raises(UserError, match="no free block"):
+        join(replace(WORKER, rank=0))
+    assert told == ["no free block"]  # for launchers that come a little later
+
+
+def test_a_launcher_removes_what_its_killed_predecessor_left(tmp_path: Path, clock: Clock, handlers: None):
+    make = (
+        "import sys, pathlib; from rayasd.cluster.folder import *; private_folder(pathlib.Path(sys.argv[1]), 'before')"
+    )
+    placement = replace(WORKER, earlier=("before", "held", "none"))
+    with TemporaryDirectory(dir="/tmp") as short:
+        subprocess.run([sys.executable, "-c", make, short], check=True)
+        (lost,) = Path(short).iterdir()
+        held = private_folder(Path(short), "held")
+        launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=Path(short), wait_seconds=1)
+        assert not lost.exists()
+        assert held.exists()
 
 
 def test_a_command_that_has_ended_is_seen_at_once(meeting: Meeting, clock: Clock, handlers: None):

@@ -36,6 +36,13 @@ def test_slurms_variables():
     assert bound.cpus == 12  # an srun that did not take sbatch's --cpus-per-task over
     again = find_placement(SLURM | {"SLURM_RESTART_COUNT": "1"})
     assert again.job != place.job  # a requeued job does not meet in its earlier self's folder
+    assert place.job in again.earlier
+    third = find_placement(SLURM | {"SLURM_STEP_ID": "2", "SLURM_RESTART_COUNT": "1"})
+    assert {place.job} < set(third.earlier)
+    assert again.job not in third.earlier  # another step may be another job of ours
+    third = find_placement(SLURM | {"SLURM_STEP_ID": "2", "SLURM_RESTART_COUNT": "1", "RAYASD_AGAIN": "2"})
+    assert {place.job, again.job} < set(third.earlier)
+    assert third.job not in third.earlier
 
 
 def test_an_mpi_launcher_within_a_slurm_job_counts_its_own_ranks():

@@ -159,6 +159,50 @@ def test_a_lost_head_is_told_in_the_jobs_log_itself(site: Site):
     assert log.read_text().startswith("before\nthe head is lost: back into the queue\n")
 
 
+JOB = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "3", "SLURM_JOB_NODELIST": "n[1-3]", "SAYS_squeue": "RUNNING"}
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 75, 76, 77])
+def test_launchers_that_end_by_themselves_are_not_started_again(site: Site, code: int):
+    done = site.run(site.scripts / "train.sh", **JOB, FAILS_srun=str(code))
+    assert done.returncode == code
+    assert [call[0] for call in site.calls].count("srun") == 1
+    assert (["scontrol", "requeue", "5"] in site.calls) == (code == 75)
+
+
+@pytest.mark.parametrize("code", [137, 233])
+def test_launchers_that_srun_killed_or_could_not_start_are_started_again_on_the_nodes_that_are_left(
+    site: Site, code: int
+):
+    lost = JOB | {"SAYS_squeue": "RUNNING 2 n[1,3]", "FAILS_srun": str(code), "RAYASD_MAX_RESTARTS": "2"}
+    done = site.run(site.scripts / "train.sh", **lost, NOTED="SLURM_JOB_NODELIST RAYASD_AGAIN")
+    assert done.returncode == code
+    assert (
+        done.stdout.count(f"srun ended with {code}, since a host was lost or came back: started again on 2 nodes") == 2
+    )
+    first, *others = [call for call in site.calls if call[0] == "srun"]
+    assert "--ntasks=3" in first
+    assert "--overlap" not in first
+    assert len(others) == 2
+    for number, call in enumerate(others, 1):
+        assert {"--ntasks=2", "--overlap", "--mem=0"} <= set(call)
+        assert call[-2:] == ["SLURM_JOB_NODELIST=n[1,3]", f"RAYASD_AGAIN={number}"]
+    never = site.run(site.scripts / "train.sh", **lost | {"RAYASD_MAX_RESTARTS": "0"})
+    assert never.returncode == code
+    assert f"srun ended with {code}, but restarted 0 times already (RAYASD_MAX_RESTARTS=0)" in never.stderr
+    cancelled = site.run(site.scripts / "train.sh", **lost | {"SAYS_squeue": "COMPLETING 3 n[1-3]"})
+    assert cancelled.returncode == code
+    assert [call[0] for call in site.calls].count("srun") == 1
+
+
+def test_a_launcher_that_is_killed_is_not_taken_for_tasks_that_srun_killed(site: Site):
+    job = {"SLURM_JOB_ID": "5", "SAYS_squeue": "RUNNING"}
+    done = site.run(f". '{site.scripts}/job.bash'; on_node bash -c 'kill -9 $$'", **job)
+    assert done.returncode == 1
+    assert done.stderr.endswith(" was killed (exit code 137)\n")
+    assert not site.calls
+
+
 def test_a_run_that_is_complete_is_ranked_without_a_ray(site: Site):
     job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "2"}
     complete = '{"states": {"done": 9, "waiting": 0, "running": 0, "failed": 0, "blocked": 0}}'

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -152,3 +154,40 @@ def test_a_second_ray_of_one_process_starts(cache: Path, tmp_path: Path):
     command = [sys.executable, "-c", AGAIN, tmp_path / "token"]
     done = subprocess.run(command, env=environment(cache), capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+def test_prometheus_reads_the_metrics_of_a_run_until_it_is_ended(tree: Path, cache: Path, tmp_path: Path):
+    run, short = tmp_path / "run", {**environment(cache), "TMPDIR": str(tmp_path)}
+    words = ray_sweep(tree, run, "--machines", "fan", "--set", "exposure.epochs=20000")
+    with subprocess.Popen(words, env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as driver:
+        wait_until(lambda: (run / "models/both/fan/seed=0/progress.json").exists(), driver)
+        (listed,) = Path("/tmp").glob(f"ra????????/ray/session_*_{driver.pid}/../prom_metrics_service_discovery.json")
+        wait_until(listed.exists, driver)
+        with subprocess.Popen(command_line("dashboard", run, "--with-prometheus"), env=short, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as prometheus:  # fmt: skip
+            wait_until(lambda: ask("ray_rayasd_unit_done") and ask("ray_node_cpu_count"), prometheus)
+            (series,) = ask('sum by (state) (ray_rayasd_units{state="running"})')
+            refused = subprocess.run(command_line("dashboard", run, "--with-prometheus"), env=short, text=True,
+                                     capture_output=True, check=False)  # fmt: skip
+            prometheus.send_signal(signal.SIGINT)
+            said, _ = prometheus.communicate(timeout=30)
+        driver.send_signal(signal.SIGTERM)
+        driver.communicate(timeout=90)
+    assert series["value"][1] == "1"
+    assert prometheus.returncode == 0
+    assert "Prometheus       http://127.0.0.1:9090 until Ctrl-C" in said
+    assert not list(tmp_path.glob("rayasd-prometheus-*"))
+    assert refused.returncode == 2
+    assert "error: prometheus ended with exit code 1" in refused.stderr
+    assert "address already in use" in refused.stderr
+
+
+def ask(query: str) -> list[dict]:
+    """Return what Prometheus answers; nothing where none listens yet."""
+    words = urllib.parse.urlencode({"query": query})
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/query?{words}", timeout=10) as answer:
+            return json.load(answer)["data"]["result"]
+    except OSError:
+        return []

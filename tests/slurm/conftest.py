@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.hosts import Hosts
+from tests.slurm.jobs import TWO_HOSTS, Job, submit, sweep_words, wait_until_clean
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -37,3 +38,31 @@ def hosts(cluster: Hosts) -> Hosts:
         cluster.down()
         cluster.up()
     return cluster
+
+
+@pytest.fixture
+def job(hosts: Hosts, tree: Path, cache: Path, tmp_path: Path):
+    """Submit a sweep on both hosts; afterwards nothing of it is left."""
+    jobs: list[Job] = []
+
+    def start(*more: object, options: tuple[str, ...] = TWO_HOSTS, run: str = "run", script: str = "train.sh") -> Job:
+        words = sweep_words(tree, tmp_path / run, *more)
+        jobs.append(submit(hosts, tmp_path, cache, script, *words, options=options))
+        return jobs[-1]
+
+    yield start
+    for each in jobs:
+        hosts.run("scancel", each.number)
+    wait_until_clean(hosts)
+
+
+@pytest.fixture
+def figures(record_property, capsys: pytest.CaptureFixture):
+    """Note a measured figure: in the JUnit report, and on the screen."""
+
+    def note(what: str, seconds: float) -> None:
+        record_property(what, round(seconds, 1))
+        with capsys.disabled():
+            print(f"\n[{what}: {seconds:.1f} s] ", end="")
+
+    return note

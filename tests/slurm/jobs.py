@@ -19,6 +19,8 @@ from tests.slurm.hosts import Hosts, wait_for
 ROOT = Path(__file__).parents[2]
 LOCAL_TEMP = "/tmp/ray"
 """A folder that each host has for itself."""
+TWO_HOSTS = ("--nodes=2", "--cpus-per-task=2")
+THREE_HOSTS = ("--nodes=3", "--exclusive", "--partition=mixed", "--mem=0")
 SHORT = ("--machines", "fan,pump", "--set", "exposure.epochs=10")
 """Two units, one for each host."""
 FAULTY = ("--machines", "fan,pump", "--set", "exposure.epochs=100")

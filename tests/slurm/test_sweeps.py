@@ -16,20 +16,20 @@ from tests.slurm.jobs import (
     LOCAL_TEMP,
     ROOT,
     SHORT,
+    THREE_HOSTS,
+    TWO_HOSTS,
     Job,
     events,
     left_behind,
     moment,
     results,
     slow_motion,
-    submit,
     sweep_words,
     trainings,
     wait_until_clean,
 )
 
 pytestmark = pytest.mark.timeout(900)
-TWO_HOSTS = ("--nodes=2", "--cpus-per-task=2")
 
 
 @pytest.fixture(scope="session")
@@ -42,34 +42,6 @@ def undisturbed(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactor
 def untouched(tree: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Results of the sweep to which things happen, when nothing does."""
     return results(run_locally(tree, cache, tmp_path_factory.mktemp("local") / "run", *FAULTY))
-
-
-@pytest.fixture
-def job(hosts: Hosts, tree: Path, cache: Path, tmp_path: Path):
-    """Submit a sweep on both hosts; afterwards nothing of it is left."""
-    jobs: list[Job] = []
-
-    def start(*more: object, options: tuple[str, ...] = TWO_HOSTS, run: str = "run", script: str = "train.sh") -> Job:
-        words = sweep_words(tree, tmp_path / run, *more)
-        jobs.append(submit(hosts, tmp_path, cache, script, *words, options=options))
-        return jobs[-1]
-
-    yield start
-    for each in jobs:
-        hosts.run("scancel", each.number)
-    wait_until_clean(hosts)
-
-
-@pytest.fixture
-def figures(record_property, capsys: pytest.CaptureFixture):
-    """Note a measured figure: in the JUnit report, and on the screen."""
-
-    def note(what: str, seconds: float) -> None:
-        record_property(what, round(seconds, 1))
-        with capsys.disabled():
-            print(f"\n[{what}: {seconds:.1f} s] ", end="")
-
-    return note
 
 
 def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undisturbed, tmp_path, figures):
@@ -85,9 +57,6 @@ def test_a_batch_job_on_two_hosts_gives_what_one_process_gives(job, hosts, undis
     figures("job start to first unit", moment(started) - began)
     assert left_behind(hosts) == []
     assert "ssh -N -L" in batch.log
-
-
-THREE_HOSTS = ("--nodes=3", "--exclusive", "--partition=mixed", "--mem=0")
 
 
 def test_a_job_goes_on_with_the_hosts_whose_ray_starts(job, undisturbed, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -146,6 +115,20 @@ def test_a_lost_hosts_units_go_on_elsewhere(job, hosts, untouched, tmp_path, fig
         hosts.boot(2)
         wait_for(lambda: hosts.states().get("h2") == "idle", 120)
     assert results(run) == untouched
+
+
+@pytest.mark.long
+def test_a_host_that_comes_back_has_the_launchers_started_again_within_the_job(job, hosts, untouched, tmp_path):
+    batch, run = job(*FAULTY, "--device", "cpu", options=(*TWO_HOSTS, "--gpus-per-node=1")), tmp_path / "run"
+    with slow_motion(hosts, run):
+        hosts.kill(2)
+        time.sleep(5)
+        hosts.boot(2)
+        wait_for(lambda: "came back: started again on 2 nodes" in batch.log, 90)
+    assert batch.wait(300) == "COMPLETED", batch.log
+    assert batch.facts()["Restarts"] == "0"
+    assert results(run) == untouched
+    wait_for(hosts.idle, 60)
 
 
 @pytest.mark.long
