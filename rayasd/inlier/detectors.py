@@ -25,7 +25,7 @@ from rayasd.registry import error_line, find, parse_call
 FAMILIES = {
     "knn": "rayasd.inlier.nearest.MeanNeighbourDistance",
     "lof": "rayasd.inlier.nearest.OutlierFactor",
-    "gmm": "rayasd.inlier.estimators.Mixture",
+    "gmm": "rayasd.inlier.mixtures.Mixture",
     "ocsvm": "sklearn.svm.OneClassSVM",
     "kde": "rayasd.inlier.nearest.KernelDensity",
     "ldn": "rayasd.inlier.nearest.LocalDensityDistance",

@@ -1,4 +1,4 @@
-"""rayasd's own detectors, as scikit-learn estimators: higher ``score_samples`` is more normal.
+"""rayasd's own detectors, with the interface of scikit-learn's: higher ``score_samples`` is more normal.
 
 Those by distances to single windows are in ``rayasd.inlier.nearest``. ``fit(X)`` takes the normal windows of one
 section, (n, D), ``score_samples(X)`` returns (m,) for windows (m, D); at clip level a row is a clip, and "window" means
@@ -11,15 +11,11 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
-from sklearn.mixture import GaussianMixture
 
 from rayasd.arrays import Features, Scores
 
 
-class MedianDistance(BaseEstimator):
+class MedianDistance:
     """Euclidean distance to the median of the normal windows, dimension by dimension."""
 
     def fit(self, X: Features) -> Self:
@@ -31,13 +27,15 @@ class MedianDistance(BaseEstimator):
         return -np.linalg.norm(X - self.median_, axis=1)
 
 
-class PrincipalResidual(BaseEstimator):
+class PrincipalResidual:
     """Squared length of what the first ``n_components`` principal components of the normal windows do not explain."""
 
     def __init__(self, n_components: int = 8) -> None:
         self.n_components = n_components
 
     def fit(self, X: Features) -> Self:
+        from sklearn.decomposition import PCA
+
         need_samples(X, self.n_components + 1)
         self.components_ = PCA(self.n_components, svd_solver="full").fit(X.astype(np.float64))
         return self
@@ -47,7 +45,7 @@ class PrincipalResidual(BaseEstimator):
         return -np.square(X - explained).sum(axis=1)
 
 
-class Mahalanobis(BaseEstimator):
+class Mahalanobis:
     """Squared Mahalanobis distance under a Ledoit–Wolf shrunk covariance of the normal windows.
 
     With ``per_domain``, source and target have means of their own under one covariance of both, and the smaller
@@ -58,6 +56,8 @@ class Mahalanobis(BaseEstimator):
         self.per_domain = per_domain
 
     def fit(self, X: Features, domains: ArrayLike) -> Self:
+        from sklearn.covariance import LedoitWolf
+
         need_samples(X, 2)
         wide, domain = X.astype(np.float64), np.asarray(domains)
         groups = [domain == name for name in np.unique(domain)] if self.per_domain else [np.ones(len(X), bool)]
@@ -70,17 +70,7 @@ class Mahalanobis(BaseEstimator):
         return -np.min([self.covariance_.mahalanobis(X - mean) for mean in self.means_], axis=0)
 
 
-class Mixture(GaussianMixture):
-    """scikit-learn's Gaussian mixture in double precision: in single, full covariances of many components fail."""
-
-    def fit(self, X: Features, y: None = None) -> Self:
-        return super().fit(X.astype(np.float64))
-
-    def score_samples(self, X: Features) -> Scores:
-        return super().score_samples(X.astype(np.float64))
-
-
-class OwnProductLogit(BaseEstimator):
+class OwnProductLogit:
     """Outlier exposure alone: the largest product logit of the section itself, with no inlier model."""
 
     features = "logits"
@@ -96,7 +86,7 @@ class OwnProductLogit(BaseEstimator):
         return X[:, self.product_].max(axis=1).astype(np.float64)
 
 
-class MachineLogit(BaseEstimator):
+class MachineLogit:
     """Outlier exposure alone: the machine logit, with no inlier model."""
 
     features = "machine_logit"

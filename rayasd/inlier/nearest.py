@@ -8,9 +8,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
-from sklearn.cluster import KMeans
-from sklearn.neighbors import LocalOutlierFactor
 
 from rayasd.arrays import Features, Scores
 from rayasd.inlier.estimators import need_samples
@@ -19,7 +16,7 @@ from rayasd.inlier.neighbours import NeighbourSearch, few_rows
 _SMALLEST = float(np.finfo(np.float32).eps)  # least divisor of distances: equal windows have no spacing
 
 
-class MeanNeighbourDistance(BaseEstimator):
+class MeanNeighbourDistance:
     """Mean Euclidean distance to the ``n_neighbors`` nearest normal windows.
 
     With ``smote`` > 0, the target domain's windows first grow to that share of the source domain's, by points on the
@@ -48,7 +45,7 @@ class MeanNeighbourDistance(BaseEstimator):
         return -self.neighbours_.nearest(X, self.n_neighbors)[0].mean(axis=1)
 
 
-class LocalDensityDistance(BaseEstimator):
+class LocalDensityDistance:
     """Smallest ratio, over all normal windows y, of D(x, y) to the mean distance of y to its K nearest others.
 
     Windows in a sparse region of the normal sounds (a target domain, say) are then not all anomalous. The y with the
@@ -70,7 +67,7 @@ class LocalDensityDistance(BaseEstimator):
         return -np.sqrt(np.concatenate([(rows * factors).min(axis=1) for rows in squared]))
 
 
-class VarianceMinimised(BaseEstimator):
+class VarianceMinimised:
     """Smallest difference, over all normal windows y, of D(x, y) and a b(y); b(y) is as in ``LocalDensityDistance``.
 
     The factor a minimises the variance of the scores that normal windows would have: with u the distance of each to its
@@ -96,7 +93,7 @@ class VarianceMinimised(BaseEstimator):
         return -np.concatenate([(np.sqrt(rows) - self.offsets_).min(axis=1) for rows in squared])
 
 
-class DomainDistance(BaseEstimator):
+class DomainDistance:
     """Distance to the nearest normal window of each domain, in units of the domain; the smaller one counts.
 
     The unit is the median distance of the domain's windows to their nearest other of the domain. A domain of a single
@@ -118,7 +115,7 @@ class DomainDistance(BaseEstimator):
         return -np.min(scaled, axis=0)
 
 
-class CentroidDistance(BaseEstimator):
+class CentroidDistance:
     """Distance to the nearest of ``n_clusters`` k-means centroids of the normal windows.
 
     With ``raw_target``, centroids are of the source domain alone, and every target-domain window is a further one
@@ -131,6 +128,8 @@ class CentroidDistance(BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None, domains: ArrayLike = ()) -> Self:
+        from sklearn.cluster import KMeans
+
         raw = _in_target(domains, X) if self.raw_target else np.zeros(len(X), bool)
         need_samples(X[~raw], self.n_clusters)
         self.clusters_ = KMeans(self.n_clusters, n_init=3, random_state=self.random_state).fit(X[~raw])
@@ -142,7 +141,7 @@ class CentroidDistance(BaseEstimator):
         return -distance if self.raw_ is None else -np.minimum(distance, self.raw_.nearest(X, 1)[0][:, 0])
 
 
-class OutlierFactor(BaseEstimator):
+class OutlierFactor:
     """Local outlier factor of new windows (scikit-learn's), on neighbours that are shared.
 
     With ``other_clips``, the neighbours of a normal window are windows of other clips; without, as in the paper's
@@ -155,6 +154,8 @@ class OutlierFactor(BaseEstimator):
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
         # scikit-learn would quietly accept fewer
+        from sklearn.neighbors import LocalOutlierFactor
+
         need_samples(X, self.n_neighbors + 1)
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         self.factor_ = LocalOutlierFactor(n_neighbors=self.n_neighbors, metric="precomputed", novelty=True)
@@ -165,7 +166,7 @@ class OutlierFactor(BaseEstimator):
         return self.factor_.score_samples(self.neighbours_.graph(X, self.n_neighbors))
 
 
-class KernelDensity(BaseEstimator):
+class KernelDensity:
     """Log-density of a sum of Gaussians of one width, one on each normal window (Parzen 1962).
 
     All bandwidths share one distance matrix. Not scikit-learn's: its sums begin at the bound of a whole tree and lose

@@ -1,14 +1,19 @@
 """Nearest normal windows, searched once per section and shared by every detector and grid point that asks."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from sklearn.neighbors import NearestNeighbors
 
 from rayasd.arrays import Features, Indices, Scores
 
+if TYPE_CHECKING:  # scikit-learn and what it imports take a second, which a single clip's nearest windows do without
+    from scipy.sparse import csr_matrix
+    from sklearn.neighbors import NearestNeighbors
+
+_FEW = 200_000  # distances: ten windows to the 20,000 of a section
 _BLOCK = 20_000_000  # distances, 160 MB
 _CACHED = 100_000  # distances
 
@@ -28,21 +33,35 @@ class NeighbourSearch:
         self.groups: Indices = np.arange(len(bank)) if groups is None else groups
         self._most = most
         self._largest = int(np.bincount(self.groups).max(initial=1))
-        self._index = NearestNeighbors(algorithm="brute").fit(bank)
         self._found: dict[int, tuple[Features, Found]] = {}  # the array is kept, so that its id stays its own
         self._squared: dict[int, tuple[Features, NDArray[np.float64]]] = {}
         self._within: Found | None = None
         self._others: Found | None = None
         self._parts: dict[bytes, NeighbourSearch] = {}
 
+    @cached_property
+    def _index(self) -> "NearestNeighbors":
+        from sklearn.neighbors import NearestNeighbors
+
+        return NearestNeighbors(algorithm="brute").fit(self.bank)
+
     def nearest(self, X: Features, k: int) -> Found:
         """Find the k nearest bank windows of each window of X (m, D)."""
         known = self._found.get(id(X))
         if known is None or known[1][0].shape[1] < k:
-            known = (X, self._index.kneighbors(X, self._count(k, len(self.bank))))
+            known = (X, self._search(X, self._count(k, len(self.bank))))
             self._found[id(X)] = known
         distances, positions = known[1]
         return distances[:, :k], positions[:, :k]
+
+    def _search(self, X: Features, k: int) -> Found:
+        if len(X) * len(self.bank) > _FEW:
+            return self._index.kneighbors(X, k)  # type: ignore[no-any-return]
+        from scipy.spatial.distance import cdist
+
+        distances = cdist(X, self.bank)
+        positions = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(distances, positions, axis=1), positions
 
     def within(self, k: int) -> Found:
         """Find the k nearest other bank windows of each bank window."""
@@ -102,11 +121,11 @@ class NeighbourSearch:
             self._parts[key] = NeighbourSearch(self.bank[rows], self._most, self.groups[rows])
         return self._parts[key]
 
-    def graph(self, X: Features, k: int) -> csr_matrix:
+    def graph(self, X: Features, k: int) -> "csr_matrix":
         """Return distances of the windows of X to their k nearest as a sparse matrix (m, n)."""
         return _sparse(*self.nearest(X, k), len(self.bank))
 
-    def graph_within(self, k: int, *, other_groups: bool = False) -> csr_matrix:
+    def graph_within(self, k: int, *, other_groups: bool = False) -> "csr_matrix":
         """Return distances of bank windows to themselves and their k nearest others as a sparse matrix (n, n)."""
         distances, positions = self.others(k) if other_groups else self.within(k)
         own = np.arange(len(self.bank))[:, None]
@@ -124,6 +143,8 @@ def few_rows(blocks: Iterable[Scores]) -> Iterator[Scores]:
             yield block[begin : begin + rows]
 
 
-def _sparse(distances: NDArray[np.float64], positions: NDArray[np.int64], width: int) -> csr_matrix:
+def _sparse(distances: NDArray[np.float64], positions: NDArray[np.int64], width: int) -> "csr_matrix":
+    from scipy.sparse import csr_matrix
+
     rows, k = distances.shape
     return csr_matrix((distances.ravel(), positions.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, width))

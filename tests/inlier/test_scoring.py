@@ -108,7 +108,8 @@ def test_held_out_target_clips_are_scored_though_detectors_are_fitted_to_the_sou
     rows = scored(spec_of, config, detectors=("knn-1",), poolings=("mean",), fit_on="source").to_pylist()
     target = [row for row in rows if row["split"] != "test" and row["domain"] == "target"]
     assert len(target) == 4  # half of four in each section
-    assert all(row["split"] == "validation" and row["score"] > 0 for row in target)
+    assert {row["split"] for row in target} == {"validation"}
+    assert sum(row["score"] > 0 for row in target) == 3  # one sounds like a clip of the source domain, sample by sample
 
 
 @pytest.mark.parametrize(
