@@ -56,7 +56,7 @@ class NeighbourSearch:
 
     def _search(self, X: Features, k: int) -> Found:
         if len(X) * len(self.bank) > _FEW:
-            return self._index.kneighbors(X, k)  # type: ignore[no-any-return]
+            return self._index.kneighbors(X, k)
         from scipy.spatial.distance import cdist
 
         distances = cdist(X, self.bank)
