@@ -76,7 +76,7 @@ def test_values_of_presets_are_printed_where_they_differ(tmp_path: Path):
         "exposure.epochs = 300\n"
         "    Passes over the training clips, with scope 'machine' the target machine's; 0\n"
         "    leaves the network untrained. (whole number, at least 0)\n"
-        "    demo: 50\n"
+        "    demo: 30\n"
         "    recommended: 16\n"
         "    serial-oe, small: 100\n"
     )
@@ -85,5 +85,5 @@ def test_values_of_presets_are_printed_where_they_differ(tmp_path: Path):
     of_all = json.loads(printed("--preset", str(own), "--format", "json"))
     changed = {each["name"]: each["presets"][str(own)] for each in of_all if each["presets"]}
     assert changed["inlier.grid"] == [3]
-    assert changed["exposure.epochs"] == 50
+    assert changed["exposure.epochs"] == 30
     assert "exposure.weight_decay" not in changed

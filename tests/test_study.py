@@ -1,4 +1,4 @@
-"""A sweep in three lines of Python, as the README shows it."""
+"""A sweep in three lines of Python, as docs/python.md shows it."""
 
 import re
 import signal
@@ -21,7 +21,7 @@ from rayasd.sweep.store import RunStore
 from tests.command import Rayasd, SameProcess, environment, same_process
 from tests.conftest import SMALL
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs/python.md"
 SIGNALS = [number for number in signal.Signals if number not in (signal.SIGKILL, signal.SIGSTOP)]
 
 
@@ -36,9 +36,9 @@ def small(tree: Path, cache: Path, small_config: Config, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_three_lines_of_the_readme_are_a_sweep(tree: Path, cache: Path, tmp_path: Path):
+def test_the_three_lines_of_the_page_are_a_sweep(tree: Path, cache: Path, tmp_path: Path):
     """They are run as a script, whose workers must not run it again."""
-    (block,) = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.M | re.S)
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.M | re.S)
     lines = [line for line in block.splitlines() if line and not line.startswith(("from", "import"))]
     assert len(lines) == 3
     overrides = "\n".join(f"{key} = {value if value[0] in '[0123456789' else repr(value)}"

@@ -82,7 +82,7 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 def test_a_job_is_followed_and_its_exit_code_comes_through(rayasd_process: Rayasd, cluster: Cluster, tmp_path: Path):
     shown = rayasd_process(*cluster.words("--", "report", "--help"))
     assert shown.returncode == 0, shown.stderr
-    assert "Compute RUN's leaderboard, print it" in shown.stdout
+    assert "Print RUN's leaderboard and write report.html" in shown.stdout
     refused = rayasd_process(*cluster.words("--job-id", "bad", "--", "report", "nothing-here"))
     assert refused.returncode == 2
     assert f"error: {tmp_path / 'work' / 'nothing-here'} is not a run directory" in refused.stdout

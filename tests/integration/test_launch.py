@@ -136,7 +136,7 @@ def test_a_second_job_of_the_same_name_is_refused_and_disturbs_nothing(cache: Pa
     assert second.returncode == 2
     assert "a job of this name runs, or was killed" in output
     worker = start(tmp_path, cache, 1, 2, job, "report", "--help")
-    assert "Compute RUN's leaderboard" in first.communicate(timeout=120)[0]
+    assert "Print RUN's leaderboard" in first.communicate(timeout=120)[0]
     worker.communicate(timeout=60)
     assert (first.returncode, worker.returncode) == (0, 0)
 

@@ -59,7 +59,7 @@ def test_a_bank_of_the_whole_machine_gives_its_other_sections_new_scores(
         tree / clip for clip in pc.unique(model.parts.training.filter(pc.field("section") == "03")["clip"]).to_pylist()
     ]
     new = MachineModel(recalibrated(model, "00", tree, again, pytest.fail))  # section 03's own clips in 00, too
-    assert model.fitted("03")["03"].calibration.scores.min() > 0
+    assert (model.fitted("03")["03"].calibration.scores > 0).sum() == 7  # of 9, of which two sound the same
     np.testing.assert_allclose(new.fitted("03")["03"].calibration.scores, 0, atol=1e-5)
 
 
