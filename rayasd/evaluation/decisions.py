@@ -130,11 +130,11 @@ class Decided:
         return cls(rate, interval, float(np.mean([row["recall"] for row in decided])), kinds, fewest, reason)
 
 
-def clopper_pearson(count: float, of: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Exact interval of a share (Clopper and Pearson 1934), given how many of how many."""
+def clopper_pearson(count: float, of: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share (Clopper and Pearson 1934), given how many of how many."""
     from scipy.stats import beta  # slow to import, like gamma
 
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low = 0.0 if count <= 0 else float(beta.ppf(tail, count, of - count + 1))
     high = 1.0 if count >= of else float(beta.ppf(1 - tail, count + 1, of - count))
     return low, high
