@@ -61,9 +61,8 @@ class RayExecutor:
             }  # fmt: skip
         else:
             # under a launch, all have these settings: so the workers that Ray has started already can be used
-            where, options = f"the Ray cluster at {address}", {}
-            if not launched():
-                options["runtime_env"] = {"env_vars": NO_GPU_NO_SIGHT}
+            where = f"the Ray cluster at {address}"
+            options = {} if launched() else {"runtime_env": {"env_vars": NO_GPU_NO_SIGHT}}
         with described(name):
             context = join(address, where, namespace="rayasd", **options)
         import ray

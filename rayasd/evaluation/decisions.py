@@ -1,7 +1,7 @@
 """From scores to decisions: a threshold from the scores of normal clips, and how good the decisions are."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ class Decision:
     reason: str | None  # why there is no threshold
     calibration: str | None
     """How the normal clips' scores came about: held-out, cross-fit, leave-one-out, trained-on; None without scores."""
-    normal: Scores = field(default_factory=lambda: np.empty(0))  # scores of normal clips, rising, (n,)
-    above: Scores = field(default_factory=lambda: np.zeros(1))
+    normal: Scores  # scores of normal clips, rising, (n,)
+    above: Scores
     """Groups that are at or above each of these scores and, 0, above all, (n + 1,); a clip counts as its share of its
     group. The first is the number of groups."""
 
@@ -62,7 +62,7 @@ class Decision:
         if len(scores) == 0 or not np.isfinite(scores).all():
             why = "some normal clips could not be scored" if len(scores) else "no normal clip has a score, "
             why += "" if len(scores) else "which takes two of them (or two groups) and inlier.calibration_folds of 2"
-            return cls(None, f"no threshold: {why}", None)
+            return cls(None, f"no threshold: {why}", None, np.empty(0), np.zeros(1))
         order = np.argsort(scores, kind="stable")
         _, group, sizes = np.unique(calibration.groups.astype(str), return_inverse=True, return_counts=True)
         above = np.append(np.cumsum(1 / sizes[group[order]][::-1])[::-1].round(9), 0.0)

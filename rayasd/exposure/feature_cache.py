@@ -93,10 +93,5 @@ def _decisive(config: Config) -> list[Any]:
     """List what decides the features besides samples, machine and device; files of weights go by their content."""
     network = relocated(config, {path: fingerprint(path) for path in base_paths(config)}).network
     data = replace(config.data, on_bad_clip="fail")  # this setting decides no sample
-    return [
-        EMBED.version,
-        asdict(data),
-        asdict(config.front_end),
-        asdict(network),
-        [*package_versions(_LIBRARIES).values()],
-    ]
+    libraries = [*package_versions(_LIBRARIES).values()]
+    return [EMBED.version, asdict(data), asdict(config.front_end), asdict(network), libraries]

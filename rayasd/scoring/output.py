@@ -67,16 +67,8 @@ def _harmless(row: dict[str, object]) -> dict[str, object]:
 def _table(scores: Sequence[ClipScore], model: MachineModel) -> Table:
     pieces = any(each.start > 0 for each in scores)
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
-    for name in (
-        "clip",
-        *(["seconds"] if pieces else []),
-        "section",
-        "score",
-        "threshold",
-        "p",
-        "decision",
-        "worst at",
-    ):
+    seconds = ["seconds"] if pieces else []
+    for name in ("clip", *seconds, "section", "score", "threshold", "p", "decision", "worst at"):
         right = name in ("score", "threshold", "p", "worst at")
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for each in scores:

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from rayasd.config import Config
 from rayasd.data.catalog import ONE_MACHINE, Catalog
 from rayasd.data.oddities import odd_contents
+from rayasd.nested import flatten
 from rayasd.wording import counted
 
 _SHOWN_PROBLEMS = 5
@@ -15,12 +16,10 @@ _SHOWN_PROBLEMS = 5
 
 def kept_by_variants(config: Config, variants: Iterable[str], asked: Iterable[str]) -> Iterator[str]:
     """Tell which variants keep a value of their own, where a setting was asked for by its dotted name."""
+    whole = flatten(config.as_dict())
+    of_variants = {variant: flatten(config.variant(variant).as_dict()) for variant in variants}
     for name in asked:
-        table, _, key = name.partition(".")
-        if table == "variants" or not key:
-            continue
-        values = {variant: getattr(getattr(config.variant(variant), table), key) for variant in variants}
-        own = {variant: value for variant, value in values.items() if value != getattr(getattr(config, table), key)}
+        own = {variant: of[name] for variant, of in of_variants.items() if of.get(name) != whole.get(name)}
         if own:
             kept = ", ".join(f"{variant} keeps its own {value}" for variant, value in own.items())
             yield f"note     {name}: {kept}; --set variants.{next(iter(own))}.{name}=VALUE changes that"
