@@ -79,8 +79,9 @@ def score(
         raise UserError("--on-alarm needs --watch")
     smoothing = _smoothing(alarm)
     for folder in words if watch else ():
-        if not Path(folder).is_dir():
-            raise UserError(f"--watch {folder}: no such folder")
+        with suppress(OSError):  # of a disk that fails now: the watch names it, and goes on
+            if not Path(folder).is_dir():
+                raise UserError(f"--watch {folder}: no such folder")
     clips = [] if watch else list(_clips(words))
     if not clips and not watch:
         given = "names of clips in the input, one per line" if words == ("-",) else f"audio files in {', '.join(words)}"

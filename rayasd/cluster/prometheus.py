@@ -28,7 +28,8 @@ def run_prometheus(discovery: Sequence[str], *, program: str = "prometheus") -> 
         raise UserError(f"no {missing[0]} here: start this on the sweep's head node, a few seconds after the sweep")
     with tempfile.TemporaryDirectory(prefix="rayasd-prometheus-") as folder:
         config, log = Path(folder, "prometheus.yml"), Path(folder, "log")
-        scrape = {"job_name": "ray", "scrape_interval": "5s", "file_sd_configs": [{"files": list(discovery)}]}
+        listed = {"files": list(discovery), "refresh_interval": "5s"}  # Ray adds ports; not each change raises an event
+        scrape = {"job_name": "ray", "scrape_interval": "5s", "file_sd_configs": [listed]}
         config.write_text(json.dumps({"scrape_configs": [scrape]}))  # which is YAML too
         options = {"config.file": config, "storage.tsdb.path": f"{folder}/data", "web.listen-address": ADDRESS}
         with log.open("wb") as output:
