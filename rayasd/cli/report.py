@@ -159,7 +159,7 @@ def compare(runs: tuple[Path, ...], variants: str | None, part: str | None, html
     _print_table(["system", "score", "AUC", "source AUC", "target AUC"], lines)
     sentences = list(dict.fromkeys(found))
     for line in sentences:
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=not console.is_terminal)
     if html is not None:
         from rayasd.report.html.page import write_comparison
 

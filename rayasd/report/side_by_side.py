@@ -110,9 +110,8 @@ def verdicts(first: Contestant, second: Contestant, part: str) -> list[str]:
     found = compare_pair(first, second, part)
     return [
         *(
-            f"{measure}: {first.name} {percent(result.first)}, {second.name} {percent(result.second)}: the difference of "
-            f"{percent(result.lead)} points has the 95 % interval {percent(result.low)} to {percent(result.high)}; the "
-            f"first is ahead in {percent(result.share)} % of the draws: "
+            f"{measure}: {first.name} minus {second.name} is {percent(result.lead)} points, 95 % interval "
+            f"{percent(result.low)} to {percent(result.high)}, above 0 in {percent(result.share)} % of the draws: "
             f"{'this is sure' if result.sure else 'no sure difference'}."
             for measure, result in ((f"DCASE {found.year} score", found.official), ("Mean AUC", found.auc))
         ),
