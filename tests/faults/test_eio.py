@@ -67,6 +67,21 @@ def test_a_watch_scores_each_clip_once_from_a_disk_that_fails(
     assert "Input/output error" in (tmp_path / "said").read_text()
 
 
+def test_a_watch_begins_while_its_disk_fails(run: Path, cache: Path, tmp_path: Path, made: Path):
+    packed, incoming = tmp_path / "fan.rayasd", tmp_path / "in"
+    incoming.mkdir()
+    write_pack(packed, [RunModels(run).parts("fan")])
+    words = command_line("score", packed, "--section", "00", "--watch", incoming)
+    process = subprocess.Popen(
+        words, env=environment(cache, **failing(made, incoming, 1)), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, "")
+    assert any("Input/output error" in line for line in lines)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize("where", ["tree", "run", "cache"])
 def test_a_sweep_on_a_disk_that_fails_goes_on_to_the_same_bits(
     where: str, run: Path, tree: Path, tmp_path: Path, made: Path
