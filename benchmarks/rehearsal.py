@@ -9,7 +9,6 @@ The recordings are tones in noise: what is measured is time, memory and disk, no
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,6 @@ from benchmarks.measure import run_rayasd
 from rayasd.data.years import DEVELOPMENT_MACHINES
 
 MACHINES, SECTIONS, RATE, SECONDS = DEVELOPMENT_MACHINES[2021], 6, 16000, 10
-ONE_EPOCH = ("exposure.epochs=1", "exposure.min_steps=0", "exposure.keep_every=0")
-ONE_SHARED_EPOCH = tuple(f"variants.shared-scac.{each}" for each in ONE_EPOCH)  # whose own values would stay
 
 
 def main() -> None:
@@ -43,13 +40,10 @@ def main() -> None:
         ("ingested", "controls", (*sweep, "--variants", "statistics", "--set-up-only")),
         ("a control, all detectors, report", "controls", (*sweep, "--variants", "statistics")),
         ("leaderboard and page again", "controls", ("report",)),
-        (
-            "shared-scac, an epoch, all detectors",
-            "shared",
-            (*sweep, "--variants", "shared-scac", *settings(ONE_SHARED_EPOCH)),
-        ),
-        ("eusipco2022 on one machine, an epoch", "both", (*sweep, "--machines", "fan", *settings(ONE_EPOCH))),
-    ):
+        ("shared-scac, an epoch, all detectors", "shared",
+         (*sweep, "--variants", "shared-scac", *one_epoch("variants.shared-scac."))),
+        ("eusipco2022 on one machine, an epoch", "both", (*sweep, "--machines", "fan", *one_epoch())),
+    ):  # fmt: skip
         folder = asked.out / run
         where = ("--run-dir", folder) if words[0] == "sweep" else (folder,)
         with console.status(name):
@@ -60,8 +54,10 @@ def main() -> None:
     console.print(f"{number} clips, cache {megabytes(cache)} MB")
 
 
-def settings(changes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(word for change in changes for word in ("--set", change))
+def one_epoch(of: str = "") -> list[str]:
+    """Return options for one epoch; ``of``: prefix of a variant that sets its own number."""
+    changes = ("exposure.epochs=1", "exposure.min_steps=0", "exposure.keep_every=0")
+    return [word for change in changes for word in ("--set", of + change)]
 
 
 def write(root: Path, clips: int) -> int:
