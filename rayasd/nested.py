@@ -46,7 +46,7 @@ def build(cls: type[Settings], values: Any, path: str = "") -> Settings:
     return cls(**built)
 
 
-def _names(cls: type[Any], path: str) -> list[str]:
+def _names(cls: Any, path: str) -> list[str]:
     hints = typing.get_type_hints(cls)
     names = ((f.name, hints[f.name]) for f in dataclasses.fields(cls))
     return [
