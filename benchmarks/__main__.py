@@ -41,8 +41,8 @@ def main() -> None:
 
 def table(figures: list[Figure]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("part", "figure", "ours", "compared with", "its", "ratio", "wanted", "floor", "note"):
-        shown.add_column(name, justify="right" if name in ("ours", "its", "ratio", "wanted", "floor") else "left")
+    for name in ("part", "figure", "rayasd", "compared with", "other", "ratio", "wanted", "bound", "note"):
+        shown.add_column(name, justify="right" if name in ("rayasd", "other", "ratio", "wanted", "bound") else "left")
     for figure in figures:
         ratio, wanted = figure.ratio, "" if figure.wanted is None else f"{figure.wanted:g}"
         shown.add_row(

@@ -52,9 +52,14 @@ def one_line(error: object, most: int = 200) -> str:
     return " ".join(str(error).split())[:most]
 
 
-def unknown(kind: str, name: str, valid: Iterable[str]) -> UserError:
-    """Build the error for a name that is not among the valid ones: it names the nearest, or all of them."""
+def unknown(kind: str, name: str, valid: Iterable[str], where: str = "") -> UserError:
+    """Build the error for a name that is not among the valid ones.
+
+    It names the nearest (of dotted names by the last part first) and all of them, or ``where`` a person can see them.
+    """
     choices = sorted(valid)
-    nearest = get_close_matches(name, choices, n=1)
+    last = get_close_matches(name.rpartition(".")[2], {choice.rpartition(".")[2] for choice in choices}, n=1)
+    nearest = get_close_matches(name, [each for each in choices if each.rpartition(".")[2] in last], n=1, cutoff=0)
+    all_of_them = f"there are: {', '.join(choices) or 'none'}"
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}there are: {', '.join(choices) or 'none'}")
+    return UserError(f"unknown {kind} {name!r}: {hint}{where or all_of_them}")

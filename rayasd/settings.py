@@ -3,14 +3,13 @@
 import ast
 import inspect
 from dataclasses import dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, get_type_hints
 
 from rayasd import config
 from rayasd.config import tables
-from rayasd.errors import UserError
-from rayasd.nested import allowed
+from rayasd.errors import unknown
+from rayasd.nested import ALL_SETTINGS, allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +64,7 @@ def find_settings(name: str) -> list[Setting]:
     settings = all_settings()
     found = [each for each in settings if name in (each.table, each.name, each.key)]
     if not found:
-        known = [text for each in settings for text in (each.table, each.name, each.key)]
-        nearest = get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise UserError(f"unknown setting {name!r}: {hint}'rayasd settings' prints all")
+        raise unknown("setting", name, {text for each in settings for text in (each.table, each.name)}, ALL_SETTINGS)
     return found
 
 

@@ -38,7 +38,9 @@ def test_overrides_take_toml_values_and_bare_words():
     ("override", "said"),
     [
         ("exposure.epoch=3", "did you mean 'exposure.epochs'?"),
-        ("exposur.epochs=3", "did you mean 'exposure'?"),
+        ("exposur.epochs=3", "did you mean 'exposure.epochs'? 'rayasd settings' prints all"),
+        ("epochs=3", "unknown setting 'epochs': did you mean 'exposure.epochs'?"),
+        ("training.epochs=3", "unknown setting 'training.epochs': did you mean 'exposure.epochs'?"),
         ("exposure.epochs=-1", "exposure.epochs = -1: must be at least 0"),
         ("exposure.epochs=1.5", "a value of type whole number is needed"),
         ("exposure.epochs=many", "a value of type whole number is needed"),

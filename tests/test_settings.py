@@ -53,7 +53,7 @@ def test_a_setting_is_found_by_table_by_name_and_by_its_last_part():
 
 
 @pytest.mark.parametrize(
-    ("key", "nearest"), [("exposure.epoch", "exposure.epochs"), ("exposur", "exposure"), ("dropuot", "dropout")]
+    ("key", "nearest"), [("exposure.epoch", "exposure.epochs"), ("exposur", "exposure"), ("dropuot", "network.dropout")]
 )
 def test_an_unknown_setting_is_answered_with_the_nearest_in_one_line(key: str, nearest: str):
     with pytest.raises(UserError) as caught:

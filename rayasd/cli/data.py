@@ -256,7 +256,7 @@ def index(
     groups = len({row["group"] for row in rows} - {""})
     summary += f"; {counted(groups, 'group')} of clips that stay together" if groups else ""
     more = f"; {len(left)} audio files match nothing and are left out, {left[0]} first" if left else ""
-    wide_console().print(f"{out}: {len(rows)} clips ({summary}){more}", highlight=False, markup=False)
+    wide_console().print(f"{out}: {counted(len(rows), 'clip')} ({summary}){more}", highlight=False, markup=False)
 
 
 def _pairs(parts: Iterable[str]) -> dict[str, str]:

@@ -135,7 +135,8 @@ class Screen(Watcher):
     def _say_once(self, notes: Iterable[str]) -> None:
         for note in notes:
             device, closed, rest = note.partition("), ")  # arithmetic and weights may differ between networks
-            for label, line in (("device   ", device + closed[:1]), ("network  ", rest)):
+            own = note.startswith("windows  ")  # has its label already
+            for label, line in (("" if own else "device   ", device + closed[:1]), ("network  ", rest)):
                 if not any(said.startswith(line) for said in self._said):
                     self._said.add(line)
                     self.say(label + line, "dim")

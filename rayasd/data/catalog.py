@@ -119,7 +119,7 @@ def scan(source: Path) -> Catalog:
     if not rows:
         if source.is_file():
             raise UserError(f"{source} lists no clips that are there")
-        odd = f"; {oddities[0].path} {oddities[0].problem}" if oddities else ""
+        odd = "; " + f"{oddities[0].path} {oddities[0].problem}".removeprefix(". ") if oddities else ""
         raise UserError(
             f"no clips in {source}{odd}: expected <machine>/train/*.wav and <machine>/source_test/*.wav, as DCASE lays "
             "them out; other layouts come in by a manifest (rayasd data index --help)"

@@ -131,7 +131,10 @@ def _response(url: str, first: int = 0) -> Iterator[requests.Response]:
     except requests.RequestException as error:
         if isinstance(error, ValueError):  # no JSON, no address, or a redirection to what is not HTTP
             raise UserError(f"{url}: {one_line(error)}: does a proxy answer instead of Zenodo?") from None
-        raise _TemporaryError(one_line(error)) from error
+        cause: BaseException = error
+        while cause.__context__ is not None:  # the wrappers' texts name it last, behind 200 characters
+            cause = cause.__context__
+        raise _TemporaryError(one_line(cause) or one_line(error)) from error
 
 
 def _pause(url: str, error: _TemporaryError, failures: int) -> None:

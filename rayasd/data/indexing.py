@@ -83,7 +83,10 @@ def index_tree(root: Path, pattern: str, rules: Rules) -> tuple[list[Row], list[
         else:
             left.append(path)
     if not rows:
-        raise UserError(f"nothing below {root} matches {pattern!r}: --pattern describes the paths")
+        found = (
+            f"the first path there is {shown(left[0].relative_to(root).as_posix())}" if left else "no such files there"
+        )
+        raise UserError(f"nothing below {root} matches --pattern {pattern!r}: {found}")
     _hold_out_normals(rows, rules)
     return rows, left
 

@@ -61,7 +61,12 @@ def test_a_log_gets_plain_lines_once(sweep):
     with signals_kept(), (display := Screen(log)).driving(RunStore(run.root)):
         display.changed(state)
         display.progressed(state, read_progress(run, state))
-        seen = ["on a cpu", "cpu (no GPU), float32 as asked; weights random", "cpu (no GPU), float32 as asked"]
+        seen = [
+            "on a cpu",
+            "cpu (no GPU), float32 as asked; weights random",
+            "cpu (no GPU), float32 as asked",
+            "windows  1 of 2 s",
+        ]
         write_json(run.marker(TRAIN, "DONE"), {"seconds": 12.34, "notes": seen})
         state.move(TRAIN, State.DONE)
         state.move(EMBED, State.FAILED, "bad [data]")
@@ -71,6 +76,7 @@ def test_a_log_gets_plain_lines_once(sweep):
     assert "failed   embed fan both seed 0: bad [data]" in lines  # brackets are text, not markup
     assert lines.count("device   on a cpu") == lines.count("device   cpu (no GPU)") == 1
     assert [line for line in lines if line.startswith("network")] == ["network  float32 as asked; weights random"]
+    assert lines.count("windows  1 of 2 s") == 1
     assert "\x1b" not in output(log)
 
 
