@@ -98,6 +98,15 @@ def test_audio_that_matches_nothing_is_counted(tmp_path: Path, rayasd: Rayasd):
     assert "left out" in done.stdout
 
 
+def test_what_is_there_is_named_where_nothing_matches(mimii: Path):
+    with pytest.raises(UserError, match=r"matches --pattern '.*': the first path there is fan/id_00/"):
+        index_tree(mimii, "{machine}/{label}/*.wav", Rules())
+    with pytest.raises(UserError, match="no such files there"):
+        index_tree(mimii, "{machine}/{label}/*.csv", Rules())
+    with pytest.raises(UserError, match=r"no clips in .*/normal; 12 audio files outside a folder named train"):
+        scan(mimii / "fan/id_00/normal")
+
+
 def test_linked_folders_are_followed(tmp_path: Path):
     put(tmp_path / "elsewhere", "normal/a.wav")
     put(tmp_path / "data", "pump/normal/a.wav")
