@@ -38,14 +38,16 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-
-
 CUT = "#t="
 """In a clip's path, before the seconds at which it begins and ends in its file: ``a.wav#t=10,20``."""
 
 
 class BadClipError(Exception):
     """A clip that cannot be used; the message is the reason, without the clip's name."""
+
+
+class TooLongError(Exception):
+    """A clip has more samples than its reader takes at once."""
 
 
 @dataclass(frozen=True)
@@ -160,25 +162,26 @@ def num_frames(facts: AudioFacts, config: DataConfig) -> int:
     return -(-facts.frames * up // down)
 
 
-def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
+def read_samples(path: Path, config: DataConfig, most: float = np.inf) -> NDArray[np.int16]:
     """Decode a clip to mono int16 (frames,) at ``config.sample_rate``.
 
     16-bit mono files of that rate come out bit for bit. Everything else is converted in float: channels, then rate,
     then rounded to 16 bits with full scale at 32768. With ``data.level = "clip"``, all are scaled to one RMS value.
 
     Raises BadClipError: the audio cannot be decoded, does not fit the rules, holds NaN or infinity or floats far beyond
-    full scale, is not what a FLAC encoder was given, or changed while it was read.
+    full scale, is not what a FLAC encoder was given, or changed while it was read. TooLongError: it has more than
+    ``most`` samples.
     """
-    return _joined(sample_blocks(path, config))
+    return _joined(sample_blocks(path, config, most))
 
 
-def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]:
+def sample_blocks(path: Path, config: DataConfig, most: float = np.inf) -> Iterator[NDArray[np.int16]]:
     """Give what ``read_samples`` returns in blocks, so that a recording of days takes no more memory than an hour's.
 
     It raises the same errors, perhaps after the first blocks. A clip of several blocks is read twice where it is scaled
     to one RMS value.
     """
-    blocks = _mono_blocks(path, config)
+    blocks = _mono_blocks(path, config, most)
     begun = list(islice(blocks, 2))
     if config.level != "keep" and len(begun) == 2:
         count, squares = 0, 0.0
@@ -190,10 +193,12 @@ def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]
     yield from (at_level(block, config) for block in chain(begun, blocks))
 
 
-def _mono_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[Any]]:
+def _mono_blocks(path: Path, config: DataConfig, most: float = np.inf) -> Iterator[NDArray[Any]]:
     """Give a clip's samples at the wanted rate, not levelled: int16 as in the file, or floats with full scale 1."""
     with _opened(path, config) as (descriptor, file, facts, first):
         expected = num_frames(facts, config)
+        if expected > most:
+            raise TooLongError
         plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
         audio = _read(file, first, facts.frames, "int16" if plain else "float32")
         if facts.frames == file.frames and facts.container == "FLAC":
@@ -266,13 +271,8 @@ def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> It
 
 def _blame(path: Path, error: Exception) -> BadClipError:
     """Return why a clip is at fault itself; raises StorageError where its disk or a host is."""
-    failed = getattr(error, "code", None) == _SYSTEM_ERROR
-    blame_disk(path, OSError() if failed else error, _reason(error))
-    return BadClipError(_reason(error))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return NO_MEMORY
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return f"cannot be read as audio: {str(text).rstrip('.')}"
+    reason = NO_MEMORY if isinstance(error, MemoryError) else f"cannot be read as audio: {str(text).rstrip('.')}"
+    failed = getattr(error, "code", None) == _SYSTEM_ERROR
+    blame_disk(path, OSError() if failed else error, reason)
+    return BadClipError(reason)

@@ -38,6 +38,8 @@ ONE_MACHINE = (
     "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
     "; --variants statistics,untrained need none"
 )
+ONE_SECTION = "one section: the product loss learns nothing"
+SCALED = "floats are divided by {:g}: they do not go from -1 to 1"
 _LONGEST_MACHINE = 150  # bytes of UTF-8: names of cache files hold it, and file systems end at 255
 
 

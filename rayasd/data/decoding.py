@@ -5,7 +5,7 @@ Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads woul
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +41,8 @@ DECODED_COLUMNS = pa.schema(
     ]
 )
 
+_INDEX = pa.schema([pa.field("clip", pa.string()), *DECODED_COLUMNS])
+
 MapOver = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 _CHUNK = 64  # clips of one call to a process
 _FEW = 1500  # clips that one process decodes before others would have started
@@ -56,7 +58,7 @@ def decode_machine(
     Raises StorageError: there is no room, no permission, or no folder of clips any more.
     """
     clips = list(zip(table["clip"].to_pylist(), table["size"].to_pylist(), strict=True))
-    rows: dict[str, tuple[Any, ...]] = {}
+    rows: list[dict[str, Any]] = []
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         config = scaled(root, table, config, over)
@@ -78,25 +80,18 @@ def decode_machine(
                     if isinstance(fact, str):
                         bad[clip] = fact
                     else:
-                        rows[clip] = (offset, *fact, index.stem, config.scale)
+                        values = (clip, offset, *fact, index.stem, config.scale)
+                        rows.append(dict(zip(_INDEX.names, values, strict=True)))
                 on_progress(len(rows) + len(bad))
             for clip in bad:
                 if not (root / clip).parent.is_dir():
                     raise gone((root / clip).parent)  # not the clips' fault, which would be left out for it
-        _write_index(index, rows, bad)
+        schema = _INDEX.with_metadata({"bad_clips": json.dumps(list(bad.items()))})
+        write_parquet(pa.Table.from_pylist(rows, schema), index)  # last of all: a map without it does not count
     except OSError as error:
         raise StorageError(
             f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
         ) from None
-
-
-def _write_index(index: Path, rows: Mapping[str, tuple[Any, ...]], bad: Mapping[str, str]) -> None:
-    """Write where each clip lies, last of all: a map without its index does not count."""
-    columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
-    decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
-    for field, values in zip(DECODED_COLUMNS, columns, strict=True):
-        decoded = decoded.append_column(field, pa.array(values, field.type))
-    write_parquet(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), index)
 
 
 @contextmanager
