@@ -226,7 +226,7 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
             yield from entries
         elif audio := [entry.name for entry in entries if is_audio(entry.name) and not is_folder(entry)]:
             problem = f"{len(audio)} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
-            oddities.append(Oddity(below(folder), problem, False))
+            oddities.append(Oddity(below(folder), problem))
 
 
 def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, object]], oddities: list[Oddity]) -> None:
@@ -235,7 +235,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     if entry.name.startswith("."):  # macOS leaves such files beside others
         return
     if not is_audio(entry.name):
-        oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
+        oddities.append(Oddity(shown(clip), "not an audio file: ignored"))
         return
     try:
         status = entry.stat()

@@ -13,9 +13,8 @@ from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, BadClipError, read_facts, sample_blocks
 from rayasd.data.catalog import ONE_MACHINE, ONE_SECTION, SCALED, Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, Content, scaled
-from rayasd.data.groups import moments, with_groups
+from rayasd.data.groups import beginning, envelope, moments, same_moments, with_groups
 from rayasd.data.oddities import CONTENT, Oddity, is_constant, odd_contents, same_audio
-from rayasd.data.same_moments import beginning, envelope, same_moments
 from rayasd.host import usable_cpus
 from rayasd.wording import counted
 
@@ -61,7 +60,7 @@ def inspect_clips(
         if described.frames < config.window_length:
             odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
         held |= {"group": group_of[clip], "envelope": envelope(begun, config.data.sample_rate)}
-        return facts, held, [Oddity(clip, problem, False) for problem in odd]
+        return facts, held, [Oddity(clip, problem) for problem in odd]
 
     facts, contents, oddities = {}, [], list(catalog.oddities)
     with ThreadPoolExecutor(usable_cpus()) as pool:
@@ -90,12 +89,12 @@ def _of_groups(catalog: Catalog) -> list[Oddity]:
         train, test = ({row["group"] for row in rows if row["split"] == split} - {None} for split in ("train", "test"))
         if both := sorted(train & test):
             problem = f"{counted(len(both), 'group')} with clips in training and in test, {both[0]} first"
-            oddities.append(Oddity(machine, problem, False))
+            oddities.append(Oddity(machine, problem))
         alone = [row["clip"] for row in rows if row["group"] is None and row["split"] in ("train", "test")]
         if several := moments(alone):
             first = next(iter(several.values()))[0]
             problem = f"{counted(len(several), 'moment')} in clips that differ in microphone, channel or segment alone"
-            oddities.append(Oddity(machine, f"{problem}, {first} first: data.groups keeps them together", False))
+            oddities.append(Oddity(machine, f"{problem}, {first} first: data.groups keeps them together"))
     return oddities
 
 
@@ -118,4 +117,4 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
             notes.append((machine, f"test clips but no training clips in section {', '.join(missing)}"))
         if not train:
             notes.append((machine, "no training clips"))
-    return [Oddity(place, note, False) for place, note in notes]
+    return [Oddity(place, note) for place, note in notes]

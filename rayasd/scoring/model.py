@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.config import Config
@@ -280,14 +279,13 @@ class MachineModel:
     def _bank(self, leaf: Leaf, section: str) -> Bank:
         """Windows that a leaf's detector is fitted to, shared with the other detectors of this bank."""
         embedder = self.parts.embedders[leaf[:2]]
-        inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
-        if inlier.per == "section":
-            rows &= pc.field("section") == section
+        inlier = embedder.config.inlier
         key = (*leaf[:3], section if inlier.per == "section" else "")
         if key not in self._banks:
             names = {other.detector for of in self.parts.leaves.values() for other in of if other[:3] == leaf[:3]}
             most = most_neighbours(single_detector(name, inlier) for name in names)
-            self._banks[key] = Bank(embedder.bank.filter(rows), replace(inlier, calibration_folds=0), most)
+            normal = embedder.normal(leaf.checkpoint, section)
+            self._banks[key] = Bank(normal, replace(inlier, calibration_folds=0), most)
         return self._banks[key]
 
     def _section(self, name: str) -> SectionModel:
