@@ -24,7 +24,7 @@ from rayasd.config import DataConfig
 from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.samples import scale_of
 from rayasd.errors import Interrupted, StorageError
-from rayasd.files import gone, mark_as_cache, need_space, replacing
+from rayasd.files import gone, mark_as_cache, need_space, replacing, write_at
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
 
@@ -173,7 +173,8 @@ def _decode(
                 for samples in sample_blocks(root / clip, config):
                     if held.frames + len(samples) > frames:  # its place would not hold it
                         break
-                    _write_all(file.fileno(), samples, 2 * (offset + held.frames))
+                    content = np.ascontiguousarray(samples).data.cast("B")
+                    write_at(file.fileno(), content, 2 * (offset + held.frames))
                     held.add(samples)
                 if held.frames != frames:
                     raise BadClipError("changed while it was read: is it still being written?")
@@ -182,10 +183,3 @@ def _decode(
                 facts.append(str(error))
         os.fdatasync(file.fileno())  # while others decode
     return facts
-
-
-def _write_all(descriptor: int, samples: NDArray[np.int16], place: int) -> None:
-    left = np.ascontiguousarray(samples).data.cast("B")
-    while left:
-        written = os.pwrite(descriptor, left, place)
-        left, place = left[written:], place + written

@@ -53,7 +53,8 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
         for records in journal.recorded() if journal else ():
             done[records[0]["clip"]] = records[0]["size"], records[0]["mtime_ns"]
             for record in records:
-                score = ClipScore(**{field.name: record.get(field.name) for field in fields(ClipScore)})
+                values: Record = {field.name: record.get(field.name) for field in fields(ClipScore)}
+                score = ClipScore(**values)
                 monitor.alarm(score), monitor.drift(score)
         say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
         arrivals = Arrivals(folders, done, say, signals=model.reads_signals)
