@@ -14,10 +14,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
-from rayasd.data.damage import FlacCheck, Reads, contradiction, failing_as_read
+from rayasd.data.damage import Reads, as_encoded, check_header, failing_as_read
 from rayasd.data.folders import BY_FFMPEG, blame_disk, is_signal
 from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave, by_ffmpeg
+from rayasd.errors import BadClipError
 
 NEAR_FAR = "near-far"
 _PLAIN = DataConfig()
@@ -40,10 +41,6 @@ _KINDS = {
 }
 CUT = "#t="
 """In a clip's path, before the seconds at which it begins and ends in its file: ``a.wav#t=10,20``."""
-
-
-class BadClipError(Exception):
-    """A clip that cannot be used; the message is the reason, without the clip's name."""
 
 
 class TooLongError(Exception):
@@ -113,8 +110,7 @@ def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.Sou
         with failing_as_read(reads), soundfile.SoundFile(source) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
-            if lie := contradiction(descriptor, file.frames, before.st_size):
-                raise BadClipError(lie)
+            check_header(descriptor, file.frames, before.st_size)
             first, frames = _span(piece, file)
             facts = AudioFacts(frames, file.samplerate, file.channels, file.subtype, file.format, before.st_size)
             yield descriptor, file, facts, first
@@ -202,22 +198,13 @@ def _mono_blocks(path: Path, config: DataConfig, most: float = np.inf) -> Iterat
         plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
         audio = _read(file, first, facts.frames, "int16" if plain else "float32")
         if facts.frames == file.frames and facts.container == "FLAC":
-            audio = _as_encoded(descriptor, audio)
+            audio = as_encoded(descriptor, audio)
         if plain:
             yield from (block[:, 0] for block in audio)
             return
         mono = _mono((_checked(block, facts, config) for block in audio), facts.frames, config.channel)
         up, down = ratio(facts.sample_rate, config.sample_rate)
         yield from mono if up == down else resampled(mono, up, down, expected)
-
-
-def _as_encoded(descriptor: int, audio: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    check = FlacCheck(descriptor)
-    for block in audio:
-        check.update(block)
-        yield block
-    if check.differs:
-        raise BadClipError("is damaged: its samples are not those that were encoded")
 
 
 def _checked(audio: NDArray[np.float32], facts: AudioFacts, config: DataConfig) -> NDArray[np.float32]:

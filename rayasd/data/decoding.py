@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
+from rayasd.data.audio import float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.samples import scale_of
-from rayasd.errors import Interrupted, StorageError
+from rayasd.errors import BadClipError, Interrupted, StorageError
 from rayasd.files import gone, mark_as_cache, need_space, replacing, write_at
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import CUT, BadClipError, read_facts
+from rayasd.data.audio import CUT, read_facts
 from rayasd.data.folders import audio_files, folders, is_audio
 from rayasd.data.groups import moments
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
 from rayasd.data.naming import name_problem, section_name, shown
 from rayasd.data.tables import read_table, words
-from rayasd.errors import UserError, unknown
+from rayasd.errors import BadClipError, UserError, unknown
 
 Row = dict[str, str]
 FOUND = (*COLUMNS[1:], "group", "attributes")

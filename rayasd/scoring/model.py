@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import NO_MEMORY, BadClipError, TooLongError, num_frames, read_facts, read_samples, sample_blocks
+from rayasd.data.audio import NO_MEMORY, TooLongError, num_frames, read_facts, read_samples, sample_blocks
 from rayasd.data.naming import matching
 from rayasd.data.samples import at_level
-from rayasd.errors import UserError
+from rayasd.errors import BadClipError, UserError
 from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows
