@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
-from rayasd.data.damage import Reads, as_encoded, check_header, failing_as_read
+from rayasd.data.damage import Reads, as_encoded, check_header
 from rayasd.data.folders import BY_FFMPEG, blame_disk, is_signal
 from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave, by_ffmpeg
@@ -32,13 +32,8 @@ _MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
 """Errors that soundfile raises besides its own, for instance for codecs that cannot seek."""
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_KINDS = {"-": None, "d": "a folder", "p": "a pipe", "s": "a socket", "c": "a device", "b": "a device"}
+"""By the first letter of ``stat.filemode``."""
 CUT = "#t="
 """In a clip's path, before the seconds at which it begins and ends in its file: ``a.wav#t=10,20``."""
 
@@ -86,7 +81,7 @@ def uncut(path: Path) -> tuple[Path, tuple[float, float] | None]:
 
 def what_it_is(mode: int) -> str | None:
     """Name the kind of a path that is no regular file, by its mode; None for a file."""
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+    return _KINDS.get(stat.filemode(mode)[0], "no file")
 
 
 @contextmanager
@@ -107,7 +102,7 @@ def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.Sou
         wave = by_ffmpeg(path, before.st_size, before.st_mtime_ns) if path.suffix.lower() in BY_FFMPEG else None
         reads = Reads(wave.fileno() if wave else descriptor, wave.seek(0, os.SEEK_END) if wave else before.st_size)
         source = as_wave(path, config.signal_rate, config.signal_column) if numbers else reads
-        with failing_as_read(reads), soundfile.SoundFile(source) as file:
+        with reads, soundfile.SoundFile(source) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
             check_header(descriptor, file.frames, before.st_size)

@@ -4,8 +4,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +18,21 @@ _MIN_BYTES_PER_BLOCK = 11  # FLAC: header, one constant, checksums
 
 
 class Reads:
-    """A file for libsndfile, which takes a read that fails for the file's end and does not tell; this remembers it."""
+    """A file for libsndfile, which takes a read that fails for the file's end and does not tell.
+
+    This remembers it, and raises its error at the end of a ``with`` block, whatever was made of it.
+    """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor, self._size, self._place = descriptor, size, 0
         self.error: OSError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.error is not None:
+            raise self.error
 
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer; fewer bytes at the end of the file, or where a read fails."""
@@ -45,16 +54,6 @@ class Reads:
     def tell(self) -> int:
         """Return the place."""
         return self._place
-
-
-@contextmanager
-def failing_as_read(reads: Reads) -> Iterator[None]:
-    """Raise the error of a read that failed, whatever was made of it."""
-    try:
-        yield
-    finally:
-        if reads.error is not None:
-            raise reads.error
 
 
 def check_header(descriptor: int, frames: int, size: int) -> None:

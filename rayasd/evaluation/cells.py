@@ -199,7 +199,7 @@ def aucs_by_attribute(
     files, found = by_name(scored), dict[tuple[str, str], list[tuple[int, int, float, bool]]]()
     for machine, seed, key in sorted(systems, key=str):
         of_section = files[entry, machine, seed].systems[key]
-        label = np.array([-1 if labels.get(clip) is None else labels[clip] for clip in of_section.clips])
+        label = np.array([labels.get(clip) for clip in of_section.clips], dtype=object)
         values = [set(attribute_values(attributes.get(clip, ""))) for clip in of_section.clips]
         for value in sorted(set().union(*values)):
             has = np.array([value in own for own in values])
