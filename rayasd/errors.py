@@ -19,6 +19,10 @@ class UserError(Exception):
     exit_code = EXIT_USAGE
 
 
+class BadClipError(Exception):
+    """A clip that cannot be used; the message is the reason, without the clip's name."""
+
+
 class StorageError(UserError):
     """Storage is full, read-only or unreachable; not counted as the unit's failure."""
 

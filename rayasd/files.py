@@ -145,6 +145,13 @@ def remove_unfinished(folder: Path, pattern: str = ".*.part") -> None:
         path.unlink(missing_ok=True)
 
 
+def write_at(descriptor: int, content: bytes | memoryview, place: int) -> None:
+    """Write all of ``content`` at a place of an open file, though the system may take less at a time."""
+    while content:
+        written = os.pwrite(descriptor, content, place)
+        content, place = content[written:], place + written
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:

@@ -213,10 +213,12 @@ def recalibrate(
     from rayasd.scoring.packing import machines_of, read_pack, write_pack
     from rayasd.scoring.recalibration import recalibrated
 
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}")
     before = changed(load(model, device=device, trust=trust, **choice), resample, channel)
     clips = audio_files(folder, signals=before.reads_signals)
     if not clips:
-        raise UserError(f"no audio files in {folder}" if folder.is_dir() else f"no such folder: {folder}")
+        raise UserError(f"no audio files in {folder}")
     if section is None and len(before.sections) > 1:
         raise UserError(f"{model} has several sections: name one of {', '.join(before.sections)} by --section")
     section = matching("section", section or before.sections[0], before.sections)

@@ -14,10 +14,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from rayasd.config import DataConfig
-from rayasd.data.damage import FlacCheck, Reads, contradiction, failing_as_read
+from rayasd.data.damage import Reads, as_encoded, check_header
 from rayasd.data.folders import BY_FFMPEG, blame_disk, is_signal
 from rayasd.data.samples import LEVEL, at_level, ratio, resampled, rounded, unit, without_far
 from rayasd.data.signals import as_wave, by_ffmpeg
+from rayasd.errors import BadClipError
 
 NEAR_FAR = "near-far"
 _PLAIN = DataConfig()
@@ -31,21 +32,14 @@ _MOST_NEAR_FAR = 1 << 26
 _SYSTEM_ERROR = 2  # libsndfile's word for a read that failed
 _ERRORS = (OSError, ValueError, TypeError, RuntimeError, MemoryError, OverflowError)
 """Errors that soundfile raises besides its own, for instance for codecs that cannot seek."""
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
-
+_KINDS = {"-": None, "d": "a folder", "p": "a pipe", "s": "a socket", "c": "a device", "b": "a device"}
+"""By the first letter of ``stat.filemode``."""
 CUT = "#t="
 """In a clip's path, before the seconds at which it begins and ends in its file: ``a.wav#t=10,20``."""
 
 
-class BadClipError(Exception):
-    """A clip that cannot be used; the message is the reason, without the clip's name."""
+class TooLongError(Exception):
+    """A clip has more samples than its reader takes at once."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def uncut(path: Path) -> tuple[Path, tuple[float, float] | None]:
 
 def what_it_is(mode: int) -> str | None:
     """Name the kind of a path that is no regular file, by its mode; None for a file."""
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "no file")
+    return _KINDS.get(stat.filemode(mode)[0], "no file")
 
 
 @contextmanager
@@ -108,11 +102,10 @@ def _opened(clip: Path, config: DataConfig) -> Iterator[tuple[int, soundfile.Sou
         wave = by_ffmpeg(path, before.st_size, before.st_mtime_ns) if path.suffix.lower() in BY_FFMPEG else None
         reads = Reads(wave.fileno() if wave else descriptor, wave.seek(0, os.SEEK_END) if wave else before.st_size)
         source = as_wave(path, config.signal_rate, config.signal_column) if numbers else reads
-        with failing_as_read(reads), soundfile.SoundFile(source) as file:
+        with reads, soundfile.SoundFile(source) as file:
             if file.frames <= 0 or file.samplerate <= 0:
                 raise BadClipError("holds no samples")
-            if lie := contradiction(descriptor, file.frames, before.st_size):
-                raise BadClipError(lie)
+            check_header(descriptor, file.frames, before.st_size)
             first, frames = _span(piece, file)
             facts = AudioFacts(frames, file.samplerate, file.channels, file.subtype, file.format, before.st_size)
             yield descriptor, file, facts, first
@@ -160,25 +153,26 @@ def num_frames(facts: AudioFacts, config: DataConfig) -> int:
     return -(-facts.frames * up // down)
 
 
-def read_samples(path: Path, config: DataConfig) -> NDArray[np.int16]:
+def read_samples(path: Path, config: DataConfig, most: float = np.inf) -> NDArray[np.int16]:
     """Decode a clip to mono int16 (frames,) at ``config.sample_rate``.
 
     16-bit mono files of that rate come out bit for bit. Everything else is converted in float: channels, then rate,
     then rounded to 16 bits with full scale at 32768. With ``data.level = "clip"``, all are scaled to one RMS value.
 
     Raises BadClipError: the audio cannot be decoded, does not fit the rules, holds NaN or infinity or floats far beyond
-    full scale, is not what a FLAC encoder was given, or changed while it was read.
+    full scale, is not what a FLAC encoder was given, or changed while it was read. TooLongError: it has more than
+    ``most`` samples.
     """
-    return _joined(sample_blocks(path, config))
+    return _joined(sample_blocks(path, config, most))
 
 
-def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]:
+def sample_blocks(path: Path, config: DataConfig, most: float = np.inf) -> Iterator[NDArray[np.int16]]:
     """Give what ``read_samples`` returns in blocks, so that a recording of days takes no more memory than an hour's.
 
     It raises the same errors, perhaps after the first blocks. A clip of several blocks is read twice where it is scaled
     to one RMS value.
     """
-    blocks = _mono_blocks(path, config)
+    blocks = _mono_blocks(path, config, most)
     begun = list(islice(blocks, 2))
     if config.level != "keep" and len(begun) == 2:
         count, squares = 0, 0.0
@@ -190,29 +184,22 @@ def sample_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[np.int16]]
     yield from (at_level(block, config) for block in chain(begun, blocks))
 
 
-def _mono_blocks(path: Path, config: DataConfig) -> Iterator[NDArray[Any]]:
+def _mono_blocks(path: Path, config: DataConfig, most: float = np.inf) -> Iterator[NDArray[Any]]:
     """Give a clip's samples at the wanted rate, not levelled: int16 as in the file, or floats with full scale 1."""
     with _opened(path, config) as (descriptor, file, facts, first):
         expected = num_frames(facts, config)
+        if expected > most:
+            raise TooLongError
         plain = facts.subtype == "PCM_16" and facts.channels == 1 and facts.sample_rate == config.sample_rate
         audio = _read(file, first, facts.frames, "int16" if plain else "float32")
         if facts.frames == file.frames and facts.container == "FLAC":
-            audio = _as_encoded(descriptor, audio)
+            audio = as_encoded(descriptor, audio)
         if plain:
             yield from (block[:, 0] for block in audio)
             return
         mono = _mono((_checked(block, facts, config) for block in audio), facts.frames, config.channel)
         up, down = ratio(facts.sample_rate, config.sample_rate)
         yield from mono if up == down else resampled(mono, up, down, expected)
-
-
-def _as_encoded(descriptor: int, audio: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    check = FlacCheck(descriptor)
-    for block in audio:
-        check.update(block)
-        yield block
-    if check.differs:
-        raise BadClipError("is damaged: its samples are not those that were encoded")
 
 
 def _checked(audio: NDArray[np.float32], facts: AudioFacts, config: DataConfig) -> NDArray[np.float32]:
@@ -266,13 +253,8 @@ def _mono(audio: Iterable[NDArray[np.float32]], frames: int, channel: str) -> It
 
 def _blame(path: Path, error: Exception) -> BadClipError:
     """Return why a clip is at fault itself; raises StorageError where its disk or a host is."""
-    failed = getattr(error, "code", None) == _SYSTEM_ERROR
-    blame_disk(path, OSError() if failed else error, _reason(error))
-    return BadClipError(_reason(error))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return NO_MEMORY
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
-    return f"cannot be read as audio: {str(text).rstrip('.')}"
+    reason = NO_MEMORY if isinstance(error, MemoryError) else f"cannot be read as audio: {str(text).rstrip('.')}"
+    failed = getattr(error, "code", None) == _SYSTEM_ERROR
+    blame_disk(path, OSError() if failed else error, reason)
+    return BadClipError(reason)

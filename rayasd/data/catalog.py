@@ -38,6 +38,8 @@ ONE_MACHINE = (
     "one machine type: variants that train against others' clips take its own, transformed (exposure.pseudo_anomalies)"
     "; --variants statistics,untrained need none"
 )
+ONE_SECTION = "one section: the product loss learns nothing"
+SCALED = "floats are divided by {:g}: they do not go from -1 to 1"
 _LONGEST_MACHINE = 150  # bytes of UTF-8: names of cache files hold it, and file systems end at 255
 
 
@@ -224,7 +226,7 @@ def _split_folder_entries(root: Path, oddities: list[Oddity]) -> Iterator[os.Dir
             yield from entries
         elif audio := [entry.name for entry in entries if is_audio(entry.name) and not is_folder(entry)]:
             problem = f"{len(audio)} audio files outside a folder named {', '.join(SPLIT_FOLDERS)}: ignored"
-            oddities.append(Oddity(below(folder), problem, False))
+            oddities.append(Oddity(below(folder), problem))
 
 
 def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, object]], oddities: list[Oddity]) -> None:
@@ -233,7 +235,7 @@ def _catalog_entry(entry: os.DirEntry[str], root: Path, rows: list[dict[str, obj
     if entry.name.startswith("."):  # macOS leaves such files beside others
         return
     if not is_audio(entry.name):
-        oddities.append(Oddity(shown(clip), "not an audio file: ignored", False))
+        oddities.append(Oddity(shown(clip), "not an audio file: ignored"))
         return
     try:
         status = entry.stat()

@@ -5,7 +5,7 @@ Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads woul
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, float_peak, num_frames, read_facts, sample_blocks
+from rayasd.data.audio import float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.samples import scale_of
-from rayasd.errors import Interrupted, StorageError
-from rayasd.files import gone, mark_as_cache, need_space, replacing
+from rayasd.errors import BadClipError, Interrupted, StorageError
+from rayasd.files import gone, mark_as_cache, need_space, replacing, write_at
 from rayasd.host import freed_memory_kept, worker_pool
 from rayasd.parquet import write_parquet
 
@@ -41,6 +41,8 @@ DECODED_COLUMNS = pa.schema(
     ]
 )
 
+_INDEX = pa.schema([pa.field("clip", pa.string()), *DECODED_COLUMNS])
+
 MapOver = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 _CHUNK = 64  # clips of one call to a process
 _FEW = 1500  # clips that one process decodes before others would have started
@@ -56,7 +58,7 @@ def decode_machine(
     Raises StorageError: there is no room, no permission, or no folder of clips any more.
     """
     clips = list(zip(table["clip"].to_pylist(), table["size"].to_pylist(), strict=True))
-    rows: dict[str, tuple[Any, ...]] = {}
+    rows: list[dict[str, Any]] = []
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
         config = scaled(root, table, config, over)
@@ -78,25 +80,18 @@ def decode_machine(
                     if isinstance(fact, str):
                         bad[clip] = fact
                     else:
-                        rows[clip] = (offset, *fact, index.stem, config.scale)
+                        values = (clip, offset, *fact, index.stem, config.scale)
+                        rows.append(dict(zip(_INDEX.names, values, strict=True)))
                 on_progress(len(rows) + len(bad))
             for clip in bad:
                 if not (root / clip).parent.is_dir():
                     raise gone((root / clip).parent)  # not the clips' fault, which would be left out for it
-        _write_index(index, rows, bad)
+        schema = _INDEX.with_metadata({"bad_clips": json.dumps(list(bad.items()))})
+        write_parquet(pa.Table.from_pylist(rows, schema), index)  # last of all: a map without it does not count
     except OSError as error:
         raise StorageError(
             f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
         ) from None
-
-
-def _write_index(index: Path, rows: Mapping[str, tuple[Any, ...]], bad: Mapping[str, str]) -> None:
-    """Write where each clip lies, last of all: a map without its index does not count."""
-    columns = list(zip(*rows.values(), strict=True)) or [()] * len(DECODED_COLUMNS)
-    decoded = pa.table([pa.array(list(rows), pa.string())], names=["clip"])
-    for field, values in zip(DECODED_COLUMNS, columns, strict=True):
-        decoded = decoded.append_column(field, pa.array(values, field.type))
-    write_parquet(decoded.replace_schema_metadata({"bad_clips": json.dumps(list(bad.items()))}), index)
 
 
 @contextmanager
@@ -178,7 +173,8 @@ def _decode(
                 for samples in sample_blocks(root / clip, config):
                     if held.frames + len(samples) > frames:  # its place would not hold it
                         break
-                    _write_all(file.fileno(), samples, 2 * (offset + held.frames))
+                    content = np.ascontiguousarray(samples).data.cast("B")
+                    write_at(file.fileno(), content, 2 * (offset + held.frames))
                     held.add(samples)
                 if held.frames != frames:
                     raise BadClipError("changed while it was read: is it still being written?")
@@ -187,10 +183,3 @@ def _decode(
                 facts.append(str(error))
         os.fdatasync(file.fileno())  # while others decode
     return facts
-
-
-def _write_all(descriptor: int, samples: NDArray[np.int16], place: int) -> None:
-    left = np.ascontiguousarray(samples).data.cast("B")
-    while left:
-        written = os.pwrite(descriptor, left, place)
-        left, place = left[written:], place + written

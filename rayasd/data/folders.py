@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rayasd.errors import StorageError
+from rayasd.printing import tell
 
 DirEntries = list[os.DirEntry[str]]
 
@@ -30,6 +31,12 @@ def blame_disk(path: str | Path, error: Exception, reason: str = "") -> None:
         raise StorageError(f"{path} {reason}: look at its disk, then the same command continues") from None
 
 
+def pass_over(folder: str, error: OSError) -> None:
+    """Name a folder that cannot be opened on standard error. Raises StorageError: its disk fails."""
+    blame_disk(folder, error)
+    tell(f"{folder} cannot be opened and is left out: {error.strerror}", err=True)
+
+
 def is_audio(name: str) -> bool:
     """Whether a file's name is that of audio; hidden files, as macOS leaves them, are not."""
     return name.lower().endswith((*AUDIO_SUFFIXES, *BY_FFMPEG)) and not name.startswith(".")
@@ -46,7 +53,7 @@ def audio_files(root: Path, *, signals: bool = False) -> list[Path]:
 
 
 def audio_entries(
-    root: Path, on_error: Callable[[str, OSError], None] = blame_disk, *, signals: bool = False
+    root: Path, on_error: Callable[[str, OSError], None] = pass_over, *, signals: bool = False
 ) -> Iterator[os.DirEntry[str]]:
     """Give what ``audio_files`` lists, as it is found; ``on_error`` as of ``folders``."""
     for _, entries in folders(root, on_error):
@@ -55,11 +62,11 @@ def audio_entries(
                 yield entry
 
 
-def folders(root: Path, on_error: Callable[[str, OSError], None] = blame_disk) -> Iterator[tuple[str, DirEntries]]:
+def folders(root: Path, on_error: Callable[[str, OSError], None] = pass_over) -> Iterator[tuple[str, DirEntries]]:
     """Give each folder's path and entries (sorted by name), from the root down; hidden folders are left out.
 
     Links to folders are followed; a folder to which several ways lead is given once. ``on_error`` gets folders that
-    cannot be opened; by default, those that have no permission are passed over. Raises StorageError: the disk fails.
+    cannot be opened. Raises StorageError: the disk fails.
     """
     waiting = [(str(root), os.path.realpath(root))]
     seen: set[str] = set()

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rayasd.data.catalog import Catalog, scan, with_columns
 from rayasd.data.naming import parse_clip_name
@@ -18,16 +18,8 @@ _LABELS, _DOMAINS = "ground_truth_data", "ground_truth_domain"
 _FOLDERS = (_LABELS, _DOMAINS, "datasets")
 
 
-@dataclass(frozen=True)
-class Truth:
-    """Facts about a clip; None where no file has them."""
-
-    label: int | None = None
-    domain: str | None = None
-    attributes: str | None = None
-
-
-Truths = dict[tuple[str, str], Truth]  # by machine, its name folded, and name of the file
+Truths = dict[tuple[str, str], dict[str, Any]]
+"""What is known of label, domain and attributes, by machine (its name folded) and name of the file."""
 
 
 def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True) -> Catalog:
@@ -49,38 +41,31 @@ def with_ground_truth(catalog: Catalog, folder: Path, *, must_match: bool = True
     files = [sorted(file for place in places for file in place.glob(pattern)) for pattern in _PATTERNS]
     if not folder.is_dir() or not any(files):
         raise UserError(f"no {_PATTERNS[0]} (<machine>_section_SS_<domain>_test) and no {_PATTERNS[1]} in {folder}")
-    names = [
-        (machine.casefold(), clip.rpartition("/")[2])
-        for machine, clip in zip(*(catalog.table[n].to_pylist() for n in ("machine", "clip")), strict=True)
-    ]
-    tested = {name for name, split in zip(names, catalog.table["split"].to_pylist(), strict=True) if split == "test"}
+    rows = catalog.table.select(["clip", "machine", "split", "label", "domain", "attributes"]).to_pylist()
+    names = [(row["machine"].casefold(), row["clip"].rpartition("/")[2]) for row in rows]
+    tested = {name for name, row in zip(names, rows, strict=True) if row["split"] == "test"}
     lists = [_of_list(file) for file in files[1]]
     truth: Truths = max(lists, key=lambda each: len(tested & each.keys()), default={})
     for file in files[0]:
-        for key, value in _of_rows(file):
-            before = truth.get(key, Truth())
-            if before.label is not None and value.label is not None and before.label != value.label:
-                raise UserError(f"{file}: {key[1]} has label {value.label}, {folder} says {before.label} elsewhere")
-            given = {name: v for name, v in vars(value).items() if v is not None}
-            truth[key] = replace(before, **given)
+        for key, facts in _of_rows(file):
+            known, label = truth.setdefault(key, {}), facts.get("label")
+            if label is not None and label != known.get("label", label):
+                raise UserError(f"{file}: {key[1]} has label {label}, {folder} says {known['label']} elsewhere")
+            known |= facts
     if must_match and not tested & truth.keys():
         raise UserError(f"the ground truth in {folder} names none of the test clips in {catalog.root}")
-    rows = catalog.table.select(["clip", "split", "label", "domain", "attributes"]).to_pylist()
     for key, row in zip(names, rows, strict=True):
-        true = truth.get(key, Truth()) if row["split"] == "test" else Truth()
-        if true.label is not None and row["label"] not in (None, true.label):
-            raise UserError(
-                f"{row['clip']}: its name says label {row['label']}, the ground truth in {folder} says {true.label}"
-            )
-        if true.domain is not None and row["domain"] not in (None, "unknown", true.domain):
-            raise UserError(f"{row['clip']}: it is of the domain {row['domain']}, {folder} says {true.domain}")
-        row["label"] = row["label"] if true.label is None else true.label
-        row["domain"] = true.domain or row["domain"]
-        row["attributes"] = row["attributes"] or true.attributes or ""
+        true = truth.get(key, {}) if row["split"] == "test" else {}
+        clip, label, domain, attributes = (row[name] for name in ("clip", "label", "domain", "attributes"))
+        if label not in (None, true.get("label", label)):
+            raise UserError(f"{clip}: its name says label {label}, the ground truth in {folder} says {true['label']}")
+        if domain not in (None, "unknown", true.get("domain", domain)):
+            raise UserError(f"{clip}: it is of the domain {domain}, {folder} says {true['domain']}")
+        row |= {**true, "attributes": attributes or true.get("attributes", "")}
     return with_columns(catalog, {name: [row[name] for row in rows] for name in ("label", "domain", "attributes")})
 
 
-def _of_rows(file: Path) -> Iterator[tuple[tuple[str, str], Truth]]:
+def _of_rows(file: Path) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
     match = _GROUND_TRUTH.fullmatch(file.name)
     if match is None:
         raise UserError(f"{file}: expected a name like ground_truth_fan_section_03_source_test.csv")
@@ -90,9 +75,9 @@ def _of_rows(file: Path) -> Iterator[tuple[tuple[str, str], Truth]]:
         value = int(row[1])
         key = match["machine"].casefold(), row[0].strip()
         if file.parent.name == _DOMAINS:
-            yield key, Truth(domain=("source", "target")[value])
+            yield key, {"domain": ("source", "target")[value]}
         else:
-            yield key, Truth(label=value, domain=match["domain"])
+            yield key, {"label": value} | ({"domain": match["domain"]} if match["domain"] else {})
 
 
 def _of_list(file: Path) -> Truths:
@@ -107,7 +92,8 @@ def _of_list(file: Path) -> Truths:
                 name = parse_clip_name(Path(cells[1]).stem, "test")
             except ValueError as error:
                 raise UserError(f"{file}, line {number}: {cells[1]}: {error}") from None
-            found[machine, cells[0]] = Truth(name.label, name.domain, name.attributes)
+            label = {} if name.label is None else {"label": name.label}
+            found[machine, cells[0]] = {"domain": name.domain, "attributes": name.attributes, **label}
     return found
 
 

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import CUT, BadClipError, read_facts
+from rayasd.data.audio import CUT, read_facts
 from rayasd.data.folders import audio_files, folders, is_audio
 from rayasd.data.groups import moments
 from rayasd.data.manifest import COLUMNS, LABEL_WORDS, clip_path, manifest_row
 from rayasd.data.naming import name_problem, section_name, shown
 from rayasd.data.tables import read_table, words
-from rayasd.errors import UserError, unknown
+from rayasd.errors import BadClipError, UserError, unknown
 
 Row = dict[str, str]
 FOUND = (*COLUMNS[1:], "group", "attributes")
 """Fields that a pattern's placeholders or a table's columns may give, besides the path."""
-TEST_FRACTION = 0.2
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
            "evaluation": "test", "noise": "noise", "clean": "clean"}  # fmt: skip
 
@@ -35,7 +34,7 @@ class Rules:
     """Words, or patterns with *, for normal clips; likewise ``anomaly``, where the word is kept as an attribute."""
     anomaly: Sequence[str] = ()
     splits: Mapping[str, str] = field(default_factory=dict)  # more words for train and test
-    test_fraction: float = TEST_FRACTION  # share of normal clips without a split that is held out for the test
+    test_fraction: float = 0.2  # share of normal clips without a split that is held out for the test
     seed: int = 0
     partial: bool = False  # pass over rows of a table whose files do not exist
 

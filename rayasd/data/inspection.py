@@ -10,12 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayasd.config import Config, DataConfig
-from rayasd.data.audio import AudioFacts, BadClipError, read_facts, sample_blocks
-from rayasd.data.catalog import ONE_MACHINE, Catalog
+from rayasd.data.audio import AudioFacts, read_facts, sample_blocks
+from rayasd.data.catalog import ONE_MACHINE, ONE_SECTION, SCALED, Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, Content, scaled
-from rayasd.data.groups import moments, with_groups
+from rayasd.data.groups import beginning, envelope, moments, same_moments, with_groups
 from rayasd.data.oddities import CONTENT, Oddity, is_constant, odd_contents, same_audio
-from rayasd.data.same_moments import beginning, envelope, same_moments
+from rayasd.errors import BadClipError
 from rayasd.host import usable_cpus
 from rayasd.wording import counted
 
@@ -61,7 +61,7 @@ def inspect_clips(
         if described.frames < config.window_length:
             odd.append(f"shorter than a window of {config.front_end.window_seconds:g} s: repeats itself")
         held |= {"group": group_of[clip], "envelope": envelope(begun, config.data.sample_rate)}
-        return facts, held, [Oddity(clip, problem, False) for problem in odd]
+        return facts, held, [Oddity(clip, problem) for problem in odd]
 
     facts, contents, oddities = {}, [], list(catalog.oddities)
     with ThreadPoolExecutor(usable_cpus()) as pool:
@@ -90,12 +90,12 @@ def _of_groups(catalog: Catalog) -> list[Oddity]:
         train, test = ({row["group"] for row in rows if row["split"] == split} - {None} for split in ("train", "test"))
         if both := sorted(train & test):
             problem = f"{counted(len(both), 'group')} with clips in training and in test, {both[0]} first"
-            oddities.append(Oddity(machine, problem, False))
+            oddities.append(Oddity(machine, problem))
         alone = [row["clip"] for row in rows if row["group"] is None and row["split"] in ("train", "test")]
         if several := moments(alone):
             first = next(iter(several.values()))[0]
             problem = f"{counted(len(several), 'moment')} in clips that differ in microphone, channel or segment alone"
-            oddities.append(Oddity(machine, f"{problem}, {first} first: data.groups keeps them together", False))
+            oddities.append(Oddity(machine, f"{problem}, {first} first: data.groups keeps them together"))
     return oddities
 
 
@@ -105,23 +105,17 @@ def _of_the_whole(catalog: Catalog, scales: Mapping[str, DataConfig]) -> list[Od
     sections: dict[str, dict[str, set[str]]] = {}
     for row in rows:
         sections.setdefault(row["machine"], {}).setdefault(row["split"], set()).add(row["section"])
-    oddities = [
-        Oddity(machine, f"floats are divided by {data.scale:g}: they do not go from -1 to 1", False)
-        for machine, data in scales.items()
-        if data.scale != 1.0
-    ]
+    notes = [(machine, SCALED.format(data.scale)) for machine, data in scales.items() if data.scale != 1.0]
     if len(sections) == 1:
-        oddities.append(Oddity(str(catalog.root), ONE_MACHINE, False))
+        notes.append((str(catalog.root), ONE_MACHINE))
     if not catalog.has_tests:
-        oddities.append(
-            Oddity(str(catalog.root), "no test clips: models score new clips, but are not evaluated", False)
-        )
+        notes.append((str(catalog.root), "no test clips: models score new clips, but are not evaluated"))
     for machine, splits in sections.items():
         train, test = splits.get("train", set()), splits.get("test", set())
         if len(train) == 1:
-            oddities.append(Oddity(machine, "one section: the product loss learns nothing", False))
+            notes.append((machine, ONE_SECTION))
         if missing := sorted(test - train):
-            oddities.append(Oddity(machine, f"test clips but no training clips in section {', '.join(missing)}", False))
+            notes.append((machine, f"test clips but no training clips in section {', '.join(missing)}"))
         if not train:
-            oddities.append(Oddity(machine, "no training clips", False))
-    return oddities
+            notes.append((machine, "no training clips"))
+    return [Oddity(place, note) for place, note in notes]

@@ -46,8 +46,7 @@ def read_manifest(path: Path) -> tuple[list[dict[str, Any]], Path, tuple[int, st
     if not (rate := facts.get("rate", "0")).isdecimal():
         raise UserError(f"{path}: # rate: {rate}: write a whole number of Hz")
     root = Path(os.path.normpath(path.parent.absolute() / facts.get("root", "")))
-    places = [f"{path.name}, row {number}" for number in range(1, len(records) + 1)]
-    rows = [manifest_row(record, place) for record, place in zip(records, places, strict=True)]
+    rows = [manifest_row(record, f"{path.name}, row {number}") for number, record in enumerate(records, 1)]
     if any(Path(row["clip"]).is_absolute() or row["clip"].startswith("../") for row in rows):
         absolute = [os.path.normpath(root / row["clip"]) for row in rows]
         root = Path(os.path.commonpath([str(Path(each).parent) for each in absolute]))

@@ -120,6 +120,5 @@ def name_problem(name: str) -> str | None:
 
 def shown(name: str) -> str:
     """Write a path in one line: what is not UTF-8 and control characters escaped, the middle of a long one left out."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    text = printable(text)
+    text = printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:200]}…{text[-200:]}"

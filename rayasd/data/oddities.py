@@ -24,7 +24,7 @@ class Oddity:
 
     path: str
     problem: str
-    unusable: bool  # True: a clip that cannot take part; False: merely ignored or remarkable
+    unusable: bool = False  # True: a clip that cannot take part; False: merely ignored or remarkable
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}"
@@ -53,11 +53,9 @@ def odd_contents(clips: pa.Table) -> list[Oddity]:
     ]
     if mute := sorted({row["machine"] for row in train} - {row["machine"] for row in train if not is_constant(row)}):
         problem = "all training clips are silent or constant: nothing can be learned from them"
-        found.append(Oddity(", ".join(mute), problem, False))
+        found.append(Oddity(", ".join(mute), problem))
     if silent := [row for row in train if is_constant(row)]:
-        found.append(
-            Oddity(_machines(silent), f"training clips are silent or constant, {silent[0]['clip']} first", False)
-        )
+        found.append(Oddity(_machines(silent), f"training clips are silent or constant, {silent[0]['clip']} first"))
     return found
 
 
@@ -107,7 +105,7 @@ def _much_longer(train: Sequence[ClipRow], test: Sequence[ClipRow]) -> list[Oddi
         f"test clips are more than {MUCH_LONGER:g} times as long as training clips, and rayasd score takes them in "
         "pieces: rayasd data index --cut SECONDS makes clips of one length"
     )
-    return [Oddity(_machines(longer), text, False)] if longer else []
+    return [Oddity(_machines(longer), text)] if longer else []
 
 
 def _pairs(pairs: Sequence[tuple[ClipRow, ClipRow]], problem: str) -> list[Oddity]:
@@ -115,7 +113,7 @@ def _pairs(pairs: Sequence[tuple[ClipRow, ClipRow]], problem: str) -> list[Oddit
         return []
     (one, other), *_ = pairs
     text = f"{problem}, {one['clip']} = {other['clip']} first"
-    return [Oddity(_machines([row for row, _ in pairs]), text, False)]
+    return [Oddity(_machines([row for row, _ in pairs]), text)]
 
 
 def _machines(rows: Iterable[ClipRow]) -> str:

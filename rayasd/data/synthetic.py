@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import soundfile
 
 from rayasd.data.machine_sounds import clip_of, product_of, two_microphones, with_fault
+from rayasd.data.samples import rounded
 from rayasd.data.years import DEVELOPMENT_MACHINES, EVALUATION_MACHINES, YEARS, is_development
 from rayasd.errors import UserError, unknown
 from rayasd.files import read_json, write_csv, write_json
@@ -82,7 +82,7 @@ def synthesize(
     plan: SynthesisPlan,
     *,
     num_workers: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> int:
     """Write the tree ``out``/{dev_data,eval_data}/…/<machine>/… and its ground truth; SYNTHETIC.json comes last.
 
@@ -121,8 +121,7 @@ def synthesize(
         mapped = map if number == 1 else stack.enter_context(worker_pool(number)).map
         for written in mapped(partial(_write_clips, out, plan), chunks):
             kinds += written
-            if on_progress is not None:
-                on_progress(len(kinds), len(clips))
+            on_progress(len(kinds), len(clips))
     _write_tables(out, plan.year, clips, kinds)
     write_json(out / MARKER, content)
     (out / _UNFINISHED).unlink()
@@ -184,8 +183,7 @@ def _write_clips(out: Path, plan: SynthesisPlan, clips: list[_Clip]) -> list[str
         sound = clip_of(product, clip.domain, length, plan.sample_rate, rng, part=clip.label)
         if plan.year == 2026:
             sound = two_microphones(sound, plan.sample_rate, rng)
-        samples = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int16)
-        soundfile.write(out / clip.path, samples, plan.sample_rate, subtype="PCM_16")
+        soundfile.write(out / clip.path, rounded(sound), plan.sample_rate, subtype="PCM_16")
         kinds.append(kind)
     return kinds
 

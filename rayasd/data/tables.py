@@ -16,10 +16,8 @@ from rayasd.errors import UserError, one_line
 _FACT = re.compile(r"# (root|rate|column): *(.*?)\r?\n")
 """A first line of a manifest: the folder of its paths, or the rate and column of numbers in files."""
 
-Records = list[dict[str, Any]]
 
-
-def read_table(path: Path) -> tuple[Records, list[str], dict[str, str]]:
+def read_table(path: Path) -> tuple[list[dict[str, Any]], list[str], dict[str, str]]:
     """Read a table.
 
     Returns rows by column; the columns, as they are spelled; and what first lines ``# root: FOLDER``, ``# rate: HZ``

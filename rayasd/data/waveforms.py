@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, sample_blocks
+from rayasd.data.audio import sample_blocks
 from rayasd.data.catalog import Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, decode_machine, processes
 from rayasd.data.groups import with_groups
 from rayasd.data.oddities import Oddity
-from rayasd.errors import UserError
+from rayasd.errors import BadClipError, UserError
 from rayasd.files import digest, no_links, read_record, write_json
 from rayasd.host import usable_cpus
 from rayasd.parquet import read_parquet

@@ -40,12 +40,11 @@ def is_development(year: int, machine: str, section: str) -> bool:
 
 def sections_of(year: int, part: str) -> list[tuple[str, str]]:
     """List machine and section of all that a year has on a part, development or evaluation."""
-    machines = {*DEVELOPMENT_MACHINES[year], *EVALUATION_MACHINES.get(year, ())}
-    numbers = range(8) if year == 2020 else range(6) if year <= 2022 else range(1)
-    every = [(machine, f"{number:02}") for machine in sorted(machines) for number in numbers]
-    if year == 2020:  # toys count from 01 and have 7, 6 in the case of conveyors
-        lengths = {"ToyCar": ("01", "07"), "ToyConveyor": ("01", "06")}
-        every = [(m, s) for m, s in every if lengths.get(m, ("00", "06"))[0] <= s <= lengths.get(m, ("00", "06"))[1]]
+    machines = sorted({*DEVELOPMENT_MACHINES[year], *EVALUATION_MACHINES.get(year, ())})
+    numbers = dict.fromkeys(machines, range(7) if year == 2020 else range(6) if year <= 2022 else range(1))
+    if year == 2020:  # toys count from 01
+        numbers |= {"ToyCar": range(1, 8), "ToyConveyor": range(1, 7)}
+    every = [(machine, f"{number:02}") for machine in machines for number in numbers[machine]]
     return [(m, s) for m, s in every if is_development(year, m, s) == (part == "development")]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rayasd.data.download import RemoteFile, read_json
 from rayasd.data.naming import SPLIT_FOLDERS
-from rayasd.errors import UserError, unknown
+from rayasd.errors import UserError
 
 ZENODO = "https://zenodo.org"
 
@@ -58,16 +58,12 @@ class Archive:
 
 
 def list_archives(dataset: str, parts: Collection[str]) -> list[Archive]:
-    """Ask Zenodo which archives the parts of a data set have.
+    """Ask Zenodo which archives the parts of a data set, both as in ``RECORDS``, have.
 
-    Raises UserError: an unknown data set or part, a server that does not answer, or an answer that makes no sense.
+    Raises UserError: a server that does not answer, or an answer that makes no sense.
     """
-    if dataset not in RECORDS:
-        raise unknown("data set", dataset, RECORDS)
     newest: dict[tuple[object, ...], Archive] = {}
     for part in parts:
-        if part not in RECORDS[dataset]:
-            raise unknown(f"part of {dataset}", part, RECORDS[dataset])
         for record in RECORDS[dataset][part]:
             for archive in _archives_of(record, part):
                 same = (part, archive.machine, archive.split if archive.machine else archive.file.name)

@@ -1,6 +1,6 @@
 """How sure a score is: bootstrap over test clips, drawn within domain and label, for one system or two in pairs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,11 +40,6 @@ class CellScores:
     def is_drawable(self) -> bool:
         """Whether no stratum is of one group of several clips, whose draws would all be alike."""
         return all(len(clips) == 1 or len(set(self.groups[clips])) > 1 for clips in self.strata.values())
-
-    @classmethod
-    def stacked(cls, seeds: Sequence["CellScores"]) -> "CellScores":
-        """Put the same cell's scores of several seeds together."""
-        return replace(seeds[0], scores=np.concatenate([seed.scores for seed in seeds]))
 
 
 Replicates = NDArray[np.float64]  # (seeds, replicates)

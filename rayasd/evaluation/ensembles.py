@@ -115,7 +115,10 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
     candidates = {
         s: {w: fused(m, "z-mean") for w, m in of.items()} for s, of in seeds.items() if len(of) == len(places)
     }
-    candidates = {s: of for s, of in candidates.items() if all(_can_be_scaled(scores) for scores in of.values())}
+    candidates = {  # whose training scores give a scale: seeds may have no normal clip in common
+        s: of for s, of in candidates.items()
+        if all(not each.failed and len(each.training) > 1 and np.ptp(each.training) > 0 for each in of.values())
+    }  # fmt: skip
     tested = {s: tuple(tuple(scores.clips) for scores in of.values()) for s, of in candidates.items()}
     most = max(Counter(tested.values()).items(), key=lambda item: item[1], default=((), 0))[0]
     candidates = {s: of for s, of in candidates.items() if tested[s] == most}  # all are tested on the same clips
@@ -142,11 +145,6 @@ def _greedy(scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConf
         }
         entries.append(Scored(f"all+{GREEDY}", machine, None, computed=of_machine))
     return entries
-
-
-def _can_be_scaled(scores: SectionScores) -> bool:
-    """Whether no score is missing and the training scores give a scale; seeds may have no normal clip in common."""
-    return not scores.failed and len(scores.training) > 1 and bool(np.ptp(scores.training) > 0)
 
 
 Where = tuple[str, str]  # machine, section

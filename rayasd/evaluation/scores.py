@@ -149,9 +149,9 @@ class Scored:
     seed: int | None  # None: an ensemble over seeds
     path: Path | None = field(default=None, repr=False)  # file of the scores; None: an ensemble that is not written
     sha256: str | None = field(default=None, repr=False)  # checksum of the file, where it is known
-    computed: "Mapping[Key, SectionScores] | None" = field(default=None, repr=False)
+    computed: Mapping[Key, SectionScores] | None = field(default=None, repr=False)
     """Scores of an ensemble that was fused for this report."""
-    domains: "Mapping[str, str]" = field(default_factory=dict, repr=False)
+    domains: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Domains of test clips that are known now and may not have been when the scores were written."""
 
     @cached_property
@@ -164,7 +164,7 @@ class Scored:
         found = read_scores(self.path, sha256=self.sha256, origin=origin)
         return {key: replace(each, domains=self._known(each)) for key, each in found.items()} if self.domains else found
 
-    def _known(self, scores: "SectionScores") -> Words:
+    def _known(self, scores: SectionScores) -> Words:
         both = zip(scores.clips, scores.domains, strict=True)
         return np.array([self.domains.get(clip, domain) for clip, domain in both], dtype=object)
 

@@ -55,26 +55,17 @@ def system_of(row: CellRow) -> System:
 
 def official(rows: Iterable[CellRow], year: int) -> list[float]:
     """Compute the year's official score of cells that are ok, for each seed."""
-    seeds = map(_columns, _values(rows).values())
-    return [float(official_score(year, machines, values)) for machines, _, values in seeds]
+    return [float(official_score(year, machines, values)) for machines, _, values in _values(rows)]
 
 
-_Value = tuple[str, str, float]  # machine, metric and value
-
-
-def _values(rows: Iterable[CellRow]) -> dict[int | None, list[_Value]]:
-    """Collect the AUCs and pAUCs that count of cells that are ok, for each seed."""
-    seeds: dict[int | None, list[_Value]] = {}
+def _values(rows: Iterable[CellRow]) -> list[tuple[tuple[Any, ...], ...]]:
+    """Collect the AUCs and pAUCs that count of cells that are ok, seed by seed: machines, metrics and values."""
+    seeds: dict[int | None, list[tuple[str, str, float]]] = {}
     for row in rows:
         if row["status"] == "ok":
             values = seeds.setdefault(row["seed"], [])
             values += [(row["machine"], name, row[name]) for name in METRICS if row[name] is not None]
-    return seeds
-
-
-def _columns(values: Sequence[_Value]) -> tuple[list[str], list[str], list[float]]:
-    machines, metrics, numbers = zip(*values, strict=True)
-    return list(machines), list(metrics), list(numbers)
+    return [tuple(zip(*values, strict=True)) for values in seeds.values()]
 
 
 def left_out(sections: Iterable[str]) -> str:
@@ -116,8 +107,8 @@ def _best(
 ) -> System:  # fmt: skip
     def quality(system: System) -> tuple[float, float]:
         of_system = [rows[place] for place in systems[system]]
-        seeds = _values(row for row in of_system if chooses(row)).values()
-        scores = [float(choosing_score(evaluation, *_columns(values))) for values in seeds]
+        seeds = _values(row for row in of_system if chooses(row))
+        scores = [float(choosing_score(evaluation, *values)) for values in seeds]
         return -sum(row["status"] == "failed" for row in of_system), float(np.mean(scores)) if scores else -1.0
 
     return max(systems, key=quality)  # the first of equals

@@ -57,11 +57,6 @@ class Bank:
         folds = min(self._inlier.calibration_folds, self._num_groups)
         return folds if folds >= 2 else 0
 
-    def _folds_for(self, spec: DetectorSpec) -> int:
-        """Leave out one at a time where groups are few and the detector is cheap: it is then almost the whole one."""
-        cheap = "neighbours" in inspect.signature(spec.build().fit).parameters and self._num_groups <= FEW
-        return self._num_groups if cheap and self.num_folds else self.num_folds
-
     def fitted(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
         """Fit a detector to all clips, and to all but a fold of them, fold by fold.
 
@@ -85,8 +80,11 @@ class Bank:
                 fold.neighbours.forget()
 
     def _fit(self, spec: DetectorSpec, level: str, product: Indices) -> tuple[Any, Scores | str]:
+        num_folds = self.num_folds
+        if num_folds and self._num_groups <= FEW and "neighbours" in inspect.signature(spec.build().fit).parameters:
+            num_folds = self._num_groups  # where groups are few and the detector is cheap, leave out one at a time
         try:
-            whole, *folds = self._folds_of(features_of(spec, self._inlier.features), level, self._folds_for(spec))
+            whole, *folds = self._folds_of(features_of(spec, self._inlier.features), level, num_folds)
         except ValueError as error:
             return (reason(error),) * 2
         detector = _fit_fold(spec, whole, product)

@@ -6,7 +6,6 @@ The scale comes from training scores alone, so that a test clip's score does not
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rayasd.arrays import Scores
 
@@ -54,11 +53,9 @@ def rank_by_others(training: Scores) -> Scores:
     return (by_all * count - 0.5) / (count - 1) if count > 1 else by_all
 
 
-_Normalise = Callable[[Scores, Scores], Scores]
-_ByOthers = Callable[[Scores], Scores]
-_Combine = Callable[[NDArray[np.float64]], Scores]
-
-FUSIONS: dict[str, tuple[_Normalise, _ByOthers, _Combine]] = {
+FUSIONS: dict[
+    str, tuple[Callable[[Scores, Scores], Scores], Callable[[Scores], Scores], Callable[[Scores], Scores]]
+] = {
     "z-mean": (z_normalised, z_by_others, lambda members: members.mean(axis=0)),
     "z-min": (z_normalised, z_by_others, lambda members: members.min(axis=0)),
     "z-max": (z_normalised, z_by_others, lambda members: members.max(axis=0)),

@@ -153,10 +153,9 @@ class OutlierFactor:
         self.other_clips = other_clips
 
     def fit(self, X: Features, neighbours: NeighbourSearch | None = None) -> Self:
-        # scikit-learn would quietly accept fewer
         from sklearn.neighbors import LocalOutlierFactor
 
-        need_samples(X, self.n_neighbors + 1)
+        need_samples(X, self.n_neighbors + 1)  # scikit-learn would quietly accept fewer
         self.neighbours_ = neighbours or NeighbourSearch(X, self.n_neighbors)
         self.factor_ = LocalOutlierFactor(n_neighbors=self.n_neighbors, metric="precomputed", novelty=True)
         self.factor_.fit(self.neighbours_.graph_within(self.n_neighbors, other_groups=self.other_clips))

@@ -11,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.config import EvaluationConfig
-from rayasd.evaluation.attributes import aucs_by_attribute
-from rayasd.evaluation.cells import labels_of
+from rayasd.evaluation.cells import aucs_by_attribute, labels_of
 from rayasd.evaluation.decisions import decision_of
 from rayasd.evaluation.scores import FIXED, unchosen
 from rayasd.report.curves import curve_rows, find_curves

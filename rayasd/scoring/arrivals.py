@@ -6,6 +6,7 @@ find what came while nobody watched, and no event shows that a file is complete.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -18,10 +19,12 @@ _PAUSE_SECONDS, _QUIET_SECONDS, _AGAIN_SECONDS = 1.0, 2.0, 60.0
 _PAUSES_PER_LISTING = 4.0  # what lists a large or slow tree takes a fifth of the time at most
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Return a file's size and time of change; raises OSError."""
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
+def stamp_of(path: Path) -> Stamp | None:
+    """Return a file's size and time of change; None where it cannot be looked at."""
+    with suppress(OSError):
+        facts = path.stat()
+        return facts.st_size, facts.st_mtime_ns
+    return None
 
 
 class Arrivals:

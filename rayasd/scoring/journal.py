@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rayasd.errors import UserError
+from rayasd.files import write_at
 
 Record = dict[str, Any]
 
@@ -75,9 +76,7 @@ class Journal:
         if not self._unwritten:
             return
         try:
-            written = 0
-            while written < len(self._unwritten):
-                written += os.pwrite(self._file, self._unwritten[written:], self._end + written)
+            write_at(self._file, self._unwritten, self._end)
             os.fsync(self._file)
         except OSError as error:
             if not self._failing:

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import NO_MEMORY, BadClipError, num_frames, read_facts, read_samples, sample_blocks
+from rayasd.data.audio import NO_MEMORY, TooLongError, num_frames, read_facts, read_samples, sample_blocks
 from rayasd.data.naming import matching
 from rayasd.data.samples import at_level
-from rayasd.errors import UserError
+from rayasd.errors import BadClipError, UserError
 from rayasd.evaluation.scores import Leaf
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.embedding import embed_windows
@@ -160,17 +159,16 @@ class MachineModel:
         windows = [embedder.config.embedding for embedder in self.parts.embedders.values()]
         return max(1, min(each.batch_size // each.num_windows for each in windows))
 
-    def _spans(self, clip: str) -> list[tuple[int, int]]:
-        data = self._config.data
-        length = round(self.parts.clip_seconds * data.sample_rate)
-        return _spans(num_frames(read_facts(Path(clip), data), data), length)
+    @property
+    def _clip_length(self) -> int:
+        return round(self.parts.clip_seconds * self._config.data.sample_rate)
 
     def _whole(self, clip: str) -> Piece | ClipScore | None:
         """Read a clip; None of a long recording, which is read in parts."""
         try:
-            if len(self._spans(clip)) > 1:
-                return None
-            samples = read_samples(Path(clip), self._config.data)
+            samples = read_samples(Path(clip), self._config.data, _LONG * self._clip_length)
+        except TooLongError:
+            return None
         except (BadClipError, MemoryError) as error:
             return _unread(clip, error)
         return Piece(clip, 0, len(samples), samples)
@@ -181,7 +179,7 @@ class MachineModel:
         def pieces() -> Iterator[Piece | ClipScore]:
             data = self._config.data
             try:
-                spans = self._spans(clip)
+                spans = _spans(num_frames(read_facts(Path(clip), data), data), self._clip_length)
                 blocks = sample_blocks(Path(clip), replace(data, level="keep"))
                 held, first = next(blocks), 0
                 for start, end in spans:
@@ -281,14 +279,13 @@ class MachineModel:
     def _bank(self, leaf: Leaf, section: str) -> Bank:
         """Windows that a leaf's detector is fitted to, shared with the other detectors of this bank."""
         embedder = self.parts.embedders[leaf[:2]]
-        inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
-        if inlier.per == "section":
-            rows &= pc.field("section") == section
+        inlier = embedder.config.inlier
         key = (*leaf[:3], section if inlier.per == "section" else "")
         if key not in self._banks:
             names = {other.detector for of in self.parts.leaves.values() for other in of if other[:3] == leaf[:3]}
             most = most_neighbours(single_detector(name, inlier) for name in names)
-            self._banks[key] = Bank(embedder.bank.filter(rows), replace(inlier, calibration_folds=0), most)
+            normal = embedder.normal(leaf.checkpoint, section)
+            self._banks[key] = Bank(normal, replace(inlier, calibration_folds=0), most)
         return self._banks[key]
 
     def _section(self, name: str) -> SectionModel:

@@ -64,6 +64,13 @@ class Embedder:
                 return Control(config).eval()
             return restored(config, self.classes, dict(self.weights[epochs]))
 
+    def normal(self, checkpoint: int, section: str) -> pa.Table:
+        """Take from the bank what a section's detectors are fitted to: its own windows or the machine's."""
+        rows = pc.field("checkpoint") == checkpoint
+        if self.config.inlier.per == "section":
+            rows &= pc.field("section") == section
+        return self.bank.filter(rows)
+
     def starts(self, frames: int) -> NDArray[np.int64]:
         """First samples of a clip's windows."""
         return window_starts(frames, self.config.window_length, self.config.embedding.num_windows)

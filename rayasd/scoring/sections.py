@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from rayasd.arrays import Features, Indices, Scores
@@ -96,9 +95,8 @@ def normal_scores(specs: Sequence[DetectorSpec], leaf: Leaf, section: str, embed
     """
     from rayasd.inlier.scoring import Section  # imports scikit-learn
 
-    inlier, rows = embedder.config.inlier, pc.field("checkpoint") == leaf.checkpoint
-    rows = rows & (pc.field("section") == section) if inlier.per == "section" else rows
-    bank = Bank(embedder.bank.filter(rows), inlier, most_neighbours(specs))
+    inlier = embedder.config.inlier
+    bank = Bank(embedder.normal(leaf.checkpoint, section), inlier, most_neighbours(specs))
     some = bank.table.slice(0, bank.num_windows)
     of_section = Section(section, bank, some, inlier, own_products(embedder.products, section), embedder.config.learns)
     with threadpool_limits(1):

@@ -52,7 +52,9 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
     with nullcontext() if rules.out is None else Journal(rules.out, say) as journal:
         for records in journal.recorded() if journal else ():
             done[records[0]["clip"]] = records[0]["size"], records[0]["mtime_ns"]
-            for score in map(_score_of, records):
+            for record in records:
+                values: Record = {field.name: record.get(field.name) for field in fields(ClipScore)}
+                score = ClipScore(**values)
                 monitor.alarm(score), monitor.drift(score)
         say(f"watching {', '.join(map(str, folders))}; Ctrl-C ends it")
         arrivals = Arrivals(folders, done, say, signals=model.reads_signals)
@@ -73,7 +75,7 @@ def _go_on(
                         say(f"{scores}; rayasd tries it every minute")
                     failing.add(path)
                     arrivals.later(path)
-                elif (now := _now(path)) != stamps[path] and (now or scores[0].reason is not None):
+                elif (now := stamp_of(path)) != stamps[path] and (now or scores[0].reason is not None):
                     say(f"{path}: {scores[0].reason or 'has changed since it was listed'}")  # comes again, or is gone
                 else:
                     records = [_record(model, monitor, each, stamps[path], len(scores), rules) for each in scores]
@@ -124,18 +126,6 @@ def _record(model: MachineModel, monitor: Monitor, score: ClipScore, stamp: Stam
         if rules.on_alarm is not None and (why := run_command(rules.on_alarm, json_line(record))):
             say(f"--on-alarm of {score.clip}: {why}")
     return record
-
-
-def _score_of(record: Record) -> ClipScore:
-    values: Record = {field.name: record.get(field.name) for field in fields(ClipScore)}
-    return ClipScore(**values)
-
-
-def _now(path: Path) -> Stamp | None:
-    try:
-        return stamp_of(path)
-    except OSError:
-        return None
 
 
 def say(text: str) -> None:

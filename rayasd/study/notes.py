@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow.compute as pc
 
 from rayasd.config import Config
-from rayasd.data.catalog import ONE_MACHINE, Catalog
+from rayasd.data.catalog import ONE_MACHINE, ONE_SECTION, SCALED, Catalog
 from rayasd.data.oddities import odd_contents
 from rayasd.nested import flatten
 from rayasd.wording import counted
@@ -49,9 +49,9 @@ def oddities(catalog: Catalog, machines: Sequence[str]) -> Iterator[str]:
         yield f"note     {ONE_MACHINE}"
     for machine in machines:
         if (scale := pc.max(catalog.of(machine)["scale"]).as_py()) not in (None, 1.0):
-            yield f"note     {machine}: floats are divided by {scale:g}: they do not go from -1 to 1"
+            yield f"note     {machine}: {SCALED.format(scale)}"
         if len(pc.unique(catalog.of(machine).filter(catalog.is_train)["section"])) == 1:
-            yield f"note     {machine} has one section: the product loss learns nothing"
+            yield f"note     {machine}: {ONE_SECTION}"
     outside = [f"{odd.path}: {odd.problem}" for odd in catalog.oddities if "audio files outside" in odd.problem]
     if outside:
         yield f"note     {outside[0]}{f', and {len(outside) - 1} more folders' if len(outside) > 1 else ''}"

@@ -9,11 +9,12 @@ import pytest
 import soundfile
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_facts, read_samples, sample_blocks
+from rayasd.data.audio import read_facts, read_samples, sample_blocks
 from rayasd.data.catalog import scan
 from rayasd.data.decoding import scaled
 from rayasd.data.folders import audio_files
 from rayasd.data.samples import scale_of, without_far
+from rayasd.errors import BadClipError
 from tests.conftest import RATE, write_clip
 
 TIME = np.arange(2 * RATE) / RATE

@@ -15,10 +15,10 @@ import pytest
 from rayasd.cli.data import check
 from rayasd.config import DataConfig
 from rayasd.data import decoding
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import read_samples
 from rayasd.data.catalog import Catalog, scan
 from rayasd.data.waveforms import decode, open_waveforms
-from rayasd.errors import UserError
+from rayasd.errors import BadClipError, UserError
 from tests.conftest import write_tree
 from tests.data.bad_clips import CASES, RATE, TRAIN, Case, put, remove, signal, wav
 

@@ -14,6 +14,7 @@ from rayasd.data.folders import audio_files
 from rayasd.data.ground_truth import scan_labelled, with_ground_truth, with_labels_of
 from rayasd.data.waveforms import data_fingerprint, decode
 from rayasd.errors import StorageError, UserError
+from tests.command import Rayasd
 from tests.conftest import write_clip, write_tree
 
 
@@ -62,6 +63,25 @@ def test_a_folder_that_a_failing_disk_cannot_list_is_not_left_out(number: int, t
     for read in (scan, audio_files):
         with pytest.raises(StorageError, match="source_test cannot be read: .*look at its disk"):
             read(tree)
+
+
+def test_a_folder_without_permission_is_named_by_commands_that_search_for_audio(
+    tree: Path, tmp_path: Path, rayasd: Rayasd, monkeypatch, capsys
+):
+    list_folder, closed = os.scandir, tree / "fan/source_test"
+
+    def scandir(folder: str) -> Any:
+        if Path(folder) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    warning = f"{closed} cannot be opened and is left out: Permission denied\n"
+    assert not [path for path in audio_files(tree) if path.is_relative_to(closed)]  # score and recalibrate list by it
+    assert capsys.readouterr().err == warning
+    words = ("--pattern", "{machine}/{domain}_test/*.wav", "--machine", "fan", "--label", "normal", "--partial")
+    done = rayasd("data", "index", tree, *words, "-o", tmp_path / "clips.csv")
+    assert (done.returncode, done.stderr) == (0, warning)
 
 
 def test_ground_truth_fills_labels_with_either_line_end(tmp_path: Path):

@@ -11,9 +11,9 @@ import scipy.io
 import soundfile
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_facts, read_samples
+from rayasd.data.audio import read_facts, read_samples
 from rayasd.data.signals import by_ffmpeg
-from rayasd.errors import StorageError
+from rayasd.errors import BadClipError, StorageError
 from rayasd.scoring.arrivals import Arrivals
 from tests.command import Rayasd
 from tests.conftest import small_sweep, write_clip, write_tree

@@ -145,7 +145,7 @@ def test_an_interrupted_call_is_not_mixed_with_another_plan(tmp_path: Path):
 
 def test_progress_need_not_be_watched(tmp_path: Path):
     plan = replace(PLAN, machines=("fan",), num_sections=1)
-    assert synthesize(tmp_path / "out", plan, num_workers=1, on_progress=None) == 12
+    assert synthesize(tmp_path / "out", plan, num_workers=1) == 12
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ from xxhash import xxh3_128_hexdigest
 
 from rayasd.config import DataConfig
 from rayasd.data import decoding, waveforms
-from rayasd.data.audio import BadClipError, read_samples
+from rayasd.data.audio import read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.waveforms import data_fingerprint, decode, open_waveforms, scaling
-from rayasd.errors import Interrupted, StorageError, UserError
+from rayasd.errors import BadClipError, Interrupted, StorageError, UserError
 from tests.conftest import RATE, write_clip, write_tree
 
 

@@ -7,8 +7,7 @@ from sklearn.metrics import roc_auc_score
 from rayasd.data.ground_truth import scan_labelled
 from rayasd.data.naming import attribute_values
 from rayasd.data.synthetic import SynthesisPlan, synthesize
-from rayasd.evaluation.attributes import aucs_by_attribute
-from rayasd.evaluation.cells import labels_of
+from rayasd.evaluation.cells import aucs_by_attribute, labels_of
 from rayasd.study.study import Study
 from tests.command import Rayasd
 from tests.conftest import small_sweep

@@ -13,11 +13,11 @@ import tomli_w
 
 from rayasd import presets
 from rayasd.config import DataConfig
-from rayasd.data.audio import BadClipError, read_facts, read_samples
+from rayasd.data.audio import read_facts, read_samples
 from rayasd.data.catalog import scan
 from rayasd.data.ground_truth import with_ground_truth
 from rayasd.data.naming import SPLIT_FOLDERS, parse_clip_name
-from rayasd.errors import UserError
+from rayasd.errors import BadClipError, UserError
 from rayasd.scoring.packing import read_pack, write_pack
 from tests.faults.packs import small_pack
 

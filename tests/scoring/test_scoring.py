@@ -247,7 +247,9 @@ def test_a_clip_for_which_there_is_no_memory_says_so(packed: Path, tree: Path, m
     reasons = {clip.reason for clip in load(packed).score(clips[:1], section="00")}
     monkeypatch.undo()
     read = model.read_samples
-    monkeypatch.setattr(model, "read_samples", lambda path, data: (no_memory if path == clips[1] else read)(path, data))
+    monkeypatch.setattr(
+        model, "read_samples", lambda path, *more: (no_memory if path == clips[1] else read)(path, *more)
+    )
     found = list(load(packed).score(clips, section="00"))
     assert reasons == {found[1].reason} == {"needs more memory than there is"}
     assert [clip.score is None for clip in found] == [False, True, False]

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from rayasd.config import Config
-from rayasd.data.audio import BadClipError, read_samples, uncut
+from rayasd.data.audio import read_samples, uncut
+from rayasd.errors import BadClipError
 from rayasd.report.html.svg import PlotArea, drawing, tag, ticks
 
 MAX_SECONDS = 10.0  # seconds of a clip that are shown and heard
