@@ -14,7 +14,7 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     """Fuse scores of the same test clips, each scaled by its own training scores; normal clips, by the others'.
 
     A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
-    clip is judged by those that held it out (CV+; Barber et al. 2021). They are fewer than judge a test clip, so
+    clip is judged by those that held it out (out-of-fold scores). They are fewer than judge a test clip, so
     these scores spread more, and thresholds are rather too high. Members of different variants judge a clip together
     or not at all. A clip that members have seen is scored by all of them, and marked so.
     """
