@@ -1,6 +1,7 @@
 """The network: an encoder and a neck that make embeddings, and the objective that trains them; its files."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,11 @@ class Extractor(nn.Module):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Embed waveforms that are scaled by ``scaling``."""
-        if isinstance(self.neck, AttentiveStatistics):
-            features = self.encoder(waveforms).float()
-        elif self._in_float32:  # in bfloat16, embeddings would have 8 bits: their distances would tie
-            with torch.autocast(waveforms.device.type, enabled=False):
-                features = features_of_windows(self.encoder, waveforms)
-        else:
-            features = features_of_windows(self.encoder, waveforms)
-        with torch.autocast(waveforms.device.type, enabled=False):
+        in_float32 = torch.autocast(waveforms.device.type, enabled=False)
+        with in_float32 if self._in_float32 else nullcontext():  # bfloat16 has 8 bits: distances would tie
+            of_grids = isinstance(self.neck, AttentiveStatistics)
+            features = self.encoder(waveforms).float() if of_grids else features_of_windows(self.encoder, waveforms)
+        with in_float32:
             embedding: Tensor = self.neck(features)
             return embedding
 
