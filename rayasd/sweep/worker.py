@@ -121,7 +121,18 @@ class FileReporter:
         if moment - self.written < interval and not progress.note:
             return self.stopping
         self.written = moment
-        state = self._state(progress)
+        first, began = self.first or (0, self.started)
+        done, seconds = progress.done - first, max(moment - began, 1e-9)
+        state = {
+            "done": progress.done,
+            "total": progress.total,
+            "loss": self.loss,
+            "clips_per_second": self.clips / seconds,
+            "seconds_left": seconds / done * (progress.total - progress.done) if done else None,
+            "notes": self.notes,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
         if self.show:
             self.show(how_far(self.unit, state))
         path = self.run.progress(self.unit)
@@ -136,17 +147,3 @@ class FileReporter:
                 raise
         self.stopping = self.stop is not None and self.stop.exists()
         return self.stopping
-
-    def _state(self, progress: Progress) -> dict[str, Any]:
-        first, began = self.first or (0, self.started)
-        done, seconds = progress.done - first, max(time.monotonic() - began, 1e-9)
-        return {
-            "done": progress.done,
-            "total": progress.total,
-            "loss": self.loss,
-            "clips_per_second": self.clips / seconds,
-            "seconds_left": seconds / done * (progress.total - progress.done) if done else None,
-            "notes": self.notes,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }
