@@ -42,6 +42,7 @@ class Command:
 
     def __init__(self, command: Sequence[str], node: RayNode, address: str, nodes: Path) -> None:
         self._id, self._node = f"{command[0]}-{node.placement.job}", node
+        self._log = node.folder / "driver.log"
         config = {"metadata": {"job_submission_id": self._id, "job_name": name_of(command)}}
         pipe = None if sys.stdout.isatty() and not node.placement.by_mpi else subprocess.PIPE
         self.process = subprocess.Popen(
@@ -52,10 +53,6 @@ class Command:
         self._copies = [Thread(target=self._copy, args=each, daemon=True) for each in streams if each[0]]
         for copy in self._copies:
             copy.start()
-
-    @property
-    def _log(self) -> Path:
-        return self._node.folder / "driver.log"
 
     def show(self) -> None:
         """Put the log where Ray's dashboard looks for that of a job."""

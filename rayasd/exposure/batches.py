@@ -100,7 +100,6 @@ class BatchLoader:
         if resident is None:
             resident = fits_on(device, self.machines)
         self.resident = [ResidentClips(machine, device) for machine in self.machines] if resident else []
-        """Samples on the device, where they fit; else each batch's windows are sent there."""
 
     def slack(self, batch: Batch) -> Indices:
         """Return the last sample at which each clip's window can start, (N,)."""

@@ -75,7 +75,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         parts = ("loss", *training.network.objective.parts)
         sums = torch.zeros(len(parts), device=training.compute.device)
         for batch in training.network.objective.batches(training.loader.machines, config, seed, epoch):
-            learning_rate = training.learning_rate
+            learning_rate = float(training.optimizer.param_groups[0]["lr"])
             progress = (epoch * num_steps + batch.step) / (num_epochs * num_steps)
             losses = training.step(batch, (seed, machine, epoch), progress)
             sums += torch.stack([losses[part] for part in parts])
@@ -154,11 +154,6 @@ class Training:
         )
         self.loader = BatchLoader(machines, classes, config, self.compute.device, self.network.extractor.scaling)
         self.noise = Noise(machines, exposure.supplemental_noise)
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> dict[str, Tensor]:
         """Do one optimiser step.

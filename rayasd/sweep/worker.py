@@ -61,9 +61,8 @@ def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcom
         with freed_memory_kept():
             getattr(importlib.import_module(module), name)(spec, reporter)
         spec.run.progress(spec.unit).unlink(missing_ok=True)
-        mark_done(
-            spec, rayasd=__version__, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes
-        )
+        seconds = round(time.monotonic() - reporter.started, 3)
+        mark_done(spec, rayasd=__version__, seconds=seconds, clips=reporter.clips, notes=reporter.notes)
     except Stopped:
         return Outcome(spec.unit, stopped=True)
     except Exception as error:
@@ -102,11 +101,6 @@ class FileReporter:
     """Work done, and time, at the first report: not 0 after an interruption; imports are not counted."""
     notes: list[str] = field(default_factory=list)
     stopping: bool = False
-
-    @property
-    def seconds(self) -> float:
-        """Since the unit began."""
-        return time.monotonic() - self.started
 
     def __call__(self, progress: Progress) -> bool:
         """Take a stage's report; tells whether the run has been asked to stop."""

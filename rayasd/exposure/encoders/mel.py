@@ -155,12 +155,11 @@ def _weights(path: str) -> dict[str, Tensor]:
 
 
 def _num_features(backbone: nn.Module, name: str, size: tuple[int, int]) -> int:
-    training = backbone.training
     try:
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, 1, *size))
     except TROUBLES as error:
         raise UserError(f"network.backbone: {name} cannot use spectrograms of {size[0]} x {size[1]}: {one_line(error)}"
                         ) from None  # fmt: skip
-    backbone.train(training)
+    backbone.train()
     return int(features.shape[1])
