@@ -32,7 +32,7 @@ class ClassLoss(nn.Module):
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean loss of N clips."""
-        return _soft_cross_entropy(self.logits(embedding), targets)
+        return F.cross_entropy(self.logits(embedding), targets, reduction="none").mean()
 
 
 class CrossEntropy(ClassLoss):
@@ -80,7 +80,7 @@ class _Angular(ClassLoss):
         cosines = self.cosines(embedding)
         if self.adaptive and self.training:
             self._adapt(cosines, targets)
-        return _soft_cross_entropy(self._logits(cosines), targets)
+        return F.cross_entropy(self._logits(cosines), targets, reduction="none").mean()
 
     def _cosines(self, unit: Tensor, vectors: Tensor) -> Tensor:
         return unit @ vectors.T
@@ -236,10 +236,6 @@ class Subspace(ClassLoss):
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
         branches = zip(self.parts, embedding.split(self.widths, dim=1), strict=True)
         return sum((part(branch, targets) for part, branch in branches), start=self.joint(embedding, targets))
-
-
-def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
 def _at_least_one(name: str, number: int) -> int:

@@ -115,6 +115,6 @@ def product_loss(logits: Tensor, targets: Tensor, members: Tensor, kind: str) ->
     if kind == "bce":
         per_clip = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
     else:
-        per_clip = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
+        per_clip = F.cross_entropy(logits, targets, reduction="none")
     weight = members.to(per_clip.dtype)
     return (per_clip * weight).sum() / weight.sum().clamp(min=1)
