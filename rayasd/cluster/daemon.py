@@ -65,8 +65,8 @@ class RayNode:
         self.starts, self.head_address = self.starts + 1, head_address
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, env={**self.environment, **metric_ports(self.ports)}, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent,
+                self.command, env={**self.environment, **metric_ports(self.ports)}, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
 
     @property
