@@ -24,7 +24,8 @@ SHORT = ((256, 64), (64, 8), (8, 4))  # kernels and strides of ``FftNetwork`` fo
 class StftResNet(Encoder):
     """Residual network on the magnitude spectrogram: waveforms (N, samples) to embeddings (N, dim).
 
-    ``n_fft``: samples of a frame, Hann-windowed, one each ``hop_length``; ``f_min``, ``f_max``: frequencies in Hz.
+    ``n_fft``: samples of a frame, Hann-windowed, one each ``hop_length``; ``f_min``, ``f_max``: frequencies in Hz;
+    ``subtract_mean``: take the mean over time from each frequency bin, as Wilkinghoff does.
 
     Raises UserError: a window is shorter than a frame, or there is no bin between f_min and f_max.
     """
@@ -34,7 +35,7 @@ class StftResNet(Encoder):
 
     def __init__(
         self, config: Config, *, n_fft: int = 1024, hop_length: int = 512, f_min: float = 200.0, f_max: float = 8000.0,
-        dim: int = 128,
+        dim: int = 128, subtract_mean: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         sample_rate, length = config.data.sample_rate, config.window_length
@@ -44,7 +45,7 @@ class StftResNet(Encoder):
         bins = torch.nonzero((frequencies >= f_min) & (frequencies <= f_max)).flatten().tolist()
         if not bins:
             raise UserError(f"no frequency bin of n_fft {n_fft} is between f_min {f_min:g} and f_max {f_max:g} Hz")
-        self.dim = dim
+        self.dim, self.subtract_mean = dim, subtract_mean
         self.first, self.stop = bins[0], bins[-1] + 1
         self.spectrogram = torchaudio.transforms.Spectrogram(
             n_fft=n_fft, hop_length=hop_length, power=None, normalized=True, center=True, pad_mode="constant"
@@ -71,7 +72,10 @@ class StftResNet(Encoder):
 
     def forward(self, waveforms: Tensor) -> Tensor:
         with torch.autocast(waveforms.device.type, enabled=False):
-            spectra = self.normalise(_magnitude(self.spectrogram(waveforms.float())[:, self.first : self.stop]))
+            spectra = _magnitude(self.spectrogram(waveforms.float())[:, self.first : self.stop])
+            if self.subtract_mean:
+                spectra = spectra - spectra.mean(dim=2, keepdim=True)
+            spectra = self.normalise(spectra)
         features = self.trunk(spectra.unsqueeze(1).contiguous(memory_format=torch.channels_last))
         # in bfloat16, embeddings would have 8 bits: their distances would tie
         with torch.autocast(waveforms.device.type, enabled=False):
