@@ -55,7 +55,11 @@ def replacing(path: Path, *, parents: bool = True) -> Iterator[Path]:
         with suppress(OSError):  # the file system may be read-only by now
             temporary.unlink()
         raise
-    _sync_directory(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class Below:
@@ -201,11 +205,3 @@ def file_digest(path: Path) -> str:
     """Sha256 (hexadecimal) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

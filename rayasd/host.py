@@ -1,14 +1,16 @@
-"""Facts about this process and its host: CPUs and GPUs as a batch system gave them, other processes, ports."""
+"""Facts about this process and its host: software, CPUs and GPUs as a batch system gave them, processes, ports."""
 
 import ctypes
 import fcntl
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import struct
+import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,10 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rayasd import __version__
+from rayasd.files import now
+
+PACKAGES = ("ray", "torch", "torchaudio", "timm", "scikit-learn", "numpy", "pyarrow", "soundfile")
 _NO_GPU = ("", "-1", "NoDevFiles")  # the last is Slurm's word where it knows of no device files
 
 
@@ -68,6 +74,32 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, driver: Path = Pat
         return []
     devices = driver / "gpus"
     return [str(number) for number in range(len(list(devices.iterdir())))] if devices.is_dir() else []
+
+
+def describe_invocation(command: Sequence[str]) -> dict[str, Any]:
+    """Return when, where, with which arguments and versions a command was run."""
+    return {
+        "time": now(),
+        "command": list(command),
+        "host": socket.gethostname(),
+        "rayasd": __version__,
+        "revision": git_revision(),
+        "python": platform.python_version(),
+        "packages": package_versions(PACKAGES),
+    }
+
+
+def git_revision() -> str | None:
+    """Revision of the source tree that rayasd runs from, with + where it has uncommitted changes."""
+    folder = Path(__file__).parent
+    try:
+        output = subprocess.run(
+            ["git", "-C", folder, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return output.stdout.strip()
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str | None]:
@@ -138,15 +170,12 @@ def _begin_to_work() -> None:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let this process keep what it frees for its next allocations, until the block ends (glibc; elsewhere nothing).
+    """Let this process keep what it frees for its next allocations, until the block ends (glibc).
 
     Otherwise glibc hands each large tensor or array back to the kernel at once, and the next one's pages come fresh,
     zeroed and one fault at a time: a third of the processor time of a training step.
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
     libc.mallopt(-4, 0)  # M_MMAP_MAX: from the heap, whatever the size
     libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: which never shrinks
     try:

@@ -16,20 +16,12 @@ from rayasd.nested import ALL_SETTINGS, allowed
 class Setting:
     """One setting, for a person to look up."""
 
+    table: str
+    key: str  # its name within the table
     name: str  # table and key: exposure.epochs
     default: Any
     allowed: str
     meaning: str
-
-    @property
-    def table(self) -> str:
-        """The table that holds it."""
-        return self.name.partition(".")[0]
-
-    @property
-    def key(self) -> str:
-        """Its name within the table."""
-        return self.name.rpartition(".")[2]
 
 
 def tables_of_settings() -> dict[str, str]:
@@ -46,14 +38,18 @@ def all_settings() -> list[Setting]:
     meanings = _meanings()
     settings = [
         Setting(
-            name=f"{name}.{field.name}", default=field.default, meaning=meanings[table.__name__, field.name],
+            table=name, key=field.name, name=f"{name}.{field.name}", default=field.default,
+            meaning=meanings[table.__name__, field.name],
             allowed=allowed(get_type_hints(table)[field.name], field.metadata),
         )
         for name, table in get_type_hints(config.Config).items() if isinstance(table, type) and is_dataclass(table)
         for field in fields(table)
     ]  # fmt: skip
-    variants = meanings["Config", "variants"]
-    return [*settings, Setting(name="variants", default={}, meaning=variants, allowed="tables of settings, by name")]
+    variants = Setting(
+        table="variants", key="variants", name="variants", default={}, meaning=meanings["Config", "variants"],
+        allowed="tables of settings, by name",
+    )  # fmt: skip
+    return [*settings, variants]
 
 
 def find_settings(name: str) -> list[Setting]:

@@ -14,7 +14,7 @@ from benchmarks.gpu.running import Work
 from benchmarks.measure import machine
 from benchmarks.recordings import SECONDS, Files, unit_in
 from rayasd.data.waveforms import scaling
-from rayasd.sweep.provenance import git_revision
+from rayasd.host import git_revision
 from rayasd.unit import UnitSpec
 
 MANY_CLIPS = 640

@@ -92,7 +92,7 @@ def dashboard(run: Path, with_prometheus: bool) -> None:
         rayasd dashboard runs/night
         rayasd dashboard runs/night --with-prometheus
     """
-    from rayasd.cluster.prometheus import ADDRESS, run_prometheus
+    from rayasd.cluster.metrics import ADDRESS, run_prometheus
     from rayasd.sweep.store import RunStore, dashboards
 
     store = RunStore(run)

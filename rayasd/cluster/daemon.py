@@ -63,12 +63,34 @@ class RayNode:
     def start(self, head_address: str | None) -> None:
         """Start Ray: the head where ``head_address`` is None, else a worker of the one there."""
         self.starts, self.head_address = self.starts + 1, head_address
-        command = ray_command(self.placement, self.ports, self.folder, head_address, self.dashboard_host)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env={**self.environment, **metric_ports(self.ports)}, stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent,
+                self.command, env={**self.environment, **metric_ports(self.ports)}, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
+
+    @property
+    def command(self) -> list[str]:
+        """The words of ``ray start``. All that Ray would guess is said: it guesses for a whole host."""
+        options: dict[str, object] = {
+            "node-ip-address": self.placement.address,
+            "num-cpus": self.placement.cpus,
+            "num-gpus": self.placement.gpus,
+            "object-store-memory": settings.OBJECT_STORE_BYTES,
+            "min-worker-port": self.ports + _WORKER_PORTS_FROM,
+            "max-worker-port": self.ports + PORTS_A_BLOCK - 1,
+        }
+        for i, name in enumerate(_NAMED_PORTS):
+            if self.head_address is None or name not in _HEAD_ONLY:
+                options[name] = self.ports + i
+        start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        if self.head_address is None:
+            start.append("--head")
+            options |= {"include-dashboard": "true", "dashboard-host": self.dashboard_host}
+            options["temp-dir"] = self.folder / RAYS
+        else:
+            options["address"] = self.head_address
+        return [*start, *(f"--{name}={value}" for name, value in options.items())]
 
     @property
     def ended(self) -> bool:
@@ -125,31 +147,6 @@ class RayNode:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # the session that start_new_session made
         self.process.wait()
-
-
-def ray_command(
-    placement: Placement, ports: int, folder: Path, head_address: str | None, dashboard_host: str = "127.0.0.1"
-) -> list[str]:
-    """Return the words of ``ray start`` for one node. All that Ray would guess is said: it guesses for a whole host."""
-    head = head_address is None
-    options = {
-        "node-ip-address": placement.address,
-        "num-cpus": placement.cpus,
-        "num-gpus": placement.gpus,
-        "object-store-memory": settings.OBJECT_STORE_BYTES,
-        "min-worker-port": ports + _WORKER_PORTS_FROM,
-        "max-worker-port": ports + PORTS_A_BLOCK - 1,
-    }
-    for i, name in enumerate(_NAMED_PORTS):
-        if head or name not in _HEAD_ONLY:
-            options[name] = ports + i
-    if head:
-        options |= {"include-dashboard": "true", "dashboard-host": dashboard_host, "temp-dir": str(folder / RAYS)}
-    else:
-        options |= {"address": str(head_address)}
-    words = [f"--{name}={value}" for name, value in options.items()]
-    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    return [*start, *(["--head"] if head else []), *words]
 
 
 def metric_ports(ports: int) -> dict[str, str]:

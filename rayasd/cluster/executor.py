@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,8 @@ class RayExecutor:
     """Drives a Ray cluster: a standing one by address, else one of this host's own that ends with the driver."""
 
     def __init__(
-        self, address: str | None, token_file: Path, num_cpus: int | None = None, *, name: str = "rayasd",
-        dashboard_host: str = "127.0.0.1",
-    ) -> None:  # fmt: skip
+        self, address: str | None, token_file: Path, *, name: str = "rayasd", dashboard_host: str = "127.0.0.1"
+    ) -> None:
         """Connect, or start a Ray of our own.
 
         ``address``: HOST:PORT; None: as the environment says, else our own. The others are of our own.
@@ -56,7 +54,7 @@ class RayExecutor:
             os.environ.update(SETTINGS)  # workers of our own cluster inherit it
             where = "a Ray on this host"
             options: dict[str, Any] = {
-                "num_cpus": num_cpus or usable_cpus(), "object_store_memory": OBJECT_STORE_BYTES,
+                "num_cpus": usable_cpus(), "object_store_memory": OBJECT_STORE_BYTES,
                 "include_dashboard": True, "dashboard_host": dashboard_host, "_temp_dir": str(self._folder / RAYS),
             }  # fmt: skip
         else:
@@ -70,7 +68,7 @@ class RayExecutor:
         self._ray = ray
         self._where = "Ray on this host" if own else f"Ray cluster {address}"
         self._job = name
-        self.dashboard = _dashboard(context.dashboard_url)
+        self.dashboard = _dashboard(context)
         """Address, the command of the tunnel to it, and files: its token, the ports of metrics; as far as there are."""
         head, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
         self._head = head.strip("[]"), int(port)
@@ -119,7 +117,14 @@ class RayExecutor:
         """Return where units run, where to watch them, and what is odd about the nodes."""
         total = Resources(sum(node.cpus for node in self.nodes), sum(node.gpus for node in self.nodes))
         nodes = "" if len(self.nodes) == 1 else f" on {len(self.nodes)} nodes"
-        return [f"{self._where}: {total}{nodes}", *_dashboard_lines(self.dashboard), *self._odd]
+        lines, found = [f"{self._where}: {total}{nodes}"], self.dashboard
+        if found:
+            tunnel = f", from elsewhere by {found['tunnel']}" if "tunnel" in found else ""
+            token = f"; its token is in {found['token']}" if "token" in found else ""
+            lines.append(f"dashboard {found['address']}{tunnel}{token}")
+        if "metrics" in found:
+            lines.append(f"Prometheus finds metrics by {found['metrics']}")
+        return [*lines, *self._odd]
 
     def submit(self, spec: UnitSpec, resources: Resources) -> None:
         """Start a unit; its name is what the dashboard shows."""
@@ -266,9 +271,9 @@ def _kill_worker(host: str, pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _dashboard(url: str | None) -> dict[str, str]:
-    """Describe where the dashboard is, and how to see it from another host."""
-    if not url:
+def _dashboard(context: Any) -> dict[str, str]:
+    """Describe where the dashboard of a Ray is, and how to see it from another host."""
+    if not (url := context.dashboard_url):
         return {}
     host, _, port = url.rpartition(":")
     found = {"address": f"http://{url}"}
@@ -276,20 +281,9 @@ def _dashboard(url: str | None) -> dict[str, str]:
         found["tunnel"] = f"ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
     if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         found["token"] = token
-    from ray._private import worker
-
-    if node := worker._global_node:  # none where Ray's client connects
-        found["metrics"] = str(Path(node.get_temp_dir_path(), _METRICS))
+    if session := getattr(context, "address_info", {}).get("session_dir"):  # not where Ray's client connects
+        found["metrics"] = str(Path(session).with_name(_METRICS))
     return found
-
-
-def _dashboard_lines(found: Mapping[str, str]) -> list[str]:
-    if not found:
-        return []
-    line = f"dashboard {found['address']}"
-    line += f", from elsewhere by {found['tunnel']}" if "tunnel" in found else ""
-    line += f"; its token is in {found['token']}" if "token" in found else ""
-    return [line, *([f"Prometheus finds metrics by {found['metrics']}"] if "metrics" in found else [])]
 
 
 def _authenticate(token_file: Path) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from rayasd.cluster.daemon import RayNode
 from rayasd.cluster.folder import RAYS
@@ -42,6 +42,7 @@ class Command:
 
     def __init__(self, command: Sequence[str], node: RayNode, address: str, nodes: Path) -> None:
         self._id, self._node = f"{command[0]}-{node.placement.job}", node
+        self._log = node.folder / "driver.log"
         config = {"metadata": {"job_submission_id": self._id, "job_name": name_of(command)}}
         pipe = None if sys.stdout.isatty() and not node.placement.by_mpi else subprocess.PIPE
         self.process = subprocess.Popen(
@@ -52,10 +53,6 @@ class Command:
         self._copies = [Thread(target=self._copy, args=each, daemon=True) for each in streams if each[0]]
         for copy in self._copies:
             copy.start()
-
-    @property
-    def _log(self) -> Path:
-        return self._node.folder / "driver.log"
 
     def show(self) -> None:
         """Put the log where Ray's dashboard looks for that of a job."""
@@ -124,20 +121,17 @@ def leave_stopped() -> None:
 def tell_dashboard(message: str) -> None:
     """Tell Ray of the driver of a launch what its supervisor of jobs would: that it runs, where, and how far it is."""
     metadata = json.loads(os.environ.get(_CONFIG, "{}")).get("metadata", {})
-    if launched() and "job_submission_id" in metadata:
-        with suppress(Exception):  # Ray's own business: without it, a driver is listed without a log
-            _register(metadata, message)
+    if not launched() or "job_submission_id" not in metadata:
+        return
+    with suppress(Exception):  # Ray's own business: without it, a driver is listed without a log
+        import ray
+        from ray._private.ray_constants import KV_NAMESPACE_JOB
+        from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobStatus
+        from ray.experimental.internal_kv import _internal_kv_put
 
-
-def _register(metadata: dict[str, Any], message: str) -> None:
-    import ray
-    from ray._private.ray_constants import KV_NAMESPACE_JOB
-    from ray.dashboard.modules.job.common import JobInfo, JobInfoStorageClient, JobStatus
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    job = JobInfo(
-        status=JobStatus.RUNNING, message=message or None, metadata=metadata, start_time=_START_MS,
-        entrypoint=" ".join(["rayasd", *sys.argv[1:]]), driver_node_id=ray.get_runtime_context().get_node_id(),
-    )  # fmt: skip
-    key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=metadata["job_submission_id"])
-    _internal_kv_put(key, json.dumps(job.to_json()), namespace=KV_NAMESPACE_JOB)
+        job = JobInfo(
+            status=JobStatus.RUNNING, message=message or None, metadata=metadata, start_time=_START_MS,
+            entrypoint=" ".join(["rayasd", *sys.argv[1:]]), driver_node_id=ray.get_runtime_context().get_node_id(),
+        )  # fmt: skip
+        key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=metadata["job_submission_id"])
+        _internal_kv_put(key, json.dumps(job.to_json()), namespace=KV_NAMESPACE_JOB)

@@ -1,14 +1,24 @@
-"""A sweep's progress as Ray metrics, for whoever scrapes the cluster's Prometheus ports."""
+"""A sweep's progress as Ray metrics, and a Prometheus on this host for as long as somebody looks at them."""
 
+import json
 import math
+import shutil
+import subprocess
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rayasd.cluster.job import tell_dashboard
+from rayasd.errors import UserError
+from rayasd.host import end_with_parent
+from rayasd.printing import tell
 from rayasd.sweep.executors import Counts, Reported
 from rayasd.sweep.worker import how_far
 from rayasd.unit import Unit
 
+ADDRESS = "127.0.0.1:9090"
+"""Where Ray's dashboard looks for it unless told otherwise; everybody on this host can read there."""
 _TOLD = 100  # running units in a job's message
 
 
@@ -47,3 +57,36 @@ class Metrics:
                 value = record.get(key)
                 if value is not None and math.isfinite(value):
                     gauge.set(value, {"run": self._run, "unit": self._name_of(unit)})
+
+
+def run_prometheus(discovery: Sequence[str]) -> None:
+    """Run Prometheus until Ctrl-C, then remove what it has stored.
+
+    ``discovery``: files in which Ray lists the ports of its metrics.
+
+    Raises UserError: it is not installed, ends by itself, or this is not the host of these files.
+    """
+    if shutil.which("prometheus") is None:
+        raise UserError("no prometheus on the PATH: apt install prometheus, or unpack one of prometheus.io there")
+    if missing := [path for path in discovery if not Path(path).is_file()]:
+        raise UserError(f"no {missing[0]} here: start this on the sweep's head node, a few seconds after the sweep")
+    with tempfile.TemporaryDirectory(prefix="rayasd-prometheus-") as folder:
+        config, log = Path(folder, "prometheus.yml"), Path(folder, "log")
+        listed = {"files": list(discovery), "refresh_interval": "5s"}  # Ray adds ports; not each change raises an event
+        scrape = {"job_name": "ray", "scrape_interval": "5s", "file_sd_configs": [listed]}
+        config.write_text(json.dumps({"scrape_configs": [scrape]}))  # which is YAML too
+        options = {"config.file": config, "storage.tsdb.path": f"{folder}/data", "web.listen-address": ADDRESS}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["prometheus", "--log.level=error", *(f"--{name}={value}" for name, value in options.items())],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, preexec_fn=end_with_parent,
+            )  # fmt: skip
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            tell("Prometheus has ended, and its data are removed")
+            return
+        said = [line for line in log.read_text(errors="replace").splitlines() if "err=" in line]
+        raise UserError(f"prometheus ended with exit code {process.returncode}: {' '.join(said[-1:])[:300]}")

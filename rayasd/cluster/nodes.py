@@ -3,43 +3,31 @@
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rayasd import __version__
 from rayasd.errors import UserError
-from rayasd.host import package_versions
-from rayasd.sweep.provenance import PACKAGES
+from rayasd.host import PACKAGES, package_versions
 
 _ANSWER_SECONDS = 60.0
 _CLOCKS_DIFFER_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Software:
+class Software(NamedTuple):
     """Versions that results may depend on."""
 
     versions: Mapping[str, str | None]
     code: str  # sha256 of our modules, since two checkouts may have one version
 
-    @classmethod
-    def here(cls) -> "Software":
-        """Look at this process's own."""
-        modules = sorted(Path(__file__).parents[1].rglob("*.py"))
-        code = sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
-        python = ".".join(platform.python_version_tuple()[:2])
-        return cls({"Python": python, "rayasd": __version__, **package_versions(PACKAGES)}, code)
 
-    def differences(self, other: "Software") -> list[str]:
-        """Return what differs in the other."""
-        found = [
-            f"{name} {other.versions.get(name)}, not {version}"
-            for name, version in self.versions.items()
-            if other.versions.get(name) != version
-        ]
-        return found or ([] if self.code == other.code else ["another rayasd of the same version"])
+def software_here() -> Software:
+    """Return what this process runs on."""
+    modules = sorted(Path(__file__).parents[1].rglob("*.py"))
+    code = sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
+    python = ".".join(platform.python_version_tuple()[:2])
+    return Software({"Python": python, "rayasd": __version__, **package_versions(PACKAGES)}, code)
 
 
 def check_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,7 +43,7 @@ def check_nodes(ray: Any, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked[look.options(name="look at node", scheduling_strategy=there).remote()] = node["NodeManagerHostname"]
-    mine, notes, until = Software.here(), [], time.monotonic() + _ANSWER_SECONDS
+    mine, notes, until = software_here(), [], time.monotonic() + _ANSWER_SECONDS
     while asked and time.monotonic() < until:
         for answer in ray.wait(list(asked), timeout=until - time.monotonic())[0]:
             notes += _judged(ray, answer, asked.pop(answer), mine)
@@ -73,11 +61,15 @@ def _judged(ray: Any, answer: Any, host: str, mine: Software) -> list[str]:
             return [f"{host} was lost"]
         reason = next(iter(str(error).strip().splitlines()[::-1]), type(error).__name__)
         raise UserError(f"{host} cannot run rayasd: {reason[:200]}") from None
-    if different := mine.differences(software):
+    theirs = software.versions
+    odd = [name for name, version in mine.versions.items() if theirs.get(name) != version]
+    different = [f"{name} {theirs.get(name)}, not {mine.versions[name]}" for name in odd]
+    if software != mine:
+        different = different or ["another rayasd of the same version"]
         raise UserError(f"{host} has {'; '.join(different)}: install the same on all nodes")
     off = clock - time.time()
     return [f"the clock of {host} is {off:+.0f} s off"] if abs(off) > _CLOCKS_DIFFER_SECONDS else []
 
 
 def _look() -> tuple[Software, float]:
-    return Software.here(), time.time()
+    return software_here(), time.time()

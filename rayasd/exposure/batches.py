@@ -1,6 +1,6 @@
 """The clips of each training step, and their windows on the training device."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -100,14 +100,11 @@ class BatchLoader:
         if resident is None:
             resident = fits_on(device, self.machines)
         self.resident = [ResidentClips(machine, device) for machine in self.machines] if resident else []
-        """Samples on the device, where they fit; else each batch's windows are sent there."""
 
-    def starts(self, batch: Batch, start: Callable[[Indices], Indices]) -> Indices:
-        """Choose the first sample of each clip's window, (N,)."""
-        slack = np.concatenate(
-            [m.waveforms.frames[c] - self.length for m, c in zip(self.machines, batch.members, strict=True)]
-        )
-        return start(np.maximum(slack, 0))
+    def slack(self, batch: Batch) -> Indices:
+        """Return the last sample at which each clip's window can start, (N,)."""
+        frames = [m.waveforms.frames[clips] for m, clips in zip(self.machines, batch.members, strict=True)]
+        return np.maximum(np.concatenate(frames) - self.length, 0)
 
     def waveforms(self, batch: Batch, starts: Indices, rows: Indices) -> Tensor:
         """Cut the windows of the batch's clips ``rows`` (ascending); ``starts`` (N,) are of all its clips.
@@ -139,11 +136,6 @@ class BatchLoader:
         chosen = np.concatenate([of[clips] for of, clips in zip(self.classes, batch.members, strict=True)])
         of_first = torch.arange(batch.num_clips) < len(batch.members[0])
         return torch.from_numpy(chosen).to(self.device), of_first.to(self.device)
-
-
-def random_starts(rng: np.random.Generator) -> Callable[[Indices], Indices]:
-    """Choose every start evenly between 0 and the largest possible one."""
-    return lambda slack: rng.integers(0, slack + 1)
 
 
 def validation_batches(machines: Sequence[MachineClips], config: Config) -> Iterator[Batch]:

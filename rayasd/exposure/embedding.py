@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -100,7 +99,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
         report(Progress(0, total, note=note))
     with replacing(spec.run.table(spec.unit)) as path, _writing(path) as write:
         for number, (checkpoint, load) in enumerate(extractors.items()):
-            extractor, span = compute.place(load()), Span()
+            extractor, ranges = compute.place(load()), list[NDArray[np.float32]]()
             shape = (clips_a_batch, num_windows)
             cache = FeatureCache(spec.cache, clips, config, compute, extractor.extractor.scaling, shape)
             for begin in range(0, num_clips, clips_a_batch):
@@ -108,7 +107,8 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                 rows = np.repeat(chosen, num_windows)
                 embedded = partial(embed_clips, extractor, compute, clips, chosen, starts[chosen], config)
                 windows = cache.windows(chosen, embedded)
-                span.add(windows["embedding"])
+                embeddings = windows["embedding"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+                ranges += [embeddings.min(axis=0), embeddings.max(axis=0)]
                 table = clips.table.take(rows)
                 columns = [
                     *(table[name] for name in ("clip", "group", "section", "domain")),
@@ -124,7 +124,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                     schema = schema.with_metadata({CLASSES: json.dumps(extractor.objective.classes)})
                 write(pa.Table.from_arrays(columns, schema=schema).combine_chunks())
                 report(Progress(number * num_clips + int(chosen[-1]) + 1, total, len(chosen)))
-            if why := span.problem:
+            if why := _why_useless(ranges):
                 raise UserError(f"{spec.unit}: {why} after {checkpoint} epochs: lower exposure.learning_rate "
                                 f"(now {config.exposure.learning_rate:g}), or look at the clips")  # fmt: skip
             cache.save()
@@ -150,27 +150,13 @@ def _writing(path: Path) -> Iterator[Callable[[pa.Table], None]]:
             pending.pop().result()
 
 
-class Span:
-    """Smallest and largest value of each dimension over the embeddings added."""
-
-    def __init__(self) -> None:
-        self.low: Any = np.inf
-        self.high: Any = -np.inf
-
-    def add(self, embeddings: pa.ChunkedArray) -> None:
-        """Take in a column of n embeddings."""
-        flat = embeddings.combine_chunks().flatten().to_numpy().reshape(len(embeddings), -1)
-        self.low = np.minimum(self.low, flat.min(axis=0))  # NaN stays
-        self.high = np.maximum(self.high, flat.max(axis=0))
-
-    @property
-    def problem(self) -> str | None:
-        """Why no detector can learn from these embeddings; None if it can."""
-        if not np.isfinite([self.low, self.high]).all():
-            return "the extractor gives NaN or infinity"
-        if (self.high - self.low).max() <= _COLLAPSED * np.abs([self.low, self.high]).max():
-            return "the extractor has collapsed: it gives the same embedding for every window"
-        return None
+def _why_useless(ranges: list[NDArray[np.float32]]) -> str | None:
+    """Return why no detector can learn from embeddings, given the bounds of each dimension; None if it can."""
+    if not np.isfinite(ranges).all():  # the minimum of NaN is NaN
+        return "the extractor gives NaN or infinity"
+    if np.ptp(ranges, axis=0).max() <= _COLLAPSED * np.abs(ranges).max():
+        return "the extractor has collapsed: it gives the same embedding for every window"
+    return None
 
 
 def embed_clips(

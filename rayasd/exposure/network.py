@@ -1,6 +1,7 @@
 """The network: an encoder and a neck that make embeddings, and the objective that trains them; its files."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,32 +75,23 @@ class Extractor(nn.Module):
             self.encoder.requires_grad_(False)
         if network.lora is not None:
             add_lora(self.encoder, network.lora)
-        self._encoder_learns = network.train == "full"
+        self.encoder_learns = network.train == "full"
         self._in_float32 = not with_neck and not getattr(self.encoder, "ends_in_float32", False)
-
-    @property
-    def base(self) -> set[str]:
-        """Names of parameters and buffers that come from files of pretrained weights and are not trained."""
-        names = set() if self._encoder_learns else base_names(self.encoder)
-        return {f"encoder.{name}" for name in names if name.rpartition(".")[2] not in LORA}
 
     def train(self, mode: bool = True) -> "Extractor":
         """Set the mode; an encoder that does not learn, or learns low-rank updates alone, stays in evaluation mode."""
         super().train(mode)
-        if not self._encoder_learns:
+        if not self.encoder_learns:
             self.encoder.eval()
         return self
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Embed waveforms that are scaled by ``scaling``."""
-        if isinstance(self.neck, AttentiveStatistics):
-            features = self.encoder(waveforms).float()
-        elif self._in_float32:  # in bfloat16, embeddings would have 8 bits: their distances would tie
-            with torch.autocast(waveforms.device.type, enabled=False):
-                features = features_of_windows(self.encoder, waveforms)
-        else:
-            features = features_of_windows(self.encoder, waveforms)
-        with torch.autocast(waveforms.device.type, enabled=False):
+        in_float32 = torch.autocast(waveforms.device.type, enabled=False)
+        with in_float32 if self._in_float32 else nullcontext():  # bfloat16 has 8 bits: distances would tie
+            of_grids = isinstance(self.neck, AttentiveStatistics)
+            features = self.encoder(waveforms).float() if of_grids else features_of_windows(self.encoder, waveforms)
+        with in_float32:
             embedding: Tensor = self.neck(features)
             return embedding
 
@@ -125,7 +117,9 @@ class Network(nn.Module):
             raise UserError(f"these weights are of another network: {other[0]} and {len(other) - 1} others differ")
 
     def _base(self) -> set[str]:
-        return {f"extractor.{name}" for name in self.extractor.base}
+        """Name the parameters and buffers that come from files of pretrained weights and are not trained."""
+        names = set() if self.extractor.encoder_learns else base_names(self)
+        return {name for name in names if name.rpartition(".")[2] not in LORA}
 
     def forward(self, waveforms: Tensor) -> dict[str, Tensor]:
         """Return ``embedding`` (N, dim) and, after training, what the objective has for detectors, by name."""

@@ -15,14 +15,13 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from rayasd.arrays import Indices
 from rayasd.data.catalog import read_catalog
 from rayasd.errors import UserError
-from rayasd.exposure.batches import Batch, BatchLoader, random_starts, steps_per_epoch, validation_batches
+from rayasd.exposure.batches import Batch, BatchLoader, steps_per_epoch, validation_batches
 from rayasd.exposure.clips import MachineClips, load_training_machines
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.encoders.weights import TROUBLES, read_torch
-from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
+from rayasd.exposure.mixing import Noise, draw_mix, mixup, mixup_probability
 from rayasd.exposure.network import Network, kept_path, kept_weights, save_network, save_weights
-from rayasd.exposure.noise import Noise
-from rayasd.exposure.objectives import Classes, Evaluated, find_objective
+from rayasd.exposure.objectives import Evaluated, find_classes, find_objective
 from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clusters
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import digest, replacing
@@ -76,7 +75,7 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
         parts = ("loss", *training.network.objective.parts)
         sums = torch.zeros(len(parts), device=training.compute.device)
         for batch in training.network.objective.batches(training.loader.machines, config, seed, epoch):
-            learning_rate = training.learning_rate
+            learning_rate = float(training.optimizer.param_groups[0]["lr"])
             progress = (epoch * num_steps + batch.step) / (num_epochs * num_steps)
             losses = training.step(batch, (seed, machine, epoch), progress)
             sums += torch.stack([losses[part] for part in parts])
@@ -134,9 +133,9 @@ class Training:
             else clips
             for clips in machines
         ]
-        classes = Classes(objective, config, machines, spec.unit.machine)
+        names, classes = find_classes(objective, config, machines, spec.unit.machine)
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
-        self.network = self.compute.place(Network(config, classes.names))
+        self.network = self.compute.place(Network(config, names))
         self.extractor = ranks.data_parallel(self.network.extractor)  # makes a step's embeddings, on all ranks
         if exposure.compile:
             if not any(map(shutil.which, ("g++", "clang++"))):
@@ -153,15 +152,8 @@ class Training:
             if exposure.schedule == "one-cycle"
             else ConstantLR(self.optimizer, factor=1.0)
         )
-        self.loader = BatchLoader(
-            machines, classes.positions, config, self.compute.device, self.network.extractor.scaling
-        )
+        self.loader = BatchLoader(machines, classes, config, self.compute.device, self.network.extractor.scaling)
         self.noise = Noise(machines, exposure.supplemental_noise)
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, batch: Batch, key: tuple[int, str, int], progress: float) -> dict[str, Tensor]:
         """Do one optimiser step.
@@ -195,7 +187,7 @@ class Training:
         loader, exposure = self.loader, self.spec.config.exposure
         rng = generator(*key, batch.step, "step")
         rows, everyone = self.ranks.rows(batch.num_clips), np.arange(batch.num_clips)
-        starts = loader.starts(batch, random_starts(rng))
+        starts = rng.integers(0, loader.slack(batch) + 1)
 
         def noisy(rows: Indices) -> Tensor:
             return self.noise.mixed(loader.waveforms(batch, starts, rows), batch.num_clips, rows, (*key, batch.step))
@@ -217,7 +209,7 @@ class Training:
 
     def _validation(self) -> Evaluated:
         for batch in validation_batches(self.loader.machines, self.spec.config):
-            starts = self.loader.starts(batch, lambda slack: slack // 2)  # in the middle of each clip
+            starts = self.loader.slack(batch) // 2  # in the middle of each clip
             waveforms = self.loader.waveforms(batch, starts, np.arange(batch.num_clips))
             with self.compute.autocast():
                 embedding = self.network.extractor(waveforms)

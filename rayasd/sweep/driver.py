@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 from rayasd.errors import UserError
@@ -51,8 +50,8 @@ def drive(
     Returns why units are left that could still be done: asked to stop, or no node for them; None if there are none.
     Raises Interrupted: another process has taken the run over.
     """
-    tries, heartbeats = _Tries(max_tries), Heartbeats(store.paths, hang_seconds)
-    queue = Queue(sweep, costs or {})
+    queue, heartbeats = Queue(sweep, costs or {}), Heartbeats(store.paths, hang_seconds)
+    own, losses = Counter[Unit](), Counter[Unit]()  # tries that have ended; those that ended with their host
     running: dict[Unit, Resources] = {}
     halted: str | None = None  # why nothing more starts
     stranded_since = None
@@ -64,10 +63,10 @@ def drive(
         free = request.usable(executor.nodes)
         for held in running.values():
             free = free.plus(held, -1)
-        for unit in [] if stopping else queue.take(free, request, tries.pausing):
+        for unit in [] if stopping else queue.take(free, request):
             running[unit] = request.of(unit.stage)
             sweep.move(unit, State.RUNNING)
-            store.record("unit started", unit=str(unit), attempt=tries.of(unit) + 1)
+            store.record("unit started", unit=str(unit), attempt=own[unit] + losses[unit] + 1)
             store.paths.progress(unit).unlink(missing_ok=True)
             executor.submit(sweep.specs[unit], running[unit])
         on_change(sweep)
@@ -85,14 +84,17 @@ def drive(
             executor.cancel(unit)
             outcomes.append(Outcome(unit, f"ended after {hang_seconds:g} s without a sign of life"))
         for outcome in outcomes:
-            del running[outcome.unit]
-            again = tries.note(outcome)
-            _conclude(sweep, store, outcome, tries.of(outcome.unit), again=again, halted=halted)
-            queue.offer(outcome.unit, *sweep.dependents.get(outcome.unit, ()))
-            if sweep.states[outcome.unit] is State.FAILED and (fail_fast or outcome.hits_all):
+            unit = outcome.unit
+            del running[unit]
+            (losses if outcome.host_lost else own)[unit] += 1
+            again = not outcome.hopeless and own[unit] < max_tries and losses[unit] <= _MAX_LOSSES
+            _conclude(sweep, store, outcome, own[unit] + losses[unit], again=again, halted=halted)
+            queue.pause(unit, outcome.pause_seconds)
+            queue.offer(unit, *sweep.dependents.get(unit, ()))
+            if sweep.states[unit] is State.FAILED and (fail_fast or outcome.hits_all):
                 halted = outcome.error if outcome.hits_all else "stopped by --fail-fast"
-                for unit in sweep.units(State.WAITING):
-                    sweep.move(unit, State.BLOCKED, halted)
+                for waiting in sweep.units(State.WAITING):
+                    sweep.move(waiting, State.BLOCKED, halted)
 
 
 class Queue:
@@ -108,6 +110,7 @@ class Queue:
         self._heaps: dict[StageName, list[tuple[Turn, Unit]]] = {stage: [] for stage in reversed(list(STAGES))}
         self.pauses = False
         """Whether a unit that would fit waits for its next try."""
+        self._not_before: dict[Unit, float] = {}
         self.offer(*sweep.units(State.WAITING))
 
     @property
@@ -121,9 +124,11 @@ class Queue:
             if self._sweep.may_start(unit):
                 heappush(self._heaps[unit.stage], (self._place[unit], unit))
 
-    def take(
-        self, free: Resources, request: Request, pausing: Callable[[Unit], bool] = lambda unit: False
-    ) -> Iterator[Unit]:
+    def pause(self, unit: Unit, seconds: float) -> None:
+        """Keep a unit in line for so long: what it lacked may be free then."""
+        self._not_before[unit] = time.monotonic() + seconds
+
+    def take(self, free: Resources, request: Request) -> Iterator[Unit]:
         """Take out the units that fit into what is free."""
         self.pauses = False
         for stage, heap in self._heaps.items():
@@ -132,7 +137,7 @@ class Queue:
                 place, unit = heappop(heap)
                 if not self._sweep.may_start(unit):
                     continue  # blocked since it was put in line
-                if pausing(unit):
+                if time.monotonic() < self._not_before.get(unit, 0.0):
                     later.append((place, unit))
                     continue
                 free = free.plus(needed, -1)
@@ -168,35 +173,6 @@ class Heartbeats:
             before = last.get(unit)
             self._last[unit] = before if before and before[0] == written else (written, moment)
         return [unit for unit, (_, since) in self._last.items() if moment - since > self.hang_seconds]
-
-
-@dataclass
-class _Tries:
-    """How often each unit was tried, and when it may be tried again."""
-
-    max_tries: int
-    own: Counter[Unit] = field(default_factory=Counter)
-    losses: Counter[Unit] = field(default_factory=Counter)
-    """Tries that ended with their host: not the unit's fault, but not for ever."""
-    not_before: dict[Unit, float] = field(default_factory=dict)
-
-    def of(self, unit: Unit) -> int:
-        """Count the tries that have ended."""
-        return self.own[unit] + self.losses[unit]
-
-    def pausing(self, unit: Unit) -> bool:
-        """Whether it is too early to try the unit again."""
-        return self.not_before.get(unit, 0.0) > time.monotonic()
-
-    def note(self, outcome: Outcome) -> bool:
-        """Count a try that has ended; tells whether there may be another."""
-        (self.losses if outcome.host_lost else self.own)[outcome.unit] += 1
-        self.not_before[outcome.unit] = time.monotonic() + outcome.pause_seconds
-        return (
-            not outcome.hopeless
-            and self.own[outcome.unit] < self.max_tries
-            and self.losses[outcome.unit] <= _MAX_LOSSES
-        )
 
 
 def _conclude(sweep: Sweep, store: RunStore, outcome: Outcome, tries: int, *, again: bool, halted: str | None) -> None:

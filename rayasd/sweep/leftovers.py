@@ -68,9 +68,8 @@ def of_run(store: RunStore, hours: float) -> list[Leftover]:
         if lock.exists():
             see_if_held(lock)
         found += _leftover(lock, "lock whose holder is gone")
-    for token in store.paths.root.glob("ray-token*"):
-        if token.name == "ray-token" or token.name.startswith("ray-token-"):
-            found += _leftover(token, "token of a Ray that is gone")
+    for token in (store.paths.root / "ray-token", *store.paths.root.glob("ray-token-*")):
+        found += _leftover(token, "token of a Ray that is gone")
     youngest = time.time() - min(3600 * hours, _REPORT_SECONDS)
     for folder, _, names in os.walk(store.paths.root):
         for name in sorted(names):

@@ -54,7 +54,7 @@ def why_unusable(spec: UnitSpec) -> str | None:
         path = spec.output / name
         if not path.exists() or file_digest(path) != file["sha256"]:
             return damaged(path, unit)
-    if why := _changed(marker, spec):
+    if why := why_again(spec):
         return f"{unit} of {spec.run.root} was done with {why}: rayasd sweep does it again"
     return None
 
@@ -71,10 +71,7 @@ def checksum(spec: UnitSpec, path: Path) -> str:
 
 def why_again(spec: UnitSpec) -> str | None:
     """Return what has changed since a unit was done, old value first; None where nothing has, or it is not done."""
-    return _changed(read_record(spec.run.marker(spec.unit, "DONE")), spec)
-
-
-def _changed(marker: Mapping[str, Any], spec: UnitSpec) -> str | None:
+    marker = read_record(spec.run.marker(spec.unit, "DONE"))
     if not marker or marker.get("identity") == spec.identity:
         return None
     before = marker.get("settings")

@@ -16,11 +16,11 @@ from rayasd.config import Config, from_dict
 from rayasd.data.catalog import Catalog, changes, read_catalog, write_catalog
 from rayasd.errors import UserError
 from rayasd.files import digest, no_links, now, read_json, remove_unfinished, suppress_full, write_json, write_text
+from rayasd.host import describe_invocation
 from rayasd.nested import changed_settings, flatten
 from rayasd.pretrained import weight_paths
 from rayasd.sweep.lock import holder_of, locked, refuse_if_held
 from rayasd.sweep.plan import Plan
-from rayasd.sweep.provenance import describe_invocation
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
 _CHECKSUM = "sha256"  # key whose value is the digest of the manifest's other keys
@@ -161,6 +161,8 @@ class RunStore:
                 stack.callback(_if_possible, paths.root.rmdir)  # if nothing was written
                 for lock in locks:
                     self._checks.append(stack.enter_context(locked(lock)))
+                    _stop_file(lock).unlink(missing_ok=True)
+                    stack.callback(_if_possible, _stop_file(lock).unlink)
                 for other in paths.locks:
                     if other not in locks and (whole or other == paths.lock or _division(other) != _division(locks[0])):
                         refuse_if_held(other)
@@ -170,9 +172,6 @@ class RunStore:
                 for pattern in (".*.part", "ensembles/**/.*.part", "plots/**/.*.part"):
                     remove_unfinished(paths.root, pattern)
             self.token_file.unlink(missing_ok=True)  # a driver that was killed leaves it
-            for lock in locks:
-                _stop_file(lock).unlink(missing_ok=True)
-                stack.callback(_if_possible, _stop_file(lock).unlink)
             yield
 
     def check_held(self) -> None:

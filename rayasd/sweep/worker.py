@@ -61,9 +61,8 @@ def do_unit(spec: UnitSpec, show: Callable[[str], None] | None = None) -> Outcom
         with freed_memory_kept():
             getattr(importlib.import_module(module), name)(spec, reporter)
         spec.run.progress(spec.unit).unlink(missing_ok=True)
-        mark_done(
-            spec, rayasd=__version__, seconds=round(reporter.seconds, 3), clips=reporter.clips, notes=reporter.notes
-        )
+        seconds = round(time.monotonic() - reporter.started, 3)
+        mark_done(spec, rayasd=__version__, seconds=seconds, clips=reporter.clips, notes=reporter.notes)
     except Stopped:
         return Outcome(spec.unit, stopped=True)
     except Exception as error:
@@ -103,11 +102,6 @@ class FileReporter:
     notes: list[str] = field(default_factory=list)
     stopping: bool = False
 
-    @property
-    def seconds(self) -> float:
-        """Since the unit began."""
-        return time.monotonic() - self.started
-
     def __call__(self, progress: Progress) -> bool:
         """Take a stage's report; tells whether the run has been asked to stop."""
         self.clips += progress.clips
@@ -121,7 +115,18 @@ class FileReporter:
         if moment - self.written < interval and not progress.note:
             return self.stopping
         self.written = moment
-        state = self._state(progress)
+        first, began = self.first or (0, self.started)
+        done, seconds = progress.done - first, max(moment - began, 1e-9)
+        state = {
+            "done": progress.done,
+            "total": progress.total,
+            "loss": self.loss,
+            "clips_per_second": self.clips / seconds,
+            "seconds_left": seconds / done * (progress.total - progress.done) if done else None,
+            "notes": self.notes,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
         if self.show:
             self.show(how_far(self.unit, state))
         path = self.run.progress(self.unit)
@@ -136,17 +141,3 @@ class FileReporter:
                 raise
         self.stopping = self.stop is not None and self.stop.exists()
         return self.stopping
-
-    def _state(self, progress: Progress) -> dict[str, Any]:
-        first, began = self.first or (0, self.started)
-        done, seconds = progress.done - first, max(time.monotonic() - began, 1e-9)
-        return {
-            "done": progress.done,
-            "total": progress.total,
-            "loss": self.loss,
-            "clips_per_second": self.clips / seconds,
-            "seconds_left": seconds / done * (progress.total - progress.done) if done else None,
-            "notes": self.notes,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-        }

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from rayasd.cluster import daemon
-from rayasd.cluster.daemon import PORTS_A_BLOCK, RayNode, free_ports, metric_ports, ray_command
+from rayasd.cluster.daemon import PORTS_A_BLOCK, RayNode, free_ports, metric_ports
 from rayasd.cluster.placement import Placement
 
 HEAD = Placement(job="j", rank=0, size=2, address="127.0.0.1", cpus=4, gpus=1)
 
 
 def test_everything_that_ray_would_guess_is_said_and_no_secret_is():
-    head = ray_command(HEAD, 20000, Path("/tmp/ra1"), None)
-    worker = ray_command(replace(HEAD, rank=1), 20100, Path("/tmp/ra1"), "10.0.0.1:20000")
+    head = RayNode(HEAD, {}, 20000, Path("/tmp/ra1")).command
+    worker = RayNode(replace(HEAD, rank=1), {}, 20100, Path("/tmp/ra1"), head_address="10.0.0.1:20000").command
     for words in (head, worker):
         assert {"--block", "--num-cpus=4", "--num-gpus=1", "--node-ip-address=127.0.0.1"} <= set(words)
         assert any(word.startswith("--object-store-memory=") for word in words)
@@ -34,7 +33,7 @@ def test_everything_that_ray_would_guess_is_said_and_no_secret_is():
 
 
 def test_all_ports_are_different_and_of_the_block():
-    words = ray_command(HEAD, 20000, Path("/tmp/ra1"), None)
+    words = RayNode(HEAD, {}, 20000, Path("/tmp/ra1")).command
     ports = {word.partition("=")[0]: int(word.partition("=")[2]) for word in words if "port=" in word}
     assert len(set(ports.values())) == len(ports) == 11
     assert all(20000 <= port < 20000 + PORTS_A_BLOCK for port in ports.values())
@@ -47,7 +46,7 @@ def test_all_ports_are_different_and_of_the_block():
 def test_ray_reads_the_variables_of_metric_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     read = "from ray.dashboard.consts import DASHBOARD_METRIC_PORT as d\n" \
            "from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT as a\nprint(d, a)"  # fmt: skip
-    monkeypatch.setattr(daemon, "ray_command", lambda *_: [sys.executable, "-c", read])
+    monkeypatch.setattr(RayNode, "command", [sys.executable, "-c", read])
     node = RayNode(HEAD, os.environ, 20000, tmp_path)
     node.start(None)
     assert node.process is not None

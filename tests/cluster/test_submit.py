@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports, ray_command
+from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
 from rayasd.cluster.folder import private_folder
 from rayasd.cluster.placement import Placement
 from rayasd.cluster.submit import follow
@@ -64,7 +64,7 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     place = Placement(job=job, rank=0, size=1, address="127.0.0.1", cpus=2, gpus=0)
     variables = environment(cache, **SETTINGS, RAY_AUTH_TOKEN_PATH=str(token))
     node = RayNode(place, variables, free_ports(job, place.address, 0), private_folder(Path("/tmp"), job))
-    words = dict(word.partition("=")[::2] for word in ray_command(place, node.ports, node.folder, None))
+    words = dict(word.partition("=")[::2] for word in node.command)
     address = f"http://127.0.0.1:{words['--dashboard-port']}"
     try:
         node.start(None)

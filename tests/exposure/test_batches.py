@@ -13,13 +13,12 @@ from rayasd.errors import UserError
 from rayasd.exposure.batches import (
     BatchLoader,
     balanced_batches,
-    random_starts,
     shuffled_batches,
     steps_per_epoch,
     validation_batches,
 )
 from rayasd.exposure.clips import MachineClips, fits_on, load_machine, load_training_machines
-from rayasd.exposure.objectives import Classes, ClassObjective
+from rayasd.exposure.objectives import ClassObjective, find_classes
 from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.stages import ALL_MACHINES
 from tests.conftest import SpecOf
@@ -33,8 +32,8 @@ def loader_of(
     target: MachineClips, others: list[MachineClips], config: Config, *, resident: bool | None = None
 ) -> BatchLoader:
     machines = [target, *others]
-    classes = Classes(TwoBCE, config, machines, target.name)
-    return BatchLoader(machines, classes.positions, config, torch.device("cpu"), resident=resident)
+    _, classes = find_classes(TwoBCE, config, machines, target.name)
+    return BatchLoader(machines, classes, config, torch.device("cpu"), resident=resident)
 
 
 @pytest.fixture
@@ -133,7 +132,7 @@ def test_waveforms_are_scaled_by_own_or_target_machine(loaded, small_config: Con
     config = with_exposure(small_config, waveform_scaling=rule)
     loader = loader_of(target, others, config)
     batch = next(balanced_batches([target, *others], config, seed=0, epoch=0))
-    waveforms = loader.waveforms(batch, loader.starts(batch, lambda slack: slack // 2), np.arange(batch.num_clips))
+    waveforms = loader.waveforms(batch, loader.slack(batch) // 2, np.arange(batch.num_clips))
     row = len(batch.members[0])  # the first clip of the first other machine
     clip, scale = int(batch.members[1][0]), others[0] if rule == "own" else target
     start = (others[0].waveforms.frames[clip] - loader.length) // 2
@@ -148,7 +147,7 @@ def test_windows_cut_on_the_device_are_those_cut_on_the_host(loaded, small_confi
     for config in (small_config, longer):
         on_host, on_device = (loader_of(target, others, config, resident=resident) for resident in (False, True))
         for batch in balanced_batches([target, *others], config, seed=0, epoch=0):
-            starts = on_host.starts(batch, random_starts(np.random.default_rng(batch.step)))
+            starts = np.random.default_rng(batch.step).integers(0, on_host.slack(batch) + 1)
             rows = np.arange(batch.num_clips)
             assert torch.equal(on_host.waveforms(batch, starts, rows), on_device.waveforms(batch, starts, rows))
     assert not fits_on(torch.device("cpu"), [target])  # where clips are mapped, not copied
@@ -193,20 +192,12 @@ def test_classes_are_made_of_columns(
 ):
     config = with_exposure(small_config, scope="all", objective="adacos", classes=columns)
     machines = load_training_machines(catalog, spec_of(machine=ALL_MACHINES, config=config))
-    classes = Classes(ClassObjective, config, machines, ALL_MACHINES)
-    assert classes.names[0] == first
-    assert list(classes.names) == sorted(set(classes.names))
-    for clips, positions in zip(machines, classes.positions, strict=True):
+    names, classes = find_classes(ClassObjective, config, machines, ALL_MACHINES)
+    assert names[0] == first
+    assert names == sorted(set(names))
+    for clips, positions in zip(machines, classes, strict=True):
         rows = clips.table.select(list(columns)).to_pylist()
-        assert [classes.names[place] for place in positions] == ["/".join(row.values()) for row in rows]
-
-
-def test_random_starts_stay_inside_the_clip():
-    slack = np.array([0, 1, 100])
-    starts = np.stack([random_starts(np.random.default_rng(seed))(slack) for seed in range(300)])
-    assert (starts >= 0).all()
-    assert (starts <= slack).all()
-    assert set(starts[:, 1]) == {0, 1}
+        assert [names[place] for place in positions] == ["/".join(row.values()) for row in rows]
 
 
 def test_one_machine_alone_has_its_own_clips_transformed(catalog: Catalog, spec_of: SpecOf, small_config: Config):

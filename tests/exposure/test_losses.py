@@ -6,7 +6,7 @@ import torch
 
 from rayasd.config import Config, ExposureConfig
 from rayasd.errors import UserError
-from rayasd.exposure.mixup import draw_mix, mixup, mixup_probability
+from rayasd.exposure.mixing import draw_mix, mixup, mixup_probability
 from rayasd.exposure.objectives import ClassObjective, find_objective, make_objective
 from rayasd.exposure.objectives.margins import AdaCos, SubClusterAdaCos
 from rayasd.exposure.objectives.two_bce import TwoBCE, product_loss, product_members

@@ -118,12 +118,12 @@ def test_gradients_are_right(name: str):
     assert torch.autograd.gradcheck(loss, (embedding.requires_grad_(), *parameters))
 
 
-@EVERY
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"exchange", "subspace"}))
 def test_logits_rate_the_classes(name: str):
     module, (embedding, labels) = make(name), batch(1)
     logits = module.logits(embedding)
     assert logits.shape == (len(labels), C)
-    if name not in ("arcface", "exchange", "subspace"):  # those have a margin or further terms
+    if name != "arcface":  # which has a margin
         assert torch.allclose(-(labels * logits.log_softmax(1)).sum(1).mean(), module(embedding, labels))
 
 

@@ -13,7 +13,7 @@ from rayasd.errors import UserError
 from rayasd.exposure.device import choose_compute
 from rayasd.exposure.encoders import make_encoder
 from rayasd.exposure.encoders.controls import Level, MaxStatistics, Statistics
-from rayasd.exposure.encoders.mel import MelSpectrogram, MelTimm, check_backbone
+from rayasd.exposure.encoders.mel import MelSpectrogram, MelTimm, has_fixed_size
 from rayasd.exposure.network import Control, Extractor, Network, load_network, num_parameters, save_network
 
 
@@ -171,7 +171,7 @@ def test_unusable_pretrained_weights_are_named(small_config: Config, tmp_path: P
 
 def test_unknown_backbone_names_the_nearest():
     with pytest.raises(UserError, match="efficientnet_b0"):
-        check_backbone("eficientnet_b0")
+        has_fixed_size("eficientnet_b0")
 
 
 def test_statistics_are_means_and_deviations(small_config: Config):

@@ -14,7 +14,7 @@ from rayasd.data.catalog import Catalog, scan, write_catalog
 from rayasd.data.synthetic import SynthesisPlan, synthesize
 from rayasd.data.waveforms import Waveforms, data_fingerprint, decode
 from rayasd.exposure.clips import MachineClips, load_training_machines
-from rayasd.exposure.noise import Noise
+from rayasd.exposure.mixing import Noise
 from rayasd.exposure.training import train
 from rayasd.files import digest
 from rayasd.unit import RunDirectory, Unit, UnitSpec

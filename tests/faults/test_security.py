@@ -190,7 +190,7 @@ def test_a_run_writes_through_no_link(spec_of: SpecOf, tmp_path: Path):
 
 
 _MAY_WRITE = {"data/fetch.py", "data/download.py", "pretrained.py", "cluster/launch.py", "cluster/daemon.py",
-              "cluster/doctor.py", "cluster/prometheus.py", "scoring/journal.py", "report/html/sounds.py",
+              "cluster/doctor.py", "cluster/metrics.py", "scoring/journal.py", "report/html/sounds.py",
               "data/decoding.py", "files.py"}  # fmt: skip
 """Into folders of their own that they have just made, a temporary file, or one that the user names."""
 

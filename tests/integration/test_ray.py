@@ -144,7 +144,7 @@ import os, sys
 from pathlib import Path
 from rayasd.cluster.executor import RayExecutor
 for _ in range(2):
-    RayExecutor(None, Path(sys.argv[1]), num_cpus=1).close()
+    RayExecutor(None, Path(sys.argv[1])).close()
     assert not Path(sys.argv[1]).exists() and "RAY_AUTH_MODE" not in os.environ
 """
 

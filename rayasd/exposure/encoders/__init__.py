@@ -1,5 +1,6 @@
-"""Encoders: what turns the waveform of a window into features. Each is a class in one file; a setting names it."""
+"""Encoders: what turns the waveform of a window into features. Each is a class; a setting names it."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -35,7 +36,7 @@ ENCODERS = {
     "mel-timm": "rayasd.exposure.encoders.mel.MelTimm",
     "stft-resnet": "rayasd.exposure.encoders.spectral.StftResNet",
     "fft": "rayasd.exposure.encoders.spectral.FftNetwork",
-    "branches": "rayasd.exposure.encoders.branches.Branches",
+    "branches": "rayasd.exposure.encoders.Branches",
     "beats": "rayasd.exposure.encoders.beats.Beats",
     "ast": "rayasd.exposure.encoders.huggingface.Ast",
     "wav2vec2": "rayasd.exposure.encoders.huggingface.Wav2Vec2",
@@ -75,3 +76,31 @@ def features_of_windows(encoder: nn.Module, waveforms: Tensor) -> Tensor:
     # in bfloat16, embeddings would have 8 bits: their distances would tie
     with torch.autocast(waveforms.device.type, enabled=False):
         return features.float() if features.dim() != 4 else features.float().mean(dim=(1, 2))
+
+
+class Branches(Encoder):
+    """Features of several encoders, one after the other.
+
+    ``encoders``: texts as ``network.encoder`` takes them: ``branches(encoders=['stft-resnet', 'fft'])``.
+
+    Raises UserError: no encoders, or encoders that want waveforms scaled differently.
+    """
+
+    def __init__(self, config: Config, *, encoders: Sequence[str]) -> None:
+        super().__init__()
+        if not encoders or isinstance(encoders, str):
+            raise UserError("network.encoder branches: name encoders, for example encoders=['stft-resnet', 'fft']")
+        self.parts = nn.ModuleList(make_encoder(config, text) for text in encoders)
+        scalings = {getattr(part, "scaling", "machine") for part in self.parts}
+        if len(scalings) > 1:
+            raise UserError(
+                f"network.encoder branches: {', '.join(encoders)} want waveforms scaled differently; combine encoders "
+                "that are alike in this"
+            )
+        self.scaling = "none" if scalings == {"none"} else "machine"
+        self.ends_in_float32 = all(getattr(part, "ends_in_float32", False) for part in self.parts)
+        self.widths = tuple(getattr(part, "dim", config.network.embedding_dim) for part in self.parts)
+        self.dim = sum(self.widths)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        return torch.cat([features_of_windows(part, waveforms) for part in self.parts], dim=1)

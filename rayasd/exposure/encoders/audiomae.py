@@ -27,7 +27,7 @@ class AudioMae(Pretrained):
     def __init__(
         self, config: Config, *, file: str, layers: Sequence[int] | None = None, model: str = "vit_base_patch16_224"
     ) -> None:
-        super().__init__(layers)
+        super().__init__()
         self.fbank = KaldiFbank(_FRAMES)
         state = read_weights(file)
         try:
@@ -39,7 +39,7 @@ class AudioMae(Pretrained):
             raise UserError(f"model = {model!r}: timm cannot make it for {_FRAMES} frames: {error}") from None
         fill(self.model, state, file)
         self.dim = self.model.num_features
-        self.choose_layers(len(self.model.blocks))
+        self.choose_layers(layers, len(self.model.blocks))
         self.in_time = patches_in_time(config, _PATCH, _PATCH, _FRAMES)
 
     def forward(self, waveforms: Tensor) -> Tensor:

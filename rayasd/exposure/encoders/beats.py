@@ -20,7 +20,7 @@ class Beats(Pretrained):
     """
 
     def __init__(self, config: Config, *, file: str, layers: Sequence[int] | None = None) -> None:
-        super().__init__(layers)
+        super().__init__()
         self.fbank = KaldiFbank(window="povey", gain=2.0**15, mean=15.41663, deviation=6.55582)
         speechbrain = offline_import("speechbrain.lobes.models.beats", "beats")
         content = read_weights(file, "cfg", "model")
@@ -32,7 +32,7 @@ class Beats(Pretrained):
             raise cannot_load(file, error) from None
         fill(self.model, content["model"], file)
         self.dim = cfg.encoder_embed_dim
-        self.choose_layers(cfg.encoder_layers)
+        self.choose_layers(layers, cfg.encoder_layers)
         self.patch = cfg.input_patch_size
         patches_in_time(config, self.patch, self.patch)
 

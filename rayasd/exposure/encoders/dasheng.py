@@ -23,7 +23,7 @@ class Dasheng(Pretrained):
     """
 
     def __init__(self, config: Config, *, file: str, layers: Sequence[int] | None = None) -> None:
-        super().__init__(layers)
+        super().__init__()
         package = offline_import("dasheng.pretrained.pretrained", "dasheng")
         content = read_weights(file, "config", "model")
         state = content["model"]
@@ -41,7 +41,7 @@ class Dasheng(Pretrained):
         # through a module around it: Dasheng's own load_state_dict resizes positions, and returns nothing
         fill(nn.ModuleDict({"model": self.model}), {f"model.{name}": value for name, value in state.items()}, file)
         mark_as_base(self.model)
-        self.choose_layers(depth)
+        self.choose_layers(layers, depth)
         patches_in_time(config, patch, patch)
 
     def forward(self, waveforms: Tensor) -> Tensor:

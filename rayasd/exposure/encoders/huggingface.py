@@ -28,7 +28,7 @@ class Ast(Pretrained):
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:
-        super().__init__(layers)
+        super().__init__()
         self.model = _load(folder, _AST)
         facts: Any = self.model.config
         own = _json(Path(folder) / "preprocessor_config.json")
@@ -38,7 +38,7 @@ class Ast(Pretrained):
         known: dict[str, Any] = {ours: float(own[theirs]) for theirs, ours in names.items() if theirs in own}
         self.fbank = KaldiFbank(facts.max_length, **known)
         self.dim = facts.hidden_size
-        self.choose_layers(facts.num_hidden_layers)
+        self.choose_layers(layers, facts.num_hidden_layers)
         self.bands: int = (128 - facts.patch_size) // facts.frequency_stride + 1
         self.in_time = patches_in_time(config, facts.patch_size, facts.time_stride, facts.max_length)
 
@@ -55,7 +55,7 @@ class Wav2Vec2(Pretrained):
     """
 
     def __init__(self, config: Config, *, folder: str, layers: Sequence[int] | None = None) -> None:
-        super().__init__(layers)
+        super().__init__()
         # spans of time are masked by chance of numpy's, which no seed of ours decides: a training would not repeat
         self.model = _load(folder, _SPEECH, apply_spec_augment=False)
         facts: Any = self.model.config
@@ -63,7 +63,7 @@ class Wav2Vec2(Pretrained):
             raise UserError("network.train lora: WavLM reads the weights of its layers itself, past any update of them")
         self.standardise = bool(_json(Path(folder) / "preprocessor_config.json").get("do_normalize", True))
         self.dim = facts.hidden_size
-        self.choose_layers(facts.num_hidden_layers)
+        self.choose_layers(layers, facts.num_hidden_layers)
         patches_in_time(config, 1, 1)
 
     def forward(self, waveforms: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class MelTimm(Encoder):
         self.front_end = MelSpectrogram(config.front_end, config.data.sample_rate)
         frames = config.window_length // config.front_end.hop_length + 1
         name, size = config.network.backbone, (config.front_end.n_mels, frames)
-        self.size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32) if _has_fixed_size(name) else size
+        self.size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32) if has_fixed_size(name) else size
         self.backbone = _backbone(name, config.network.pretrained, self.size)
         self.dim = _num_features(self.backbone, name, self.size)
 
@@ -87,22 +87,24 @@ class MelTimm(Encoder):
         return self.backbone
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        bands = self._normalised(self.front_end(waveforms))
+        bands = self.front_end(waveforms)
+        if self.by_window:
+            deviation, mean = torch.std_mean(bands, dim=(2, 3), keepdim=True)
+            bands = (bands - mean) / (deviation + 1e-6)
+        elif (self.shift, self.width) != (0.0, 1.0):
+            bands = (bands - self.shift) / self.width
         missing = (self.size[0] - bands.shape[2], self.size[1] - bands.shape[3])
         if any(missing):
             bands = F.pad(bands, (0, missing[1], 0, missing[0]))
         features: Tensor = self.backbone(bands.contiguous(memory_format=torch.channels_last))
         return features
 
-    def _normalised(self, bands: Tensor) -> Tensor:
-        if self.by_window:
-            deviation, mean = torch.std_mean(bands, dim=(2, 3), keepdim=True)
-            return (bands - mean) / (deviation + 1e-6)
-        return (bands - self.shift) / self.width if (self.shift, self.width) != (0.0, 1.0) else bands
 
-
-def _has_fixed_size(name: str) -> bool:
-    check_backbone(name)
+def has_fixed_size(name: str) -> bool:
+    """Whether a backbone takes inputs of one size alone. Raises UserError: timm has none of this name."""
+    if not _timm().is_model(name.partition(".")[0]):
+        near = get_close_matches(name, _timm().list_models(), n=3)
+        raise UserError(f"network.backbone: timm has no model {name!r}" + (f": {', '.join(near)}?" if near else ""))
     try:
         return bool(_timm().get_pretrained_cfg(name).fixed_input_size)
     except RuntimeError as error:  # no such tag
@@ -112,7 +114,7 @@ def _has_fixed_size(name: str) -> bool:
 def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
     state = _weights(pretrained) if pretrained else {}
     overlay = {"state_dict": dict(state), "hf_hub_id": None, "url": ""}  # never a download
-    fixed: dict[str, Any] = {"img_size": size} if _has_fixed_size(name) else {}
+    fixed: dict[str, Any] = {"img_size": size} if has_fixed_size(name) else {}
     if fixed and _timm().models.model_entrypoint(name.partition(".")[0]).__module__.endswith("vision_transformer"):
         fixed["fc_norm"] = False  # most are published with the norm before the mean, not after it
     try:
@@ -126,9 +128,8 @@ def _backbone(name: str, pretrained: str, size: tuple[int, int]) -> nn.Module:
             **fixed,
         )
     except TROUBLES as error:
-        what = (
-            f"network.pretrained: cannot load {pretrained} into" if pretrained else "network.backbone: timm cannot make"
-        )
+        loading = f"network.pretrained: cannot load {pretrained} into"
+        what = loading if pretrained else "network.backbone: timm cannot make"
         raise UserError(f"{what} {name}: {one_line(error)}") from None
     if pretrained:
         # timm would leave what the file lacks as made, without a warning
@@ -153,20 +154,12 @@ def _weights(path: str) -> dict[str, Tensor]:
     return found
 
 
-def check_backbone(name: str) -> None:
-    """Make sure that timm knows a backbone. Raises UserError: it does not; names the nearest."""
-    if not _timm().is_model(name.partition(".")[0]):
-        near = get_close_matches(name, _timm().list_models(), n=3)
-        raise UserError(f"network.backbone: timm has no model {name!r}" + (f": {', '.join(near)}?" if near else ""))
-
-
 def _num_features(backbone: nn.Module, name: str, size: tuple[int, int]) -> int:
-    training = backbone.training
     try:
         with torch.no_grad():
             features = backbone.eval()(torch.zeros(1, 1, *size))
     except TROUBLES as error:
         raise UserError(f"network.backbone: {name} cannot use spectrograms of {size[0]} x {size[1]}: {one_line(error)}"
                         ) from None  # fmt: skip
-    backbone.train(training)
+    backbone.train()
     return int(features.shape[1])

@@ -50,26 +50,23 @@ class Pretrained(Encoder):
     sample_rate: ClassVar[int | None] = 16000
     gives_grid = True
     model: Any
-
-    def __init__(self, layers: Sequence[int] | None) -> None:
-        super().__init__()
-        self.layers = layers
+    layers: list[int]
 
     @property
     def compilable(self) -> nn.Module:
         """The transformer."""
         return self.model
 
-    def choose_layers(self, count: int) -> None:
-        """Check ``layers`` against the number of layers that the model has. Raises UserError: one is not there."""
-        chosen = [count] if self.layers is None else self.layers
+    def choose_layers(self, layers: Sequence[int] | None, count: int) -> None:
+        """Choose among the layers of a model, of which there are ``count``. Raises UserError: one is not there."""
+        chosen = [count] if layers is None else layers
         if not isinstance(chosen, list | tuple) or not chosen or not all(n in range(1, count + 1) for n in chosen):
-            raise UserError(f"layers = {self.layers}: a list of numbers from 1 to {count}")
+            raise UserError(f"layers = {layers}: a list of numbers from 1 to {count}")
         self.layers = list(chosen)
 
     def mean_of(self, states: Sequence[Tensor]) -> Tensor:
         """Average the hidden states after the chosen layers; ``states[0]`` is after the first."""
-        chosen = [states[number - 1] for number in self.layers or ()]
+        chosen = [states[number - 1] for number in self.layers]
         return chosen[0] if len(chosen) == 1 else torch.stack(chosen).mean(dim=0)
 
 

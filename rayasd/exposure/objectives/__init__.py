@@ -93,27 +93,23 @@ class Objective(nn.Module, ABC):
         return {"validation_loss": total / count} if count else {}
 
 
-class Classes:
-    """The ``names`` of the classes that training clips have, sorted, and of each clip.
+def find_classes(
+    objective: type[Objective], config: Config, machines: Sequence[MachineClips], target: str
+) -> tuple[list[str], list[Indices]]:
+    """Return the classes that training clips have, sorted, and by machine the place of each clip's class; -1: none.
 
-    ``positions``: place of each clip's class among the names, by machine; -1: none. ``target`` as ``Objective.labels``
-    takes it.
+    ``target`` as ``Objective.labels`` takes it.
     """
-
-    def __init__(
-        self, objective: type[Objective], config: Config, machines: Sequence[MachineClips], target: str
-    ) -> None:
-        labels = [objective.labels(config, clips, target) for clips in machines]
-        trained = {
-            label
-            for clips, of_clips in zip(machines, labels, strict=True)
-            for label, split in zip(of_clips, clips.table["split"].to_pylist(), strict=True)
-            if label is not None and split == "train"
-        }
-        place = {name: number for number, name in enumerate(sorted(trained))}
-        positions = [[place.get(label, -1) if label is not None else -1 for label in of_clips] for of_clips in labels]
-        self.names: tuple[str, ...] = tuple(place)
-        self.positions: tuple[Indices, ...] = tuple(np.array(of_clips, np.int64) for of_clips in positions)
+    labels = [objective.labels(config, clips, target) for clips in machines]
+    trained = {
+        label
+        for clips, of_clips in zip(machines, labels, strict=True)
+        for label, split in zip(of_clips, clips.table["split"].to_pylist(), strict=True)
+        if label is not None and split == "train"
+    }
+    names = sorted(trained)
+    place: dict[str | None, int] = {name: number for number, name in enumerate(names)}
+    return names, [np.array([place.get(label, -1) for label in of_clips], np.int64) for of_clips in labels]
 
 
 class ClassObjective(Objective):

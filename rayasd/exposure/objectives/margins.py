@@ -2,8 +2,8 @@
 
 Each is made for C classes and embeddings of branches of some widths, which add up to D, and is a module
 ``(embedding (N, D), targets (N, C)) -> scalar``. Targets are soft labels: the classes of a mixed clip
-share 1. ``logits(embedding)`` returns (N, C), whose softmax is the probability of the classes, without margins. All is
-computed in the module's own precision whatever the autocast. A module for fewer than two classes raises ``UserError``.
+share 1. All is computed in the module's own precision whatever the autocast. A module for fewer than two classes raises
+``UserError``.
 """
 
 import math
@@ -32,7 +32,7 @@ class ClassLoss(nn.Module):
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean loss of N clips."""
-        return _soft_cross_entropy(self.logits(embedding), targets)
+        return F.cross_entropy(self.logits(embedding), targets, reduction="none").mean()
 
 
 class CrossEntropy(ClassLoss):
@@ -80,7 +80,7 @@ class _Angular(ClassLoss):
         cosines = self.cosines(embedding)
         if self.adaptive and self.training:
             self._adapt(cosines, targets)
-        return _soft_cross_entropy(self._logits(cosines), targets)
+        return F.cross_entropy(self._logits(cosines), targets, reduction="none").mean()
 
     def _cosines(self, unit: Tensor, vectors: Tensor) -> Tensor:
         return unit @ vectors.T
@@ -186,8 +186,8 @@ class FeatureExchange(ClassLoss):
     The embedding is the concatenation of M branches. For the second loss, each clip gets with the given probability all
     branches but the first from other clips, by a permutation of the batch for each branch. Its C·(M+1) classes are
     [y, 0, …] for clips left alone and [0, y/M, y₂/M, …] for exchanged ones, with the labels y_m of the clip from which
-    branch m comes. Nothing is exchanged in evaluation mode. Both losses have weight 1 and trainable centres; logits are
-    those of the first. Draws come from torch's default generator (of the CPU, whatever the device).
+    branch m comes. Nothing is exchanged in evaluation mode. Both losses have weight 1 and trainable centres. Draws come
+    from torch's default generator (of the CPU, whatever the device).
 
     Raises UserError: fewer than two branches or classes.
     """
@@ -200,9 +200,6 @@ class FeatureExchange(ClassLoss):
         num_kinds = len(widths) + 1
         self.plain = SubClusterAdaCos(num_classes, widths, subclusters=subclusters)
         self.exchanged = SubClusterAdaCos(num_classes * num_kinds, widths, subclusters=subclusters)
-
-    def logits(self, embedding: Tensor) -> Tensor:
-        return self.plain.logits(embedding)
 
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
         return self.plain(embedding, targets) + self.exchanged(*self.exchange(embedding, targets))
@@ -225,7 +222,7 @@ class FeatureExchange(ClassLoss):
 class Subspace(ClassLoss):
     """SubClusterAdaCos with fixed centres on the concatenation, plus one with trainable centres on each branch.
 
-    All have weight 1 and ``subclusters`` per class. Logits are those of the concatenation.
+    All have weight 1 and ``subclusters`` per class.
 
     Raises UserError: fewer than two branches or classes.
     """
@@ -236,18 +233,9 @@ class Subspace(ClassLoss):
         self.joint = SubClusterAdaCos(num_classes, widths, subclusters=subclusters, trainable=False)
         self.parts = nn.ModuleList(SubClusterAdaCos(num_classes, [width], subclusters=subclusters) for width in widths)
 
-    def logits(self, embedding: Tensor) -> Tensor:
-        return self.joint.logits(embedding)
-
     def forward(self, embedding: Tensor, targets: Tensor) -> Tensor:
-        loss: Tensor = self.joint(embedding, targets)
-        for part, branch in zip(self.parts, embedding.split(self.widths, dim=1), strict=True):
-            loss = loss + part(branch, targets)
-        return loss
-
-
-def _soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return -(targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
+        branches = zip(self.parts, embedding.split(self.widths, dim=1), strict=True)
+        return sum((part(branch, targets) for part, branch in branches), start=self.joint(embedding, targets))
 
 
 def _at_least_one(name: str, number: int) -> int:

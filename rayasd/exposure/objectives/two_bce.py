@@ -51,7 +51,7 @@ class TwoBCE(Objective):
 
     def losses(self, embedding: Tensor, targets: Tensor, *, mixed: bool) -> Mapping[str, Tensor]:
         """Compute the weighted sum and both parts."""
-        exposure, (machine, product) = self.config.exposure, _split(targets)
+        exposure, machine, product = self.config.exposure, targets[:, 0], targets[:, 1:]
         members = product_members(machine, mixed=mixed, rule=exposure.mixup_product_loss)
         of_product = product_loss(self.product_head(embedding), product, members, exposure.product_loss)
         of_machine = F.binary_cross_entropy_with_logits(self.machine_logit(embedding), machine)
@@ -74,7 +74,7 @@ class TwoBCE(Objective):
         exposure = self.config.exposure
         logits, truth, sums, hits = [], [], [0.0, 0.0], 0
         for embedding, targets in batches:
-            machine, product = _split(targets)
+            machine, product = targets[:, 0], targets[:, 1:]
             of_parts = self.losses(embedding, targets, mixed=False)
             members = machine > 0
             sums[0] += of_parts["machine_loss"].item() * len(embedding)
@@ -115,10 +115,6 @@ def product_loss(logits: Tensor, targets: Tensor, members: Tensor, kind: str) ->
     if kind == "bce":
         per_clip = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
     else:
-        per_clip = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
+        per_clip = F.cross_entropy(logits, targets, reduction="none")
     weight = members.to(per_clip.dtype)
     return (per_clip * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _split(targets: Tensor) -> tuple[Tensor, Tensor]:
-    return targets[:, 0], targets[:, 1:]
