@@ -28,7 +28,7 @@ DATA = {
 }
 """Manifest or folder, and the machines that are reported; the others only train."""
 CONTROLS = ("level", "statistics", "max-statistics", "untrained", "shared-untrained")
-TRAINED = ("both", "serial-oe", "shared", "shared-sections", "shared-multires", "recommended")
+TRAINED = ("both", "serial-oe", "shared", "shared-sections", "shared-multires", "recommended", "recommended-whole")
 ABLATIONS = ("machine-only", "product-only", "no-mixup")
 QUICK = (*CONTROLS, "shared", "recommended")
 QUICK_DATA = ("mimii-mini", "uavmix", "motorA")

@@ -23,7 +23,7 @@ from rayasd.errors import BadClipError
 NEAR_FAR = "near-far"
 _PLAIN = DataConfig()
 NO_MEMORY = "needs more memory than there is"
-_FLOATS = ("FLOAT", "DOUBLE")
+FLOATS = ("FLOAT", "DOUBLE")
 _RATES = range(1000, 1_000_001)
 _MOST_OVER_FULL_SCALE = 16.0
 """24 dB: what exceeds it was not overdriven but never scaled to ±1, and clipping it would leave noise."""
@@ -205,7 +205,7 @@ def _mono_blocks(path: Path, config: DataConfig, most: float = np.inf) -> Iterat
 def _checked(audio: NDArray[np.float32], facts: AudioFacts, config: DataConfig) -> NDArray[np.float32]:
     if not np.isfinite(audio).all():
         raise BadClipError("holds NaN or infinite samples")
-    if facts.subtype in _FLOATS and config.scale not in (0.0, 1.0):
+    if facts.subtype in FLOATS and config.scale not in (0.0, 1.0):
         audio = audio / np.float32(config.scale)
     if max(audio.max(), -audio.min()) > _MOST_OVER_FULL_SCALE:
         raise BadClipError("holds samples far beyond full scale: floats go from -1 to 1, or to data.scale")
@@ -220,7 +220,7 @@ def _joined(blocks: Iterable[NDArray[Any]]) -> NDArray[Any]:
 def float_peak(path: Path, config: DataConfig) -> float | None:
     """Largest absolute value of a clip of floats; None of integers, and of a clip that cannot be read."""
     with suppress(BadClipError), _opened(path, config) as (_, file, facts, first):
-        if facts.subtype in _FLOATS:
+        if facts.subtype in FLOATS:
             peak = float(max(np.abs(block).max() for block in _read(file, first, facts.frames, "float32")))
             return peak if np.isfinite(peak) else None
     return None

@@ -14,6 +14,7 @@ from rayasd.errors import BadClipError
 _LONGEST = 0x7FFFE000
 """Streaming writers leave 0 or lengths from here on: sox 0x7FFFF000, arecord 0x80000000, ffmpeg 0xFFFFFFFF."""
 _PLAIN_FORMATS = (1, 3, 0xFFFE)  # integers, floats, extensible
+_HEAD = 1024  # bytes
 _MIN_BYTES_PER_BLOCK = 11  # FLAC: header, one constant, checksums
 
 
@@ -25,6 +26,7 @@ class Reads:
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor, self._size, self._place = descriptor, size, 0
+        self._head = b""  # libsndfile reads a header in a dozen small pieces
         self.error: OSError | None = None
 
     def __enter__(self) -> Self:
@@ -38,6 +40,11 @@ class Reads:
         """Fill a buffer; fewer bytes at the end of the file, or where a read fails."""
         view, done = memoryview(buffer), 0
         try:
+            if not self._head:
+                self._head = os.pread(self._descriptor, _HEAD, 0)
+            if self._place + len(view) <= len(self._head):
+                view[:] = self._head[self._place : self._place + len(view)]
+                done = len(view)
             while done < len(view) and (got := os.preadv(self._descriptor, [view[done:]], self._place + done)):
                 done += got
         except OSError as error:

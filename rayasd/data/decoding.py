@@ -5,7 +5,7 @@ Processes, not threads: a clip of 10 s takes libsndfile 0.1 ms, and threads woul
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from rayasd.config import DataConfig
-from rayasd.data.audio import float_peak, num_frames, read_facts, sample_blocks
+from rayasd.data.audio import FLOATS, float_peak, num_frames, read_facts, sample_blocks
 from rayasd.data.samples import scale_of
 from rayasd.errors import BadClipError, Interrupted, StorageError
 from rayasd.files import gone, mark_as_cache, need_space, replacing, write_at
@@ -61,9 +61,10 @@ def decode_machine(
     rows: list[dict[str, Any]] = []
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        config = scaled(root, table, config, over)
         found = [length for part in over(partial(_lengths, root, config), _chunks(clips)) for length in part]
-        lengths = {clip: length for (clip, _), length in zip(clips, found, strict=True)}
+        lengths = {clip: length for (clip, _), (length, _) in zip(clips, found, strict=True)}
+        floats = {clip for (clip, _), (_, of_floats) in zip(clips, found, strict=True) if of_floats}
+        config = scaled(root, table, config, over, floats)
         bad = {clip: reason for clip, reason in lengths.items() if isinstance(reason, str)}
         planned = [(clip, frames) for clip, frames in lengths.items() if isinstance(frames, int)]
         offsets = np.cumsum([0, *(frames for _, frames in planned)], dtype=np.int64).tolist()
@@ -113,12 +114,18 @@ def _chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[begin : begin + _CHUNK] for begin in range(0, len(items), _CHUNK)]
 
 
-def scaled(root: Path, table: pa.Table, config: DataConfig, over: MapOver = map) -> DataConfig:
-    """Settle ``data.scale`` for a machine's clips: as given, else by its training clips."""
+def scaled(
+    root: Path, table: pa.Table, config: DataConfig, over: MapOver = map, floats: Collection[str] | None = None
+) -> DataConfig:
+    """Settle ``data.scale`` for a machine's clips: as given, else by its training clips.
+
+    ``floats``: the clips of floats, where they are known.
+    """
     if config.scale:
         return config
     train = table.filter(pc.field("split") == "train")["clip"].to_pylist()
-    found = [peak for part in over(partial(_peaks, root, config), _chunks(train)) for peak in part]
+    to_read = train if floats is None else [clip for clip in train if clip in floats]
+    found = [peak for part in over(partial(_peaks, root, config), _chunks(to_read)) for peak in part]
     return replace(config, scale=scale_of(found) if 2 * len(found) > len(train) else 1.0)
 
 
@@ -147,17 +154,20 @@ class Content:
         return self.frames, self._total, self._squares, self._digest.hexdigest()
 
 
-def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[int | str]:
-    """Tell how many samples each clip (and its size in bytes when it was listed) decodes to, or why it does not."""
-    lengths: list[int | str] = []
+def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[tuple[int | str, bool]]:
+    """Tell how many samples each clip (and its size in bytes when it was listed) decodes to, or why it does not.
+
+    And whether it holds floats.
+    """
+    lengths: list[tuple[int | str, bool]] = []
     for clip, listed in clips:
         try:
             facts = read_facts(root / clip, config)
             if facts.size != listed:
                 raise BadClipError(f"had {listed} bytes when listed, now {facts.size}: is it still being written?")
-            lengths.append(num_frames(facts, config))
+            lengths.append((num_frames(facts, config), facts.subtype in FLOATS))
         except BadClipError as error:
-            lengths.append(str(error))
+            lengths.append((str(error), False))
     return lengths
 
 

@@ -25,7 +25,7 @@ from rayasd.unit import Progress, Report, silent
 FILE = "clusters.csv"
 _WINDOWS = 10
 """Windows of a clip whose features are averaged: its own number, since embedding.num_windows decides no training."""
-_FEWEST = 5  # clips of a cluster; smaller ones join the nearest (Fujimura et al. 2025, USTC 2025 in docs/method.md)
+_FEWEST = 5  # clips of a cluster; smaller ones join the nearest (as in published systems of 2025)
 
 
 def with_pseudo_attributes(

@@ -4,30 +4,36 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from rayasd.cluster import nodes
-from rayasd.cluster.nodes import Software
+from rayasd.cluster.nodes import Software, software_here
+from rayasd.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
+def judged(mine: Software, theirs: Software, seconds: float = 0.0) -> list[str]:
+    ray = SimpleNamespace(get=lambda _: (theirs, time.time() + seconds), exceptions=SimpleNamespace(RayError=OSError))
+    return nodes._judged(ray, None, "node07", mine)
+
+
 def test_other_packages_are_named_before_other_code():
     mine = Software({"rayasd": "0.1", "torch": "2.11.0"}, "a")
-    assert mine.differences(mine) == []
-    assert mine.differences(Software({"rayasd": "0.1", "torch": None}, "b")) == ["torch None, not 2.11.0"]
-    assert mine.differences(replace(mine, code="b")) == ["another rayasd of the same version"]
+    assert judged(mine, mine) == []
+    with pytest.raises(UserError, match="^node07 has torch None, not 2.11.0: install the same on all nodes$"):
+        judged(mine, Software({"rayasd": "0.1", "torch": None}, "b"))
+    with pytest.raises(UserError, match="has another rayasd of the same version: install"):
+        judged(mine, mine._replace(code="b"))
 
 
 @pytest.mark.parametrize(("seconds", "notes"), [(0.0, []), (3600.0, ["the clock of node07 is +3600 s off"])])
 def test_a_clock_that_is_off_is_noted(seconds: float, notes: list[str]):
-    mine = Software.here()
-    ray = SimpleNamespace(get=lambda _: (mine, time.time() + seconds), exceptions=SimpleNamespace(RayError=OSError))
-    assert nodes._judged(ray, None, "node07", mine) == notes
+    mine = software_here()
+    assert judged(mine, mine, seconds) == notes
 
 
 CHECK = """
