@@ -106,4 +106,5 @@ def _lead(first: dict[Cell, CellScores], second: dict[Cell, CellScores], year: i
         _, auc = compare(first, second, year)
     except UserError:  # another number of seeds
         return "", ""
-    return f"{100 * auc.lead:.1f}", f"{100 * auc.low:.1f} to {100 * auc.high:.1f}"
+    lead, low, high = (f"{round(100 * value, 1) + 0.0:.1f}" for value in (auc.lead, auc.low, auc.high))
+    return lead, f"{low} to {high}"

@@ -97,7 +97,8 @@ def percent(value: float | None, deviation: float | None = None) -> str:
     """Write a fraction in percent, with its deviation over seeds."""
     if value is None:
         return "–"
-    return f"{100 * value:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
+    rounded = round(100 * value, 2) + 0.0  # never "-0.00"
+    return f"{rounded:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def between(interval: Interval | None) -> str:

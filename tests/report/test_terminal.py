@@ -84,3 +84,8 @@ def test_a_single_group_of_a_label_gives_no_interval(finished: Path):
         alone[unit] = replace(scored, computed=by_label)
     vars(report)["units"] = alone  # what the property has found
     assert not any(entry.interval for entry in report.results.leaderboard.ranked)
+
+
+def test_no_difference_has_no_sign():
+    assert percent(-1e-9) == percent(0.0) == "0.00"
+    assert percent(-0.5, 0.01) == "-50.00 ± 1.00"
