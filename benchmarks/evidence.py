@@ -1,7 +1,7 @@
 """Compare systems on real recordings: AUC over seeds, intervals between neighbours, processor time, memory.
 
 python -m benchmarks evidence              # every system, raw and level-free, 3 seeds: half a day on two cores
-python -m benchmarks evidence --quick      # the main rows of two sets, level-free, 2 seeds: 17 minutes
+python -m benchmarks evidence --quick      # the main rows of two sets, level-free, 2 seeds: 16 minutes
 """
 
 import argparse
