@@ -35,33 +35,43 @@ class NumClips:
 
     def trained_on(self, machine: str, config: Config) -> float:
         """Count the clips that go through the training steps of a machine's network, or of all machines'."""
-        exposure, own, a_step = config.exposure, self._own(machine, config), self._a_step(machine, config)
-        total = max(exposure.epochs * own, exposure.min_steps * a_step if exposure.epochs else 0)
+        total = self.epochs(config) * self._own(machine, config)
         return total if machine == ALL_MACHINES else 2 * total
 
-    def checkpoints(self, machine: str, config: Config) -> int:
+    def epochs(self, config: Config) -> int:
+        """Count the epochs of a variant's trainings.
+
+        They are the same for all seeds and machines, though these may hold out other numbers of clips: the weights of
+        one system are named by their epoch.
+        """
+        exposure = config.exposure
+        networks = [ALL_MACHINES] if exposure.scope == "all" else [each for each, count in self.train.items() if count]
+        steps = min((self._steps(each, config) for each in networks), default=1)
+        return max(exposure.epochs, ceil(exposure.min_steps / steps)) if exposure.epochs else 0
+
+    def checkpoints(self, config: Config) -> int:
         """Count the weights that the training of a machine's network keeps to choose from."""
-        exposure, network = config.exposure, machine_of("train", machine, config)
+        exposure = config.exposure
         if not (exposure.keep_every and exposure.epochs and config.network.is_trained):
             return 1
-        steps = max(1, ceil(self._own(network, config) / self._a_step(network, config)))
-        return ceil(max(exposure.epochs, exposure.min_steps / steps) / exposure.keep_every)
+        return ceil(self.epochs(config) / exposure.keep_every)
 
     def _own(self, machine: str, config: Config) -> float:
         of_machine = sum(self.train.values()) if machine == ALL_MACHINES else self.train[machine]
         return of_machine * (1 - config.exposure.held_out_share)
 
-    def _a_step(self, machine: str, config: Config) -> float:
-        return config.exposure.batch_size / (1 if machine == ALL_MACHINES else 2)
+    def _steps(self, machine: str, config: Config) -> int:
+        a_step = config.exposure.batch_size / (1 if machine == ALL_MACHINES else 2)
+        return max(1, ceil(self._own(machine, config) / a_step))
 
     def scored(self, machine: str, config: Config) -> int:
         """Count the clips of a machine that each kept checkpoint is applied to."""
-        return self.every[machine] * self.checkpoints(machine, config)
+        return self.every[machine] * self.checkpoints(config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage, as the rest of the house sees it."""
+    """One stage: its function, files, settings, needs and cost."""
 
     name: StageName
     function: tuple[str, str]
@@ -93,11 +103,11 @@ _HIVE = "variant={variant}/machine={machine}/seed={seed}"
 
 TRAIN = Stage(
     name="train", function=("rayasd.exposure.training", "train"), folder="models/{variant}/{machine}/seed={seed}",
-    settings=("data", "front_end", "network", "exposure"), version=5, uses_torch=True, most_gpus=float("inf"),
+    settings=("data", "front_end", "network", "exposure"), version=6, uses_torch=True, most_gpus=float("inf"),
     may_be_shared=True, is_needed=lambda config: config.network.is_trained,
     work_unit="clips",
     work=lambda machine, config, clips: clips.trained_on(machine, config),
-    output_bytes=lambda machine, config, clips, parameters: 4 * parameters * clips.checkpoints(machine, config),
+    output_bytes=lambda machine, config, clips, parameters: 4 * parameters * clips.checkpoints(config),
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",

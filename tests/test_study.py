@@ -105,6 +105,11 @@ def test_data_may_be_a_catalog_and_labels_are_kept(small: Callable[..., Study], 
     assert small(data=str(tree)).plan.machines == ("fan", "pump")
 
 
+def test_gpus_that_are_not_used_make_no_ranks():
+    assert Execution(gpus_per_unit=2).num_ranks == 2
+    assert Execution(gpus_per_unit=2, device="cpu").num_ranks == 1
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [

@@ -82,6 +82,10 @@ def _sweep(
 
     if simulate is not None and not dry_run:
         raise UserError("--simulate goes with --dry-run")
+    if dry_run and set_up_only:
+        raise UserError("--dry-run starts nothing: leave --set-up-only out")
+    if only is not None and (dry_run or set_up_only):
+        raise UserError(f"--only does not go with {'--dry-run' if dry_run else '--set-up-only'}")
     simulation = None if simulate is None else Simulation.parse(simulate)
     short = {"inlier.detectors": detectors, "data.on_bad_clip": on_bad_clip}
     asked = [*overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]

@@ -158,7 +158,7 @@ class ExposureConfig:
     epochs: int = bounded(300, minimum=0)
     """Passes over the training clips, with scope 'machine' the target machine's; 0 leaves the network untrained."""
     min_steps: int = bounded(0, minimum=0)
-    """Fewest optimiser steps: epochs are added where exposure.epochs has fewer."""
+    """Fewest optimiser steps, about: epochs are added, as many for all seeds, where exposure.epochs has fewer."""
     batch_size: int = bounded(128, minimum=2)
     """Clips per step; with scope 'machine', half normal clips of the target machine, half pseudo-anomalous clips."""
     target_domain_per_batch: int = bounded(0, minimum=0)

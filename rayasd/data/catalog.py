@@ -160,7 +160,7 @@ def replaced(table: pa.Table, columns: Mapping[str, Sequence[object]]) -> pa.Tab
 
 def changes(before: Catalog, after: Catalog) -> list[str]:
     """Lines that say which clips of two decoded catalogs differ, machine by machine; test labels aside."""
-    columns = ["clip", "machine", "section", "domain", "split", "group", "digest"]
+    columns = ["clip", "machine", "section", "domain", "attributes", "split", "group", "digest"]
     old, new = ({row["clip"]: row for row in c.table.select(columns).to_pylist()} for c in (before, after))
     found = {
         "added": [clip for clip in new if clip not in old],

@@ -91,7 +91,7 @@ def decode_machine(
         write_parquet(pa.Table.from_pylist(rows, schema), index)  # last of all: a map without it does not count
     except OSError as error:
         raise StorageError(
-            f"cannot write the cache {index.parent}: {error.strerror}; choose another --cache DIR"
+            f"cannot write the cache {index.parent}: {error.strerror or error}; choose another --cache DIR"
         ) from None
 
 
@@ -155,9 +155,9 @@ class Content:
 
 
 def _lengths(root: Path, config: DataConfig, clips: Sequence[tuple[str, int]]) -> list[tuple[int | str, bool]]:
-    """Tell how many samples each clip (and its size in bytes when it was listed) decodes to, or why it does not.
+    """Return of each clip (with its size in bytes when listed) how many samples it decodes to, or why it does not.
 
-    And whether it holds floats.
+    The second value of each is whether it holds floats.
     """
     lengths: list[tuple[int | str, bool]] = []
     for clip, listed in clips:

@@ -110,14 +110,14 @@ def open_waveforms(
     """
     table = catalog.of(machine)
     index = cache / f"{table['cache'][0].as_py()}.parquet"
-    decoded = _whole(index)
+    decoded = _whole(index, alive)
     if decoded is None:
         index.parent.mkdir(parents=True, exist_ok=True)
         with open(index.with_suffix(".lock"), "w", opener=no_links) as lock:
             while not _locked(lock):  # many units start at once on a fresh host: one decodes, the others wait
                 alive()
                 time.sleep(0.5)
-            if _whole(index) is None:
+            if _whole(index, alive) is None:
                 with processes(table.num_rows, usable_cpus()) as over:
                     decode_machine(catalog.root, table, config, index, over, lambda n: alive())
         decoded = read_parquet(index)
@@ -144,7 +144,7 @@ def _index(index: Path) -> pa.Table | None:
     return decoded if path.exists() and path.stat().st_size >= 2 * last else None
 
 
-def _whole(index: Path) -> pa.Table | None:
+def _whole(index: Path, alive: Callable[[], object] = lambda: None) -> pa.Table | None:
     """Read a machine's index; None where it, or a sample of its map, is not as it was written.
 
     Each host reads the whole map once, and again when the file has changed, not once for each unit.
@@ -157,9 +157,10 @@ def _whole(index: Path) -> pa.Table | None:
         return decoded
     found = _mapped(index, decoded)
     places = zip(found.offsets.tolist(), found.frames.tolist(), decoded["digest"].to_pylist(), strict=True)
-    same = all(
-        xxh3_128_hexdigest(found.samples[offset : offset + frames].data) == digest for offset, frames, digest in places
-    )
+    same = True
+    for offset, frames, expected in places:
+        alive()  # a large map on a slow disk takes long
+        same = same and xxh3_128_hexdigest(found.samples[offset : offset + frames].data) == expected
     if same:
         with suppress(OSError):  # a cache that only others may write: it is read each time
             write_json(note, state)

@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),  # null: an ensemble over seeds
         ("machine", pa.string()),
         ("section", pa.string()),
-        ("domain", pa.string()),  # since 2022 also 'both', of which the pAUC counts
+        ("domain", pa.string()),  # source, target; since 2022 also both, for the section's pAUC
         ("part", pa.string()),  # development, evaluation
         ("checkpoint", pa.int64()),
         ("detector", pa.string()),

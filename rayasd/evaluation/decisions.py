@@ -30,8 +30,8 @@ class Decision:
     """How the normal clips' scores came about: held-out, cross-fit, leave-one-out, trained-on; None without scores."""
     normal: Scores  # scores of normal clips, rising, (n,)
     above: Scores
-    """Groups that are at or above each of these scores and, 0, above all, (n + 1,); a clip counts as its share of its
-    group. The first is the number of groups."""
+    """For each of these scores the number of groups at or above it, then 0; (n + 1,). A clip of a group of k counts
+    1/k, so the first is the number of groups."""
 
     @property
     def num_groups(self) -> int:

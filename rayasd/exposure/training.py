@@ -26,6 +26,7 @@ from rayasd.exposure.pseudo_attributes import with_pseudo_attributes, write_clus
 from rayasd.exposure.ranks import Ranks, on_ranks
 from rayasd.files import digest, replacing
 from rayasd.randomness import generator, torch_seed
+from rayasd.stages import NumClips
 from rayasd.unit import STATE, Progress, Report, Stopped, UnitSpec, silent
 
 _MOST_EPOCHS = 32767  # what the column of checkpoints holds
@@ -54,9 +55,9 @@ def _train(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
     """Train as one of ``ranks``, all with equal weights; the first one alone validates, writes and is asked to stop."""
     config, seed, machine = spec.config, spec.unit.seed, spec.unit.machine
     exposure = config.exposure
-    machines = load_training_machines(read_catalog(spec.run.catalog, spec.data_root), spec, report)
-    num_steps = steps_per_epoch(machines, config)
-    num_epochs = max(exposure.epochs, -(-exposure.min_steps // num_steps)) if exposure.epochs else 0
+    catalog = read_catalog(spec.run.catalog, spec.data_root)
+    machines = load_training_machines(catalog, spec, report)
+    num_steps, num_epochs = steps_per_epoch(machines, config), NumClips.of(catalog.table).epochs(config)
     if num_epochs > _MOST_EPOCHS:
         raise UserError(f"{spec.unit}: {num_epochs} epochs of {num_steps} steps, at most {_MOST_EPOCHS} are possible: "
                         "lower exposure.epochs or exposure.min_steps")  # fmt: skip

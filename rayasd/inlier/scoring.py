@@ -39,7 +39,7 @@ def detect(spec: UnitSpec, report: Report = silent) -> None:
     embeddings = read_parquet(spec.run.table(spec.upstream("embed")))
     detectors = [detector for detector in detectors if _declared(detector) <= set(embeddings.column_names)]
     if not detectors:
-        raise UserError(f"{spec.unit}: every detector reads an output that is not trained here: add knn, say")
+        raise UserError(f"{spec.unit}: all detectors read outputs that this network does not have: add knn")
     classes = json.loads((embeddings.schema.metadata or {}).get(CLASSES, b"[]"))
     test = embeddings.filter(pc.field("split") == "test")
     order = [("checkpoint", "ascending"), ("section", "ascending")]

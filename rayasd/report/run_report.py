@@ -1,5 +1,6 @@
-"""The report of a run: what its finished scores come to, by the run's rules or by others. Reading it writes nothing."""
+"""The report of a run: results of its finished scores, by the run's rules or by others. Reading it writes nothing."""
 
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -199,7 +200,7 @@ class RunReport:
         last = self._manifest["invocations"][-1]
         return {
             "run": self.store.paths.root.name,
-            "command": " ".join(last["command"]),
+            "command": shlex.join(last["command"]),
             "rayasd": last["rayasd"],
             "revision": last["revision"],
             "data": self._data["root"],

@@ -44,9 +44,11 @@ def parse_seeds(given: str | int | Iterable[int]) -> tuple[int, ...]:
             raise UserError(f"--seeds {text}: give whole numbers from 0, for example 0,1,2 or 0-4")
         if int(last or first) - int(first) >= MAX_SEEDS:
             raise UserError(f"--seeds {text}: more than {MAX_SEEDS} seeds")
+        if int(last or first) < int(first):
+            raise UserError(f"--seeds {text}: {part.strip()} is an empty range")
+        if int(last or first) >= 1 << 63:
+            raise UserError(f"--seeds {text}: a seed must be below 2^63")
         seeds += range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise UserError(f"--seeds {text}: an empty range")
     return tuple(dict.fromkeys(seeds))
 
 

@@ -58,4 +58,5 @@ class Execution:
     @property
     def num_ranks(self) -> int:
         """Processes of a training unit: by default one per GPU."""
-        return self.ranks_per_unit or max(1, int(self.gpus_per_unit or 1))
+        gpus = 0 if self.device == "cpu" else int(self.gpus_per_unit or 1)
+        return self.ranks_per_unit or max(1, gpus)

@@ -23,7 +23,7 @@ _STRANDED_SECONDS = 300.0  # how long to wait for a node on which a unit fits, w
 
 
 def check_request(request: Request, nodes: Sequence[Resources]) -> None:
-    """Make sure that some node can run a unit. Raises UserError: none can; says what was asked and what there is."""
+    """Make sure that some node can run a unit. Raises UserError: none can; names both."""
     wanted = request.of(next(iter(STAGES)))  # the first stage asks for most
     if not any(node.fits(wanted) for node in nodes):
         largest = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Resources(0))
@@ -68,6 +68,10 @@ def drive(
             sweep.move(unit, State.RUNNING)
             store.record("unit started", unit=str(unit), attempt=own[unit] + losses[unit] + 1)
             store.paths.progress(unit).unlink(missing_ok=True)
+            outdated = [unit]
+            for each in outdated:  # it, and all that builds on it: not done from now on, even if this driver is killed
+                markers.forget(sweep.specs[each])
+                outdated += sweep.dependents.get(each, ())
             executor.submit(sweep.specs[unit], running[unit])
         on_change(sweep)
         if not running and (stopping or not sweep.count(State.WAITING)):

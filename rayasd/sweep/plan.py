@@ -60,7 +60,7 @@ def prerequisite(unit: Unit, config: Config) -> Unit | None:
 def check_asked(units: Sequence[Unit], stages: Sequence[str], machines: Sequence[str]) -> None:
     """Make sure that some unit of a run does one of these stages for one of these machines, or that none does at all.
 
-    Raises UserError: only other machines have such units; says which.
+    Raises UserError: only other machines have such units; names them.
     """
     of_stages = {unit.machine for unit in units if unit.stage in stages}
     if of_stages and of_stages.isdisjoint(machines):

@@ -145,14 +145,14 @@ class RunStore:
         ``remedy``: what to do where the folder cannot be written. ``trust``: it may be another user's, who could
         exchange folders below it by links.
 
-        Raises UserError: another one is at work (says who and since when), or the folder cannot be written or trusted.
+        Raises UserError: another one is at work (the message names it), or the folder cannot be written or trusted.
         """
         paths, locks, whole = self.paths, self._locks, self.part is None
         with ExitStack() as stack:
             stack.callback(self._checks.clear)
             try:
                 paths.root.mkdir(parents=True, exist_ok=True)
-                writable = os.access(paths.root, os.W_OK, effective_ids=True)  # else the system says it
+                writable = os.access(paths.root, os.W_OK, effective_ids=True)  # else the next write raises
                 if writable and not trust and (owner := paths.root.stat().st_uid) != os.geteuid():
                     raise UserError(
                         f"{paths.root} belongs to user {owner}, not to you: {remedy}; sweep, train, "

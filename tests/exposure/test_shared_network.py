@@ -55,7 +55,20 @@ def test_one_training_costs_what_the_machines_together_hold(catalog: Catalog, sm
     two_bce = replace(small_config, exposure=replace(small_config.exposure, validation_fraction=0.0, epochs=10))
     assert sum(clips.trained_on(machine, two_bce) for machine in clips.train) == 2 * 10 * sum(clips.train.values())
     longer = shared(small_config, validation_fraction=0.0, epochs=1, min_steps=100)
-    assert clips.trained_on(ALL_MACHINES, longer) == 100 * longer.exposure.batch_size
+    steps = -(-sum(clips.train.values()) // longer.exposure.batch_size)
+    assert clips.epochs(longer) == -(-100 // steps)
+    assert clips.trained_on(ALL_MACHINES, longer) == clips.epochs(longer) * sum(clips.train.values())
+
+
+def test_seeds_that_hold_out_other_numbers_of_clips_train_as_many_epochs(spec_of: SpecOf, small_config: Config):
+    """Else their weights would be of different epochs, and no system of several seeds."""
+    few = shared(small_config, hold_out="cross-fit", folds=5, batch_size=11, epochs=1, min_steps=9)
+    found = []
+    for seed in range(5):
+        spec = spec_of(machine=ALL_MACHINES, config=few, seed=seed)
+        train(spec)
+        found.append(len((spec.output / "history.jsonl").read_text().splitlines()))
+    assert len(set(found)) == 1
 
 
 def test_a_shared_training_goes_on_to_the_same_bits(spec_of: SpecOf, small_config: Config):

@@ -253,9 +253,9 @@ def test_kept_weights_are_embedded_to_choose_from(spec_of: SpecOf, small_config:
     embed(spec_of("embed", config=config))
     table = pq.read_table(spec_of("embed").run.table(spec_of("embed").unit))
     assert {epochs: table["checkpoint"].to_pylist().count(epochs) for epochs in (1, 2, 3)} == {1: 126, 2: 126, 3: 126}
-    assert NumClips.of(catalog.table).checkpoints("fan", config) == 3
+    assert NumClips.of(catalog.table).checkpoints(config) == 3
     longer = with_exposure(config, min_steps=10)  # 2 steps an epoch
-    assert NumClips.of(catalog.table).checkpoints("fan", longer) == 5
+    assert NumClips.of(catalog.table).checkpoints(longer) == 5
     first, last = (table.filter(pc.field("checkpoint") == epochs)["embedding"] for epochs in (1, 3))
     assert first != last
     train(spec_of())  # keeps nothing: the other training's weights go

@@ -16,7 +16,7 @@ from rayasd.files import write_json
 from rayasd.sweep import driver, lock
 from rayasd.sweep.driver import Queue, check_request, drive
 from rayasd.sweep.executors import Request, Resources
-from rayasd.sweep.markers import failure, mark_done
+from rayasd.sweep.markers import failure, is_done, mark_done
 from rayasd.sweep.plan import Plan, prerequisite
 from rayasd.sweep.states import State, Sweep, survey
 from rayasd.sweep.store import RunStore, differences
@@ -84,7 +84,7 @@ DATA = {"fingerprint": {"fan": "1"}, "root": "root", "pretrained": {}}
 
 
 def set_up(store: RunStore, config=CONFIG, clips=(("a", "1"), ("b", "2")), plan=PLAN, *, data=DATA, **options) -> None:
-    columns = {name: ["x"] * len(clips) for name in ("machine", "section", "domain", "split", "group")}
+    columns = {name: ["x"] * len(clips) for name in ("machine", "section", "domain", "attributes", "split", "group")}
     table = pa.table({"clip": [c[0] for c in clips], "digest": [c[1] for c in clips], **columns})
     fingerprint = {"fingerprint": {"fan": str(clips)}}
     store.set_up(config, Catalog(Path("root"), table), data | fingerprint, plan, ["rayasd"], **options)
@@ -336,6 +336,19 @@ def test_any_node_that_fits_will_do():
     check_request(Request(32, 0), executor.nodes)
     with pytest.raises(UserError):
         check_request(Request(32, 1), executor.nodes)
+
+
+def test_a_stage_that_is_done_again_leaves_nothing_done_that_builds_on_it(store: RunStore):
+    """Else `rayasd train` and then `embed`, as two commands, would keep embeddings of other weights."""
+    run(store, FakeExecutor())
+    for unit, spec in specs(store).items():
+        if unit.stage == "train":
+            spec.run.marker(unit, "DONE").unlink()
+    run(store, FakeExecutor(), stages=("train",))
+    done = {unit.stage for unit, spec in specs(store).items() if is_done(spec) and unit.variant == "both"}
+    assert done == {"train"}
+    run(store, executor := FakeExecutor())
+    assert {unit.stage for unit in executor.log if unit.variant == "both"} == {"embed", "detect"}
 
 
 def test_a_request_beyond_every_node_is_refused_with_the_numbers():
