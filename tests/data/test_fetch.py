@@ -426,6 +426,7 @@ def with_member(name: str, kind: int = 0, **fields: int) -> bytes:
         (zipped({"pump/train/x.wav": b"RIFF"}), "holds nothing that belongs here"),
         (b"no zip at all", "is damaged"),
     ],
+    ids=lambda value: "archive" if isinstance(value, bytes) else None,  # it holds the time
 )
 def test_an_archive_that_cannot_be_trusted_leaves_nothing(
     get: Get, site: Site, tmp_path: Path, archive: bytes, said: str
