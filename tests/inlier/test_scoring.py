@@ -208,7 +208,7 @@ def test_outlier_exposure_alone_is_left_out_where_nothing_was_exposed(spec_of: S
         spec_of, config, detectors=("knn-1", "product-logit", "z-mean(knn-1, machine-logit)"), poolings=("mean",)
     )
     assert set(table["detector"].to_pylist()) == {"knn-1"}
-    with pytest.raises(UserError, match="every detector reads an output that is not trained here"):
+    with pytest.raises(UserError, match="all detectors read outputs that this network does not have"):
         scored(spec_of, config, detectors=("product-logit",))
 
 
