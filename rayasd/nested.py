@@ -35,7 +35,9 @@ def build(cls: type[Settings], values: Any, path: str = "") -> Settings:
     for key, value in values.items():
         if key not in known:
             asked = next(iter(flatten({key: value}, path)), f"{path}{key}")
-            raise unknown("setting", asked, _names(cls, path), ALL_SETTINGS)
+            here = {f"{path}{name}" for name in known if not dataclasses.is_dataclass(hints[name])}
+            defaults: Any = cls()
+            raise unknown("setting", asked, here | flatten(dataclasses.asdict(defaults), path).keys(), ALL_SETTINGS)
         if dataclasses.is_dataclass(hints[key]):
             built[key] = build(hints[key], value, f"{path}{key}.")
         elif typing.get_origin(hints[key]) is Mapping:
@@ -44,16 +46,6 @@ def build(cls: type[Settings], values: Any, path: str = "") -> Settings:
         else:
             built[key] = _checked(f"{path}{key}", value, hints[key], known[key].metadata)
     return cls(**built)
-
-
-def _names(cls: Any, path: str) -> list[str]:
-    hints = typing.get_type_hints(cls)
-    names = ((f.name, hints[f.name]) for f in dataclasses.fields(cls))
-    return [
-        each
-        for name, hint in names
-        for each in (_names(hint, f"{path}{name}.") if dataclasses.is_dataclass(hint) else [f"{path}{name}"])
-    ]
 
 
 def _table(values: Any, name: str) -> Mapping[str, Any]:
