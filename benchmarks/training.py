@@ -48,8 +48,6 @@ class Timing:
 
     speeds: list[float]
     """Clips a second in each span."""
-    first: float
-    """Seconds until the first batch was done."""
     peak: float
     """Most memory at once, MB: what torch allocated on the GPU; without one, what the process had."""
 
@@ -67,17 +65,14 @@ class Watch:
     """Stops a unit after some batches, the first of which warm up; ``begin`` is called after these."""
 
     def __init__(self, pace: Pace = PACE, begin: Callable[[], object] | None = None) -> None:
-        self.pace, self.begin, self.made = pace, begin, time.perf_counter()
-        self.batches, self.clips, self.first, self.began = 0, 0, 0.0, 0.0
+        self.pace, self.begin = pace, begin
+        self.batches, self.clips, self.began = 0, 0, 0.0
         self.speeds: list[float] = []
 
     def __call__(self, progress: Progress) -> bool:
         if not progress.clips:
             return False
         self.batches += 1
-        if self.batches == 1:
-            synchronise()
-            self.first = time.perf_counter() - self.made
         steps = self.batches - self.pace.warm_up
         if steps == 0:
             if self.begin is not None:
@@ -100,7 +95,7 @@ class Watch:
     def timing(self) -> Timing:
         """What was seen."""
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident()
-        return Timing(self.speeds, self.first, peak / 1e6)
+        return Timing(self.speeds, peak / 1e6)
 
 
 def _resident() -> float:

@@ -32,8 +32,6 @@ class Part:
     seconds: float
     """Most that it may take; the budget may leave less."""
     correctness: bool = False
-    in_tiny: bool = True
-    """Whether ``--tiny`` runs it unasked."""
 
 
 PARTS = (
@@ -47,7 +45,6 @@ PARTS = (
     Part("shared", ("speeds", "shared"), 90),
     Part("embedding", ("speeds", "embedding"), 90),
     Part("packing", ("speeds", "packing"), 150),
-    Part("compile", ("speeds", "compiling"), 150, in_tiny=False),
 )
 
 
@@ -79,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
         work = Work(Path(folder), options.tiny)
         for part in PARTS:
             left = options.seconds - (time.monotonic() - began)
-            if why := _why_not(part, options.parts, options.tiny, left, outcomes):
+            if why := _why_not(part, options.parts, left, outcomes):
                 outcome = Outcome(part.name, "skipped", why)
             else:
                 module, name = part.function
@@ -115,13 +112,11 @@ def refuse(missing: Sequence[str]) -> int:
     return 2
 
 
-def _why_not(part: Part, chosen: Sequence[str], tiny: bool, left: float, outcomes: Sequence) -> str:
+def _why_not(part: Part, chosen: Sequence[str], left: float, outcomes: Sequence) -> str:
     """Say why a part is skipped; empty if it is run."""
     needed = {"facts", "data"}
     if chosen and part.name not in needed | set(chosen):
         return "not among the parts asked for"
-    if not chosen and tiny and not part.in_tiny:
-        return "--tiny: compiling takes longer than all other parts; name the part to run it"
     if broken := [outcome.name for outcome in outcomes if outcome.name in needed and outcome.status != "ok"]:
         return f"{broken[0]} did not end well"
     if left < LEAST_SECONDS:

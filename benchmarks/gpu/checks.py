@@ -32,7 +32,8 @@ EMBEDDING_BOUND = 1e-3
 """Largest distance of a window's float32 embeddings, over their length."""
 FIRST_LOSS_BOUND, LATER_LOSS_BOUND = 1e-4, 1e-2
 """Largest relative difference of float32 losses: before the first update of the weights, and in the steps after it."""
-COSINE_BOUND, BFLOAT16_LOSS_BOUND = 0.95, 0.02
+AGREEMENT_BOUND, BFLOAT16_LOSS_BOUND = 0.99, 0.02
+"""Of bfloat16 with float32: what detectors see, and relative losses."""
 STEPS, CHECKED_BATCH = 4, 32
 WINDOWS = 64
 SCALE = (0.0, 0.1)
@@ -118,8 +119,11 @@ def bfloat16(work: Work) -> Iterator[Row]:
     exact, rounded = (
         embedded(spec.config, choose_compute(spec.device, precision), samples) for precision in ("float32", "bfloat16")
     )
-    cosine = (exact * rounded).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rounded, axis=1)
-    yield at_least("smallest cosine of embeddings", cosine.min(), COSINE_BOUND, note="bfloat16 against float32")
+    exact, rounded = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (exact, rounded))
+    yield Row("smallest cosine of embeddings", float((exact * rounded).sum(axis=1).min()), note="bfloat16 against float32")
+    pairs = np.triu_indices(len(exact), 1)
+    agreement = float(np.corrcoef((exact @ exact.T)[pairs], (rounded @ rounded.T)[pairs])[0, 1])
+    yield at_least("correlation of the cosines between windows", agreement, AGREEMENT_BOUND)
     whole, half = (first_losses(spec, spec.device, precision) for precision in ("float32", "bfloat16"))
     difference = np.abs(half / whole - 1)
     yield at_most("difference of the first loss", difference[0], BFLOAT16_LOSS_BOUND, "of it")

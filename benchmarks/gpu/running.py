@@ -15,10 +15,6 @@ from rayasd.host import end_with_parent, how_it_ended
 PartFunction = Callable[["Work"], Iterator[Row]]
 
 
-class Skipped(Exception):  # noqa: N818 - no error
-    """The part cannot be run here; the message is the reason."""
-
-
 @dataclass(frozen=True)
 class Work:
     """What every part works on."""
@@ -51,9 +47,7 @@ def run_part(name: str, function: PartFunction, work: Work, seconds: float) -> O
                 continue
             ended = True
             status, reason = message
-            if status == "skipped":
-                outcome.status, outcome.reason = "skipped", reason
-            elif status == "failed":
+            if status == "failed":
                 outcome.fail(reason)
             break
         else:
@@ -77,8 +71,6 @@ def _send(function: PartFunction, work: Work, sending: Connection) -> None:
     try:
         for row in function(work):
             sending.send(row)
-    except Skipped as reason:
-        end = ("skipped", str(reason))
     except Exception as error:  # whatever a library raises: the other parts go on
         end = ("failed", f"{type(error).__name__}: {one_line(error)}")
     sending.send(end)

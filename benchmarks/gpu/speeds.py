@@ -1,15 +1,13 @@
 """Clips a second of training and embedding beside the plain way and the roofline, alone and several units at once."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 
 from benchmarks.gpu.checks import with_exposure
 from benchmarks.gpu.material import Material, material
 from benchmarks.gpu.results import Row, timed
-from benchmarks.gpu.running import Skipped, Work
-from benchmarks.measure import alone, apart, forks
+from benchmarks.gpu.running import Work
+from benchmarks.measure import apart, forks
 from benchmarks.packing import NUMBERS, together
 from benchmarks.training import (
     Pace,
@@ -84,23 +82,6 @@ def packing(work: Work) -> Iterator[Row]:
         yield timed(f"{name}, peak memory of each", [timing.peak for timing in timings], "MB")
 
 
-def compiling(work: Work) -> Iterator[Row]:
-    """Train with ``exposure.compile`` and without."""
-    given, pace = material(work), TINY if work.tiny else TRAINING
-    if not any(map(shutil.which, ("g++", "clang++"))):
-        raise Skipped("there is neither g++ nor clang++ to compile with")
-    if find_spec("triton") is None and apart(_on_gpu):
-        raise Skipped("there is no triton to compile with")
-    speeds = []
-    for compiled, name in ((False, "off"), (True, "on")):
-        # a fresh process, not a fork: the compiler has processes and threads of its own
-        timing = alone(our_training, with_exposure(given.spec, compile=compiled), pace)
-        yield from _timing(f"compile {name}", timing, "clips/s")
-        yield Row(f"compile {name}, until the first batch", timing.first, "s")
-        speeds.append(timing.speed)
-    yield Row("on over off", speeds[1] / speeds[0])
-
-
 def _timing(name: str, timing: Timing, unit: str, factor: int = 1, note: str = "") -> Iterator[Row]:
     yield timed(name, [factor * speed for speed in timing.speeds], unit, note)
     yield Row(f"{name}, peak memory", timing.peak, "MB")
@@ -118,9 +99,3 @@ def _plainly(given: Material) -> tuple[object, ...]:
 
 def _floors(work: Work) -> tuple[float, float]:
     return floors(material(work).spec, small=work.tiny)
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

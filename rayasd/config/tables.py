@@ -212,8 +212,6 @@ class ExposureConfig:
     """Minimum of anomalous clips per section that leave the test, so that variants use the same test clips."""
     anomaly_seed: int = bounded(0, minimum=0)
     """Seed of the choice of anomalous clips; not the training seed, so that all seeds use the same test clips."""
-    compile: bool = False
-    """Compile the backbone with torch.compile: takes minutes, changes rounding, needs a C++ compiler."""
     keep_every: int = bounded(0, minimum=0)
     """Epochs between weights that are kept and embedded, to choose a checkpoint from; 0 keeps only the last."""
     checkpoint_every: int = bounded(10, minimum=1)

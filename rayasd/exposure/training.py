@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,8 +120,7 @@ class Training:
     ) -> None:
         """Make the network with the unit's initial weights, and all that trains it in ``num_steps`` steps.
 
-        Raises UserError: an unknown objective, encoder or backbone, too few classes, or ``exposure.compile`` where
-        nothing can compile.
+        Raises UserError: an unknown objective, encoder or backbone, or too few classes.
         """
         self.ranks, self.spec, self.num_steps = ranks, spec, max(1, num_steps)
         config, exposure = spec.config, spec.config.exposure
@@ -138,11 +136,6 @@ class Training:
         torch.manual_seed(torch_seed(spec.unit.seed, "weights", spec.unit.machine))
         self.network = self.compute.place(Network(config, names))
         self.extractor = ranks.data_parallel(self.network.extractor)  # makes a step's embeddings, on all ranks
-        if exposure.compile:
-            if not any(map(shutil.which, ("g++", "clang++"))):
-                raise UserError("exposure.compile: there is neither g++ nor clang++ to compile with: install one")
-            encoder = self.network.extractor.encoder
-            getattr(encoder, "compilable", encoder).compile()
         learned = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if not learned:
             raise UserError("neither encoder nor neck nor objective has parameters: set network.train = frozen")

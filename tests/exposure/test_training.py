@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,6 @@ from rayasd.exposure import training
 from rayasd.exposure.batches import balanced_batches
 from rayasd.exposure.clips import load_machine, load_training_machines
 from rayasd.exposure.embedding import embed, window_starts
-from rayasd.exposure.network import load_network
 from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.exposure.training import train
 from rayasd.stages import NumClips
@@ -55,30 +53,6 @@ def test_training_learns_and_ends_its_schedule(spec_of: SpecOf, small_config: Co
     assert rows[-1]["mixup_probability"] == pytest.approx(0, abs=1e-9)
     assert 0 <= rows[-1]["validation_machine_auc"] <= 1
     assert not (spec.output / training.STATE).exists()
-
-
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile with")
-def test_a_compiled_backbone_learns_the_same_up_to_rounding(spec_of: SpecOf, small_config: Config):
-    plain, compiled = (
-        spec_of(config=with_exposure(small_config, compile=compiled, mixup_schedule="never", epochs=2))
-        for compiled in (False, True)
-    )
-    curves = []
-    for spec in (plain, compiled):
-        train(spec)
-        curves.append([row["loss"] for row in history(spec)])
-    np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
-    load_network(compiled.output, compiled.config)  # weights are named as always
-
-
-def test_compiling_without_a_compiler_is_refused(
-    spec_of: SpecOf, small_config: Config, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"g\+\+"):
-        train(spec_of(config=with_exposure(small_config, compile=True)))
 
 
 @pytest.mark.parametrize("last_epoch", [1, 2])

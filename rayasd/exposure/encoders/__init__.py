@@ -28,8 +28,7 @@ class Encoder(nn.Module):
     ends_in_float32: bool = False
     """Whether its last layers compute in float32 under autocast; if not, all of it does where no neck follows."""
     dim: int
-    """Features of a window. An encoder with branches has ``widths`` too, the features of each, in order; one that has
-    ``compilable`` lets ``exposure.compile`` compile this part alone."""
+    """Features of a window. An encoder with branches has ``widths`` too, the features of each, in order."""
 
 
 ENCODERS = {

@@ -81,11 +81,6 @@ class MelTimm(Encoder):
         self.backbone = _backbone(name, config.network.pretrained, self.size)
         self.dim = _num_features(self.backbone, name, self.size)
 
-    @property
-    def compilable(self) -> nn.Module:
-        """The timm model."""
-        return self.backbone
-
     def forward(self, waveforms: Tensor) -> Tensor:
         bands = self.front_end(waveforms)
         if self.by_window:

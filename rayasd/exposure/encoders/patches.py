@@ -52,11 +52,6 @@ class Pretrained(Encoder):
     model: Any
     layers: list[int]
 
-    @property
-    def compilable(self) -> nn.Module:
-        """The transformer."""
-        return self.model
-
     def choose_layers(self, layers: Sequence[int] | None, count: int) -> None:
         """Choose among the layers of a model, of which there are ``count``. Raises UserError: one is not there."""
         chosen = [count] if layers is None else layers
