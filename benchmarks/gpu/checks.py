@@ -120,7 +120,9 @@ def bfloat16(work: Work) -> Iterator[Row]:
         embedded(spec.config, choose_compute(spec.device, precision), samples) for precision in ("float32", "bfloat16")
     )
     exact, rounded = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (exact, rounded))
-    yield Row("smallest cosine of embeddings", float((exact * rounded).sum(axis=1).min()), note="bfloat16 against float32")
+    yield Row(
+        "smallest cosine of embeddings", float((exact * rounded).sum(axis=1).min()), note="bfloat16 against float32"
+    )
     pairs = np.triu_indices(len(exact), 1)
     agreement = float(np.corrcoef((exact @ exact.T)[pairs], (rounded @ rounded.T)[pairs])[0, 1])
     yield at_least("correlation of the cosines between windows", agreement, AGREEMENT_BOUND)

@@ -46,7 +46,7 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
             ("domain", pa.string()),
             ("split", pa.string()),  # train, validation (held out of this unit's training), test, exposed, reserved
             ("label", pa.int8()),  # null = unknown when this was written
-            ("window", pa.int16()),
+            ("window", pa.int32()),
             ("start", pa.float64()),  # seconds
             ("checkpoint", pa.int16()),  # epochs that the extractor had been trained for
             *windows,
@@ -88,7 +88,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     num_windows = windows_of(config, clips.table)
     starts = np.stack([window_starts(int(n), config.window_length, num_windows) for n in clips.waveforms.frames])
     num_clips = clips.table.num_rows
-    clips_a_batch = max(1, config.embedding.batch_size // num_windows)
+    clips_per_batch = max(1, config.embedding.batch_size // num_windows)
     extractors = _extractors(spec)
     total = num_clips * len(extractors)
     report(Progress(0, total, note=compute.reason))
@@ -100,10 +100,10 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     with replacing(spec.run.table(spec.unit)) as path, _writing(path) as write:
         for number, (checkpoint, load) in enumerate(extractors.items()):
             extractor, ranges = compute.place(load()), list[NDArray[np.float32]]()
-            shape = (clips_a_batch, num_windows)
+            shape = (clips_per_batch, num_windows)
             cache = FeatureCache(spec.cache, clips, config, compute, extractor.extractor.scaling, shape)
-            for begin in range(0, num_clips, clips_a_batch):
-                chosen = np.arange(begin, min(begin + clips_a_batch, num_clips))
+            for begin in range(0, num_clips, clips_per_batch):
+                chosen = np.arange(begin, min(begin + clips_per_batch, num_clips))
                 rows = np.repeat(chosen, num_windows)
                 embedded = partial(embed_clips, extractor, compute, clips, chosen, starts[chosen], config)
                 windows = cache.windows(chosen, embedded)
@@ -114,7 +114,7 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
                     *(table[name] for name in ("clip", "group", "section", "domain")),
                     pa.array(clips.split[rows], pa.string()),
                     table["label"],
-                    pa.array(np.tile(np.arange(num_windows, dtype=np.int16), len(chosen))),
+                    pa.array(np.tile(np.arange(num_windows, dtype=np.int32), len(chosen))),
                     pa.array(starts[chosen].ravel() / config.data.sample_rate),
                     pa.array(np.full(len(rows), checkpoint, np.int16)),
                     *windows.columns,
@@ -163,10 +163,17 @@ def embed_clips(
     extractor: Network | Control, compute: Compute, clips: MachineClips, chosen: Indices, starts: NDArray[np.int64],
     config: Config,
 ) -> pa.Table:  # fmt: skip
-    """Embed windows of clips, one clip after the other; ``starts`` (clips, windows) are their first samples."""
-    samples = np.empty((starts.size, config.window_length), np.int16)
-    gather(clips, np.repeat(chosen, starts.shape[1]), starts.ravel(), config.window_length, samples)
-    return embed_windows(extractor, compute, samples, clips.scale(extractor.extractor.scaling), config)
+    """Embed windows of clips, one clip after the other; ``starts`` (clips, windows) are their first samples.
+
+    The network takes at most ``embedding.batch_size`` windows at once, also where a clip has more.
+    """
+    rows, scale, parts = np.repeat(chosen, starts.shape[1]), clips.scale(extractor.extractor.scaling), []
+    for begin in range(0, starts.size, config.embedding.batch_size):
+        part = slice(begin, begin + config.embedding.batch_size)
+        samples = np.empty((len(rows[part]), config.window_length), np.int16)
+        gather(clips, rows[part], starts.ravel()[part], config.window_length, samples)
+        parts.append(embed_windows(extractor, compute, samples, scale, config))
+    return pa.concat_tables(parts)
 
 
 @torch.inference_mode()

@@ -182,3 +182,15 @@ def test_clustering_uses_it_too(
     ]
     assert computed == [10] * 16  # two of the 18 clips have another one's samples
     assert found[0].table.equals(found[1].table)
+
+
+def test_a_clip_with_more_windows_than_a_batch_is_embedded_in_several(
+    small_config: Config, embedded: Callable[..., pa.Table], computed: list[int]
+):
+    config = frozen(small_config)
+    whole = embedded(config)
+    assert computed == [42 * 3]
+    computed.clear()
+    parts = embedded(replace(config, embedding=replace(config.embedding, batch_size=2)), cache="another")
+    assert set(computed) == {2, 1}
+    assert parts.equals(whole)
