@@ -103,7 +103,7 @@ _HIVE = "variant={variant}/machine={machine}/seed={seed}"
 
 TRAIN = Stage(
     name="train", function=("rayasd.exposure.training", "train"), folder="models/{variant}/{machine}/seed={seed}",
-    settings=("data", "front_end", "network", "exposure"), version=6, uses_torch=True, most_gpus=float("inf"),
+    settings=("data", "front_end", "network", "exposure"), version=7, uses_torch=True, most_gpus=float("inf"),
     may_be_shared=True, is_needed=lambda config: config.network.is_trained,
     work_unit="clips",
     work=lambda machine, config, clips: clips.trained_on(machine, config),
@@ -111,7 +111,7 @@ TRAIN = Stage(
 )  # fmt: skip
 EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
-    settings=("embedding",), version=5, uses_torch=True, most_gpus=1.0,
+    settings=("embedding",), version=6, uses_torch=True, most_gpus=1.0,
     work_unit="windows",
     work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
     output_bytes=lambda machine, config, clips, parameters: (
