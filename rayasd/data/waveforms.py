@@ -233,7 +233,9 @@ def _mended(root: Path, index: pa.Schema, config: DataConfig) -> bool:
 
 def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
     rules = {k: v for k, v in asdict(config).items() if k not in ("on_bad_clip", "groups")}
-    files = [table[name].to_pylist() for name in ("clip", "size", "mtime_ns")]
+    files = [
+        table[name].to_pylist() for name in ("clip", "size", "mtime_ns", "split")
+    ]  # training clips decide the scale
     return digest([_VERSION, str(root), rules, files])[:24]
 
 

@@ -244,6 +244,18 @@ def test_the_rules_are_part_of_the_key(root: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_another_split_decodes_again_since_training_clips_decide_the_scale(tmp_path: Path):
+    for n, gain in enumerate((9.0, 0.5)):
+        soundfile.write(tmp_path / f"{n}.wav", gain * np.ones(RATE), RATE, subtype="FLOAT")
+    scales = []
+    for splits in (("train", "test"), ("test", "train")):
+        lines = [f"{n}.wav,fan,00,source,{split},normal" for n, split in enumerate(splits)]
+        (tmp_path / "clips.csv").write_text("\n".join(["path,machine,section,domain,split,label", *lines]))
+        catalog = decode(scan(tmp_path / "clips.csv"), DataConfig(on_bad_clip="skip"), tmp_path / "cache")
+        scales += set(catalog.table["scale"].to_pylist())
+    assert scales == [64.0, 1.0]
+
+
 def test_a_killed_process_of_the_decoding_is_an_interruption():
     with pytest.raises(Interrupted, match="decoded clips was killed"), decoding.processes(3000, 2) as over:
         list(over(_end_the_process, [1, 2]))
