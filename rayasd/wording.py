@@ -3,9 +3,10 @@
 from pathlib import Path
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a number with its noun: 1 unit, 2 units."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: float, noun: str) -> str:
+    """Write a number with its noun: 1 unit, 2 units, 0.5 GPUs."""
+    number = f"{count:g}" if isinstance(count, float) else str(count)
+    return f"{number} {noun}" if count == 1 else f"{number} {noun}s"
 
 
 def size(num_bytes: float) -> str:

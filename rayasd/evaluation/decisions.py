@@ -60,8 +60,10 @@ class Decision:
     def _by(cls, calibration: Calibration, evaluation: EvaluationConfig) -> "Decision":
         scores, rate = calibration.scores, evaluation.false_alarm_rate
         if len(scores) == 0 or not np.isfinite(scores).all():
-            why = "some normal clips could not be scored" if len(scores) else "no normal clip has a score, "
-            why += "" if len(scores) else "which takes two of them (or two groups) and inlier.calibration_folds of 2"
+            none = (
+                "no normal clip has a score: this needs two of them (or two groups), and inlier.calibration_folds of 2"
+            )
+            why = "some normal clips could not be scored" if len(scores) else none
             return cls(None, f"no threshold: {why}", None, np.empty(0), np.zeros(1))
         order = np.argsort(scores, kind="stable")
         _, group, sizes = np.unique(calibration.groups.astype(str), return_inverse=True, return_counts=True)

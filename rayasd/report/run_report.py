@@ -83,7 +83,7 @@ class RunReport:
 
     @cached_property
     def damaged(self) -> dict[Unit, str]:
-        """Finished detect units whose scores are not what they wrote, and why; reads the scores of all units."""
+        """Finished detect units whose scores are damaged, and why; reads the scores of all units."""
         found = {}
         for unit, scored in self.units.items():
             try:

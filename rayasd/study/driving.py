@@ -74,10 +74,10 @@ def check_execution(how: Execution) -> None:
 
     Raises UserError: no node can give what a unit asks for, or that makes no sense.
     """
-    standing = (how.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    has_cluster = (how.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
     if how.executor == "mpi":
         _request(_mpi(how).nodes, how)
-    elif how.executor == "local" or not standing:
+    elif how.executor == "local" or not has_cluster:
         _request([Resources(usable_cpus(), len(visible_gpus()))], how)
 
 
@@ -116,8 +116,8 @@ def _drive(store: RunStore, sweep: Sweep, how: Execution, watcher: Watcher) -> N
             store.record("sweep ended", **{state.value: sweep.count(state) for state in State})
         if left:
             watcher.say(left)
-            is_stopped = store.stop_file.exists() and store.stop_file.read_text()
-            raise RunStopped(left) if is_stopped else KeyboardInterrupt(left)
+            asked = store.stop_file.exists() and store.stop_file.read_text()
+            raise RunStopped(left) if asked else KeyboardInterrupt(left)
     except RunStopped:
         raise
     except KeyboardInterrupt:

@@ -46,7 +46,7 @@ def is_done(spec: UnitSpec) -> bool:
 
 
 def why_unusable(spec: UnitSpec) -> str | None:
-    """Return why a unit's files must not be used: it is not done, or a file is not what it wrote; reads them all."""
+    """Return why a unit's files must not be used: it is not done, or a file is damaged; reads them all."""
     marker, unit = read_record(spec.run.marker(spec.unit, "DONE")), spec.unit
     if not marker:
         return f"{unit} of {spec.run.root} is not done: rayasd sweep does it"

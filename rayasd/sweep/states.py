@@ -33,7 +33,7 @@ class Sweep:
     reasons: dict[Unit, str] = field(default_factory=dict)  # why a unit failed or is blocked
     lacking: set[Unit] = field(default_factory=set)
     """Units that failed for want of storage or GPUs: the same command does them, once there are such."""
-    damaged: set[Unit] = field(default_factory=set)  # units that were done, and whose files are not what they wrote
+    damaged: set[Unit] = field(default_factory=set)  # units that were done, and whose files are damaged
     again: dict[Unit, str] = field(default_factory=dict)
     """Units that were done and are done again, and what has changed since."""
     moves: list[tuple[Unit, State]] = field(default_factory=list)
@@ -109,7 +109,7 @@ def survey(
             if why := markers.why_again(spec):
                 sweep.again[unit] = why
             elif verify and upstream_done and markers.is_done(spec):
-                sweep.again[unit] = "a file is not what it wrote"
+                sweep.again[unit] = "a file is damaged"
     sweep.moves.clear()
     return sweep
 

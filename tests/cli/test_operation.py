@@ -158,12 +158,12 @@ def test_status_of_no_run_is_one_line(tmp_path: Path, rayasd: Rayasd):
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        (("--gpus-per-unit", "1", "--executor", "ray"), "a unit asks for 1 CPUs and 1 GPUs, but the largest node has"),
+        (("--gpus-per-unit", "1", "--executor", "ray"), "a unit asks for 1 CPU and 1 GPU, but the largest node has"),
         (
             ("--ranks-per-unit", "2", "--gpus-per-unit", "1"),
             "--ranks-per-unit 2 with --gpus-per-unit 1: give as many GPUs, or 0",
         ),
-        (("--gpus-per-unit", "2"), "a unit asks for 1 CPUs and 2 GPUs"),
+        (("--gpus-per-unit", "2"), "a unit asks for 1 CPU and 2 GPUs"),
         (("--gpus-per-unit", "1.5"), "--gpus-per-unit 1.5: a part of one GPU, or a whole number"),
         (("--device", "cuda", "--executor", "ray"), "--device cuda, but no node has a GPU"),
         (("--cpus-per-unit", "9999"), "lower --cpus-per-unit"),

@@ -138,7 +138,7 @@ def test_clips_that_were_trained_on_count_only_where_there_are_no_others_and_are
 
 
 def test_no_training_scores_give_no_threshold():
-    assert decision(np.empty(0)).reason.startswith("no threshold: no normal clip has a score, which takes two")
+    assert decision(np.empty(0)).reason.startswith("no threshold: no normal clip has a score: this needs two")
     assert decision(np.array([np.nan, 1.0])).reason == "no threshold: some normal clips could not be scored"
     assert Decision.of({}, "00", EvaluationConfig()).threshold is None
 

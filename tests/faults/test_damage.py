@@ -69,7 +69,7 @@ def test_a_damaged_model_does_not_score(bench: Bench, tmp_path: Path):
     said = f"error: {weights} is damaged: it is not what train fan both seed 0 wrote; rayasd sweep --verify does that"
     says(done, 2, said)
     says(bench.sweep(run), 0, "nothing to do")  # sizes alone are looked at
-    says(bench.sweep(run, "--verify"), 0, "again 1 unit done before: a file is not what it wrote")
+    says(bench.sweep(run, "--verify"), 0, "again 1 unit done before: a file is damaged")
     bench.same(run)
     says(bench.call("score", run, "--machine", "fan", clip), 0, clip.name)
 

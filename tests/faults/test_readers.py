@@ -112,7 +112,7 @@ def test_a_damaged_file_is_refused_every_time(bench: Bench, tmp_path: Path, name
         says(bench.call(*commands["report --set"]), 0, "1 unit not done or damaged: rayasd sweep continues")
     assert contents(run) == before
     assert not list((tmp_path / "out").rglob("*.rayasd"))
-    says(bench.sweep(run, "--verify"), 0, "done before: a file is not what it wrote")
+    says(bench.sweep(run, "--verify"), 0, "done before: a file is damaged")
     bench.same(run)
     says(bench.call(*commands["score"]), 0)
 

@@ -235,7 +235,7 @@ def test_without_any_node_for_its_units_the_sweep_ends_and_says_so(store: RunSto
     executor = FakeExecutor()
     executor.nodes = []
     sweep = survey(specs(store), set(PLAN.units(CONFIG)), retry_failed=False)
-    assert "no node is left on which a unit fits (it asks for 1 CPUs" in str(
+    assert "no node is left on which a unit fits (it asks for 1 CPU" in str(
         drive(sweep, store, executor, Request(1, 0))
     )
     assert sweep.count(State.WAITING) > 0
@@ -352,7 +352,7 @@ def test_a_stage_that_is_done_again_leaves_nothing_done_that_builds_on_it(store:
 
 
 def test_a_request_beyond_every_node_is_refused_with_the_numbers():
-    with pytest.raises(UserError, match="asks for 1 CPUs and 1 GPUs, but the largest node has 2 CPUs and 0 GPUs"):
+    with pytest.raises(UserError, match="asks for 1 CPU and 1 GPU, but the largest node has 2 CPUs and 0 GPUs"):
         check_request(Request(1, 1), FakeExecutor().nodes)
     with pytest.raises(UserError, match="asks for 64 CPUs"):
         check_request(Request(64, 0), FakeExecutor().nodes)

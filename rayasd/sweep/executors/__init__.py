@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from rayasd.stages import STAGES, StageName
 from rayasd.sweep.worker import Outcome
 from rayasd.unit import Unit, UnitSpec
+from rayasd.wording import counted
 
 Counts = Mapping[tuple[StageName, str], int]
 """Units by stage and state."""
@@ -31,7 +32,7 @@ class Resources:
         return Resources(self.cpus + sign * other.cpus, self.gpus + sign * other.gpus)
 
     def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+        return f"{counted(float(self.cpus), 'CPU')} and {counted(float(self.gpus), 'GPU')}"
 
 
 @dataclass(frozen=True)
