@@ -16,7 +16,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from rayasd.cluster import settings
-from rayasd.cluster.folder import RAYS
+from rayasd.cluster.folder import LOGS, RAYS, copy_logs
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.host import end_with_parent
@@ -135,11 +135,7 @@ class RayNode:
             except subprocess.TimeoutExpired:
                 self._kill()
         if keep_logs is not None:
-            logs = [self.log, *self.folder.glob(f"{RAYS}/session_latest/logs/*.*")]
-            keep_logs.mkdir(parents=True, exist_ok=True)
-            for log in logs:
-                if log.is_file():
-                    shutil.copy(log, keep_logs)
+            copy_logs([self.log, *self.folder.glob(LOGS)], keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _kill(self) -> None:

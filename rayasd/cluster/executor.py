@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayasd.cluster.folder import RAYS, private_folder, root_of_own
+from rayasd.cluster.folder import LOGS, RAYS, copy_logs, private_folder, root_of_own
 from rayasd.cluster.job import described, launched
 from rayasd.cluster.nodes import check_nodes
 from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
@@ -193,8 +193,7 @@ class RayExecutor:
         self._ray.shutdown()
         if self._folder is not None:
             if self._lost_any:  # a worker that crashed may have said why, to Ray alone
-                with suppress(OSError):
-                    shutil.copytree(self._folder / RAYS / "session_latest/logs", self._logs, dirs_exist_ok=True)
+                copy_logs(self._folder.glob(LOGS), self._logs)
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._token is not None:
             self._token.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ Ray gives everybody the right to write into the folders that it makes (logs, soc
 put links in place of logs and jobs in place of ours.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -12,13 +13,15 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from rayasd.errors import UserError
+from rayasd.printing import tell
 
 RAYS = "ray"  # name of Ray's part of the folder; what is beside it is ours
+LOGS = f"{RAYS}/session_latest/logs/*.*"
 MARK = "rayasd.lock"  # file in the folder, locked by the processes that use it: what does not have it is not ours
 
 _NAME = re.compile(r"ra[0-9a-f]{8}")
@@ -56,6 +59,25 @@ def remove_abandoned(root: Path, job: str) -> None:
     with suppress(OSError):  # none
         if _is_ours(folder) and not _is_held(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_logs(logs: Iterable[Path], folder: Path) -> None:
+    """Copy Ray's logs into a folder that only its user can enter; where it cannot be had, say so.
+
+    What stands there under a log's name is replaced: it may be a link, from when others could write there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_ours(folder):
+            raise PermissionError(errno.EPERM, "it is a link, or another user's")
+        folder.chmod(0o700)
+        for log in logs:
+            if log.is_file() and not log.is_symlink():
+                (folder / log.name).unlink(missing_ok=True)
+                with log.open("rb") as source, (folder / log.name).open("xb") as target:
+                    shutil.copyfileobj(source, target)
+    except OSError as error:
+        tell(f"Ray's logs are not kept in {folder}: {error.strerror}", err=True)
 
 
 def _folder_of(root: Path, job: str) -> Path:
