@@ -147,7 +147,7 @@ def test_a_worker_ends_with_anothers_trouble_and_looks_for_it_seldom_once_all_ar
 def test_trouble_before_the_head_has_come_is_told_once_it_has(
     tmp_path: Path, clock: Clock, handlers: None, monkeypatch: pytest.MonkeyPatch
 ):
-    def none(*_: object) -> int:
+    def none(*_: object) -> tuple[int, object]:
         raise UserError("no free block")
 
     meeting = Meeting(tmp_path / "launch-j")
@@ -161,7 +161,7 @@ def test_trouble_before_the_head_has_come_is_told_once_it_has(
 def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
     tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    def none(*_: object) -> int:
+    def none(*_: object) -> tuple[int, object]:
         raise UserError("no free block")
 
     def join(placement: Placement) -> int:
@@ -175,6 +175,15 @@ def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
     with pytest.raises(UserError, match="no free block"):
         join(replace(WORKER, rank=0))
     assert told == ["no free block"]  # for launchers that come a little later
+
+
+def test_a_node_with_more_cpus_than_ports_for_workers_says_so(
+    tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture
+):
+    for cpus, said in ((570, False), (571, True)):
+        placement = replace(WORKER, cpus=cpus)
+        launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=1)
+        assert ("571 CPUs, but ports for 570 workers: give each unit several" in capsys.readouterr().err) == said
 
 
 def test_a_launcher_removes_what_its_killed_predecessor_left(tmp_path: Path, clock: Clock, handlers: None):
