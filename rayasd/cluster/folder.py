@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rayasd.errors import UserError
@@ -22,7 +23,7 @@ from rayasd.printing import tell
 
 RAYS = "ray"  # name of Ray's part of the folder; what is beside it is ours
 LOGS = f"{RAYS}/session_latest/logs/*.*"
-MARK = "rayasd.lock"  # file in the folder, locked by the processes that use it: what does not have it is not ours
+MARK = "rayasd.lock"  # file in the folder, locked by the processes that use it, with their job's name: marks it as ours
 
 _NAME = re.compile(r"ra[0-9a-f]{8}")
 _LOGS = re.compile(rf"start-\d+\.log|waiting\.log|driver\.log|mark-.+|{re.escape(MARK)}")  # written by rayasd launch
@@ -46,19 +47,19 @@ def private_folder(root: Path, job: str | None = None) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
         if _is_ours(folder):
             folder.chmod(0o700)
-            _hold(folder)
+            _hold(folder, job)
             return folder
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir (RAYASD_TMP)") from None
     raise UserError(f"{folder} belongs to another user: choose another --temp-dir (RAYASD_TMP)")
 
 
-def remove_abandoned(root: Path, job: str) -> None:
-    """Remove a job's folder on this host, which its killed launcher has left."""
-    folder = _folder_of(root, job)
-    with suppress(OSError):  # none
-        if _is_ours(folder) and not _is_held(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_abandoned(root: Path, jobs: str) -> None:
+    """Remove the folders on this host that killed launchers of jobs have left; ``jobs``: a pattern of their names."""
+    for folder in root.glob("ra*"):
+        with suppress(OSError):  # another user's, or none of ours
+            if _is_ours(folder) and fnmatchcase((folder / MARK).read_text(), jobs) and not _is_held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_logs(logs: Iterable[Path], folder: Path) -> None:
@@ -107,10 +108,11 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _hold(folder: Path) -> None:
+def _hold(folder: Path, job: str | None) -> None:
     """Hold a folder until this process ends; the kernel lets go of it however that happens."""
-    descriptor = os.open(folder / MARK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # not inherited
+    descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # not inherited
     fcntl.flock(descriptor, fcntl.LOCK_SH)
+    os.pwrite(descriptor, (job or "").encode(), 0)
     _HELD.append(descriptor)
 
 

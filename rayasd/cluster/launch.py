@@ -66,8 +66,8 @@ def launch(
         end_with_parent()  # mpirun, if killed, leaves its ranks
     for earlier in placement.earlier:  # what an attempt left that was killed
         remove_abandoned(temp_root, earlier)
-        if placement.is_head:
-            shutil.rmtree(Meeting(folder / f"launch-{earlier}").root, ignore_errors=True)
+        for meeting_of_it in folder.glob(f"launch-{earlier}") if placement.is_head else ():
+            shutil.rmtree(meeting_of_it, ignore_errors=True)
     if placement.is_head:
         _convene(meeting)
     node, failed = None, True

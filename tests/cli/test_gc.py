@@ -22,7 +22,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from rayasd.cluster.folder import _hold
-_hold(Path(sys.argv[1]))
+_hold(Path(sys.argv[1]), None)
 print(flush=True)
 input()
 """

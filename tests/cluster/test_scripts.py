@@ -273,7 +273,7 @@ def test_one_launcher_per_node_whatever_the_jobs_tasks(site: Site):
     job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "2"}
     site.run(site.scripts / "train.sh", **job)
     srun = next(call for call in site.calls if call[0] == "srun")
-    assert {"--ntasks=3", "--ntasks-per-node=1", "--cpu-bind=none"} <= set(srun)
+    assert {"--ntasks=3", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none"} <= set(srun)
     assert not [word for word in srun if word.startswith("--cpus-per-task")]  # nodes may differ
     site.run(site.scripts / "train.sh", **job, SLURM_CPUS_PER_TASK="4")
     assert "--cpus-per-task=4" in next(call for call in site.calls if call[0] == "srun")
