@@ -307,8 +307,9 @@ def test_ray_answers_nobody_without_the_token(tree: Path, cache: Path, tmp_path:
     run = tmp_path / "run"
     arguments = small_sweep(tree, run, "--machines", "fan", "--set", "exposure.epochs=20000")
     arguments[arguments.index("local")] = "ray"
-    with subprocess.Popen(command_line(*arguments), env=environment(cache), stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.STDOUT) as driver:  # fmt: skip
+    leftover = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "4" * 64}  # of a script for another Ray
+    with subprocess.Popen(command_line(*arguments), env=environment(cache, **leftover), stdout=subprocess.PIPE,
+                          text=True, stderr=subprocess.STDOUT) as driver:  # fmt: skip
         wait_until(lambda: (run / "models/both/fan/seed=0/progress.json").exists(), driver)
         (session,) = Path("/tmp").glob(f"ra????????/ray/session_*_{driver.pid}")
         folder = session.parents[1]
