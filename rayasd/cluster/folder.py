@@ -45,7 +45,7 @@ def private_folder(root: Path, job: str | None = None) -> Path:
     folder = _folder_of(root, job) if job is not None else root / f"ra{secrets.token_hex(4)}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
-        if _is_ours(folder):
+        if is_ours(folder):
             folder.chmod(0o700)
             _hold(folder, job)
             return folder
@@ -58,7 +58,7 @@ def remove_abandoned(root: Path, jobs: str) -> None:
     """Remove the folders on this host that killed launchers of jobs have left; ``jobs``: a pattern of their names."""
     for folder in root.glob("ra*"):
         with suppress(OSError):  # another user's, or none of ours
-            if _is_ours(folder) and fnmatchcase((folder / MARK).read_text(), jobs) and not _is_held(folder):
+            if is_ours(folder) and fnmatchcase((folder / MARK).read_text(), jobs) and not _is_held(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -69,7 +69,7 @@ def copy_logs(logs: Iterable[Path], folder: Path) -> None:
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(folder):
+        if not is_ours(folder):
             raise PermissionError(errno.EPERM, "it is a link, or another user's")
         folder.chmod(0o700)
         for log in logs:
@@ -89,7 +89,7 @@ def abandoned(root: Path, hours: float) -> Iterator[tuple[Path, int]]:
     """Yield this user's private folders that no process holds and nobody wrote for ``hours``, and their bytes."""
     for folder in sorted(root.glob("ra*")):
         with suppress(FileNotFoundError):  # its sweep ends while we look, or it is not ours
-            if _NAME.fullmatch(folder.name) and _is_ours(folder) and not _is_held(folder):
+            if _NAME.fullmatch(folder.name) and is_ours(folder) and not _is_held(folder):
                 size, written = _size_and_time(folder)
                 foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
                 if written <= time.time() - 3600 * hours and not foreign:
@@ -124,7 +124,7 @@ def root_of_own(environment: Mapping[str, str] = os.environ) -> Path:
     return next((root.absolute() for root in usual if _is_short(root.absolute())), Path("/tmp"))
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a path is a folder of this user's own, not a link to one."""
     status = path.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
