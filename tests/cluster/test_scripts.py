@@ -130,6 +130,16 @@ def test_plan_and_report_ask_for_no_gpus(site: Site):
     assert machines[-3:] == ["SBATCH_GPUS=1", "SBATCH_GRES=gpu:1", "SBATCH_PARTITION=gpu"]
 
 
+def test_plan_and_report_get_options_of_their_own(site: Site):
+    (site.scripts / "site.env").write_text('RAYASD_WITHOUT_GPUS="--partition=cpu --qos=short"\n')
+    done = site.run(site.scripts / "array.sh", "--partition=gpu", "--gpus=1", "--", "--data", "x", **ARRAY)
+    assert done.returncode == 0, done.stderr
+    plan, machines, report = site.calls[1:]
+    for call in (plan, report):
+        assert call[3:6] == ["--partition=gpu", "--partition=cpu", "--qos=short"]  # the last counts
+    assert "--partition=cpu" not in machines
+
+
 @pytest.mark.parametrize(
     ("variables", "said", "requeued"),
     [
