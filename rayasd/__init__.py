@@ -1,5 +1,7 @@
 """Anomalous sound detection when only normal sounds exist for training: from wav files to a leaderboard."""
 
+import os
+import pwd
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,11 @@ __all__ = ["Execution", "Study"]
 __version__ = "0.2.0"
 
 _HOMES = {"Execution": "rayasd.study.execution", "Study": "rayasd.study.study"}
+
+try:
+    pwd.getpwuid(os.getuid())
+except KeyError:  # a user without a name (docker --user 1234), for whom torch's optimisers find no folder
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{os.environ.get('TMPDIR', '/tmp')}/torchinductor_{os.getuid()}")
 
 if not TYPE_CHECKING:
 

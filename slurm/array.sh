@@ -10,7 +10,8 @@
 #
 #   slurm/array.sh --cpus-per-task=8 --mem=32G --gpus=1 --time=4:00:00 -- --data /scratch/dcase --run-dir runs/night
 #
-# The first and the last job ask for no GPUs. Wrong options are refused before anything is submitted. Prints the ids of the jobs.
+# The first and the last job ask for no GPUs (RAYASD_WITHOUT_GPUS: options of their own). Wrong options are refused before
+# anything is submitted. Prints the ids of the jobs.
 set -u
 # Slurm runs a copy of this script. Where it came from knows the script if it submitted itself, else the job.
 script=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)
@@ -33,7 +34,8 @@ case ${RAYASD_PART:-} in
     batch() { RAYASD_PART=$1 sbatch --parsable "${@:2}" --export=ALL "$0" "${words[@]}"; }
     small() ( # a job without GPUs
         for name in "${!SBATCH_@}"; do case $name=${!name} in *GPU*=* | *GRES=gpu*) unset "$name" ;; esac; done
-        batch "$1" --output="rayasd-%j.log" "${without_gpus[@]}" "${@:2}"
+        # shellcheck disable=SC2086 # several words
+        batch "$1" --output="rayasd-%j.log" "${without_gpus[@]}" ${RAYASD_WITHOUT_GPUS:-} "${@:2}"
     )
     plan_job=$(small plan) || exit
     after=afterok:$plan_job

@@ -130,10 +130,10 @@ run_on_nodes() {
 }
 
 start_launchers() {
-    # srun does not take over --cpus-per-task from sbatch; --overlap and all of the job's
-    # memory: for a while, Slurm takes for busy what was killed
+    # srun does not take over --cpus-per-task from sbatch; launchers are no MPI program, whatever MpiDefault says;
+    # --overlap and all of the job's memory: for a while, Slurm takes for busy what was killed
     # shellcheck disable=SC2016 # for the other shell
-    run srun --no-kill --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \
+    run srun --no-kill --mpi=none --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} ${RAYASD_AGAIN:+--overlap --mem=0} \
         bash -c '. "$0"; on_node "$@"' "$here/job.bash" \
         "${rayasd[@]}" launch --temp-dir "${RAYASD_TMP:-/tmp}" "${options[@]}" -- "$@"

@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,37 @@ def test_memory_that_was_freed_is_used_again_without_new_pages():
     usually, kept = map(int, done.stdout.split())
     assert usually > 5000
     assert kept < 500
+
+
+NAMELESS = """
+import os, pwd, sys
+
+def none(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+
+pwd.getpwuid = none
+import rayasd
+from rayasd.cluster.executor import _dashboard
+print(_dashboard(type("Context", (), {"dashboard_url": "127.0.0.1:8265"}))["tunnel"])
+from rayasd.errors import UserError
+from rayasd.study.choices import cache_folder
+try:
+    cache_folder(None)
+except UserError as error:
+    print(error)
+import torch
+torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+"""
+
+
+@pytest.mark.slow
+def test_a_user_without_a_name_can_train():
+    nameless = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}  # docker run --user 1234
+    done = subprocess.run([sys.executable, "-c", NAMELESS], env=nameless, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tunnel, no_home = done.stdout.splitlines()
+    assert tunnel == f"ssh -N -L 8265:127.0.0.1:8265 {socket.gethostname()}"
+    assert no_home == "you have no home folder: choose one with --cache DIR or RAYASD_CACHE"
 
 
 def test_limits_of_this_cgroup_and_of_those_above_it(tmp_path: Path):

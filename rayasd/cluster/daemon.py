@@ -16,21 +16,24 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from rayasd.cluster import settings
-from rayasd.cluster.folder import RAYS
+from rayasd.cluster.folder import LOGS, RAYS, copy_logs
 from rayasd.cluster.placement import Placement
 from rayasd.errors import UserError
 from rayasd.host import end_with_parent
 from rayasd.printing import tell
 
-PORTS_A_BLOCK = 100
-_FIRST_PORT, _NUM_BLOCKS = 20000, 120  # above Ray's own defaults, below the ports that systems give to clients
+PORTS_PER_BLOCK = 600
+_FIRST_PORT, _NUM_BLOCKS = 20000, 20  # above Ray's own defaults, below the ports that systems give to clients
 _NAMED_PORTS = (
     "port", "node-manager-port", "object-manager-port", "ray-client-server-port", "dashboard-port",
     "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
 _HEAD_ONLY = {"port", "ray-client-server-port", "dashboard-port"}
 _METRIC_PORTS = ("DASHBOARD_METRIC_PORT", "AUTOSCALER_METRIC_PORT")  # variables; the same for every head otherwise
-_WORKER_PORTS_FROM = 20  # within the block; the rest of it is for workers
+_HELD_PORT = 19  # within the block; the launcher holds it, so that no other takes the block while Ray starts
+_WORKER_PORTS_FROM = 20  # the rest of it is for workers
+MOST_WORKERS = PORTS_PER_BLOCK - _WORKER_PORTS_FROM - 10
+"""Of one CPU each: every worker needs a port, and so do drivers and what looks at nodes."""
 
 SETTINGS = {
     **settings.SETTINGS,
@@ -54,6 +57,7 @@ class RayNode:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     head_address: str | None = None  # None: this is the head's
+    hold: socket.socket | None = None  # of the block
 
     @property
     def log(self) -> Path:
@@ -78,7 +82,7 @@ class RayNode:
             "num-gpus": self.placement.gpus,
             "object-store-memory": settings.OBJECT_STORE_BYTES,
             "min-worker-port": self.ports + _WORKER_PORTS_FROM,
-            "max-worker-port": self.ports + PORTS_A_BLOCK - 1,
+            "max-worker-port": self.ports + PORTS_PER_BLOCK - 1,
         }
         for i, name in enumerate(_NAMED_PORTS):
             if self.head_address is None or name not in _HEAD_ONLY:
@@ -134,12 +138,10 @@ class RayNode:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self._kill()
+        if self.hold is not None:
+            self.hold.close()
         if keep_logs is not None:
-            logs = [self.log, *self.folder.glob(f"{RAYS}/session_latest/logs/*.*")]
-            keep_logs.mkdir(parents=True, exist_ok=True)
-            for log in logs:
-                if log.is_file():
-                    shutil.copy(log, keep_logs)
+            copy_logs([self.log, *self.folder.glob(LOGS)], keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _kill(self) -> None:
@@ -154,17 +156,24 @@ def metric_ports(ports: int) -> dict[str, str]:
     return {name: str(ports + len(_NAMED_PORTS) + i) for i, name in enumerate(_METRIC_PORTS)}
 
 
-def free_ports(job: str, address: str, rank: int) -> int:
+def free_ports(job: str, address: str, rank: int) -> tuple[int, socket.socket]:
     """Find a free block of ports on this node, from a place of the job's own on, so that jobs seldom meet.
+
+    Returns its first port, and a socket that holds the block for as long as it is open: Ray needs seconds to take
+    ports, and another launcher may look meanwhile.
 
     Raises UserError: every block has a port in use.
     """
     start = zlib.crc32(f"{job} {rank}".encode())
     for i in range(_NUM_BLOCKS):
-        block = _FIRST_PORT + (start + i) % _NUM_BLOCKS * PORTS_A_BLOCK
-        if all(_is_free(address, block + offset) for offset in range(PORTS_A_BLOCK)):
-            return block
-    raise UserError(f"no free block of {PORTS_A_BLOCK} ports from {_FIRST_PORT} on at {address}")
+        block = _FIRST_PORT + (start + i) % _NUM_BLOCKS * PORTS_PER_BLOCK
+        hold = socket.socket()
+        with suppress(OSError):
+            hold.bind(("", block + _HELD_PORT))
+            if all(_is_free(address, block + offset) for offset in range(PORTS_PER_BLOCK) if offset != _HELD_PORT):
+                return block, hold
+        hold.close()
+    raise UserError(f"no free block of {PORTS_PER_BLOCK} ports from {_FIRST_PORT} on at {address}")
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -133,19 +133,19 @@ def temp_folder(root: Path) -> Checked:
 
 
 def folder(path: Path, *, shared: bool = False, local: bool = False) -> Checked:
-    """Write and lock a file in a folder that all nodes must see or that is best local; or in its nearest parent."""
+    """Try what a run does with files in a folder that all nodes must see or that is best local; or in its parent."""
     path = path.absolute()
     try:
         with tempfile.NamedTemporaryFile(prefix=".rayasd-doctor-", dir=_nearest(path), buffering=0) as trial:
             trial.write(b"1")
             os.fsync(trial.fileno())  # a network folder reports an exhausted quota only now
-            trouble = _trouble_with_locks(Path(trial.name))
+            trouble, notes = _trouble_with_names(Path(trial.name)), _missing_locks(trial.fileno())
     except OSError as error:
         return "bad", f"cannot write {path}: {error.strerror}"
     kind, mount = file_system(path)
     if trouble:
         return "bad", f"{path} ({kind}): {trouble}"
-    notes = _not_shared(kind, mount) if shared else []
+    notes += _not_shared(kind, mount) if shared else []
     if local and not kind.startswith(_LOCAL_FILE_SYSTEMS):
         notes.append("all units of a node map it: better on a disk of the node (--cache, RAYASD_CACHE)")
     return _judge(path, kind, notes)
@@ -176,20 +176,31 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> tuple[s
     return max((found for found in mounted if place.is_relative_to(found[1])), key=lambda found: len(found[1].parts))
 
 
-def _trouble_with_locks(trial: Path) -> str | None:
-    """Try what locks of runs and caches need: POSIX locks and exclusive creation."""
-    lock = trial.with_name(f"{trial.name}.lock")
+def _trouble_with_names(trial: Path) -> str | None:
+    """Try what every file of a run needs: exclusive creation, and a rename that replaces a file."""
+    new = trial.with_name(f"{trial.name}.new")
     try:
-        with lock.open("x") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        new.open("x").close()
         with suppress(FileExistsError):
-            lock.open("x").close()
+            new.open("x").close()
             return "a file that exists can be created again: two sweeps could take one run"
+        os.replace(new, trial)
+        if trial.stat().st_size:
+            return "a file that a rename should replace is still there: files could be half old and half new"
     except OSError as error:
-        return f"cannot lock files: {error.strerror}"
+        return f"cannot create and rename files: {error.strerror}"
     finally:
-        lock.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
     return None
+
+
+def _missing_locks(descriptor: int) -> list[str]:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        missing = f"no POSIX locks ({error.strerror}), which a run does not need"
+        return [f"{missing}: processes may decode the same clips, two `score --watch` may write into one file"]
+    return []
 
 
 def _not_shared(kind: str, mount: Path) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayasd.cluster.folder import RAYS, private_folder, root_of_own
+from rayasd.cluster.folder import LOGS, RAYS, copy_logs, private_folder, root_of_own
 from rayasd.cluster.job import described, launched
 from rayasd.cluster.nodes import check_nodes
 from rayasd.cluster.settings import NO_GPU_NO_SIGHT, OBJECT_STORE_BYTES, SETTINGS, join, write_token
@@ -30,6 +30,7 @@ _HOST_PAUSE_SECONDS = 20.0  # after a host was lost: until then, Ray might send 
 _MOST_NAMES = 2000
 _METRICS = "prom_metrics_service_discovery.json"  # Ray's list of ports, where its documentation says
 _SECRET = secrets.token_hex(32)  # one a process: Ray keeps the first that it reads
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")  # which Ray reads when it is imported
 _MEMORY_PAUSE_SECONDS = 30.0  # after a worker was killed for memory: others may have ended by then
 
 
@@ -47,6 +48,7 @@ class RayExecutor:
         """
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host
+        self._variables = {name: os.environ.get(name) for name in _AUTHENTICATION}
         self._token = _authenticate(token_file) if own else None
         self._folder = private_folder(root_of_own()) if own else None
         if self._folder is not None:
@@ -193,13 +195,14 @@ class RayExecutor:
         self._ray.shutdown()
         if self._folder is not None:
             if self._lost_any:  # a worker that crashed may have said why, to Ray alone
-                with suppress(OSError):
-                    shutil.copytree(self._folder / RAYS / "session_latest/logs", self._logs, dirs_exist_ok=True)
+                copy_logs(self._folder.glob(LOGS), self._logs)
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._token is not None:
             self._token.unlink(missing_ok=True)
-            for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            for name, value in self._variables.items():
                 os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     def _make_room(self, needed: Resources) -> None:
         """End the idle actors where a task may need their CPUs; any of them may be on the one node that has room."""
@@ -278,7 +281,10 @@ def _dashboard(context: Any) -> dict[str, str]:
     host, _, port = url.rpartition(":")
     found = {"address": f"http://{url}"}
     if host in ("127.0.0.1", "localhost"):
-        found["tunnel"] = f"ssh -N -L {port}:{url} {getpass.getuser()}@{socket.gethostname()}"
+        at_host = socket.gethostname()
+        with suppress(KeyError, OSError):  # a container's user may be a number without a name
+            at_host = f"{getpass.getuser()}@{at_host}"
+        found["tunnel"] = f"ssh -N -L {port}:{url} {at_host}"
     if token := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         found["token"] = token
     if session := getattr(context, "address_info", {}).get("session_dir"):  # not where Ray's client connects
@@ -287,10 +293,11 @@ def _dashboard(context: Any) -> dict[str, str]:
 
 
 def _authenticate(token_file: Path) -> Path | None:
-    """Protect our own cluster by a token of this run unless the environment already says how; returns its file."""
-    if "RAY_AUTH_MODE" in os.environ:
+    """Protect our own cluster by a token of this run, unless the user has it ask for his own; returns its file."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
         return None
     write_token(token_file, _SECRET)
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # Ray would read it first
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file)
     return token_file

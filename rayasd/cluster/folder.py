@@ -4,6 +4,7 @@ Ray gives everybody the right to write into the folders that it makes (logs, soc
 put links in place of logs and jobs in place of ours.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -12,14 +13,17 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rayasd.errors import UserError
+from rayasd.printing import tell
 
 RAYS = "ray"  # name of Ray's part of the folder; what is beside it is ours
-MARK = "rayasd.lock"  # file in the folder, locked by the processes that use it: what does not have it is not ours
+LOGS = f"{RAYS}/session_latest/logs/*.*"
+MARK = "rayasd.lock"  # file in the folder, locked by the processes that use it, with their job's name: marks it as ours
 
 _NAME = re.compile(r"ra[0-9a-f]{8}")
 _LOGS = re.compile(rf"start-\d+\.log|waiting\.log|driver\.log|mark-.+|{re.escape(MARK)}")  # written by rayasd launch
@@ -41,21 +45,40 @@ def private_folder(root: Path, job: str | None = None) -> Path:
     folder = _folder_of(root, job) if job is not None else root / f"ra{secrets.token_hex(4)}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=job is not None)
-        if _is_ours(folder):
+        if is_ours(folder):
             folder.chmod(0o700)
-            _hold(folder)
+            _hold(folder, job)
             return folder
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}; choose another --temp-dir (RAYASD_TMP)") from None
     raise UserError(f"{folder} belongs to another user: choose another --temp-dir (RAYASD_TMP)")
 
 
-def remove_abandoned(root: Path, job: str) -> None:
-    """Remove a job's folder on this host, which its killed launcher has left."""
-    folder = _folder_of(root, job)
-    with suppress(OSError):  # none
-        if _is_ours(folder) and not _is_held(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+def remove_abandoned(root: Path, jobs: str) -> None:
+    """Remove the folders on this host that killed launchers of jobs have left; ``jobs``: a pattern of their names."""
+    for folder in root.glob("ra*"):
+        with suppress(OSError):  # another user's, or none of ours
+            if is_ours(folder) and fnmatchcase((folder / MARK).read_text(), jobs) and not _is_held(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_logs(logs: Iterable[Path], folder: Path) -> None:
+    """Copy Ray's logs into a folder that only its user can enter; where it cannot be had, say so.
+
+    What stands there under a log's name is replaced: it may be a link, from when others could write there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_ours(folder):
+            raise PermissionError(errno.EPERM, "it is a link, or another user's")
+        folder.chmod(0o700)
+        for log in logs:
+            if log.is_file() and not log.is_symlink():
+                (folder / log.name).unlink(missing_ok=True)
+                with log.open("rb") as source, (folder / log.name).open("xb") as target:
+                    shutil.copyfileobj(source, target)
+    except OSError as error:
+        tell(f"Ray's logs are not kept in {folder}: {error.strerror}", err=True)
 
 
 def _folder_of(root: Path, job: str) -> Path:
@@ -66,7 +89,7 @@ def abandoned(root: Path, hours: float) -> Iterator[tuple[Path, int]]:
     """Yield this user's private folders that no process holds and nobody wrote for ``hours``, and their bytes."""
     for folder in sorted(root.glob("ra*")):
         with suppress(FileNotFoundError):  # its sweep ends while we look, or it is not ours
-            if _NAME.fullmatch(folder.name) and _is_ours(folder) and not _is_held(folder):
+            if _NAME.fullmatch(folder.name) and is_ours(folder) and not _is_held(folder):
                 size, written = _size_and_time(folder)
                 foreign = [path for path in folder.iterdir() if path.name != RAYS and not _LOGS.fullmatch(path.name)]
                 if written <= time.time() - 3600 * hours and not foreign:
@@ -85,10 +108,11 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _hold(folder: Path) -> None:
+def _hold(folder: Path, job: str | None) -> None:
     """Hold a folder until this process ends; the kernel lets go of it however that happens."""
-    descriptor = os.open(folder / MARK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # not inherited
+    descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # not inherited
     fcntl.flock(descriptor, fcntl.LOCK_SH)
+    os.pwrite(descriptor, (job or "").encode(), 0)
     _HELD.append(descriptor)
 
 
@@ -100,7 +124,7 @@ def root_of_own(environment: Mapping[str, str] = os.environ) -> Path:
     return next((root.absolute() for root in usual if _is_short(root.absolute())), Path("/tmp"))
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Whether a path is a folder of this user's own, not a link to one."""
     status = path.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayasd.cluster.folder import is_ours
 from rayasd.errors import UserError
 from rayasd.files import Below, no_links, read_record, write_json
 
@@ -63,12 +64,13 @@ class Meeting:
 
 
 def abandoned(root: Path, hours: float) -> Iterator[Path]:
-    """Yield the meetings below ``root`` of jobs that were killed: a head at work dates its file anew all the time."""
+    """Yield this user's meetings below ``root`` whose jobs were killed: a head at work dates its file all the time."""
     youngest = time.time() - max(3600 * hours, _GONE_SECONDS)
     for folder in sorted(root.glob("launch-*")):
         with suppress(OSError):  # it ends while we look, or is another user's
             files = list(folder.iterdir())
-            ours = folder.lstat().st_mode & 0o777 == 0o700 and {"token", "head.json"} & {path.name for path in files}
+            private = is_ours(folder) and folder.lstat().st_mode & 0o777 == 0o700
+            ours = private and {"token", "head.json"} & {path.name for path in files}
             if ours and all(path.lstat().st_mtime < youngest for path in (folder, *files)):
                 yield folder
 

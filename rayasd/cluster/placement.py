@@ -12,13 +12,13 @@ from rayasd.errors import UserError
 from rayasd.host import address_of, usable_cpus, visible_gpus
 
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS")
+_PMI = ("PMI_RANK", "PMI_SIZE")
 _RANK_AND_SIZE = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # before Slurm's: mpirun inside a job starts its ranks by srun
-    ("PMI_RANK", "PMI_SIZE"),
+    _PMI,
     _SLURM,
 )
 _JOB = ("SLURM_JOB_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
-_STEPS = 20  # in which a job's launchers were started again, before it was put back in the queue
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Placement:
     gpus: int
     by_mpi: bool = False  # whether an MPI started this launcher
     earlier: tuple[str, ...] = ()
-    """Names that the same job had before it was put back in the queue, or its launchers were started again."""
+    """Patterns of names that this job had before it was put back in the queue, or its launchers started again."""
 
     @property
     def is_head(self) -> bool:
@@ -52,6 +52,8 @@ def find_placement(
     if (rank is None) != (size is None):
         raise UserError("give --rank and --size together, or neither")
     names = next(((r, s) for r, s in _RANK_AND_SIZE if r in environment and s in environment), None)
+    slurms = f"{environment.get('SLURM_JOB_ID')}.{environment.get('SLURM_STEP_ID')}"  # of srun --mpi=pmi2, not mpirun
+    by_slurm = names == _SLURM or (names == _PMI and environment.get("PMI_JOBID") == slurms)
     if rank is None or size is None:
         rank, size = (int(environment[name]) for name in names) if names else (0, 1)
     if not 0 <= rank < size:
@@ -63,14 +65,15 @@ def find_placement(
         name = f"alone-{os.getpid()}"
     restart = environment.get("SLURM_RESTART_COUNT", "0")
     # each of Slurm's steps may be a job of ours; of mpirun's ranks, some are in its own step and some in none
-    step = environment.get("SLURM_STEP_ID", "0") if names == _SLURM else "mpi"
+    step = environment.get("SLURM_STEP_ID", "0") if by_slurm else "mpi"
     in_slurm = not job and "SLURM_JOB_ID" in environment
-    earlier = [f"{name}-{before}-{attempt}" for attempt in range(int(restart)) for before in (step, *range(_STEPS))]
-    if again := int(environment.get("RAYASD_AGAIN", "0")):  # by slurm/job.bash: a step each
+    earlier = [f"{name}-*-{attempt}" for attempt in range(int(restart))]
+    if by_slurm:  # slurm/job.bash starts launchers again, a step each
+        again = int(environment.get("RAYASD_AGAIN", "0"))
         earlier += [f"{name}-{before}-{restart}" for before in range(int(step) - again, int(step))]
     return Placement(
         job=f"{name}-{step}-{restart}" if in_slurm else re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60],
-        by_mpi=names not in (None, _SLURM),
+        by_mpi=names is not None and not by_slurm,
         earlier=tuple(earlier) if in_slurm else (),
         rank=rank,
         size=size,

@@ -68,7 +68,13 @@ def data_source(given: str | Path | None) -> Path:
 
 
 def cache_folder(given: str | Path | None) -> Path:
-    """Return where decoded waveforms go: as given, else $RAYASD_CACHE, else the user's cache folder."""
+    """Return where decoded waveforms go: as given, else $RAYASD_CACHE, else the user's cache folder.
+
+    Raises UserError: none is given, and the user has no home folder.
+    """
     if place := given or os.environ.get("RAYASD_CACHE"):
         return Path(place).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayasd"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rayasd"
+    except RuntimeError:
+        raise UserError("you have no home folder: choose one with --cache DIR or RAYASD_CACHE") from None

@@ -1,4 +1,4 @@
-"""Files left by killed processes; locks, sockets, processes and age tell them from files in use."""
+"""Files of this user that killed processes left; locks, sockets, processes and age tell them from files in use."""
 
 import fcntl
 import os
@@ -86,9 +86,10 @@ def clear_run(store: RunStore, hours: float) -> tuple[list[Leftover], list[str]]
     found, locks = of_run(store, hours), set(store.paths.locks)
     if not found:
         return [], []
-    with locked(store.paths.lock):  # replaces a lock that was left behind
+    mine = {leftover.path for leftover in found}
+    with locked(store.paths.lock):  # replaces a lock that was left behind, whoever's it is
         for lock in store.paths.part_locks():
-            refuse_if_held(lock)
+            (refuse_if_held if lock in mine else see_if_held)(lock)
         removed, errors = remove(leftover for leftover in found if leftover.path not in locks)
     return [*(leftover for leftover in found if leftover.path in locks), *removed], errors
 
@@ -125,9 +126,9 @@ def of_cache(cache: Path, hours: float, unused_days: float | None = None) -> lis
 
 
 def _leftover(path: Path, what: str, youngest: float = float("inf")) -> list[Leftover]:
-    """List a plain file, not a link, that has not been written since ``youngest`` (seconds since 1970)."""
+    """List a plain file of this user's, not a link, that was not written since ``youngest`` (seconds since 1970)."""
     with suppress(FileNotFoundError):
         status = path.lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_mtime <= youngest:
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and status.st_mtime <= youngest:
             return [Leftover(path, status.st_size, what)]
     return []

@@ -22,7 +22,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from rayasd.cluster.folder import _hold
-_hold(Path(sys.argv[1]))
+_hold(Path(sys.argv[1]), None)
 print(flush=True)
 input()
 """
@@ -305,6 +305,23 @@ def test_a_unit_that_opens_a_cache_notes_its_use(catalog, cache: Path, small_con
 
     monkeypatch.setattr("rayasd.data.waveforms.os.utime", refuse)  # a cache of somebody else's
     assert len(open_waveforms(catalog, "fan", small_config.data, cache).frames)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+def test_what_other_people_left_is_left_alone(gc, run: Path, marked: Path, tmp_path: Path):
+    mine, theirs = old(run / ".mine.part"), [old(run / ".theirs.part"), old(run / "ray-token-fan")]
+    subprocess.run([sys.executable, "-c", DYING, run / "lock-fan.json", run / "lock-pump.json"], check=True)
+    meeting = tmp_path / "launch-1-0-0"
+    theirs += [run / "lock-fan.json", run / "lock-pump.json", old(marked / f"pump-{KEY}.i16"), meeting]
+    theirs += [old(meeting / file) for file in ("token", "head.json")]
+    meeting.chmod(0o700)
+    aged(meeting)
+    for path in theirs:
+        os.chown(path, 4711, 4711)
+    done = gc(run, "--cache", marked, "--launches", tmp_path, "--yes")
+    assert done.stdout.splitlines()[-1] == "1 leftover, 5 B removed"
+    assert not mine.exists()
+    assert all(path.exists() for path in theirs)
 
 
 def test_meetings_of_killed_launches_go_and_those_of_running_ones_stay(gc, tmp_path: Path):

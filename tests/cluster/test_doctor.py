@@ -118,13 +118,31 @@ def test_folders_are_judged_by_their_file_system(monkeypatch: pytest.MonkeyPatch
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_without_locks_are_bad(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_folders_without_locks_are_a_note(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(doctor.fcntl, "lockf", refuse)
     severity, detail = doctor.folder(tmp_path)
-    assert (severity, "cannot lock files: No locks available" in detail) == ("bad", True)
+    assert (severity, "no POSIX locks (No locks available), which a run does not need" in detail) == ("note", True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_whose_names_do_not_do_what_a_run_needs_are_bad(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    whole = Path.open
+    with monkeypatch.context() as without:
+        without.setattr(doctor.os, "replace", refuse)
+        found = doctor.folder(tmp_path)
+        assert (found[0], "cannot create and rename files: Operation not permitted" in found[1]) == ("bad", True)
+        without.setattr(doctor.os, "replace", lambda *_: None)
+        found = doctor.folder(tmp_path)
+        assert (found[0], "a rename should replace is still there" in found[1]) == ("bad", True)
+    monkeypatch.setattr(doctor.Path, "open", lambda path, mode="r", **how: whole(path, mode.replace("x", "w"), **how))
+    found = doctor.folder(tmp_path)
+    assert (found[0], "two sweeps could take one run" in found[1]) == ("bad", True)
     assert not list(tmp_path.iterdir())
 
 

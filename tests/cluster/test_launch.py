@@ -147,7 +147,7 @@ def test_a_worker_ends_with_anothers_trouble_and_looks_for_it_seldom_once_all_ar
 def test_trouble_before_the_head_has_come_is_told_once_it_has(
     tmp_path: Path, clock: Clock, handlers: None, monkeypatch: pytest.MonkeyPatch
 ):
-    def none(*_: object) -> int:
+    def none(*_: object) -> tuple[int, object]:
         raise UserError("no free block")
 
     meeting = Meeting(tmp_path / "launch-j")
@@ -161,7 +161,7 @@ def test_trouble_before_the_head_has_come_is_told_once_it_has(
 def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
     tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    def none(*_: object) -> int:
+    def none(*_: object) -> tuple[int, object]:
         raise UserError("no free block")
 
     def join(placement: Placement) -> int:
@@ -177,18 +177,37 @@ def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
     assert told == ["no free block"]  # for launchers that come a little later
 
 
-def test_a_launcher_removes_what_its_killed_predecessor_left(tmp_path: Path, clock: Clock, handlers: None):
-    make = (
-        "import sys, pathlib; from rayasd.cluster.folder import *; private_folder(pathlib.Path(sys.argv[1]), 'before')"
-    )
-    placement = replace(WORKER, earlier=("before", "held", "none"))
+def test_a_node_with_more_cpus_than_ports_for_workers_says_so(
+    tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture
+):
+    for cpus, said in ((570, False), (571, True)):
+        placement = replace(WORKER, cpus=cpus)
+        launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=1)
+        assert ("571 CPUs, but ports for 570 workers: give each unit several" in capsys.readouterr().err) == said
+
+
+def test_a_launcher_removes_what_its_killed_predecessors_left(
+    tmp_path: Path, clock: Clock, handlers: None, monkeypatch: pytest.MonkeyPatch
+):
+    def none(*_: object) -> tuple[int, object]:
+        raise UserError("no free block")
+
+    make = "import sys, pathlib; from rayasd.cluster.folder import *\n" \
+           "for job in sys.argv[2:]: print(private_folder(pathlib.Path(sys.argv[1]), job))"  # fmt: skip
+    names = "7-0-0", "7-mpi-1", "7-1-2", "77-0-0"
+    meetings = [tmp_path / f"launch-{name}" for name in names]
+    for folder in meetings:
+        folder.mkdir()
+    monkeypatch.setattr(launch, "free_ports", none)
+    placement = replace(WORKER, job="7-2-2", rank=0, size=1, earlier=("7-*-0", "7-*-1"))
     with TemporaryDirectory(dir="/tmp") as short:
-        subprocess.run([sys.executable, "-c", make, short], check=True)
-        (lost,) = Path(short).iterdir()
-        held = private_folder(Path(short), "held")
-        launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=Path(short), wait_seconds=1)
-        assert not lost.exists()
+        made = subprocess.run([sys.executable, "-c", make, short, *names], check=True, capture_output=True, text=True)
+        held = private_folder(Path(short), "7-3-0")
+        with pytest.raises(UserError, match="no free block"):
+            launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=Path(short), wait_seconds=1)
+        assert [Path(line).exists() for line in made.stdout.splitlines()] == [False, False, True, True]
         assert held.exists()
+    assert [folder.exists() for folder in meetings] == [False, False, True, True]
 
 
 def test_a_command_that_has_ended_is_seen_at_once(meeting: Meeting, clock: Clock, handlers: None):

@@ -1,11 +1,12 @@
 import os
 import socket
+from fnmatch import fnmatchcase
 
 import pytest
 
 from rayasd import host
 from rayasd.cluster import placement
-from rayasd.cluster.placement import find_placement
+from rayasd.cluster.placement import Placement, find_placement
 from rayasd.errors import UserError
 
 SLURM = {"SLURM_JOB_ID": "42", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "3", "SLURMD_NODENAME": "n2"}
@@ -36,13 +37,31 @@ def test_slurms_variables():
     assert bound.cpus == 12  # an srun that did not take sbatch's --cpus-per-task over
     again = find_placement(SLURM | {"SLURM_RESTART_COUNT": "1"})
     assert again.job != place.job  # a requeued job does not meet in its earlier self's folder
-    assert place.job in again.earlier
+    late = find_placement(SLURM | {"SLURM_STEP_ID": "35"})
+    assert is_earlier(place.job, again)
+    assert is_earlier(late.job, again)  # whatever its step was
+    assert not is_earlier(place.job.replace("42", "421"), again)
     third = find_placement(SLURM | {"SLURM_STEP_ID": "2", "SLURM_RESTART_COUNT": "1"})
-    assert {place.job} < set(third.earlier)
-    assert again.job not in third.earlier  # another step may be another job of ours
+    assert is_earlier(place.job, third)
+    assert not is_earlier(again.job, third)  # another step may be another job of ours
     third = find_placement(SLURM | {"SLURM_STEP_ID": "2", "SLURM_RESTART_COUNT": "1", "RAYASD_AGAIN": "2"})
-    assert {place.job, again.job} < set(third.earlier)
-    assert third.job not in third.earlier
+    assert is_earlier(place.job, third)
+    assert is_earlier(again.job, third)
+    assert not is_earlier(third.job, third)
+
+
+def is_earlier(name: str, place: Placement) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in place.earlier)
+
+
+def test_ranks_of_slurms_own_pmi_are_slurms_steps():
+    pmi2 = SLURM | {"PMI_RANK": "1", "PMI_SIZE": "3", "PMI_JOBID": "42.0"}  # srun --mpi=pmi2, or MpiDefault
+    assert find_placement(pmi2) == find_placement(SLURM)
+    step = {"SLURM_STEP_ID": "1", "PMI_JOBID": "42.1", "RAYASD_AGAIN": "1"}
+    place = find_placement(pmi2 | step)
+    assert place.earlier == (find_placement(pmi2).job,)
+    by_mpirun = find_placement(pmi2 | {"PMI_JOBID": "kvs_1", "RAYASD_AGAIN": "1"})
+    assert (by_mpirun.job, by_mpirun.by_mpi, by_mpirun.earlier) == ("42-mpi-0", True, ())
 
 
 def test_an_mpi_launcher_within_a_slurm_job_counts_its_own_ranks():

@@ -130,6 +130,16 @@ def test_plan_and_report_ask_for_no_gpus(site: Site):
     assert machines[-3:] == ["SBATCH_GPUS=1", "SBATCH_GRES=gpu:1", "SBATCH_PARTITION=gpu"]
 
 
+def test_plan_and_report_get_options_of_their_own(site: Site):
+    (site.scripts / "site.env").write_text('RAYASD_WITHOUT_GPUS="--partition=cpu --qos=short"\n')
+    done = site.run(site.scripts / "array.sh", "--partition=gpu", "--gpus=1", "--", "--data", "x", **ARRAY)
+    assert done.returncode == 0, done.stderr
+    plan, machines, report = site.calls[1:]
+    for call in (plan, report):
+        assert call[3:6] == ["--partition=gpu", "--partition=cpu", "--qos=short"]  # the last counts
+    assert "--partition=cpu" not in machines
+
+
 @pytest.mark.parametrize(
     ("variables", "said", "requeued"),
     [
@@ -273,7 +283,7 @@ def test_one_launcher_per_node_whatever_the_jobs_tasks(site: Site):
     job = {"SLURM_JOB_ID": "5", "SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "2"}
     site.run(site.scripts / "train.sh", **job)
     srun = next(call for call in site.calls if call[0] == "srun")
-    assert {"--ntasks=3", "--ntasks-per-node=1", "--cpu-bind=none"} <= set(srun)
+    assert {"--ntasks=3", "--ntasks-per-node=1", "--cpu-bind=none", "--mpi=none"} <= set(srun)
     assert not [word for word in srun if word.startswith("--cpus-per-task")]  # nodes may differ
     site.run(site.scripts / "train.sh", **job, SLURM_CPUS_PER_TASK="4")
     assert "--cpus-per-task=4" in next(call for call in site.calls if call[0] == "srun")

@@ -12,9 +12,10 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rayasd.cluster import folder as ray_folder
+from rayasd.cluster.daemon import RayNode
+from rayasd.cluster.executor import RayExecutor
 from rayasd.cluster.folder import private_folder, root_of_own
+from rayasd.cluster.placement import Placement
 from rayasd.console import SafeConsole
 from rayasd.data.naming import name_problem, shown
 from rayasd.errors import UserError
@@ -303,8 +307,9 @@ def test_ray_answers_nobody_without_the_token(tree: Path, cache: Path, tmp_path:
     run = tmp_path / "run"
     arguments = small_sweep(tree, run, "--machines", "fan", "--set", "exposure.epochs=20000")
     arguments[arguments.index("local")] = "ray"
-    with subprocess.Popen(command_line(*arguments), env=environment(cache), stdout=subprocess.PIPE, text=True,
-                          stderr=subprocess.STDOUT) as driver:  # fmt: skip
+    leftover = {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "4" * 64}  # of a script for another Ray
+    with subprocess.Popen(command_line(*arguments), env=environment(cache, **leftover), stdout=subprocess.PIPE,
+                          text=True, stderr=subprocess.STDOUT) as driver:  # fmt: skip
         wait_until(lambda: (run / "models/both/fan/seed=0/progress.json").exists(), driver)
         (session,) = Path("/tmp").glob(f"ra????????/ray/session_*_{driver.pid}")
         folder = session.parents[1]
@@ -358,6 +363,54 @@ def test_rays_files_lie_where_nobody_else_can_enter(short: Path):
     made[2].chmod(0o777)
     assert private_folder(short, "a job") == made[2]  # of another launcher of this job
     assert made[2].stat().st_mode & 0o777 == 0o700
+
+
+def _stop_a_node(rays: Path, kept: Path) -> None:
+    place = Placement(job="j", rank=0, size=1, address="127.0.0.1", cpus=1, gpus=0)
+    RayNode(place, {}, 20000, rays).stop(kept)
+
+
+def _close_an_executor(rays: Path, kept: Path) -> None:
+    ray = SimpleNamespace(shutdown=lambda: None)
+    state = {"_ray": ray, "_folder": rays, "_logs": kept, "_lost_any": True, "_running": {}}
+    RayExecutor.close(SimpleNamespace(**state, _head_silent=0.0, _token=None))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", [_stop_a_node, _close_an_executor], ids=["launch", "sweep"])
+def test_rays_logs_are_kept_where_nobody_else_can_write_and_through_no_link(
+    tmp_path: Path, end: Callable[[Path, Path], None], capsys: pytest.CaptureFixture[str]
+):
+    rays, kept, precious = tmp_path / "ra1", tmp_path / "run/ray-logs", tmp_path / "precious"
+
+    def log(text: str) -> None:
+        logs = rays / "ray/session_latest/logs"
+        (logs / "old").mkdir(parents=True)
+        (logs / "raylet.out").write_text(text)
+        for path in (logs, logs / "raylet.out"):
+            path.chmod(0o777)  # as Ray has it
+        (logs / "token.log").symlink_to(precious)
+
+    precious.write_text("mine")
+    log("first")
+    end(rays, kept)
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert [(path.name, path.stat().st_mode & 0o002) for path in kept.iterdir()] == [("raylet.out", 0)]
+    kept.chmod(0o777)  # as earlier versions left it, and then a link was planted
+    (kept / "raylet.out").unlink()
+    (kept / "raylet.out").symlink_to(precious)
+    log("second")
+    end(rays, kept)
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert (kept / "raylet.out").read_text() == "second"
+    shutil.rmtree(kept)
+    (tmp_path / "elsewhere").mkdir()
+    kept.symlink_to(tmp_path / "elsewhere")
+    log("third")
+    assert not capsys.readouterr().err
+    end(rays, kept)
+    assert capsys.readouterr().err == f"Ray's logs are not kept in {kept}: it is a link, or another user's\n"
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert precious.read_text() == "mine"
 
 
 def test_a_folder_that_somebody_else_has_made_is_refused(short: Path, monkeypatch: pytest.MonkeyPatch):

@@ -143,9 +143,14 @@ AGAIN = """
 import os, sys
 from pathlib import Path
 from rayasd.cluster.executor import RayExecutor
-for _ in range(2):
-    RayExecutor(None, Path(sys.argv[1])).close()
-    assert not Path(sys.argv[1]).exists() and "RAY_AUTH_MODE" not in os.environ
+def authentication():
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+for given in ({}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "4" * 64}):
+    os.environ.update(given)
+    executor = RayExecutor(None, Path(sys.argv[1]))
+    assert authentication() == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": sys.argv[1]}
+    executor.close()
+    assert not Path(sys.argv[1]).exists() and authentication() == given
 """
 
 
