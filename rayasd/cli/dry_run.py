@@ -138,7 +138,7 @@ def _speeds(simulation: Simulation, stages: Sequence[StageName], planned: RunSto
         if stage not in measured:
             raise UserError(
                 f"--simulate: {store.paths.root} has no finished unit that tells how fast {stage} is: "
-                f"name a run with like=RUN, or give {stage}={STAGES[stage].work_unit.upper()}_A_SECOND"
+                f"name a run with like=RUN, or give {stage}={STAGES[stage].work_unit.upper()}_PER_SECOND"
             )
         speeds[stage] = measured[stage]
     return speeds

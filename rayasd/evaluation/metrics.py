@@ -52,12 +52,15 @@ def partial_auc(labels: ArrayLike, scores: ArrayLike, max_fpr: float = MAX_FPR) 
     return 0.5 * (1 + (area - smallest) / (largest - smallest))
 
 
-def harmonic_mean(values: ArrayLike) -> float:
-    """Harmonic mean with every value floored at the float epsilon, as in the official score; NaN of nothing."""
+def harmonic_mean(values: ArrayLike) -> NDArray[np.float64]:
+    """Harmonic means over the first axis, every value floored at the float epsilon, as in the official score.
+
+    Returns NaN where there is no value.
+    """
     array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        return float("nan")
-    return float(array.size / np.sum(1.0 / np.maximum(array, np.finfo(np.float64).eps)))
+    if len(array) == 0:
+        return np.full(array.shape[1:], np.nan)
+    return np.asarray(len(array) / np.sum(1.0 / np.maximum(array, np.finfo(np.float64).eps), axis=0))
 
 
 METRICS: dict[str, Callable[[ArrayLike, ArrayLike], NDArray[np.float64]]] = {"auc": auc, "pauc": partial_auc}

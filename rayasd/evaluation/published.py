@@ -63,7 +63,7 @@ def why_not_benchmark(catalog: pa.Table, part: str, evaluation: EvaluationConfig
     count = _data()["num_test_clips"].get(part, {}).get(str(year))
     if count is not None and test.num_rows != count:
         return f"the data are not {name}: {test.num_rows} {part} test clips instead of {count}"
-    least, most = _data()["clips_a_cell"][str(year)]
+    least, most = _data()["clips_per_cell"][str(year)]
     for cell, number in cells.items():
         if not least <= number <= most:
             return f"the data are not {name}: {' '.join(cell)} has {number} test clips, not {least} to {most}"

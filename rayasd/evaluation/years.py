@@ -19,6 +19,7 @@ from rayasd.data import years
 from rayasd.data.catalog import Catalog
 from rayasd.data.years import years_told
 from rayasd.errors import UserError
+from rayasd.evaluation.metrics import harmonic_mean
 
 BOTH_DOMAINS = "both"
 
@@ -101,18 +102,14 @@ def cell_kinds(year: int, domains: NDArray[np.object_]) -> list[CellKind]:
 def official_score(year: int, machines: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
     """Compute the year's score.
 
-    ``machines``: of each value, (values,); ``values``: the AUCs and pAUCs that count, (values,) or (values,
-    replicates), floored at the float epsilon.
+    ``machines``: of each value, (values,); ``values``: AUCs and pAUCs that count, (values,) or (values, replicates).
 
     Returns () or (replicates,); NaN where there is no value.
     """
-    floored = np.maximum(np.asarray(values, dtype=np.float64), np.finfo(np.float64).eps)
-    if len(floored) == 0:
-        return np.full(floored.shape[1:], np.nan)
-    if year == 2020:
-        names = np.array(machines)
-        return np.mean([floored[names == name].mean(axis=0) for name in sorted(set(machines))], axis=0)
-    return len(floored) / (1 / floored).sum(axis=0)
+    values, names = np.asarray(values, dtype=np.float64), np.array(machines)
+    if year == 2020 and len(values):
+        return np.mean([values[names == name].mean(axis=0) for name in sorted(set(machines))], axis=0)
+    return harmonic_mean(values)
 
 
 def choosing_score(

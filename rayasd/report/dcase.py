@@ -218,5 +218,5 @@ def _development_results(cells: pa.Table) -> dict[str, dict[str, float]]:
     for machine in sorted(pc.unique(ok["machine"]).to_pylist()):
         of_machine = ok.filter(pc.field("machine") == machine)
         values = {name: of_machine[name].drop_null().to_numpy() for name in ("auc", "pauc")}
-        results[machine] = {f"harmonic_mean_{n}": round(100 * harmonic_mean(v), 2) for n, v in values.items()}
+        results[machine] = {f"harmonic_mean_{n}": round(100 * float(harmonic_mean(v)), 2) for n, v in values.items()}
     return results
