@@ -13,8 +13,9 @@ from rayasd.config import Config, DataConfig
 from rayasd.data.audio import AudioFacts, read_facts, sample_blocks
 from rayasd.data.catalog import ONE_MACHINE, ONE_SECTION, SCALED, Catalog
 from rayasd.data.decoding import DECODED_COLUMNS, Content, scaled
-from rayasd.data.groups import beginning, envelope, moments, same_moments, with_groups
+from rayasd.data.groups import moments, with_groups
 from rayasd.data.oddities import CONTENT, Oddity, is_constant, odd_contents, same_audio
+from rayasd.data.same_moments import beginning, envelope, same_moments
 from rayasd.errors import BadClipError
 from rayasd.host import usable_cpus
 from rayasd.wording import counted
