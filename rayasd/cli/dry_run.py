@@ -15,9 +15,9 @@ from rayasd.nested import bounded, build
 from rayasd.stages import ALL_MACHINES, EMBED, STAGES, NumClips, StageName, stages_of
 from rayasd.study.execution import Execution
 from rayasd.study.study import Study
-from rayasd.sweep.checks import least_seconds, measured_speeds
 from rayasd.sweep.driver import check_request
 from rayasd.sweep.executors import Request, Resources
+from rayasd.sweep.forecast import least_seconds, measured_speeds
 from rayasd.sweep.plan import lines
 from rayasd.sweep.store import RunStore
 from rayasd.unit import UnitSpec

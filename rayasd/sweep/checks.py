@@ -1,4 +1,4 @@
-"""What can be told before a sweep starts: what is wrong with its settings and data, its room on disk, its time."""
+"""Checks before a sweep starts: settings, data, room on disk."""
 
 import shutil
 from collections import Counter
@@ -11,17 +11,13 @@ from rayasd.data.catalog import Catalog, check_outlier_exposure, check_supplemen
 from rayasd.data.groups import with_groups
 from rayasd.data.splits import set_aside
 from rayasd.errors import StorageError, UserError
-from rayasd.files import read_record
 from rayasd.host import worker_pool
 from rayasd.inlier.detectors import parse_detectors
 from rayasd.inlier.pooling import check_poolings
 from rayasd.pretrained import fingerprint, weight_paths
 from rayasd.stages import ALL_MACHINES, STAGES, NumClips, StageName, stages_of
-from rayasd.sweep.executors import Request, Resources
-from rayasd.sweep.markers import is_done
-from rayasd.sweep.plan import Plan, prerequisite
+from rayasd.sweep.plan import Plan
 from rayasd.sweep.store import RunStore
-from rayasd.unit import Unit, UnitSpec
 from rayasd.wording import size
 
 
@@ -106,42 +102,6 @@ def check_space(
             f"this sweep leaves about {size(needed.total())} more in {store.paths.root} ({parts}), {size(free)} are "
             "free: make room, choose another --run-dir, or ask for less (--dry-run shows how much)"
         )
-
-
-def measured_speeds(store: RunStore) -> dict[StageName, float]:
-    """Return the work per second of the stages of which a run has finished units."""
-    done: dict[StageName, float] = dict.fromkeys(STAGES, 0.0)
-    seconds: dict[StageName, float] = dict.fromkeys(STAGES, 0.0)
-    specs = store.specs()
-    clips = NumClips.of(store.catalog().table)
-    for unit, spec in specs.items():
-        amount = spec.work(clips)
-        if amount and is_done(spec):
-            done[unit.stage] += amount
-            seconds[unit.stage] += read_record(store.paths.marker(unit, "DONE"))["seconds"]
-    return {stage: done[stage] / seconds[stage] for stage in STAGES if done[stage]}
-
-
-def least_seconds(
-    specs: Mapping[Unit, UnitSpec],
-    clips: NumClips,
-    speeds: Mapping[StageName, float],
-    usable: Resources,
-    request: Request,
-) -> dict[str, float]:
-    """Return how long a plan takes at least, by what bounds it; the largest of these is near the truth.
-
-    ``specs``: each unit after the one it builds on; ``speeds``: work per second, by stage; ``usable``: what units can
-    use of all nodes together.
-    """
-    held, ends = Resources(0), dict[Unit, float]()
-    for unit, spec in specs.items():
-        seconds, asked = spec.work(clips) / speeds[unit.stage], request.of(unit.stage)
-        held = held.plus(Resources(asked.cpus * seconds, asked.gpus * seconds))
-        needed = prerequisite(unit, spec.config)
-        ends[unit] = seconds + (0.0 if needed is None else ends[needed])
-    bounds = {"CPUs": held.cpus / usable.cpus, "the longest training and what follows it": max(ends.values())}
-    return bounds | ({"GPUs": held.gpus / usable.gpus} if held.gpus else {})
 
 
 def _trained_parameters(store: RunStore, variant: str) -> int:
