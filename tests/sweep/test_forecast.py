@@ -8,8 +8,8 @@ from rayasd import presets
 from rayasd.config import Config
 from rayasd.data.catalog import Catalog
 from rayasd.stages import ALL_MACHINES, NumClips
-from rayasd.sweep.forecast import least_seconds
 from rayasd.sweep.executors import Request, Resources
+from rayasd.sweep.forecast import least_seconds
 from rayasd.sweep.plan import Plan
 from rayasd.unit import RunDirectory, Unit, UnitSpec
 
