@@ -35,7 +35,7 @@ def test_every_setting_is_there_with_its_default_and_a_sentence():
         ("exposure.epochs", "whole number, at least 0", -1, "must be at least 0"),
         ("network.dropout", "number, between 0 and 0.99", 1.0, "must be between 0 and 0.99"),
         ("inlier.fit_on", "one of validation, train, source", "test", "choose one of validation, train, source"),
-        ("exposure.compile", "true/false", 1, "a value of type true/false is needed"),
+        ("data.resample", "true/false", 1, "a value of type true/false is needed"),
         ("inlier.grid", "list of whole numbers", [0.5], "a value of type whole number is needed"),
         ("network.backbone", "text", True, "a value of type text is needed"),
     ],

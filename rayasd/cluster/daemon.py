@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
+from math import ceil
 from pathlib import Path
 
 from rayasd.cluster import settings
@@ -22,18 +23,17 @@ from rayasd.errors import UserError
 from rayasd.host import end_with_parent
 from rayasd.printing import tell
 
-PORTS_PER_BLOCK = 600
-_FIRST_PORT, _NUM_BLOCKS = 20000, 20  # above Ray's own defaults, below the ports that systems give to clients
+_STEP = 100  # a block is one such hundred of ports or several
+_FIRST_PORT, _END = 20000, 32000  # above Ray's own defaults, below the ports that systems give to clients
 _NAMED_PORTS = (
     "port", "node-manager-port", "object-manager-port", "ray-client-server-port", "dashboard-port",
     "dashboard-agent-grpc-port", "dashboard-agent-listen-port", "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
 _HEAD_ONLY = {"port", "ray-client-server-port", "dashboard-port"}
 _METRIC_PORTS = ("DASHBOARD_METRIC_PORT", "AUTOSCALER_METRIC_PORT")  # variables; the same for every head otherwise
-_HELD_PORT = 19  # within the block; the launcher holds it, so that no other takes the block while Ray starts
-_WORKER_PORTS_FROM = 20  # the rest of it is for workers
-MOST_WORKERS = PORTS_PER_BLOCK - _WORKER_PORTS_FROM - 10
-"""Of one CPU each: every worker needs a port, and so do drivers and what looks at nodes."""
+_HELD_PORT = 19  # of each hundred; the launcher holds it, so that no other takes the block before Ray has its ports
+_WORKER_PORTS_FROM = 20  # the rest of the block is for workers
+_MORE_WORKERS = 10  # than CPUs: drivers and what looks at nodes take ports, too
 
 SETTINGS = {
     **settings.SETTINGS,
@@ -57,7 +57,7 @@ class RayNode:
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
     head_address: str | None = None  # None: this is the head's
-    hold: socket.socket | None = None  # of the block
+    holds: Sequence[socket.socket] = ()  # of the block
 
     @property
     def log(self) -> Path:
@@ -76,13 +76,13 @@ class RayNode:
     @property
     def command(self) -> list[str]:
         """The words of ``ray start``. All that Ray would guess is said: it guesses for a whole host."""
+        block = range(self.ports, self.ports + block_size(self.placement.cpus))
         options: dict[str, object] = {
             "node-ip-address": self.placement.address,
             "num-cpus": self.placement.cpus,
             "num-gpus": self.placement.gpus,
             "object-store-memory": settings.OBJECT_STORE_BYTES,
-            "min-worker-port": self.ports + _WORKER_PORTS_FROM,
-            "max-worker-port": self.ports + PORTS_PER_BLOCK - 1,
+            "worker-port-list": ",".join(map(str, (p for p in block[_WORKER_PORTS_FROM:] if not _is_held(p)))),
         }
         for i, name in enumerate(_NAMED_PORTS):
             if self.head_address is None or name not in _HEAD_ONLY:
@@ -138,8 +138,8 @@ class RayNode:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
                 self._kill()
-        if self.hold is not None:
-            self.hold.close()
+        for hold in self.holds:
+            hold.close()
         if keep_logs is not None:
             copy_logs([self.log, *self.folder.glob(LOGS)], keep_logs)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -156,24 +156,39 @@ def metric_ports(ports: int) -> dict[str, str]:
     return {name: str(ports + len(_NAMED_PORTS) + i) for i, name in enumerate(_METRIC_PORTS)}
 
 
-def free_ports(job: str, address: str, rank: int) -> tuple[int, socket.socket]:
+def block_size(cpus: int) -> int:
+    """Return the ports that a node's block has: a worker of each CPU needs one, and Ray leaves CPUs idle without."""
+    lacking = cpus + _MORE_WORKERS - (_STEP - _WORKER_PORTS_FROM)  # in the first hundred
+    return _STEP * (1 + ceil(lacking / (_STEP - 1)))
+
+
+def _is_held(port: int) -> bool:
+    return port % _STEP == _HELD_PORT
+
+
+def free_ports(placement: Placement) -> tuple[int, list[socket.socket]]:
     """Find a free block of ports on this node, from a place of the job's own on, so that jobs seldom meet.
 
-    Returns its first port, and a socket that holds the block for as long as it is open: Ray needs seconds to take
-    ports, and another launcher may look meanwhile.
+    Returns its first port, and sockets that hold the block for as long as they are open: Ray needs seconds to take
+    ports, those of workers longer, and another launcher may look meanwhile.
 
     Raises UserError: every block has a port in use.
     """
-    start = zlib.crc32(f"{job} {rank}".encode())
-    for i in range(_NUM_BLOCKS):
-        block = _FIRST_PORT + (start + i) % _NUM_BLOCKS * PORTS_PER_BLOCK
-        hold = socket.socket()
+    size = block_size(placement.cpus)
+    firsts = range(_FIRST_PORT, _END - size + 1, _STEP)
+    start = zlib.crc32(f"{placement.job} {placement.rank}".encode())
+    for i in range(len(firsts)):
+        first = firsts[(start + i) % len(firsts)]
+        block, holds = range(first, first + size), list[socket.socket]()
         with suppress(OSError):
-            hold.bind(("", block + _HELD_PORT))
-            if all(_is_free(address, block + offset) for offset in range(PORTS_PER_BLOCK) if offset != _HELD_PORT):
-                return block, hold
-        hold.close()
-    raise UserError(f"no free block of {PORTS_PER_BLOCK} ports from {_FIRST_PORT} on at {address}")
+            for port in filter(_is_held, block):
+                holds.append(socket.socket())
+                holds[-1].bind(("", port))
+            if all(_is_free(placement.address, port) for port in block if not _is_held(port)):
+                return first, holds
+        for hold in holds:
+            hold.close()
+    raise UserError(f"no free block of {size} ports from {_FIRST_PORT} to {_END} at {placement.address}")
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -49,8 +49,8 @@ class RayExecutor:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._own = own = address == "local"  # said, since Ray would join whatever somebody started on this host
         self._variables = {name: os.environ.get(name) for name in _AUTHENTICATION}
-        self._token = _authenticate(token_file) if own else None
         self._folder = private_folder(root_of_own()) if own else None
+        self._token = _authenticate(token_file) if own else None
         if self._folder is not None:
             atexit.register(shutil.rmtree, self._folder, ignore_errors=True)  # if interrupted before close
             os.environ.update(SETTINGS)  # workers of our own cluster inherit it
@@ -63,8 +63,12 @@ class RayExecutor:
             # under a launch, all have these settings: so the workers that Ray has started already can be used
             where = f"the Ray cluster at {address}"
             options = {} if launched() else {"runtime_env": {"env_vars": NO_GPU_NO_SIGHT}}
-        with described(name):
-            context = join(address, where, namespace="rayasd", **options)
+        try:
+            with described(name):
+                context = join(address, where, namespace="rayasd", **options)
+        except BaseException:
+            self._forget_token()
+            raise
         import ray
 
         self._ray = ray
@@ -197,6 +201,9 @@ class RayExecutor:
             if self._lost_any:  # a worker that crashed may have said why, to Ray alone
                 copy_logs(self._folder.glob(LOGS), self._logs)
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._forget_token()
+
+    def _forget_token(self) -> None:
         if self._token is not None:
             self._token.unlink(missing_ok=True)
             for name, value in self._variables.items():

@@ -73,10 +73,12 @@ def copy_logs(logs: Iterable[Path], folder: Path) -> None:
             raise PermissionError(errno.EPERM, "it is a link, or another user's")
         folder.chmod(0o700)
         for log in logs:
-            if log.is_file() and not log.is_symlink():
-                (folder / log.name).unlink(missing_ok=True)
-                with log.open("rb") as source, (folder / log.name).open("xb") as target:
-                    shutil.copyfileobj(source, target)
+            with suppress(FileNotFoundError):  # Ray rotates logs
+                if log.is_file() and not log.is_symlink():
+                    with log.open("rb") as source:
+                        (folder / log.name).unlink(missing_ok=True)
+                        with (folder / log.name).open("xb") as target:
+                            shutil.copyfileobj(source, target)
     except OSError as error:
         tell(f"Ray's logs are not kept in {folder}: {error.strerror}", err=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rayasd.cluster.daemon import MOST_WORKERS, SETTINGS, RayNode, free_ports
+from rayasd.cluster.daemon import SETTINGS, RayNode, free_ports
 from rayasd.cluster.folder import private_folder, remove_abandoned
 from rayasd.cluster.job import Command
 from rayasd.cluster.meeting import Meeting, leave_mark, read
@@ -56,12 +56,6 @@ def launch(
     settings = {**environment, **SETTINGS, "RAY_AUTH_TOKEN_PATH": str(meeting.token)}
     settings.pop("RAY_AUTH_TOKEN", None)
     signals = _catch_signals(placement)
-    if placement.cpus > MOST_WORKERS:
-        tell(
-            f"{placement.cpus} CPUs, but ports for {MOST_WORKERS} workers: give each unit several CPUs "
-            "(--cpus-per-unit 2), or some stay idle",
-            err=True,
-        )
     if placement.by_mpi:
         end_with_parent()  # mpirun, if killed, leaves its ranks
     for earlier in placement.earlier:  # what an attempt left that was killed
@@ -77,8 +71,9 @@ def launch(
         if head is not None and not head:  # lost with its host while the launchers were started
             tell(f"rank 0 did not come within {wait_seconds:g} s: nothing in {meeting.root}", err=True)
             return EXIT_HEAD_LOST
-        ports, hold = free_ports(placement.job, placement.address, placement.rank)
-        node = RayNode(placement, settings, ports, private_folder(temp_root, placement.job), dashboard_host, hold=hold)
+        ports, holds = free_ports(placement)
+        folder_of_rays = private_folder(temp_root, placement.job)
+        node = RayNode(placement, settings, ports, folder_of_rays, dashboard_host, holds=holds)
         mark = secrets.token_hex(8) if head is None else str(head["mark"])
         leave_mark(node.folder, mark, os.uname().nodename)
         if head is None:

@@ -1,7 +1,7 @@
 """The waveform cache: each machine's clips decoded once into an int16 memory map that every unit on a host shares.
 
-A cache file's name carries the sha256 of its clips' paths, sizes and modification times and of the decoding rules, so
-that a changed clip or rule makes another file and an old one is never read by mistake.
+A cache file's name carries the sha256 of its clips' paths, sizes, modification times and splits and of the decoding
+rules, so that a changed clip or rule makes another file and an old one is never read by mistake.
 """
 
 import errno
@@ -233,9 +233,9 @@ def _mended(root: Path, index: pa.Schema, config: DataConfig) -> bool:
 
 def _cache_key(root: Path, table: pa.Table, config: DataConfig) -> str:
     rules = {k: v for k, v in asdict(config).items() if k not in ("on_bad_clip", "groups")}
-    files = [
-        table[name].to_pylist() for name in ("clip", "size", "mtime_ns", "split")
-    ]  # training clips decide the scale
+    decisive = ["clip", "size", "mtime_ns"]
+    decisive += [] if config.scale else ["split"]  # the scale of floats is that of the training clips
+    files = [table[name].to_pylist() for name in decisive]
     return digest([_VERSION, str(root), rules, files])[:24]
 
 

@@ -41,6 +41,8 @@ class Compute:
 
 
 def _in_float32(forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return forward(values)
     with torch.autocast("cpu", enabled=False):
         return forward(values.float()).to(torch.bfloat16)
 

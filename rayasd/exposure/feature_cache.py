@@ -48,7 +48,8 @@ class FeatureCache:
         # the code of somebody else's encoder may change, and nothing here would tell
         if config.network.is_trained or not set(encoder_names(config.network.encoder)) <= ENCODERS.keys():
             return
-        facts = [*_decisive(config), clips.scale(scaling), shape, compute.device.type, str(compute.dtype)]
+        at_once = min(config.embedding.batch_size, shape[0] * shape[1])
+        facts = [*_decisive(config), clips.scale(scaling), shape, at_once, compute.device.type, str(compute.dtype)]
         self._path = folder / f"{clips.name}-{digest(facts)[:24]}.features"
         with suppress(UserError, OSError, KeyError, ValueError):  # missing or damaged: computed anew
             kept = read_parquet(self._path)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from rayasd.arrays import Indices
-from rayasd.config import Config
+from rayasd.config import Config, EmbeddingConfig
 from rayasd.data.catalog import replaced
 from rayasd.errors import UserError
 from rayasd.exposure.clips import MachineClips
@@ -72,7 +72,7 @@ def _features(
 ) -> NDArray[np.float32]:
     """Return the mean features of each clip's windows, (n, dim)."""
     network = replace(config.network, encoder=config.exposure.clusters_by, train="frozen")
-    config = replace(config, network=network)
+    config = replace(config, network=network, embedding=EmbeddingConfig())  # whose settings decide no training
     encoder = compute.place(Control(config)).eval()
     known = FeatureCache(cache, clips, config, compute, encoder.extractor.scaling, (1, _WINDOWS))
     means = []

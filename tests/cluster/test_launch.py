@@ -177,15 +177,6 @@ def test_a_head_that_does_not_come_is_lost_and_one_that_fails_tells_why(
     assert told == ["no free block"]  # for launchers that come a little later
 
 
-def test_a_node_with_more_cpus_than_ports_for_workers_says_so(
-    tmp_path: Path, clock: Clock, handlers: None, capsys: pytest.CaptureFixture
-):
-    for cpus, said in ((570, False), (571, True)):
-        placement = replace(WORKER, cpus=cpus)
-        launch.launch(placement, ["report"], {}, folder=tmp_path, temp_root=tmp_path, wait_seconds=1)
-        assert ("571 CPUs, but ports for 570 workers: give each unit several" in capsys.readouterr().err) == said
-
-
 def test_a_launcher_removes_what_its_killed_predecessors_left(
     tmp_path: Path, clock: Clock, handlers: None, monkeypatch: pytest.MonkeyPatch
 ):

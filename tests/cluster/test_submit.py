@@ -63,8 +63,8 @@ def cluster(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     token.write_text("5" * 64)
     place = Placement(job=job, rank=0, size=1, address="127.0.0.1", cpus=2, gpus=0)
     variables = environment(cache, **SETTINGS, RAY_AUTH_TOKEN_PATH=str(token))
-    ports, hold = free_ports(job, place.address, 0)
-    node = RayNode(place, variables, ports, private_folder(Path("/tmp"), job), hold=hold)
+    ports, holds = free_ports(place)
+    node = RayNode(place, variables, ports, private_folder(Path("/tmp"), job), holds=holds)
     words = dict(word.partition("=")[::2] for word in node.command)
     address = f"http://127.0.0.1:{words['--dashboard-port']}"
     try:

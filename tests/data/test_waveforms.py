@@ -243,7 +243,6 @@ def test_the_rules_are_part_of_the_key(root: Path, tmp_path: Path):
     assert data_fingerprint(first)["fan"] != data_fingerprint(second)["fan"]
 
 
-@pytest.mark.slow
 def test_another_split_decodes_again_since_training_clips_decide_the_scale(tmp_path: Path):
     for n, gain in enumerate((9.0, 0.5)):
         soundfile.write(tmp_path / f"{n}.wav", gain * np.ones(RATE), RATE, subtype="FLOAT")
@@ -256,6 +255,7 @@ def test_another_split_decodes_again_since_training_clips_decide_the_scale(tmp_p
     assert scales == [64.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_the_decoding_is_an_interruption():
     with pytest.raises(Interrupted, match="decoded clips was killed"), decoding.processes(3000, 2) as over:
         list(over(_end_the_process, [1, 2]))

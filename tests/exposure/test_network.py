@@ -197,6 +197,19 @@ def test_depthwise_convolutions_compute_in_float32_where_a_cpu_computes_in_bfloa
     assert network[0].weight.grad.dtype is torch.float32
 
 
+def test_a_network_without_neck_whose_encoder_computes_in_float32_does_so_on_a_cpu_with_bfloat16(small_config: Config):
+    config = replace(small_config, network=replace(small_config.network, neck="none"))
+    waveforms = torch.randn(2, config.window_length)
+    compute = choose_compute("cpu", "bfloat16")
+    network = Network(config, ["00", "01"]).eval()
+    with torch.inference_mode():
+        expected = network(waveforms)["embedding"]
+        with compute.autocast():
+            found = compute.place(network)(waveforms)["embedding"]
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_device_and_precision_are_chosen_with_a_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

@@ -373,7 +373,7 @@ def _stop_a_node(rays: Path, kept: Path) -> None:
 def _close_an_executor(rays: Path, kept: Path) -> None:
     ray = SimpleNamespace(shutdown=lambda: None)
     state = {"_ray": ray, "_folder": rays, "_logs": kept, "_lost_any": True, "_running": {}}
-    RayExecutor.close(SimpleNamespace(**state, _head_silent=0.0, _token=None))  # type: ignore[arg-type]
+    RayExecutor.close(SimpleNamespace(**state, _head_silent=0.0, _forget_token=lambda: None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("end", [_stop_a_node, _close_an_executor], ids=["launch", "sweep"])

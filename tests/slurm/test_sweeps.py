@@ -263,13 +263,13 @@ def test_why_hosts_do_not_come_together_is_said_on_all_of_them(hosts, tmp_path):
 @pytest.mark.long
 def test_a_launcher_without_free_ports_is_a_failed_job_with_its_reason(job, hosts):
     take_all = (
-        "import socket, time; s = [socket.create_server(('', p)) for p in range(20000, 32000, 600)]; time.sleep(300)"
+        "import socket, time; s = [socket.create_server(('', p)) for p in range(20000, 32000, 100)]; time.sleep(300)"
     )
     squatter = subprocess.Popen(hosts.words("h2", sys.executable, "-c", take_all), env=hosts.environment)
     try:
         batch = job(*SHORT)
         assert batch.wait(60) == "FAILED"
-        assert "error: no free block of 600 ports from 20000 on at 10.78.0.2" in batch.log
+        assert "error: no free block of 100 ports from 20000 to 32000 at 10.78.0.2" in batch.log
     finally:
         squatter.kill()
         squatter.wait()
