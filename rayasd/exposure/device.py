@@ -29,8 +29,8 @@ class Compute:
     def place(self, module: Module) -> Module:
         """Move a network to the device, its convolutions in channels-last layout.
 
-        On a CPU that computes in bfloat16, depthwise convolutions compute in float32: their backward pass in bfloat16
-        takes four times as long.
+        On a CPU that computes in bfloat16, depthwise convolutions are trained in float32: their backward pass in
+        bfloat16 takes four times as long.
         """
         module.to(self.device)
         if self.device.type == "cpu" and self.dtype is torch.bfloat16:
@@ -41,7 +41,7 @@ class Compute:
 
 
 def _in_float32(forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    if not torch.is_autocast_enabled("cpu"):
+    if not (torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
         return forward(values)
     with torch.autocast("cpu", enabled=False):
         return forward(values.float()).to(torch.bfloat16)
