@@ -105,7 +105,8 @@ class NetworkConfig:
     """Dropout probability before the neck's linear layers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and the encoder is
-    trained, if by low-rank updates: distances between features of one that is not trained need more than 8 bits."""
+    trained, if by low-rank updates: distances between features of one that is not trained need more than 8 bits. CPUs
+    train depthwise convolutions in float32 all the same."""
 
     @property
     def is_trained(self) -> bool:
