@@ -104,9 +104,9 @@ class NetworkConfig:
     dropout: float = bounded(0.3, minimum=0.0, maximum=0.99)
     """Dropout probability before the neck's linear layers."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the forward pass; 'auto' is bfloat16 where the device has instructions for it and the encoder is
-    trained, if by low-rank updates: distances between features of one that is not trained need more than 8 bits. CPUs
-    train depthwise convolutions in float32 all the same."""
+    """Arithmetic of the forward pass; 'auto' is bfloat16 on GPUs that have it if the encoder is trained, if by low-rank
+    updates: distances between features of one that is not trained need more than 8 bits. CPUs compute some convolutions
+    wrongly in bfloat16."""
 
     @property
     def is_trained(self) -> bool:

@@ -77,7 +77,6 @@ def in_double(ranks: Ranks, spec: UnitSpec, report: Report) -> None:
 @pytest.mark.slow
 def test_ranks_learn_in_float64_what_one_process_learns(spec_of: SpecOf, small_config: Config):
     config = with_exposure(small_config, batch_size=14, mixup_schedule="always", weight_decay=0.0)
-    config = replace(config, network=replace(config.network, precision="float32"))  # without autocast
     for size in (1, 3):  # batches of 12 and 10 clips: 4, 3 and 3 rows
         on_ranks(in_double, spec_of(config=config, num_ranks=size), silent)
     alone, *ranks = (torch.load(spec_of().output / name) for name in ("1-0", "3-0", "3-1", "3-2"))
