@@ -70,7 +70,7 @@ def test_every_entry_scores_packed_as_its_scores_files_say(run: Path, tree: Path
             for section, scores in expected.items():
                 found = list(model.score([tree / clip for clip in scores.clips], section))
                 np.testing.assert_allclose(
-                    [clip.score for clip in found], scores.scores, rtol=1e-5, atol=1e-5, err_msg=entry
+                    [clip.score for clip in found], scores.scores, rtol=1e-5, atol=2e-6, err_msg=entry
                 )
                 known = np.sort(scores.calibrating.scores)
                 np.testing.assert_allclose(model._sections[section].decision.normal, known, rtol=1e-5, atol=1e-9)
@@ -86,7 +86,7 @@ def test_a_fusion_of_detectors_scores_as_in_the_sweep(run: Path, tree: Path, tmp
     checkpoint = model.parts.leaves["03"][0].checkpoint
     scores = scored(run, "both+seeds", "pump", None)[Key("03", checkpoint, FUSION, pooling)]
     found = list(model.score([tree / clip for clip in scores.clips], "03"))
-    np.testing.assert_allclose([clip.score for clip in found], scores.scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose([clip.score for clip in found], scores.scores, rtol=1e-5, atol=2e-6)
     assert all((clip.worst is None) == (pooling != "mean") for clip in found)
 
 
@@ -189,7 +189,7 @@ def test_an_entry_whose_variant_is_chosen_section_by_section_scores(
             key = Key(*(row[name] for name in Key._fields))
             scores = scored(folder, row["variant"], "fan", models.seed)[key]
             found = list(model.score([tree / clip for clip in scores.clips], section))
-            np.testing.assert_allclose([clip.score for clip in found], scores.scores, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose([clip.score for clip in found], scores.scores, rtol=1e-5, atol=2e-6)
 
 
 def test_sections_with_systems_of_their_own_decide_as_in_the_run(
