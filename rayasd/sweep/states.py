@@ -87,14 +87,15 @@ def survey(
     """See from the run directory which units are done, which failed before, and which are to be done.
 
     ``specs``: every unit of the plan, each after the one it builds on. Units that are not done and not ``asked`` for
-    block those that build on them. ``retry_failed``: run units again that failed for good. ``verify``: compare
-    checksums of finished units' files, not sizes alone.
+    block those that build on them. Where nothing is asked for (a report), each unit counts by its own files: before a
+    driver does a unit again, it removes the markers of all that build on it. ``retry_failed``: run units again that
+    failed for good. ``verify``: compare checksums of finished units' files, not sizes alone.
     """
     sweep = Sweep(specs)
     for unit, spec in specs.items():
         needed = prerequisite(unit, spec.config)
         # what builds on something that is to be done again is done again, too
-        upstream_done = needed is None or sweep.states[needed] is State.DONE
+        upstream_done = not asked or needed is None or sweep.states[needed] is State.DONE
         if upstream_done and markers.is_done(spec) and not (verify and markers.why_unusable(spec)):
             sweep.move(unit, State.DONE)
         elif not (retry_failed and unit in asked) and (reason := markers.failure(spec)) is not None:
@@ -110,6 +111,10 @@ def survey(
                 sweep.again[unit] = why
             elif verify and upstream_done and markers.is_done(spec):
                 sweep.again[unit] = "a file is damaged"
+    if not asked:  # weights and embeddings that a copy of the run lacks: what was made from them is whole
+        for unit in reversed(list(specs)):
+            if (made := sweep.dependents.get(unit)) and all(sweep.states[each] is State.DONE for each in made):
+                sweep.move(unit, State.DONE)
     sweep.moves.clear()
     return sweep
 

@@ -183,13 +183,25 @@ def test_recordings_in_other_units_are_drawn(cache: Path, tmp_path: Path):
 def test_a_run_with_missing_units_says_what_is_missing(swept: Path, tmp_path: Path):
     run = shutil.copytree(swept, tmp_path / "run")
     lost = RunDirectory(run)
-    lost.marker(Unit("train", "both", "fan", 0), "DONE").unlink()
+    for stage in ("train", "embed", "detect"):
+        lost.marker(Unit(stage, "both", "fan", 0), "DONE").unlink()
     shown = report(run)
     assert "7 of 10 done" in shown.texts["origin"]
     assert "train fan both seed 0 has not been done" in shown.texts["origin"]
     assert "Missing or failed: 3" in shown.texts["summary"]
     assert "Incomplete" in shown.texts["summary"]
     assert "4/8" in shown.texts["leaderboard"]
+
+
+@pytest.mark.slow
+def test_a_copy_without_weights_and_embeddings_is_reported(swept: Path, tmp_path: Path):
+    run = shutil.copytree(swept, tmp_path / "run")
+    for folder in ("models", "embeddings"):
+        shutil.rmtree(run / folder)
+    shown, whole = report(run), report(swept)
+    assert shown.texts["leaderboard"] == whole.texts["leaderboard"]
+    assert "10 of 10 done" in shown.texts["origin"]
+    assert "Missing" not in shown.texts["summary"]
 
 
 @pytest.mark.slow
