@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rayasd.config import Config
+from rayasd.windows import windows_of
 
 StageName = Literal["train", "embed", "detect"]
 ALL_MACHINES = "shared"
@@ -26,12 +27,20 @@ class NumClips:
 
     train: Mapping[str, int]
     every: Mapping[str, int]
+    frames: Mapping[str, float]
+    """Of its usual clip; of decoded clips alone."""
 
     @classmethod
     def of(cls, catalog: pa.Table) -> "NumClips":
         """Count the rows of a catalog's table."""
-        train = catalog.filter(pc.field("split") == "train")
-        return cls(Counter(train["machine"].to_pylist()), Counter(catalog["machine"].to_pylist()))
+        train, frames = catalog.filter(pc.field("split") == "train"), dict[str, float]()
+        if "frames" in catalog.column_names:
+            of_tests = catalog.filter(pc.is_in(catalog["split"], pa.array(["train", "test"])))
+            usual = of_tests.group_by(["machine", "split"]).aggregate([("frames", "approximate_median")])
+            for row in usual.to_pylist():
+                machine = row["machine"]
+                frames[machine] = max(row["frames_approximate_median"] or 0.0, frames.get(machine, 0.0))
+        return cls(Counter(train["machine"].to_pylist()), Counter(catalog["machine"].to_pylist()), frames)
 
     def trained_on(self, machine: str, config: Config) -> float:
         """Count the clips that go through the training steps of a machine's network, or of all machines'."""
@@ -67,6 +76,11 @@ class NumClips:
     def scored(self, machine: str, config: Config) -> int:
         """Count the clips of a machine that each kept checkpoint is applied to."""
         return self.every[machine] * self.checkpoints(config)
+
+    def embedded(self, machine: str, config: Config) -> int:
+        """Count the windows of a machine's clips, for each kept checkpoint."""
+        known, num_windows = self.frames.get(machine), config.embedding.num_windows
+        return self.scored(machine, config) * (windows_of(config, known) if known else num_windows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +127,9 @@ EMBED = Stage(
     name="embed", function=("rayasd.exposure.embedding", "embed"), folder=f"embeddings/{_HIVE}", hidden="_",
     settings=("embedding",), version=6, uses_torch=True, most_gpus=1.0,
     work_unit="windows",
-    work=lambda machine, config, clips: float(clips.scored(machine, config) * config.embedding.num_windows),
+    work=lambda machine, config, clips: float(clips.embedded(machine, config)),
     output_bytes=lambda machine, config, clips, parameters: (
-        clips.scored(machine, config) * config.embedding.num_windows * (4 * config.network.embedding_dim + 16)
+        clips.embedded(machine, config) * (4 * config.network.embedding_dim + 16)
     ),
 )  # fmt: skip
 DETECT = Stage(

@@ -67,9 +67,9 @@ def sweep(**options: Any) -> None:
 
 def _sweep(
     execution: Execution, *, source: Path | None, ground_truth: Path | None, on_bad_clip: str | None, machines: str,
-    preset: str | None, variants: str | Sequence[str] | None, seeds: str, detectors: str | None, overrides: Sequence[str],
-    vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool, simulate: str | None, set_up_only: bool,
-    only: str | None, trust: bool,
+    preset: str | None, variants: str | Sequence[str] | None, seeds: str, detectors: str | None,
+    overrides: Sequence[str], vary: str | None, run_dir: Path, accept_changes: bool, dry_run: bool,
+    simulate: str | None, set_up_only: bool, only: str | None, trust: bool,
 ) -> int:  # fmt: skip
     tell("Looking at the data …")  # before imports and listing, which take seconds
     from rayasd import presets

@@ -1,7 +1,6 @@
 """Embed every clip of one machine, window by window, into Parquet."""
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
@@ -26,8 +24,8 @@ from rayasd.exposure.network import Control, Network, load_network, weights_by_e
 from rayasd.files import replacing
 from rayasd.parquet import CLASSES
 from rayasd.unit import Progress, Report, UnitSpec, silent
+from rayasd.windows import usual_frames, window_starts, windows_of
 
-_LEAST_SEEN = 0.25
 _COLLAPSED = 1e-6  # share of the largest value: rounding of float32 between equal embeddings
 
 
@@ -54,28 +52,6 @@ def embedding_schema(windows: pa.Schema) -> pa.Schema:
     )
 
 
-def window_starts(frames: int, length: int, num_windows: int) -> NDArray[np.int64]:
-    """First samples of evenly spaced windows, the last flush with the clip's end; a single window is in the middle."""
-    if num_windows == 1:
-        return np.array([max(frames - length, 0) // 2], np.int64)
-    return np.linspace(0, max(frames - length, 0), num_windows).round().astype(np.int64)
-
-
-def windows_of(config: Config, table: pa.Table) -> int:
-    """Return the windows per clip of a machine (``table``: its decoded clips), by its usual training or test clip."""
-    frames = _usual_frames(table)
-    if config.embedding.windows_per_second:
-        return max(1, math.ceil(config.embedding.windows_per_second * frames / config.data.sample_rate))
-    num_windows = config.embedding.num_windows
-    seen = num_windows * config.window_length
-    return num_windows if seen >= _LEAST_SEEN * frames else math.ceil(frames / config.window_length)
-
-
-def _usual_frames(table: pa.Table) -> float:
-    lengths = (table.filter(pc.field("split") == split)["frames"].to_numpy() for split in ("train", "test"))
-    return max(float(np.median(of_split)) for of_split in lengths if len(of_split))
-
-
 @torch.inference_mode()
 def embed(spec: UnitSpec, report: Report = silent) -> None:
     """Write the embeddings of all clips of ``spec.unit.machine`` as ``part-0.parquet`` in ``spec.output``.
@@ -85,14 +61,15 @@ def embed(spec: UnitSpec, report: Report = silent) -> None:
     config = spec.config
     compute = choose_compute(spec.device, config.network.arithmetic)
     clips = load_machine(read_catalog(spec.run.catalog, spec.data_root), spec.unit.machine, spec, report)
-    num_windows = windows_of(config, clips.table)
+    usual = usual_frames(clips.table)
+    num_windows = windows_of(config, usual)
     starts = np.stack([window_starts(int(n), config.window_length, num_windows) for n in clips.waveforms.frames])
     num_clips = clips.table.num_rows
     clips_per_batch = max(1, config.embedding.batch_size // num_windows)
     extractors = _extractors(spec)
     total = num_clips * len(extractors)
     report(Progress(0, total, note=compute.reason))
-    share = num_windows * config.window_length / _usual_frames(clips.table)
+    share = num_windows * config.window_length / usual
     if share < 0.995:
         each = f"{num_windows} of {config.window_length / config.data.sample_rate:g} s"
         note = f"windows  {each} see {share:.0%} of a usual clip (embedding.windows_per_second)"

@@ -16,11 +16,12 @@ from rayasd.data.catalog import replaced
 from rayasd.errors import UserError
 from rayasd.exposure.clips import MachineClips
 from rayasd.exposure.device import Compute
-from rayasd.exposure.embedding import embed_clips, window_starts
+from rayasd.exposure.embedding import embed_clips
 from rayasd.exposure.feature_cache import FeatureCache
 from rayasd.exposure.network import Control
 from rayasd.files import write_csv
 from rayasd.unit import Progress, Report, silent
+from rayasd.windows import window_starts
 
 FILE = "clusters.csv"
 _WINDOWS = 10

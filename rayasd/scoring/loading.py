@@ -17,7 +17,6 @@ from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.scores import FIXED, Calibration, Fusion, Key, Leaf, Scored, SectionScores, Tree, unchosen
 from rayasd.evaluation.selection import ANY_VARIANT, CellRow, select
-from rayasd.exposure.embedding import windows_of
 from rayasd.exposure.network import class_names, weights_by_epochs
 from rayasd.files import digest
 from rayasd.inlier.detectors import FusionSpec, parse_detectors
@@ -33,6 +32,7 @@ from rayasd.stages import stages_of
 from rayasd.sweep.markers import why_unusable
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit, UnitSpec
+from rayasd.windows import usual_frames, windows_of
 
 
 def load(
@@ -275,5 +275,5 @@ class RunModels:
 def _settled(config: Config, table: pa.Table) -> Config:
     """Settle ``data.scale`` and the windows per clip as for the machine's clips."""
     scale = table["scale"][0].as_py() if "scale" in table.column_names else 1.0
-    embedding = replace(config.embedding, num_windows=windows_of(config, table))
+    embedding = replace(config.embedding, num_windows=windows_of(config, usual_frames(table)))
     return replace(config, data=replace(config.data, scale=scale), embedding=embedding)

@@ -14,9 +14,9 @@ from torch import Tensor
 from rayasd.config import Config
 from rayasd.evaluation.fused import evaluated, leaves
 from rayasd.evaluation.scores import Calibration, Leaf, SectionScores, Tree
-from rayasd.exposure.embedding import window_starts
 from rayasd.exposure.network import Control, Network, restored
 from rayasd.pretrained import unpacked
+from rayasd.windows import window_starts
 
 Origin = tuple[str, int]  # variant and seed of what has embedded the windows that a detector sees
 

@@ -15,11 +15,12 @@ from rayasd.errors import UserError
 from rayasd.exposure import training
 from rayasd.exposure.batches import balanced_batches
 from rayasd.exposure.clips import load_machine, load_training_machines
-from rayasd.exposure.embedding import embed, window_starts
+from rayasd.exposure.embedding import embed
 from rayasd.exposure.objectives.two_bce import TwoBCE
 from rayasd.exposure.training import train
 from rayasd.stages import NumClips
 from rayasd.unit import Progress, Stopped
+from rayasd.windows import window_starts
 from tests.conftest import SpecOf
 from tests.exposure.test_batches import loader_of
 

@@ -5,7 +5,7 @@ import pytest
 
 from rayasd import presets
 from rayasd.config import Config
-from rayasd.exposure.embedding import windows_of
+from rayasd.windows import usual_frames, windows_of
 
 
 def clips(train: float, test: float | None = None) -> pa.Table:
@@ -19,12 +19,12 @@ def clips(train: float, test: float | None = None) -> pa.Table:
 )
 def test_long_clips_get_windows_end_to_end(seconds: tuple[float, ...], windows: int):
     config = presets.load("demo", ["front_end.window_seconds=1.0", "embedding.num_windows=4"])
-    assert windows_of(config, clips(*seconds)) == windows
+    assert windows_of(config, usual_frames(clips(*seconds))) == windows
 
 
 def test_windows_per_second_go_before():
     config = presets.load("demo", ["embedding.windows_per_second=0.5"])
-    assert [windows_of(config, clips(seconds)) for seconds in (0.5, 9.0, 60.0)] == [1, 5, 30]
+    assert [windows_of(config, usual_frames(clips(seconds))) for seconds in (0.5, 9.0, 60.0)] == [1, 5, 30]
 
 
 def test_the_highest_frequency_follows_the_rate():

@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from rayasd import presets
@@ -60,3 +61,13 @@ def test_what_follows_a_shared_training_is_counted_with_it():
     bounds = least_seconds(specs, clips, speeds, request.usable([Resources(100)]), request)
     training = clips.trained_on(ALL_MACHINES, shared) / 100
     assert max(bounds.values()) == pytest.approx(training + (500 * WINDOWS + 500) / 1000)
+
+
+def test_windows_are_counted_by_the_length_of_the_clips():
+    plain = CONFIG.variant("both")
+    by_time = replace(plain, embedding=replace(plain.embedding, windows_per_second=2.0))
+    listed = catalog(10, 1000).table
+    seconds = pa.array([5, 60] * 10)  # of test and training clips
+    decoded = listed.append_column("frames", pc.multiply(seconds, plain.data.sample_rate))
+    assert NumClips.of(listed).embedded("fan", by_time) == 10 * WINDOWS
+    assert NumClips.of(decoded).embedded("fan", by_time) == 10 * 120 * NumClips.of(decoded).checkpoints(by_time)
