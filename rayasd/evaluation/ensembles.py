@@ -55,7 +55,7 @@ def _averages(scored: Sequence[Scored], name: str, method: str) -> list[Scored]:
     entries = []
     for (variant, machine, seed), units in groups.items():
         members = _members(units, over)
-        if members and all(len(of_key) > 1 for of_key in members.values()):
+        if all(len(of_key) > 1 for of_key in members.values()) and any(map(_differ, members.values())):
             computed = {key: fused(of_key, method) for key, of_key in members.items()}
             entries.append(Scored(f"{variant}+{name}", machine, seed, computed=computed))
     return entries
@@ -73,6 +73,12 @@ def _members(units: Sequence[Scored], over: Sequence[str]) -> dict[Key, list[Sec
             detector = FUSED if "detectors" in over else key.detector
             members.setdefault(Key(key.section, checkpoint, detector, key.pooling), []).append(scores)
     return members
+
+
+def _differ(members: Sequence[SectionScores]) -> bool:
+    """Whether not all scores are the same, as those of a control are for every seed: there is nothing to fuse."""
+    first = members[0].scores
+    return any(member.failed or not np.array_equal(member.scores, first) for member in members)
 
 
 def _across(scored: Sequence[Scored], variants: Sequence[str], over: Sequence[str], method: str) -> list[Scored]:

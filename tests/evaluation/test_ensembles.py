@@ -192,6 +192,11 @@ def test_one_seed_is_no_ensemble(units: list[Scored]):
     assert fuse_ensembles(units[:1], {}, rules("seeds")) == []
 
 
+def test_a_control_that_scores_alike_for_every_seed_has_no_ensemble(units: list[Scored]):
+    same = [replace(units[0], variant="level", seed=seed) for seed in range(3)]
+    assert [entry.variant for entry in fuse_ensembles([*units, *same], {}, rules("seeds"))] == ["both+seeds"]
+
+
 def test_greedy_members_are_picked_on_the_sections_that_choose(tmp_path: Path):
     # x is good where we choose, y where we report, z nowhere
     quality = {"x": {"00": 9.0, "03": 0.0}, "y": {"00": 0.0, "03": 9.0}, "z": {"00": 0.0, "03": 0.0}}
