@@ -134,7 +134,7 @@ EMBED = Stage(
 )  # fmt: skip
 DETECT = Stage(
     name="detect", function=("rayasd.inlier.scoring", "detect"), folder=f"scores/{_HIVE}", hidden="_",
-    settings=("inlier",), version=9, uses_torch=False, most_gpus=0.0,
+    settings=("inlier",), version=10, uses_torch=False, most_gpus=0.0,
     work_unit="clips",
     work=lambda machine, config, clips: float(clips.scored(machine, config)),
     output_bytes=lambda machine, config, clips, parameters: clips.scored(machine, config) * _num_systems(config) * 10,

@@ -109,7 +109,7 @@ class Decided:
     false_alarms: float | None
     """Share of their normal test clips that are called anomalous, mean over seeds; None without decisions."""
     false_alarms_interval: tuple[float, float] | None  # 95 % interval of that share, for as many clips as one seed has
-    recall: float | None  # mean over cells and seeds
+    recall: float | None  # mean over cells with anomalies and seeds
     calibration: str | None  # how the normal clips' scores came about, all the words that apply
     num_calibration: int | None  # normal clips (or groups) behind a threshold, where they are fewest
     no_threshold: str | None  # why one of the cells has no threshold
@@ -129,7 +129,8 @@ class Decided:
         rate = sum(row["num_normal"] * row["false_alarms"] for row in decided) / clips
         of_one_seed = round(clips / seeds)
         interval = clopper_pearson(rate * of_one_seed, of_one_seed)
-        return cls(rate, interval, float(np.mean([row["recall"] for row in decided])), kinds, fewest, reason)
+        recalls = [row["recall"] for row in decided if row["recall"] is not None]
+        return cls(rate, interval, float(np.mean(recalls)) if recalls else None, kinds, fewest, reason)
 
 
 def clopper_pearson(count: float, of: int) -> tuple[float, float]:
@@ -173,7 +174,11 @@ def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
 
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
-    """Add decisions and what they are worth to the selected cells that are ok and have an AUC."""
+    """Add decisions and what they are worth to the selected cells that are ok and have an AUC.
+
+    Precision, recall and F1 are of the cell's own domain, as in the official evaluators, even from 2022, where its AUC
+    takes the anomalies of both.
+    """
     from sklearn.metrics import precision_recall_fscore_support  # slow to import
 
     rows = cells.to_pylist()
@@ -191,9 +196,11 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
         row["calibration"], row["num_calibration"] = decision.calibration, decision.num_groups
         if decision.threshold is not None:
             anomalous, members = members_of(of_section, row["domain"], labels, evaluation.rule_year)
+            members &= of_section.domains == row["domain"] if row["domain"] in of_section.domains else True
             truth, called = anomalous[members], of_section.scores[members] > decision.threshold
-            values = precision_recall_fscore_support(truth, called, average="binary", zero_division=0.0)
-            row["precision"], row["recall"], row["f1"] = map(float, values[:3])
+            if truth.any():
+                values = precision_recall_fscore_support(truth, called, average="binary", zero_division=0.0)
+                row["precision"], row["recall"], row["f1"] = map(float, values[:3])
             alarms = int(called[~truth].sum())
             row["false_alarms"] = alarms / row["num_normal"]
             row["false_alarms_low"], row["false_alarms_high"] = clopper_pearson(alarms, row["num_normal"])

@@ -65,7 +65,7 @@ def _members(units: Sequence[Scored], over: Sequence[str]) -> dict[Key, list[Sec
     """Collect what is averaged, by the system that it becomes."""
     members: dict[Key, list[SectionScores]] = {}
     for unit in units:
-        failed = {key[1:] for key, scores in unit.systems.items() if scores.failed}
+        failed = {k[1:] for k, s in unit.systems.items() if s.failed or not np.isfinite(s.training).all()}
         for key, scores in unit.systems.items():
             if "detectors" in over and key[1:] in failed:
                 continue  # one that cannot be fitted somewhere leaves the others their ensemble

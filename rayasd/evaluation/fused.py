@@ -16,11 +16,12 @@ def fused(members: Sequence[SectionScores], method: str) -> SectionScores:
     A normal clip's fused score is of the members that have not seen it: of seeds that hold out different clips, each
     clip is judged by those that held it out (out-of-fold scores). They are fewer than judge a test clip, so
     these scores spread more, and thresholds are rather too high. Members of different variants judge a clip together
-    or not at all. A clip that members have seen is scored by all of them, and marked so.
+    or not at all, and so do those whose lowest or highest score counts, which depends on how many they are. A clip that
+    members have seen is scored by all of them, and marked so.
     """
     first, tree = members[0], Fusion(method, tuple(member.tree for member in members if member.tree is not None))
     variants = {frozenset(leaf.variant for leaf in leaves(member)) for member in tree.members}
-    fewest = len(members) if len(variants) > 1 else 1
+    fewest = len(members) if len(variants) > 1 or not method.endswith("mean") else 1
     normalise, by_others, combine = FUSIONS[method]
     reason = next((member.reason for member in members if member.failed), None)
     scores, of_clip = [], dict[str, list[tuple[float, str]]]()

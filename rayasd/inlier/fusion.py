@@ -21,11 +21,17 @@ def z_normalised(scores: Scores, training: Scores) -> Scores:
 
 
 def rank_normalised(scores: Scores, training: Scores) -> Scores:
-    """Share of the training scores that lie below; ties count half. Raises ValueError: there are no training scores."""
+    """Share of the training scores that lie below; ties count half, and the score itself is half a tie of one more.
+
+    So a score above all training scores is above the highest training score's own.
+
+    Raises ValueError: there are no training scores.
+    """
     if len(training) == 0:
         raise ValueError("rank normalisation needs training scores, there are none")
     ordered = np.sort(training)
-    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2 * len(ordered))
+    below = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+    return (below + 1) / (2 * len(ordered) + 2)
 
 
 def z_by_others(training: Scores) -> Scores:
@@ -44,22 +50,17 @@ def z_by_others(training: Scores) -> Scores:
     return np.where(alike, by_all, (centred - means) / np.sqrt(np.where(alike, 1.0, variances)))
 
 
-def rank_by_others(training: Scores) -> Scores:
-    """Share of the other training scores that lie below each; ties count half. By all where there are no others.
-
-    Raises ValueError: as ``rank_normalised``.
-    """
-    by_all, count = rank_normalised(training, training), len(training)
-    return (by_all * count - 0.5) / (count - 1) if count > 1 else by_all
-
-
 FUSIONS: dict[
     str, tuple[Callable[[Scores, Scores], Scores], Callable[[Scores], Scores], Callable[[Scores], Scores]]
 ] = {
     "z-mean": (z_normalised, z_by_others, lambda members: members.mean(axis=0)),
     "z-min": (z_normalised, z_by_others, lambda members: members.min(axis=0)),
     "z-max": (z_normalised, z_by_others, lambda members: members.max(axis=0)),
-    "rank-mean": (rank_normalised, rank_by_others, lambda members: members.mean(axis=0)),
+    "rank-mean": (
+        rank_normalised,
+        lambda training: rank_normalised(training, training),
+        lambda members: members.mean(axis=0),
+    ),
 }
 """For each method, what normalises test scores, what normalises training scores, and what combines members."""
 

@@ -191,9 +191,9 @@ def metadata(
 
 
 def _members(scored: Iterable[SectionScores]) -> dict[str, int]:
-    """Count the networks behind scores, by variant."""
-    found = {leaf[:3] for scores in scored if scores.tree for leaf in leaves(scores.tree)}
-    return Counter(variant for variant, _, _ in sorted(found))
+    """Count the networks behind a section's scores, by variant; of the section with most."""
+    networks = (sorted({leaf[:3] for leaf in leaves(scores.tree)}) for scores in scored if scores.tree)
+    return Counter(variant for variant, _, _ in max(networks, key=len, default=[]))
 
 
 def _num_parameters(members: dict[str, int], config: Config) -> int:

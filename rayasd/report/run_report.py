@@ -20,7 +20,7 @@ from rayasd.evaluation.ensembles import read_ensembles
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.published import why_not_benchmark
 from rayasd.evaluation.scores import Scored
-from rayasd.evaluation.selection import ANY_VARIANT
+from rayasd.evaluation.selection import ANY_VARIANT, LEAVE_ONE_OUT
 from rayasd.evaluation.years import settled
 from rayasd.files import digest
 from rayasd.parquet import read_parquet
@@ -114,6 +114,12 @@ class RunReport:
         source_only = tuple(v for v, c in resolved.items() if self._is_source_only(c, planned[v]))
         board = replace(results.leaderboard, controls=controls, source_only=source_only)
         return replace(results, leaderboard=board)
+
+    @cached_property
+    def ranking_cells(self) -> pa.Table:
+        """Cells of the sections by which entries are ranked."""
+        ranked_on, cells = self.results.leaderboard.ranked_on, self.results.cells
+        return cells if ranked_on == LEAVE_ONE_OUT else cells.filter(pc.field("part") == ranked_on)
 
     def _is_source_only(self, config: Config, machines: Sequence[str]) -> bool:
         """Whether no detector of the first seed is fitted to a target-domain clip, though there are such."""

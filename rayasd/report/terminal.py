@@ -102,7 +102,7 @@ def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: 
         titles = ["machine", *(f"{PARTS[part]} {section} {domain}" for part, section, domain in block)]
         rows = [[machine, *(_heat(found.get((machine, place))) for place in block)] for machine in machines]
         console.print(text_table(titles, rows))
-    console.print(Text(f"Decisions of {variant}, in percent", style="bold"))
+    console.print(Text(f"Decisions of {variant} in all sections, in percent", style="bold"))
     titles, decided = decision_table(cells, variant, evaluation)
     console.print(text_table(titles[:-1], [line[:-1] for line in decided]))
     for note in dict.fromkeys(line[-1] for line in decided if line[-1]):

@@ -106,6 +106,16 @@ def test_a_clips_score_is_of_the_members_that_held_it_out(units: list[Scored]):
         np.testing.assert_allclose(scores.scores, every)
 
 
+def test_the_highest_score_of_members_is_of_clips_that_all_of_them_held_out(units: list[Scored]):
+    """The highest of three scores of a test clip would not compare with the only score of a normal one."""
+    for unit in units[:2]:
+        mark(unit, held_out=lambda clip: clip[-2:] in ("2t", "5t"))
+    mark(units[2], held_out=lambda clip: clip[-2:] in ("2t", "7t"))
+    (entry,) = fuse_ensembles(units[:3], {}, rules("seeds", fusion="z-max"))
+    for scores in entry.systems.values():
+        assert [clip[-2:] for clip in scores.calibrating.groups] == ["2t"]
+
+
 def test_other_systems_judge_a_clip_together_or_not_at_all(units: list[Scored]):
     """A score of one of them is not spread as the mean of both is."""
     control, trained = (
@@ -173,6 +183,15 @@ def test_a_member_that_failed_fails_the_ensembles_cell(tmp_path: Path):
 def test_detectors_that_failed_somewhere_leave_the_others_their_ensemble(tmp_path: Path):
     quality = {"a": {"00": 1.0, "03": 1.0}, "b": {"00": 1.0, "03": 1.0}, "c": {"00": 1.0, "03": None}}
     unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", quality))
+    table = pq.read_table(unit.path)  # one that is fitted to all clips, and not to a part of them
+    lost = pc.and_(
+        pc.equal(table["detector"], "c"), pc.and_(pc.equal(table["split"], "train"), pc.equal(table["section"], "00"))
+    )
+    score = pc.if_else(lost, pa.scalar(None, table.schema.field("score").type), table["score"])
+    partly = tmp_path / "partly.parquet"
+    pq.write_table(table.set_column(table.schema.get_field_index("score"), "score", score), partly)
+    (of_partly,) = fuse_ensembles([replace(unit, path=partly)], {}, rules("detectors"))
+    assert {leaf.detector for leaf in members(of_partly)} == {"a", "b"}
     (entry,) = fuse_ensembles([unit], {}, rules("detectors"))
     single = {(k.section, k.detector): s for k, s in read_scores(unit.path).items()}
     for key, scores in entry.systems.items():

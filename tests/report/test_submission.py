@@ -125,3 +125,4 @@ def test_networks_behind_an_entry_are_those_that_were_scored():
     of_detectors = [leaf._replace(detector="gmm-1") for leaf in shared]  # of the same networks
     assert _members([scores(*both, *shared), scores(*both, *shared, *of_detectors)]) == {"both": 6, "shared": 2}
     assert _members([scores(both[0])]) == {"both": 1}
+    assert _members([scores(both[0]), scores(both[1])]) == {"both": 1}  # each section has its own checkpoint

@@ -94,7 +94,7 @@ def read_results(
 def mean_roc(
     results: Iterable[SectionResult], year: int, labels: Labels, domain: str | None = None
 ) -> NDArray[np.float64] | None:
-    """Average ROC curves over cells and seeds at each false-positive rate of ``FPR``: the area is the mean AUC.
+    """Average ROC curves over cells and seeds at each rate of ``FPR``: the area is the mean AUC up to half a point.
 
     Returns true-positive rates, (n,); None where no cell has an AUC.
     """

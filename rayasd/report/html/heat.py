@@ -74,6 +74,8 @@ def _note(cells: Sequence[Mapping[str, Any]]) -> str:
         return f"{cells[0]['status']}: {cells[0]['reason']}"
     pauc = mean_of(good, "pauc")
     words = [] if pauc is None else [f"pAUC {percent(pauc)}"]
-    words += [f"{good[0]['num_normal']} normal and {good[0]['num_anomaly']} anomalous clips"]
-    words += [f"mean of {len(good)} seeds"] if len(good) > 1 else []
+    places, seeds = ({tuple(cell[name] for name in by) for cell in good} for by in (("section", "domain"), ("seed",)))
+    clips = f"{good[0]['num_normal']} normal and {good[0]['num_anomaly']} anomalous clips"
+    words += [clips if len(places) == 1 else f"{len(places)} sections and domains"]
+    words += [f"mean of {len(seeds)} seeds"] if len(seeds) > 1 else []
     return ", ".join(words)

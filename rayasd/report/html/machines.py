@@ -83,7 +83,9 @@ class Gallery:
         table = self.report.catalog.of(machine)
         num_train, num_test = (table.filter(pc.field("split") == split).num_rows for split in ("train", "test"))
         words = [f"AUC {percent(auc)}"] if auc is not None else []
-        decided = decisions_of(self.cells, self.best.variant, "machine").get((machine,)) if self.best else None
+        decided = (
+            decisions_of(self.report.ranking_cells, self.best.variant, "machine").get((machine,)) if self.best else None
+        )
         if decided and decided.false_alarms is not None:
             words += [f"false alarms {percent(decided.false_alarms)} %", f"recall {percent(decided.recall)} %"]
         return ", ".join([*words, f"{num_train} training clips, {num_test} test clips"])

@@ -127,7 +127,7 @@ def render(template: str, **values: object) -> str:
 def _broken(gallery: Gallery) -> list[str]:
     """Name the machines on which the best entry's thresholds do not hold."""
     report, best = gallery.report, gallery.best
-    found = decisions_of(report.results.cells, best.variant, "machine").items() if best else ()
+    found = decisions_of(report.ranking_cells, best.variant, "machine").items() if best else ()
     broken = [(machine, of) for (machine,), of in found if breaks_promise(of, report.evaluation)]
     rates = [f"{machine} ({percent(of.false_alarms)} %)" for machine, of in broken]
     promise = report.results.leaderboard.promise

@@ -110,7 +110,7 @@ def published_rank(report: RunReport) -> tuple[str, list[tuple[str, str, str, bo
 
 def _how_sure(report: RunReport, ranked: list[Standing]) -> list[str]:
     """Compare the best with the next by a paired bootstrap."""
-    if len(ranked) < 2:
+    if len(ranked) < 2 or not all(entry.complete for entry in ranked[:2]):
         return []
     rows, part = report.entries(), report.results.leaderboard.part
     pair = [Contestant.of(report, rows[entry.variant], part) for entry in ranked[:2]]
@@ -142,7 +142,7 @@ def _why_worst(report: RunReport, best: Standing) -> list[str]:
     domains = {name: [auc for (_, _, of), auc in means.items() if of == name] for name in ("source", "target")}
     if all(domains.values()):
         words.append("; ".join(f"{name} mean {percent(float(np.mean(aucs)))}" for name, aucs in domains.items()))
-    decided = decisions_of(report.results.cells, best.variant, "machine").get((machine,))
+    decided = decisions_of(report.ranking_cells, best.variant, "machine").get((machine,))
     if decided and decided.false_alarms is not None:
         above = ", more than promised" if breaks_promise(decided, report.evaluation) else ""
         words.append(f"{percent(decided.false_alarms)} % false alarms{above}, recall {percent(decided.recall)}")
