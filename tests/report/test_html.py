@@ -191,6 +191,7 @@ def test_a_run_with_missing_units_says_what_is_missing(swept: Path, tmp_path: Pa
     assert "Missing or failed: 3" in shown.texts["summary"]
     assert "Incomplete" in shown.texts["summary"]
     assert "4/8" in shown.texts["leaderboard"]
+    assert "points above" not in shown.texts["summary"]  # no lead of an entry whose cells are not all there
 
 
 @pytest.mark.slow
