@@ -121,7 +121,8 @@ def detector_scores(family: str, h: int, bank: np.ndarray, test: np.ndarray) -> 
     }[family]()
     if family == "gmm":  # as ours: in single precision, full covariances of many components fail
         bank, test = bank.astype(float), test.astype(float)
-    return -detector.fit(bank).score_samples(test)
+    scores = -detector.fit(bank).score_samples(test)
+    return scores / detector.dual_coef_.sum() if family == "ocsvm" else scores  # as ours: mean, not sum
 
 
 def metrics(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -65,12 +65,18 @@ class DryRun:
         trained = {variant: config for variant, config in self.study.configs.items() if "train" in stages_of(config)}
         return {variant: num_parameters(config) for variant, config in trained.items()}
 
+    @cached_property
+    def clips(self) -> NumClips:
+        """Clips of each machine; their lengths are known once the run has decoded them."""
+        store = self.study.store
+        return NumClips.of((store.catalog() if store.paths.catalog.exists() else self.study.catalog).table)
+
     def print_plan(self, console: Console) -> None:
         """Print what the sweep would do, and about how much disk it would take."""
         plan, catalog = self.study.plan, self.study.catalog
         units = plan.units(self.study.config)
         table = plain_table(("stage", "units", "each asks for", "disk, about"), ("units", "disk, about"))
-        clips, gpus = NumClips.of(catalog.table), self.execution.gpus_per_unit
+        clips, gpus = self.clips, self.execution.gpus_per_unit
         for stage in STAGES:
             chosen = [unit for unit in units if unit.stage == stage]
             request = f"{self.execution.cpus_per_unit:g} CPU"
@@ -118,7 +124,7 @@ class DryRun:
         }  # fmt: skip
         stages = [stage for stage in STAGES if any(unit.stage == stage for unit in specs)]
         speeds = _speeds(simulation, stages, self.study.store)
-        bounds = least_seconds(specs, NumClips.of(self.study.catalog.table), speeds, request.usable(nodes), request)
+        bounds = least_seconds(specs, self.clips, speeds, request.usable(nodes), request)
         console.print(
             f"\non {counted(len(nodes), 'node')} of {nodes[0]}, with unit speeds of "
             + ", ".join(f"{stage} {speeds[stage]:.3g} {STAGES[stage].work_unit}/s" for stage in stages),

@@ -36,7 +36,8 @@ choose_model = together(
 @click.option("--percentile", type=click.FloatRange(min=0, max=100),
               help="Percentile of normal training clips for the threshold; default: as in the run.")  # fmt: skip
 @output_format("table", "csv", "jsonl", "parquet")
-@click.option("-o", "--out", type=FILE, help="File; default: the terminal.")
+@click.option("-o", "--out", type=FILE,
+              help="File, whose ending .csv, .jsonl or .parquet sets the format; default: the terminal.")  # fmt: skip
 @click.option("--watch", is_flag=True,
               help="Then score what arrives in the folders, as JSON lines, until Ctrl-C; to --out, they are appended, "
               "and what is in it is not scored again.")  # fmt: skip
@@ -71,12 +72,16 @@ def score(
 
     if not words:
         raise UserError("no clips: name files, folders, or - for names from the input")
+    if out is not None and not watch:
+        form = out.suffix[1:] if form == "table" and out.suffix in (".csv", ".jsonl", ".parquet") else form
+    _refuse_recording(out)
     if form == "parquet" and out is None:
         raise UserError("--format parquet needs --out FILE")
     if watch and form not in ("table", "jsonl"):
         raise UserError("--watch writes JSON lines: leave --format out")
-    if on_alarm is not None and not watch:
-        raise UserError("--on-alarm needs --watch")
+    of_watch = {"--on-alarm": on_alarm is not None, "--alarm": alarm != "1/1", "--drift": drift != 50}
+    for option in () if watch else (option for option, is_given in of_watch.items() if is_given):
+        raise UserError(f"{option} needs --watch")
     smoothing = _smoothing(alarm)
     for folder in words if watch else ():
         with suppress(OSError):  # of a disk that fails now: the watch names it, and goes on
@@ -129,6 +134,14 @@ def changed(
     return model.changed(change) if resample or channel or percentile is not None else model
 
 
+def _refuse_recording(out: Path | None) -> None:
+    """Keep an output from taking a recording's place, as where a shell puts several names behind --out."""
+    from rayasd.data.folders import is_audio
+
+    if out is not None and is_audio(out.name):
+        raise UserError(f"--out {out} is named as a recording: name another file")
+
+
 def _smoothing(text: str) -> tuple[int, int]:
     needed, _, of = text.partition("/")
     if not (needed.isdecimal() and of.isdecimal() and 1 <= int(needed) <= int(of)):
@@ -174,6 +187,7 @@ def pack(run: Path, machine: str | None, out: Path | None, licence: str, **choic
     from rayasd.scoring.packing import chosen_machine, write_pack
     from rayasd.wording import size
 
+    _refuse_recording(out)
     models = RunModels(run, **choice)
     machines = models.machines if machine is None else [chosen_machine(run, machine, models.machines)]
     path = out or Path(f"{machines[0] if len(machines) == 1 else run.resolve().name}.rayasd")
@@ -200,7 +214,7 @@ def recalibrate(
     """Fit a model's detectors and threshold to new normal clips.
 
     Networks are not trained again. The new clips take the place of the section's normal clips; its other sections, and
-    a packed model's other machines, stay as they are.
+    a packed model's other machines, stay as they are. Give recordings that the network was not trained on.
 
     \b
         rayasd recalibrate fan.rayasd --normal recordings/may -o fan-may.rayasd
@@ -213,6 +227,7 @@ def recalibrate(
     from rayasd.scoring.packing import machines_of, read_pack, write_pack
     from rayasd.scoring.recalibration import recalibrated
 
+    _refuse_recording(out)
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     before = changed(load(model, device=device, trust=trust, **choice), resample, channel)

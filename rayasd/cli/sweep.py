@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option("--on-bad-clip", type=click.Choice(["fail", "skip"]),
               help="Stop at an unusable clip, or leave it out and count it; default: fail.")  # fmt: skip
 @click.option("--machines", default="all", show_default=True, help="all, or some machine types: fan,pump")
-@click.option("--preset", show_default="eusipco2022",
-              help="eusipco2022, recommended, serial-oe, small, demo, or a TOML file.")  # fmt: skip
+@click.option("--preset",
+              help="eusipco2022 (default), recommended, serial-oe, small, demo, or a TOML file.")  # fmt: skip
 @click.option("--variants", help="Systems of the preset to compare: both,untrained,statistics; "
                                   "default: the preset's first.")  # fmt: skip
 @click.option("--seeds", default="0", show_default=True, help="Seeds: 0,1,2 or 0-4")
@@ -76,6 +76,7 @@ def _sweep(
     from rayasd.cli.display import wide_console
     from rayasd.cli.dry_run import DryRun, Simulation
     from rayasd.cli.screen import Screen
+    from rayasd.stages import stages_of
     from rayasd.study.choices import choose_variants
     from rayasd.study.notes import kept_by_variants
     from rayasd.study.study import Study
@@ -89,11 +90,7 @@ def _sweep(
     simulation = None if simulate is None else Simulation.parse(simulate)
     short = {"inlier.detectors": detectors, "data.on_bad_clip": on_bad_clip}
     asked = [*overrides, *(f"{name}={value}" for name, value in short.items() if value is not None)]
-    if preset is None:
-        preset = "eusipco2022"
-        tell("note     the default, eusipco2022, trains 300 epochs for each machine type, best on GPUs; "
-             "--preset recommended is faster")  # fmt: skip
-    config = presets.load(preset, asked)
+    config = presets.load(preset or "eusipco2022", asked)
     if vary is not None:
         chosen = choose_variants(variants, config)
         config, variants = presets.varied(config, chosen, *presets.parse_values(vary))
@@ -101,6 +98,8 @@ def _sweep(
                   ground_truth=ground_truth, command=sys.argv, trust=trust)  # fmt: skip
     for line in kept_by_variants(config, study.variants, presets.parse_overrides(asked)):
         tell(line)
+    if preset is None and any("train" in stages_of(each) for each in study.configs.values()):
+        tell("note     the default preset, eusipco2022, is for GPUs; --preset recommended is faster")
     screen = Screen(wide_console(), execution.grace)
     if dry_run:
         dry = DryRun(study, execution)

@@ -52,13 +52,15 @@ def _averages(scored: Sequence[Scored], name: str, method: str) -> list[Scored]:
     groups: dict[tuple[str, str, int | None], list[Scored]] = {}
     for unit in scored:
         groups.setdefault((unit.variant, unit.machine, None if "seeds" in over else unit.seed), []).append(unit)
-    entries = []
+    entries, differing = [], set[tuple[str, int | None]]()
     for (variant, machine, seed), units in groups.items():
         members = _members(units, over)
-        if all(len(of_key) > 1 for of_key in members.values()) and any(map(_differ, members.values())):
+        if members and all(len(of_key) > 1 for of_key in members.values()):
             computed = {key: fused(of_key, method) for key, of_key in members.items()}
             entries.append(Scored(f"{variant}+{name}", machine, seed, computed=computed))
-    return entries
+            if any(map(_differ, members.values())):
+                differing.add((f"{variant}+{name}", seed))
+    return [entry for entry in entries if (entry.variant, entry.seed) in differing]
 
 
 def _members(units: Sequence[Scored], over: Sequence[str]) -> dict[Key, list[SectionScores]]:
@@ -77,8 +79,11 @@ def _members(units: Sequence[Scored], over: Sequence[str]) -> dict[Key, list[Sec
 
 def _differ(members: Sequence[SectionScores]) -> bool:
     """Whether not all scores are the same, as those of a control are for every seed: there is nothing to fuse."""
-    first = members[0].scores
-    return any(member.failed or not np.array_equal(member.scores, first) for member in members)
+    values = [np.concatenate([member.scores, member.training]) for member in members]
+    return any(
+        each.shape != values[0].shape or not np.allclose(each, values[0], rtol=1e-6, atol=0, equal_nan=True)
+        for each in values
+    )
 
 
 def _across(scored: Sequence[Scored], variants: Sequence[str], over: Sequence[str], method: str) -> list[Scored]:

@@ -26,7 +26,7 @@ FAMILIES = {
     "knn": "rayasd.inlier.nearest.MeanNeighbourDistance",
     "lof": "rayasd.inlier.nearest.OutlierFactor",
     "gmm": "rayasd.inlier.mixtures.Mixture",
-    "ocsvm": "rayasd.inlier.estimators.SupportVectors",
+    "ocsvm": "rayasd.inlier.support_vectors.SupportVectors",
     "kde": "rayasd.inlier.nearest.KernelDensity",
     "ldn": "rayasd.inlier.nearest.LocalDensityDistance",
     "varmin": "rayasd.inlier.nearest.VarianceMinimised",

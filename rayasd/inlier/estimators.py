@@ -45,26 +45,6 @@ class PrincipalResidual:
         return -np.square(X - explained).sum(axis=1)
 
 
-class SupportVectors:
-    """One-class SVM with an rbf kernel: the weighted mean of the kernel over the support vectors.
-
-    scikit-learn's ``score_samples`` is the weighted sum, which grows with the number of windows: scores by all of them
-    and by a fold would not compare. Within a fit the order is the same.
-    """
-
-    def __init__(self, nu: float = 0.5) -> None:
-        self.nu = nu
-
-    def fit(self, X: Features) -> Self:
-        from sklearn.svm import OneClassSVM
-
-        self.machine_ = OneClassSVM(nu=self.nu).fit(X)
-        return self
-
-    def score_samples(self, X: Features) -> Scores:
-        return self.machine_.score_samples(X) / self.machine_.dual_coef_.sum()
-
-
 class Mahalanobis:
     """Squared Mahalanobis distance under a Ledoit–Wolf shrunk covariance of the normal windows.
 

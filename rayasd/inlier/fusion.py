@@ -21,9 +21,9 @@ def z_normalised(scores: Scores, training: Scores) -> Scores:
 
 
 def rank_normalised(scores: Scores, training: Scores) -> Scores:
-    """Share of the training scores that lie below; ties count half, and the score itself is half a tie of one more.
+    """Rank a score among the training scores: (number below + half the ties + 1/2) / (n + 1).
 
-    So a score above all training scores is above the highest training score's own.
+    So a score above all training scores ranks above the highest of these.
 
     Raises ValueError: there are no training scores.
     """

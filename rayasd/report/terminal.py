@@ -13,6 +13,7 @@ from rich.text import Text
 from rayasd.config import EvaluationConfig
 from rayasd.evaluation.cells import aucs_by_attribute, labels_of
 from rayasd.evaluation.decisions import decision_of
+from rayasd.evaluation.ensembles import fuse_ensembles
 from rayasd.evaluation.scores import FIXED, unchosen
 from rayasd.report.curves import curve_rows, find_curves
 from rayasd.report.run_report import RunReport
@@ -37,15 +38,22 @@ def text_table(titles: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> T
 
 def print_untested(console: Console, report: RunReport) -> None:
     """Print what is known without test clips: each machine's system and threshold, by which ``score`` decides."""
-    rows = []
-    for unit, scored in report.units.items():
+    rows, reasons = [], dict[str, list[str]]()
+    of_units = list(report.units.values())
+    for scored in [*of_units, *fuse_ensembles(of_units, {}, report.evaluation)]:
         for key in unchosen(scored.systems, *FIXED):
             by = decision_of(scored.systems, key, report.evaluation)
-            threshold = by.reason or f"{by.threshold:.4g}"
-            rows.append([unit.variant, unit.machine, str(unit.seed), key.section, key.detector, key.pooling,
-                         by.calibration or "–", str(by.num_groups), threshold])  # fmt: skip
+            if by.threshold is None:
+                reasons.setdefault(str(by.reason), []).append(f"{scored.variant} {scored.machine} {key.section}")
+            rows.append([scored.variant, scored.machine, "all" if scored.seed is None else str(scored.seed),
+                         key.section, key.detector, key.pooling, by.calibration or "–", str(by.num_groups),
+                         "none" if by.threshold is None else f"{by.threshold:.4g}"])  # fmt: skip
+    if not rows:
+        _ = report.results  # raises why there are none
     titles = ["entry", "machine", "seed", "section", "detector", "pooling", "calibration", "clips", "threshold"]
     console.print(text_table(titles, rows))
+    for reason, where in reasons.items():
+        console.print(Text(f"{', '.join(dict.fromkeys(where))}: {reason}", style="yellow"))
     console.print("No test clips: nothing is evaluated or ranked, and no file written. rayasd score and pack work.")
 
 

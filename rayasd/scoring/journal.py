@@ -12,6 +12,7 @@ from rayasd.errors import UserError
 from rayasd.files import write_at
 
 Record = dict[str, Any]
+_BEGIN = b'{"machine": '  # of each line
 
 
 class Journal:
@@ -54,7 +55,8 @@ class Journal:
         clip: list[Record] = []
         with self._path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
+                begun = _BEGIN.startswith(line) or line.startswith(_BEGIN) or not line.strip(b"\0")
+                if not line.endswith(b"\n") and begun:
                     break
                 try:
                     record = json.loads(line)

@@ -13,6 +13,7 @@ from rayasd import __version__
 from rayasd.config import Config
 from rayasd.data.waveforms import scaling
 from rayasd.errors import UserError, unknown
+from rayasd.evaluation.ensembles import fuse_ensembles
 from rayasd.evaluation.fused import leaves
 from rayasd.evaluation.leaderboard import CELLS, RULES, rules_digest
 from rayasd.evaluation.scores import FIXED, Calibration, Fusion, Key, Leaf, Scored, SectionScores, Tree, unchosen
@@ -95,10 +96,16 @@ class RunModels:
     def _rows(self, entry: str | None) -> list[CellRow]:
         """Settle the entry, and list the cells that count for it."""
         if not self._catalog.has_tests:
-            self.entry: str = entry or self._store.plans()[0].variants[0]
-            if self.entry not in self._variants:
-                raise unknown("entry", self.entry, self._variants)
-            return self._untested(*FIXED)
+            fused = self._fused_untested()
+            variant = self._store.plans()[0].variants[0]
+            entries = {*self._variants, *(each.variant for each in fused)}
+            self.entry: str = entry or (f"{variant}+seeds" if f"{variant}+seeds" in entries else variant)
+            if self.entry not in entries:
+                raise unknown("entry", self.entry, entries)
+            return [*self._untested(*FIXED), *(
+                {"variant": each.variant, "machine": each.machine, "seed": each.seed, **key._asdict()}
+                for each in fused if each.variant == self.entry for key in unchosen(each.systems, *FIXED)
+            )]  # fmt: skip
         paths, evaluation = self._store.paths, self._store.config().evaluation
         leaderboard = paths.leaderboard("parquet")
         if not leaderboard.exists():
@@ -120,6 +127,15 @@ class RunModels:
         if self.entry in self._variants:
             rows += self._untested(rows[0]["detector"], rows[0]["pooling"], {row["machine"] for row in rows})
         return rows
+
+    def _fused_untested(self) -> list[Scored]:
+        """Fuse the ensembles of a run without test clips, whose report writes none."""
+        paths = self._store.paths
+        units = [Scored(u.variant, u.machine, u.seed, paths.table(u)) for u in self._specs
+                 if u.stage == "detect" and paths.table(u).exists()]  # fmt: skip
+        fused = fuse_ensembles(units, {}, self._store.config().evaluation)
+        self._scored |= {(each.variant, each.machine, each.seed): each for each in fused}
+        return fused
 
     def _untested(self, detector: str, pooling: str, tested: Collection[str] = ()) -> list[CellRow]:
         """List what scores machines without test clips, in the form of cells: this detector, where they have it."""

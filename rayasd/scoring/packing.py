@@ -28,7 +28,7 @@ from rayasd.pretrained import base_paths, files_of, relocated, without_replaced
 from rayasd.registry import refuse_code
 from rayasd.scoring.parts import TRAINING, Embedder, Parts
 
-VERSION = 3
+VERSION = 4
 _BASE = re.compile(r"base-\d+/[^/\\.][^/\\]*")
 _FACTS = "model.json"
 _ROOM, _MOST_TIMES = 64 << 20, 20

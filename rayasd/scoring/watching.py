@@ -10,6 +10,8 @@ import torch
 
 from rayasd.data.audio import NO_MEMORY
 from rayasd.errors import StorageError, UserError, one_line
+from rayasd.evaluation.decisions import TRAINED_ON_WARNING
+from rayasd.inlier.scores_file import TRAINED_ON
 from rayasd.printing import tell
 from rayasd.scoring.arrivals import Arrivals, Stamp, stamp_of
 from rayasd.scoring.journal import Journal, Record
@@ -47,10 +49,14 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
     for name, each in sections.items():
         if each.decision.reason is not None:
             say(f"section {name}: {each.decision.reason}: it raises no alarm")
+        if each.calibration.kind == TRAINED_ON:
+            say(f"section {name}: {TRAINED_ON_WARNING}, expect more alarms than promised; drift is not tested")
     monitor = Monitor(sections, rules.alarm, rules.drift)
     done: dict[str, Stamp] = {}
     with nullcontext() if rules.out is None else Journal(rules.out, say) as journal:
         for records in journal.recorded() if journal else ():
+            if (machine := records[0].get("machine")) != model.parts.machine:
+                raise UserError(f"{rules.out} has scores of {machine}: name another --out for {model.parts.machine}")
             done[records[0]["clip"]] = records[0]["size"], records[0]["mtime_ns"]
             for record in records:
                 values: Record = {field.name: record.get(field.name) for field in fields(ClipScore)}

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import soundfile
 from sklearn.model_selection import LeaveOneOut
 
 from rayasd.errors import UserError
@@ -13,7 +14,7 @@ from rayasd.scoring.model import MachineModel
 from rayasd.scoring.packing import write_pack
 from rayasd.scoring.recalibration import recalibrated
 from tests.command import Rayasd
-from tests.conftest import run_locally, write_clip
+from tests.conftest import RATE, run_locally, write_clip
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +74,36 @@ def test_pieces_of_a_recording_are_held_out_together(run: Path, normal: Path, tm
     assert "recalibrated/00/0.wav#t=1,2" in new.parts.training["clip"].to_pylist()
 
 
+def test_segments_of_a_recording_by_their_names_are_one(run: Path, tmp_path: Path):
+    model = load(run, machine="fan", detector="knn-1", pooling="mean")
+    for n in range(8):
+        write_clip(tmp_path / f"may_{n // 4}_seg_{n:03}.wav", 700.0 + 40 * n, seed=n)
+    said: list[str] = []
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    section = MachineModel(recalibrated(model, "00", tmp_path, sorted(tmp_path.iterdir()), said.append)).fitted("00")[
+        "00"
+    ]
+    assert (len(section.calibration.scores), section.decision.num_groups) == (8, 2)
+    assert said == [f"{tmp_path / 'silent.wav'} is left out: all its samples are the same"]
+
+
+def test_clips_that_the_network_was_trained_on_stay_so(tree: Path, cache: Path, normal: Path, tmp_path: Path):
+    run = run_locally(tree, cache, tmp_path / "run", "--variants", "both", "--detectors", "knn-1")
+    model, said = load(run, machine="fan"), list[str]()
+    old = model.parts.training.filter((pc.field("section") == "00") & (pc.field("calibration") == "trained-on"))
+    again = [tree / clip for clip in old["clip"].to_pylist()]
+    for clip in again:
+        (tmp_path / "again").mkdir(exist_ok=True)
+        (tmp_path / "again" / clip.name).write_bytes(clip.read_bytes())
+    new = MachineModel(
+        recalibrated(model, "00", tmp_path / "again", sorted((tmp_path / "again").iterdir()), said.append)
+    )
+    assert new.fitted("00")["00"].calibration.kind == "trained-on"
+    assert [text.partition(" of ")[0] for text in said] == [f"the network was trained on {len(again)} clips"]
+    fresh = MachineModel(recalibrated(model, "00", normal, sorted((normal / "sub").iterdir()), pytest.fail))
+    assert fresh.fitted("00")["00"].calibration.kind == "leave-one-out"
+
+
 def test_what_it_needs_is_said_in_one_line(run: Path, normal: Path, tmp_path: Path, rayasd: Rayasd):
     write_pack(tmp_path / "fan", [RunModels(run, detector="gmm-8", pooling="clip-mean").parts("fan")])
     (tmp_path / "empty").mkdir()
@@ -87,7 +118,7 @@ def test_what_it_needs_is_said_in_one_line(run: Path, normal: Path, tmp_path: Pa
         ((run, "--machine", "fan", "--section", "07", "--normal", normal), "unknown section '07'"),
         ((run, "--machine", "fan", "--normal", normal), "has several sections: name one of 00, 03 by --section"),
         ((run, "--machine", "fan", "--section", "00", "--detector", "knn-1", "--normal", tmp_path / "one"),
-         "fewer than two folds of normal clips: are these enough normal clips?"),
+         "one has 1 recording: detectors need two, and thresholds more"),
         ((tmp_path / "fan", "--section", "00", "--normal", normal), "are these enough normal clips?"),
         ((tmp_path / "absent", "--section", "00", "--normal", normal), "cannot read"),
     ):  # fmt: skip

@@ -88,7 +88,7 @@ def test_a_file_is_given_when_it_has_been_quiet(tmp_path: Path, monkeypatch):
 
 
 def line(clip: str, number: int = 1, of: int = 1) -> str:
-    return json.dumps({"clip": clip, "start": number, "size": 1, "mtime_ns": 2, "pieces": of}) + "\n"
+    return json.dumps({"machine": "fan", "clip": clip, "start": number, "size": 1, "mtime_ns": 2, "pieces": of}) + "\n"
 
 
 def test_a_results_file_that_was_cut_anywhere_goes_on_after_its_last_whole_clip(tmp_path: Path):
@@ -114,6 +114,11 @@ def test_a_results_file_has_one_writer_and_is_of_a_watch(tmp_path: Path):
     with pytest.raises(UserError, match="line 1 of .*notes is not of --watch"):
         list(Journal(tmp_path / "notes", pytest.fail).recorded())
     assert (tmp_path / "notes").read_text() == '{"clip": "x"}\n'
+    for foreign in (b"no end of line", b"RIFF\0\0\0\0WAVE"):
+        (tmp_path / "foreign").write_bytes(foreign)
+        with pytest.raises(UserError, match="line 1 of .*foreign is not of --watch"):
+            list(Journal(tmp_path / "foreign", pytest.fail).recorded())
+        assert (tmp_path / "foreign").read_bytes() == foreign
     with pytest.raises(UserError, match="cannot open"):
         Journal(tmp_path, pytest.fail)
 
@@ -362,6 +367,9 @@ def test_options_of_watching_are_checked(packed: Path, tmp_path: Path, rayasd: R
         (("--watch", "--alarm", "3/2"), "--alarm 3/2: write K/N"),
         (("--watch", "--alarm", "often"), "--alarm often: write K/N"),
         (("--on-alarm", "true"), "--on-alarm needs --watch"),
+        (("--alarm", "3/5"), "--alarm needs --watch"),
+        (("--drift", "7"), "--drift needs --watch"),
+        (("--out", "new/a.wav"), "--out new/a.wav is named as a recording"),
         (("--watch",), "no section is given"),
     ):
         refused = rayasd("score", packed, tmp_path, *words)

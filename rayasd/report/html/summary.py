@@ -68,7 +68,9 @@ def problems(report: RunReport) -> list[tuple[str, str]]:
 def facts(report: RunReport, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was run, on what, where and for how long; name and value."""
     paths, table = report.store.paths, report.catalog.table
-    markers = [read_record(paths.marker(unit, "DONE")) for unit in done(report)]
+    finished = done(report)
+    markers = list(filter(None, (read_record(paths.marker(unit, "DONE")) for unit in finished)))
+    of_units = "all units" if len(markers) == len(finished) else f"{counted(len(markers), 'unit')} that this copy has,"
     notes = Counter(note for marker in markers for note in marker.get("notes", ()))
     busy = sum(marker.get("seconds", 0.0) for marker in markers)
     best = next(iter(entries(report)), None)
@@ -80,8 +82,8 @@ def facts(report: RunReport, provenance: Mapping[str, Any]) -> list[tuple[str, s
         *((name, provenance[name]) for name in ("clips left out", "odd in the data")),
         ("devices", "; ".join(f"{note} ({n} units)" for note, n in notes.most_common()) or "not noted"),
         ("hosts", ", ".join(sorted({marker["host"] for marker in markers if "host" in marker})) or "not noted"),
-        ("time", f"{elapsed(busy)} of all units together"),
-        ("units", f"{len(markers)} of {len(report.sweep.states)} done"),
+        ("time", f"{elapsed(busy)} of {of_units} together"),
+        ("units", f"{len(finished)} of {len(report.sweep.states)} done"),
         ("cells", f"{coverage(best)} of the best, {best.variant}" if best else "none"),
         ("rules", provenance["evaluation"]),
     ]
