@@ -116,8 +116,11 @@ def test_a_results_file_has_one_writer_and_is_of_a_watch(tmp_path: Path):
     assert (tmp_path / "notes").read_text() == '{"clip": "x"}\n'
     for foreign in (b"no end of line", b"RIFF\0\0\0\0WAVE"):
         (tmp_path / "foreign").write_bytes(foreign)
-        with pytest.raises(UserError, match="line 1 of .*foreign is not of --watch"):
-            list(Journal(tmp_path / "foreign", pytest.fail).recorded())
+        with (
+            Journal(tmp_path / "foreign", pytest.fail) as journal,
+            pytest.raises(UserError, match="line 1 of .*foreign is not of --watch"),
+        ):
+            list(journal.recorded())
         assert (tmp_path / "foreign").read_bytes() == foreign
     with pytest.raises(UserError, match="cannot open"):
         Journal(tmp_path, pytest.fail)
@@ -287,6 +290,12 @@ def test_what_came_before_a_restart_counts(no_pauses: None, tmp_path: Path, monk
     alarms = [record["alarm"] for record in records]
     assert alarms == [False, True, True]
     assert [record["drift_p"] is None for record in records] == [True, True, False]
+
+
+def test_scores_of_another_machine_are_not_continued(no_pauses: None, tmp_path: Path):
+    (tmp_path / "s.jsonl").write_text(line("a").replace("fan", "pump"))
+    with pytest.raises(UserError, match="s.jsonl has scores of pump: name another --out for fan"):
+        watch(Model(), [tmp_path], Watch(out=tmp_path / "s.jsonl"))
 
 
 def test_a_section_without_a_threshold_is_named(no_pauses: None, tmp_path: Path, monkeypatch, capsys):
