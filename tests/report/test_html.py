@@ -20,12 +20,15 @@ import soundfile
 from sklearn.metrics import roc_auc_score
 
 from rayasd.cli.report import report as report_command
+from rayasd.evaluation.decisions import Decided
 from rayasd.evaluation.scores import SectionScores
 from rayasd.report.html import figures
 from rayasd.report.html.evidence import FPR, SectionResult, mean_roc, most_wrong
+from rayasd.report.html.heat import heat_table
 from rayasd.report.html.maps import MAX_POINTS, draw_sample
 from rayasd.report.html.summary import published_rank
 from rayasd.report.html.svg import drawing, log_ticks, tag, ticks
+from rayasd.report.run_report import RunReport
 from rayasd.unit import RunDirectory, Unit
 from tests.command import call
 from tests.conftest import run_locally, small_sweep, write_tree
@@ -353,6 +356,25 @@ def labels_of(*results: SectionResult) -> dict[str, int | None]:
 def aucs(of: SectionResult) -> list[float]:
     cells = [of.scores.domains == domain for domain in of.domains]
     return [roc_auc_score(of.labels[cell].astype(int), of.scores.scores[cell]) for cell in cells]
+
+
+@pytest.mark.slow
+def test_figures_beside_the_best_entry_count_the_sections_that_rank(swept: Path):
+    found = RunReport.of(swept)
+    best = found.results.leaderboard.ranked[0]
+    cells = found.ranking_cells.filter(pc.field("selected") & (pc.field("variant") == best.variant))
+    assert set(cells["part"].to_pylist()) == {found.results.leaderboard.ranked_on}
+    assert Decided.of(cells.to_pylist()) == best.decided
+    assert len(found.ranking_cells) < len(found.results.cells)
+
+
+def test_a_cell_of_several_sections_names_their_number_not_seeds():
+    cell = {"auc": 0.8, "pauc": None, "domain": "source", "num_normal": 4, "num_anomaly": 5}
+    several = [cell | {"section": f"0{n}", "seed": 0} for n in range(4)]
+    seeds = [cell | {"section": "00", "seed": seed} for seed in range(3)]
+    table = heat_table({"one": {("fan", "", ""): several}, "two": {("fan", "", ""): seeds}})
+    notes = [cells[1].note for _, cells in table.rows]  # the first is the mean
+    assert notes == ["4 sections and domains", "4 normal and 5 anomalous clips, mean of 3 seeds"]
 
 
 def test_the_area_of_the_mean_curve_is_the_mean_auc():
