@@ -1,7 +1,7 @@
 """``rayasd sweep --dry-run``: what a sweep would do, and how long it would take on nodes that are not there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -68,8 +68,9 @@ class DryRun:
     @cached_property
     def clips(self) -> NumClips:
         """Clips of each machine; their lengths are known once the run has decoded them."""
-        store = self.study.store
-        return NumClips.of((store.catalog() if store.paths.catalog.exists() else self.study.catalog).table)
+        listed, store = NumClips.of(self.study.catalog.table), self.study.store
+        decoded = store.paths.catalog.exists()
+        return replace(listed, frames=NumClips.of(store.catalog().table).frames) if decoded else listed
 
     def print_plan(self, console: Console) -> None:
         """Print what the sweep would do, and about how much disk it would take."""

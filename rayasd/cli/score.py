@@ -88,6 +88,8 @@ def score(
             if not Path(folder).is_dir():
                 raise UserError(f"--watch {folder}: no such folder")
     clips = [] if watch else list(_clips(words))
+    if out is not None and out.exists() and any(out.samefile(clip) for clip in clips if Path(clip).exists()):
+        raise UserError(f"--out {out} is one of the clips: name another file")
     if not clips and not watch:
         given = "names of clips in the input, one per line" if words == ("-",) else f"audio files in {', '.join(words)}"
         raise UserError(f"no {given}")

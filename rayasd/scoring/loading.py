@@ -30,7 +30,8 @@ from rayasd.scoring.packing import chosen_machine, read_pack
 from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
 from rayasd.scoring.sections import normal_scores
 from rayasd.stages import stages_of
-from rayasd.sweep.markers import why_unusable
+from rayasd.sweep.markers import checksum, why_unusable
+from rayasd.sweep.states import State, survey
 from rayasd.sweep.store import RunStore
 from rayasd.unit import Unit, UnitSpec
 from rayasd.windows import usual_frames, windows_of
@@ -78,7 +79,7 @@ class RunModels:
         self._whole: set[Unit] = set()
         self._trust = trust
         self._scored: dict[tuple[str, str, int | None], Scored] = {}
-        rows = self._rows(entry)
+        rows = self._rows(entry, seed)
         seeds = {row["seed"] for row in rows} - {None}
         if seed is not None and seed not in seeds:
             raise unknown(f"seed of {self.entry}", str(seed), map(str, seeds))
@@ -93,13 +94,17 @@ class RunModels:
         """Machines that the entry has scored."""
         return sorted(self._rows_of)
 
-    def _rows(self, entry: str | None) -> list[CellRow]:
+    def _rows(self, entry: str | None, seed: int | None) -> list[CellRow]:
         """Settle the entry, and list the cells that count for it."""
         if not self._catalog.has_tests:
             fused = self._fused_untested()
             variant = self._store.plans()[0].variants[0]
             entries = {*self._variants, *(each.variant for each in fused)}
-            self.entry: str = entry or (f"{variant}+seeds" if f"{variant}+seeds" in entries else variant)
+            of_all = {each.machine for each in fused if each.variant == f"{variant}+seeds"}
+            whole = of_all >= {
+                unit.machine for unit in self._specs if (unit.stage, unit.variant) == ("detect", variant)
+            }
+            self.entry: str = entry or (f"{variant}+seeds" if whole and seed is None else variant)
             if self.entry not in entries:
                 raise unknown("entry", self.entry, entries)
             return [*self._untested(*FIXED), *(
@@ -131,8 +136,9 @@ class RunModels:
     def _fused_untested(self) -> list[Scored]:
         """Fuse the ensembles of a run without test clips, whose report writes none."""
         paths = self._store.paths
-        units = [Scored(u.variant, u.machine, u.seed, paths.table(u)) for u in self._specs
-                 if u.stage == "detect" and paths.table(u).exists()]  # fmt: skip
+        done = [u for u in survey(self._specs, (), retry_failed=False).units(State.DONE) if u.stage == "detect"]
+        units = [Scored(u.variant, u.machine, u.seed, paths.table(u), checksum(self._specs[u], paths.table(u)))
+                 for u in done]  # fmt: skip
         fused = fuse_ensembles(units, {}, self._store.config().evaluation)
         self._scored |= {(each.variant, each.machine, each.seed): each for each in fused}
         return fused

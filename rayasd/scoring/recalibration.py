@@ -21,7 +21,6 @@ from rayasd.scoring.parts import Embedder, Origin, Parts, training_table
 from rayasd.scoring.sections import normal_scores
 from rayasd.wording import counted
 
-SAME_SAMPLES = "all its samples are the same"
 _ROUNDING = 1e-3  # share of an embedding's length, between batches and devices
 _FOLDS = 5  # where the model's own setting makes no training scores
 
@@ -64,13 +63,14 @@ def recalibrated(
                 how = [TRAINED_ON if clip in known_too else LEAVE_ONE_OUT for clip in clips_of]
             table = training_table(name, number, clips_of, *facts, how)
             tables.append(table.filter(pc.is_valid(pc.field("calibration"))))
-    if trained:
-        say(f"the network was trained on {counted(len(trained), 'clip')} of {folder}: a threshold from these keeps no "
-            "false-alarm rate")  # fmt: skip
     count = len(pc.unique(next(iter(banks.values()))["clip"]))
     provenance = {**parts.provenance, "recalibrated": {**parts.provenance.get("recalibrated", {}), section: count}}
     others = {**parts.others, **dict.fromkeys(changed & parts.others.keys(), Calibration.pooled([]))}
-    return replace(parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance)
+    new = replace(parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance)
+    if trained and new.normal[section].calibrating.kind == TRAINED_ON:
+        say(f"the network was trained on {counted(len(trained), 'clip')} of {folder}: a threshold from these keeps no "
+            "false-alarm rate")  # fmt: skip
+    return new
 
 
 def _scored(leaf: Leaf, section: str, embedder: Embedder) -> tuple[list[str], Scores, list[str]]:
@@ -95,11 +95,13 @@ def _embedded(
     for batch in model.batches(clips):
         pieces = list[Piece]()
         for each in batch:
-            if isinstance(each, Piece) and np.ptp(each.samples) > 0:
+            if not isinstance(each, Piece):
+                say(f"{each.clip} is left out: {each.reason}")
+                damaged.append(_name(each.clip, section, folder))
+            elif each.samples.min() < each.samples.max():
                 pieces.append(each)
-                continue
-            say(f"{each.clip} is left out: {SAME_SAMPLES if isinstance(each, Piece) else each.reason}")
-            damaged.append(_name(each.clip, section, folder))
+            elif not each.is_part:
+                say(f"{each.clip} is left out: all its samples are the same")
         if pieces:
             tables: Tables = {}
             for origin, checkpoint in sorted(used):
@@ -116,7 +118,10 @@ def _embedded(
 def _grouped(rows: pa.Table) -> pa.Table:
     """Group the channels and segments of a recording by their names, as manifests do; pieces of a file are grouped."""
     files = pc.coalesce(rows["group"], rows["clip"]).to_pylist()
-    group_of = {file: rest for rest, alike in moments(dict.fromkeys(files)).items() for file in alike}
+    group_of = {
+        file: rest for rest, alike in moments(dict.fromkeys(files)).items()
+        for file in alike if not rest.rpartition("/")[2].startswith(".")  # a bare number names no recording
+    }  # fmt: skip
     groups = [group_of.get(file, own) for file, own in zip(files, rows["group"].to_pylist(), strict=True)]
     field = rows.schema.field("group")
     return rows.set_column(rows.schema.get_field_index("group"), field, pa.array(groups, pa.string()).cast(field.type))

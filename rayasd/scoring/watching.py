@@ -49,8 +49,10 @@ def watch(model: MachineModel, folders: Sequence[Path], rules: Watch) -> None:
     for name, each in sections.items():
         if each.decision.reason is not None:
             say(f"section {name}: {each.decision.reason}: it raises no alarm")
+        elif each.decision.calibration == TRAINED_ON:
+            say(f"section {name}: {TRAINED_ON_WARNING}, expect more alarms than promised")
         if each.calibration.kind == TRAINED_ON:
-            say(f"section {name}: {TRAINED_ON_WARNING}, expect more alarms than promised; drift is not tested")
+            say(f"section {name}: drift is not tested, since its normal clips were trained on")
     monitor = Monitor(sections, rules.alarm, rules.drift)
     done: dict[str, Stamp] = {}
     with nullcontext() if rules.out is None else Journal(rules.out, say) as journal:

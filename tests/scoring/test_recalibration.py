@@ -78,12 +78,16 @@ def test_segments_of_a_recording_by_their_names_are_one(run: Path, tmp_path: Pat
     model = load(run, machine="fan", detector="knn-1", pooling="mean")
     for n in range(8):
         write_clip(tmp_path / f"may_{n // 4}_seg_{n:03}.wav", 700.0 + 40 * n, seed=n)
+    loud = np.tile([0.95, -0.95], RATE // 2)  # a range beyond that of int16
+    soundfile.write(tmp_path / "loud.wav", loud, RATE)
+    for n in range(2):
+        write_clip(tmp_path / f"segment_{n}.wav", 500.0, seed=20 + n)  # a bare number names no recording
     said: list[str] = []
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     section = MachineModel(recalibrated(model, "00", tmp_path, sorted(tmp_path.iterdir()), said.append)).fitted("00")[
         "00"
     ]
-    assert (len(section.calibration.scores), section.decision.num_groups) == (8, 2)
+    assert (len(section.calibration.scores), section.decision.num_groups) == (11, 5)
     assert said == [f"{tmp_path / 'silent.wav'} is left out: all its samples are the same"]
 
 

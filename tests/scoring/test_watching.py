@@ -151,7 +151,9 @@ def test_results_wait_for_space(tmp_path: Path, monkeypatch):
 def stub(normal: Sequence[float], kind: str = "held-out") -> Any:
     scores = np.array(normal)
     calibration = Calibration(scores, scores.astype(str).astype(object), kind)
-    return SimpleNamespace(calibration=calibration, decision=SimpleNamespace(threshold=1.0, reason=None))
+    return SimpleNamespace(
+        calibration=calibration, decision=SimpleNamespace(threshold=1.0, reason=None, calibration=kind)
+    )
 
 
 def scored(score: float, section: str = "00", threshold: float = 1.0) -> ClipScore:
