@@ -13,6 +13,7 @@ from rayasd.config import EvaluationConfig
 from rayasd.evaluation.bootstrap import CONFIDENCE
 from rayasd.evaluation.cells import Labels, members_of
 from rayasd.evaluation.scores import Calibration, Key, Scored, SectionScores, by_name
+from rayasd.evaluation.years import BOTH_DOMAINS
 from rayasd.wording import counted
 
 TRAINED_ON_WARNING = "calibrated on clips that were trained on"
@@ -174,7 +175,7 @@ def _divides(training: NDArray[np.float64], found: float, share: float) -> bool:
 
 
 def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation: EvaluationConfig) -> pa.Table:
-    """Add decisions and what they are worth to the selected cells that are ok and have an AUC.
+    """Add decisions and what they are worth to the selected cells that have an AUC, or normal test clips alone.
 
     Precision, recall and F1 are of the cell's own domain, as in the official evaluators, even from 2022, where its AUC
     takes the anomalies of both.
@@ -185,7 +186,8 @@ def decide(cells: pa.Table, scored: Sequence[Scored], labels: Labels, evaluation
     files = by_name(scored)
     decisions: dict[tuple[Scored, Key], Decision] = {}
     for row in rows:
-        if not row["selected"] or row["status"] != "ok" or row["auc"] is None:
+        healthy_only = row["status"] == "unlabelled" and row["num_normal"] and row["domain"] != BOTH_DOMAINS
+        if not row["selected"] or (row["auc"] is None and not healthy_only):
             continue
         unit, key = files[row["variant"], row["machine"], row["seed"]], Key(*(row[name] for name in Key._fields))
         of_section = unit.systems[key]

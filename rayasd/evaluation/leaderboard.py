@@ -149,7 +149,7 @@ def rank(
     of_entry = {name: [all_rows[i] for i in places] for name, places in entries.items()}
     ranked = [standing(rows, count(name, rows), name) for name, rows in of_entry.items()]
     score = "development" if ranked_on == "development" else "evaluation"
-    ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.variant))
+    ranked.sort(key=lambda s: (not s.complete, -(getattr(s, score) or -1.0), s.decided.false_alarms is None, s.variant))
     ranked = [replace(s, rank=i) for i, s in enumerate(ranked, 1)]
     shown = set() if held_out else {(s.variant, s.checkpoint, s.detector, s.pooling) for s in ranked}
     others = [standing(rows, expected[system.variant]) for system, rows in systems.items() if system not in shown]
@@ -195,7 +195,7 @@ def _standing(
         choosing, reported = ([row for row in rows if row["part"] == p] for p in ("development", "evaluation"))
     all_ok = [row for row in rows if row["status"] == "ok"]
     ok = [row for row in all_ok if ranked_on in (LEAVE_ONE_OUT, row["part"])]
-    decided = [] if variant is None else ok
+    decided = [] if variant is None else ok or list(rows)  # healthy test clips alone measure false alarms
     systems = list(dict.fromkeys(map(system_of, rows)))
     one = systems[0] if len(systems) == 1 else None
     development, development_std = _over_seeds(choosing, year)

@@ -103,7 +103,8 @@ def print_sections(console: Console, cells: pa.Table, variant: str, evaluation: 
     found = {(row["machine"], (row["part"], row["section"], row["domain"])): row["auc_mean"] for row in means}
     places = sorted({place for _, place in found})
     machines = sorted({machine for machine, _ in found})
-    console.print(Text(f"AUC of {variant} by section and domain", style="bold"))
+    if places:
+        console.print(Text(f"AUC of {variant} by section and domain", style="bold"))
     room = max(1, (console.width - max(map(len, machines), default=0)) // 9)  # a column is 7 wide, with its margin 9
     for first in range(0, len(places), room):
         block = places[first : first + room]

@@ -2,6 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest, gamma
 from sklearn.metrics import f1_score, precision_score, recall_score
@@ -11,6 +14,7 @@ from rayasd.evaluation.cells import labels_of, score_cells
 from rayasd.evaluation.decisions import Decision, clopper_pearson, decide, gamma_quantile
 from rayasd.evaluation.scores import Calibration, Scored, SectionScores, read_scores
 from rayasd.evaluation.selection import select
+from rayasd.report.write import compute_results
 from tests.evaluation.test_leaderboard import catalog, label, scores_file
 
 
@@ -179,3 +183,38 @@ def test_decisions_of_the_selected_systems_are_scikit_learns(tmp_path: Path, yea
         wrong = called[~np.array(truth, bool)]
         assert cell["false_alarms"] == wrong.mean()
         assert (cell["false_alarms_low"], cell["false_alarms_high"]) == clopper_pearson(wrong.sum(), len(wrong))
+
+
+@pytest.mark.parametrize("year", [2021, 2023])
+def test_healthy_test_clips_alone_measure_false_alarms(tmp_path: Path, year: int):
+    unit = Scored("both", "fan", 0, scores_file(tmp_path / "s.parquet", {"a": {"00": 2.0, "03": 2.0}}))
+    rules = EvaluationConfig(year=year, development=("00",), ensembles=(), false_alarm_rate=0.3)
+    labels = dict.fromkeys(labels_of(catalog()), 0)
+    cells, _ = select(score_cells([unit], labels, rules), rules)
+    decided = decide(cells, [unit], labels, rules).to_pylist()
+    assert {cell["status"] for cell in decided} == {"unlabelled"}
+    measured = [cell for cell in decided if cell["false_alarms"] is not None]
+    assert {(cell["section"], cell["domain"]) for cell in measured} == {
+        (section, domain) for section in ("00", "03") for domain in ("source", "target")
+    }
+    for cell in measured:
+        scores = next(s for k, s in read_scores(unit.path).items() if k.section == cell["section"])
+        assert cell["false_alarms"] == (scores.scores[scores.domains == cell["domain"]] > cell["threshold"]).mean()
+        assert cell["recall"] is None
+
+
+def test_without_scores_an_entry_that_decides_ranks_first(tmp_path: Path):
+    units = [Scored(v, "fan", 0, scores_file(tmp_path / v, {"a": {"00": 2.0, "03": 2.0}})) for v in ("first", "second")]
+    table = pq.read_table(units[0].path)
+    few = pc.or_(pc.equal(table["split"], "test"), pc.match_substring_regex(table["clip"], "/[0-4]t$"))
+    pq.write_table(table.filter(few), units[0].path)
+    healthy = catalog()
+    healthy = healthy.set_column(
+        healthy.schema.get_field_index("label"), "label", pa.array([0] * len(healthy), pa.int8())
+    )
+    rules = EvaluationConfig(development=("00",), ensembles=())
+    ranked = compute_results(units, healthy, rules, {v: ["fan"] for v in ("first", "second")}).leaderboard.ranked
+    assert [(entry.variant, entry.decided.false_alarms is None) for entry in ranked] == [
+        ("second", False),
+        ("first", True),
+    ]
