@@ -80,8 +80,8 @@ def score(
     if watch and form not in ("table", "jsonl"):
         raise UserError("--watch writes JSON lines: leave --format out")
     of_watch = {"--on-alarm": on_alarm is not None, "--alarm": alarm != "1/1", "--drift": drift != 50}
-    for option in () if watch else (option for option, is_given in of_watch.items() if is_given):
-        raise UserError(f"{option} needs --watch")
+    if not watch and any(of_watch.values()):
+        raise UserError(f"{next(option for option, is_given in of_watch.items() if is_given)} needs --watch")
     smoothing = _smoothing(alarm)
     for folder in words if watch else ():
         with suppress(OSError):  # of a disk that fails now: the watch names it, and goes on

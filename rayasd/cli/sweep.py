@@ -76,7 +76,6 @@ def _sweep(
     from rayasd.cli.display import wide_console
     from rayasd.cli.dry_run import DryRun, Simulation
     from rayasd.cli.screen import Screen
-    from rayasd.stages import stages_of
     from rayasd.study.choices import choose_variants
     from rayasd.study.notes import kept_by_variants
     from rayasd.study.study import Study
@@ -98,7 +97,7 @@ def _sweep(
                   ground_truth=ground_truth, command=sys.argv, trust=trust)  # fmt: skip
     for line in kept_by_variants(config, study.variants, presets.parse_overrides(asked)):
         tell(line)
-    if preset is None and any("train" in stages_of(each) for each in study.configs.values()):
+    if preset is None and any(each.learns for each in study.configs.values()):
         tell("note     the default preset, eusipco2022, is for GPUs; --preset recommended is faster")
     screen = Screen(wide_console(), execution.grace)
     if dry_run:

@@ -97,7 +97,7 @@ class RunModels:
     def _rows(self, entry: str | None, seed: int | None) -> list[CellRow]:
         """Settle the entry, and list the cells that count for it."""
         if not self._catalog.has_tests:
-            fused = self._fused_untested()
+            fused = [] if entry in self._variants else self._fused_untested()  # which reads all scores
             variant = self._store.plans()[0].variants[0]
             entries = {*self._variants, *(each.variant for each in fused)}
             of_all = {each.machine for each in fused if each.variant == f"{variant}+seeds"}

@@ -63,7 +63,7 @@ def recalibrated(
                 how = [TRAINED_ON if clip in known_too else LEAVE_ONE_OUT for clip in clips_of]
             table = training_table(name, number, clips_of, *facts, how)
             tables.append(table.filter(pc.is_valid(pc.field("calibration"))))
-    count = len(pc.unique(next(iter(banks.values()))["clip"]))
+    count = len(pc.unique(rows["clip"]))
     provenance = {**parts.provenance, "recalibrated": {**parts.provenance.get("recalibrated", {}), section: count}}
     others = {**parts.others, **dict.fromkeys(changed & parts.others.keys(), Calibration.pooled([]))}
     new = replace(parts, embedders=embedders, training=pa.concat_tables(tables), others=others, provenance=provenance)
